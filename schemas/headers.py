@@ -1,0 +1,32 @@
+"""Record headers: CloudEvents 1.0 in binary mode on what others read, and where a dead letter came from."""
+
+from datetime import UTC, datetime
+
+Headers = list[tuple[str, bytes]]
+
+SOURCE = "/margin-clearing"
+
+
+def cloud_event(event_id: str, event_type: str, time_us: int) -> Headers:
+    """CloudEvents headers. ``event_id`` must be a pure function of the inputs, so that a replay repeats it."""
+    time = datetime.fromtimestamp(time_us / 1_000_000, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_type", event_type.encode()),
+        ("ce_source", SOURCE.encode()),
+        ("ce_time", time.encode()),
+        ("content-type", b"application/json"),
+    ]
+
+
+def dead_letter(topic: str, partition: int, offset: int, timestamp_ms: int, error: str, reason: str) -> Headers:
+    """Headers of a dead letter: where the record stood, the error's class and the reason in words."""
+    return [
+        ("dlq.topic", topic.encode()),
+        ("dlq.partition", str(partition).encode()),
+        ("dlq.offset", str(offset).encode()),
+        ("dlq.timestamp", str(timestamp_ms).encode()),
+        ("dlq.error", error.encode()),
+        ("dlq.reason", reason.encode("utf-8", "replace")[:1000]),
+    ]

@@ -1,0 +1,323 @@
+"""The messages of the contract, one struct a topic, as they stand in the JSON.
+
+Inputs of the exchange (trades, transfers, prices, reports) carry their constraints in the types: decoding is
+validation. Unknown fields are ignored everywhere, so a producer may add some. The internal frames
+(``margin.events.v1``, ``margin.marks.v1``) are columns, because a record per fill would cost more than the fill.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.types import (
+    CROSS,
+    AlertKind,
+    Asset,
+    GroupStatus,
+    Identifier,
+    MarginMode,
+    MarkStatus,
+    NonZeroDecimal,
+    Offset,
+    PositionSide,
+    PositiveDecimal,
+    ReportStatus,
+    Sequence,
+    Side,
+    SignedDecimal,
+    Stage,
+    Symbol,
+    Text,
+    TimeUs,
+    UnsignedDecimal,
+)
+
+# --- what the exchange sends -----------------------------------------------------------------------------------------
+
+
+class TradeSide(msgspec.Struct, frozen=True, kw_only=True):
+    """One side of a trade. ``fee`` is in the settle asset; a rebate is negative."""
+
+    account: Identifier
+    order_id: Identifier
+    fee: SignedDecimal
+    margin: MarginMode = "cross"
+
+
+class Trade(msgspec.Struct, frozen=True, kw_only=True):
+    """``trades.v1``: a match between two accounts. ``trade_id`` rises strictly per symbol."""
+
+    trade_id: Sequence
+    symbol: Symbol
+    price: PositiveDecimal
+    quantity: PositiveDecimal
+    aggressor_side: Side
+    maker: TradeSide
+    taker: TradeSide
+    event_time: TimeUs
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """``collateral.transfers.v1``: collateral into (positive) or out of (negative) a margin group of an account.
+
+    ``sequence`` rises strictly per account; ``margin`` is ``cross`` or the symbol of an isolated position.
+    """
+
+    transfer_id: Identifier
+    account: Identifier
+    asset: Asset
+    amount: NonZeroDecimal
+    sequence: Sequence
+    margin: Symbol = CROSS
+    event_time: TimeUs
+
+
+class OraclePrice(msgspec.Struct, frozen=True, kw_only=True):
+    """``oracle.prices.v1``: one source's price of one symbol. ``sequence`` rises per source and symbol."""
+
+    source: Identifier
+    symbol: Symbol
+    price: PositiveDecimal
+    confidence: UnsignedDecimal | None = None
+    sequence: Sequence
+    publish_time: TimeUs
+    signature: Text | None = None
+
+
+class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``liquidation.reports.v1``: what became of one order of a command. ``filled_quantity`` is cumulative."""
+
+    command_id: Identifier
+    order_id: Identifier
+    account: Identifier
+    status: ReportStatus
+    filled_quantity: UnsignedDecimal = "0"
+    average_price: UnsignedDecimal | None = None
+    reason: Text | None = None
+    event_time: TimeUs
+
+
+# --- internal: router to engine --------------------------------------------------------------------------------------
+
+FRAME_ROWS_MAX = 4096
+
+
+class FillColumns(msgspec.Struct, kw_only=True):
+    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol."""
+
+    account: list[str] = msgspec.field(default_factory=list)
+    margin: list[str] = msgspec.field(default_factory=list)
+    symbol: list[str] = msgspec.field(default_factory=list)
+    quantity: list[str] = msgspec.field(default_factory=list)
+    price: list[str] = msgspec.field(default_factory=list)
+    fee: list[str] = msgspec.field(default_factory=list)
+    order_id: list[str] = msgspec.field(default_factory=list)
+    trade_id: list[int] = msgspec.field(default_factory=list)
+
+
+class TransferColumns(msgspec.Struct, kw_only=True):
+    """Collateral transfers of one shard."""
+
+    account: list[str] = msgspec.field(default_factory=list)
+    margin: list[str] = msgspec.field(default_factory=list)
+    asset: list[str] = msgspec.field(default_factory=list)
+    amount: list[str] = msgspec.field(default_factory=list)
+    sequence: list[int] = msgspec.field(default_factory=list)
+    transfer_id: list[str] = msgspec.field(default_factory=list)
+
+
+class ReportColumns(msgspec.Struct, kw_only=True):
+    """Liquidation reports of one shard."""
+
+    account: list[str] = msgspec.field(default_factory=list)
+    command_id: list[str] = msgspec.field(default_factory=list)
+    order_id: list[str] = msgspec.field(default_factory=list)
+    status: list[str] = msgspec.field(default_factory=list)
+    filled_quantity: list[str] = msgspec.field(default_factory=list)
+
+
+class EventFrame(msgspec.Struct, kw_only=True):
+    """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied transfers first, then fills, reports.
+
+    ``time`` is the router's clock when it built the frame; with the marks' time it is the only clock the engine knows.
+    ``repaired`` marks a replayed dead letter: its transfers may be older than the account's last one.
+    """
+
+    time: TimeUs
+    repaired: bool = False
+    transfers: TransferColumns = msgspec.field(default_factory=TransferColumns)
+    fills: FillColumns = msgspec.field(default_factory=FillColumns)
+    reports: ReportColumns = msgspec.field(default_factory=ReportColumns)
+
+
+# --- oracle to engine ------------------------------------------------------------------------------------------------
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """The validated price of one symbol. ``publish_time`` is that of the newest source price in it.
+
+    ``sources`` are the source prices it was formed from; ``price`` of a mark that is not live is the last live one.
+    """
+
+    symbol: Symbol
+    price: PositiveDecimal
+    status: MarkStatus
+    publish_time: TimeUs
+    sources: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """``margin.marks.v1``: the marks that changed, or all of them when ``full`` (every heartbeat is)."""
+
+    time: TimeUs
+    marks: tuple[Mark, ...]
+    full: bool = False
+
+
+# --- what the engine publishes ---------------------------------------------------------------------------------------
+
+
+class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """One order of a command. ``limit_price`` is the worst price at which the close costs the fund nothing."""
+
+    order_id: Identifier
+    symbol: Symbol
+    position_side: PositionSide
+    order_side: Side
+    quantity: PositiveDecimal
+    reduce_only: bool
+    limit_price: SignedDecimal
+    mark_price: PositiveDecimal
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a command was issued: the figures and the exact place in the logs from which anybody can recompute them."""
+
+    equity: SignedDecimal
+    maintenance_margin: UnsignedDecimal
+    health_ratio: SignedDecimal
+    shard: Annotated[int, Meta(ge=0)]
+    events_offset: Offset
+    marks_offset: Offset
+    parameters_version: Offset
+    marks: dict[str, str]
+    reason: str
+
+
+class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """``liquidation.commands.v1``: ``command_id`` is ``account:sequence``, a pure function of the inputs."""
+
+    command_id: Identifier
+    account: Identifier
+    margin: Symbol
+    sequence: Sequence
+    stage: Stage
+    supersedes: Identifier | None
+    cancel_open_orders: bool
+    issued_at: TimeUs
+    expires_at: TimeUs
+    orders: tuple[CommandOrder, ...]
+    evidence: Evidence
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """``margin.alerts.v1``: what an account's owner or the risk desk is told. ``level`` is the margin-call level."""
+
+    alert_id: Identifier
+    account: Identifier
+    margin: Symbol
+    kind: AlertKind
+    level: SignedDecimal | None
+    health_ratio: SignedDecimal | None
+    equity: SignedDecimal | None
+    maintenance_margin: UnsignedDecimal | None
+    marks_offset: Offset
+    event_time: TimeUs
+    reason: Text | None = None
+
+
+class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A position in the ledger: signed ``quantity`` and the ``cash`` paid (-) or received (+) for it, fees apart."""
+
+    symbol: Symbol
+    quantity: SignedDecimal
+    cash: SignedDecimal
+
+
+class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """An order of the outstanding command: ``filled`` sums the fills seen, ``final`` is what its last report says."""
+
+    order_id: Identifier
+    quantity: PositiveDecimal
+    filled: UnsignedDecimal = "0"
+    final: UnsignedDecimal | None = None
+
+
+class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """The one outstanding command of a group."""
+
+    command_id: Identifier
+    stage: Stage
+    expires_at: TimeUs
+    orders: tuple[OpenOrder, ...]
+
+
+class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position."""
+
+    margin: Symbol
+    status: GroupStatus
+    balances: dict[str, SignedDecimal]
+    positions: tuple[PositionRow, ...]
+    margin_call_level: SignedDecimal | None = None
+    command: OpenCommand | None = None
+
+
+class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
+    """``margin.accounts.v1``, and the value of the account in Redis.
+
+    ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued, transfer
+    applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead letters that
+    could not be applied; the account is suspended until they are repaired and replayed.
+    """
+
+    account: Identifier
+    status: Literal["normal", "margin_call", "liquidating", "bankrupt", "suspended"]
+    groups: tuple[GroupRow, ...]
+    liquidation_sequence: Sequence
+    transfer_sequence: Offset
+    alert_sequence: Sequence = 0
+    unapplied: Sequence = 0
+    suspended_reason: Text | None = None
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Offsets ``[first, next)``: ``next`` is the first offset not included."""
+
+    first: Offset
+    next: Offset
+
+
+class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """``margin.journal.v1``: what one commit of one shard did, and in which order (parameters, events, marks).
+
+    ``claim`` is the offset of the shard's claim record (a claim's own is -1, its offset is the token); ``sequence``
+    rises by one a record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
+    ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
+    full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
+    """
+
+    kind: Literal["claim", "commit"]
+    shard: Annotated[int, Meta(ge=0)]
+    claim: Offset
+    sequence: Sequence
+    previous: Offset
+    events: Range
+    marks: Range
+    parameters: Range
+    marks_before: Offset = -1
+    marks_full: Offset = -1
+    accounts: int = 0
+    commands: tuple[str, ...] = ()
+    worker: Text = ""

@@ -1,0 +1,40 @@
+"""Which partition a key belongs to: Kafka's murmur2, as the Java client's default partitioner computes it.
+
+The shard of an account is ``murmur2(account) % shards``. Every producer of ours sets librdkafka's
+``partitioner=murmur2_random``, which agrees; golden tests hold all three together.
+"""
+
+_SEED = 0x9747B28C
+_M = 0x5BD1E995
+_MASK = 0xFFFFFFFF
+
+
+def murmur2(data: bytes) -> int:
+    """The 32-bit murmur2 hash of ``data``, unsigned (``org.apache.kafka.common.utils.Utils.murmur2``)."""
+    length = len(data)
+    h = (_SEED ^ length) & _MASK
+    whole = length & ~3
+    for start in range(0, whole, 4):
+        k = int.from_bytes(data[start : start + 4], "little")
+        k = (k * _M) & _MASK
+        k ^= k >> 24
+        k = (k * _M) & _MASK
+        h = ((h * _M) & _MASK) ^ k
+    tail = data[whole:]
+    if tail:
+        h ^= int.from_bytes(tail, "little")
+        h = (h * _M) & _MASK
+    h ^= h >> 13
+    h = (h * _M) & _MASK
+    h ^= h >> 15
+    return h
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of ``key`` among ``partitions``: ``toPositive(murmur2(key)) % partitions``."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def shard_of(account: str, shards: int) -> int:
+    """The shard that owns ``account``."""
+    return partition_of(account.encode(), shards)

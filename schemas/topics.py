@@ -1,0 +1,81 @@
+"""The one place that names topics and says what each must be.
+
+``shards`` topics share one partition count: partition *n* of each belongs to shard *n*. The exchange's topics may have
+any partition count. ``margin.marks.v1`` and ``risk.parameters.v1`` have exactly one partition, so that an offset in
+them is a global order.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TRADES = "trades.v1"
+TRANSFERS = "collateral.transfers.v1"
+PRICES = "oracle.prices.v1"
+PARAMETERS = "risk.parameters.v1"
+REPORTS = "liquidation.reports.v1"
+EVENTS = "margin.events.v1"
+MARKS = "margin.marks.v1"
+COMMANDS = "liquidation.commands.v1"
+ALERTS = "margin.alerts.v1"
+ACCOUNTS = "margin.accounts.v1"
+JOURNAL = "margin.journal.v1"
+ROUTER = "margin.router.v1"
+
+Partitioning = Literal["any", "shards", "one", "trades"]
+Cleanup = Literal["delete", "compact"]
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic of the contract. ``retention_ms`` is None where compaction keeps the last record of each key."""
+
+    name: str
+    key: str
+    partitioning: Partitioning
+    cleanup: Cleanup = "delete"
+    retention_ms: int | None = 7 * _DAY_MS
+    dead_letters: bool = False
+
+    @property
+    def dlq(self) -> str:
+        return dead_letter_topic(self.name)
+
+    def config(self) -> dict[str, str]:
+        """Topic configuration that creation sets; verification insists on ``cleanup.policy`` only."""
+        config = {"cleanup.policy": self.cleanup}
+        if self.cleanup == "compact":
+            config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(_DAY_MS)}
+        elif self.retention_ms is not None:
+            config["retention.ms"] = str(self.retention_ms)
+        return config
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Where the records of ``topic`` go that could not be read or applied."""
+    return f"{topic}.dlq"
+
+
+CONTRACT: tuple[Topic, ...] = (
+    Topic(TRADES, "symbol", "any", dead_letters=True),
+    Topic(TRANSFERS, "account", "any", dead_letters=True),
+    Topic(PRICES, "symbol", "any", dead_letters=True, retention_ms=_DAY_MS),
+    Topic(PARAMETERS, "type:id", "one", cleanup="compact", retention_ms=None, dead_letters=True),
+    Topic(REPORTS, "account", "any", dead_letters=True),
+    Topic(EVENTS, "none", "shards", dead_letters=True),
+    Topic(MARKS, "none", "one", dead_letters=True),
+    Topic(COMMANDS, "account", "any"),
+    Topic(ALERTS, "account", "any"),
+    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None),
+    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS),
+    Topic(ROUTER, "topic:partition", "trades", cleanup="compact", retention_ms=None),
+)
+
+
+def all_topics() -> tuple[Topic, ...]:
+    """The contract's topics and their dead-letter topics."""
+    letters = tuple(
+        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS) for topic in CONTRACT if topic.dead_letters
+    )
+    return CONTRACT + letters

@@ -1,0 +1,52 @@
+"""The constrained scalar types that every message is made of.
+
+Money, prices and quantities are decimal strings (a JSON number there is refused, because a double cannot hold them);
+times are integer microseconds since the Unix epoch; identifiers are printable ASCII without spaces. The patterns are
+valid both for Python's ``re`` and for ECMA-262, so the generated JSON Schemas carry them unchanged.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+INTEGER_DIGITS_MAX = 18
+FRACTION_DIGITS_MAX = 18
+TIME_US_MAX = 9_007_199_254_740_991
+"""Largest integer that every JSON reader holds exactly (2**53 - 1): the year 2255 in microseconds."""
+
+_UNSIGNED = rf"(?:0|[1-9][0-9]{{0,{INTEGER_DIGITS_MAX - 1}}})(?:\.[0-9]{{1,{FRACTION_DIGITS_MAX}}})?"
+# Python's `$` also matches before a trailing newline; the look-ahead closes that door and means nothing to ECMA.
+_END = r"$(?!\n)"
+
+SignedDecimal = Annotated[str, Meta(pattern=rf"^-?{_UNSIGNED}{_END}", max_length=40, description="decimal string")]
+UnsignedDecimal = Annotated[str, Meta(pattern=rf"^{_UNSIGNED}{_END}", max_length=40, description="decimal string >= 0")]
+PositiveDecimal = Annotated[
+    str, Meta(pattern=rf"^(?=[0-9.]*[1-9]){_UNSIGNED}{_END}", max_length=40, description="decimal string > 0")
+]
+NonZeroDecimal = Annotated[
+    str, Meta(pattern=rf"^-?(?=[0-9.]*[1-9]){_UNSIGNED}{_END}", max_length=40, description="decimal string, not 0")
+]
+
+Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=128, description="printable ASCII id")]
+Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
+"""A traded or priced symbol, such as ``BTC-PERP``."""
+Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]
+Text = Annotated[str, Meta(max_length=1024)]
+
+TimeUs = Annotated[int, Meta(ge=0, le=TIME_US_MAX, description="microseconds since the Unix epoch")]
+Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+DurationMs = Annotated[int, Meta(ge=1, le=86_400_000, description="milliseconds")]
+
+Side = Literal["buy", "sell"]
+PositionSide = Literal["long", "short"]
+MarginMode = Literal["cross", "isolated"]
+MarkStatus = Literal["live", "stale", "halted"]
+Stage = Literal["reduce", "close", "takeover", "deleverage"]
+ReportStatus = Literal["accepted", "rejected", "filled", "cancelled"]
+GroupStatus = Literal["normal", "margin_call", "liquidating", "bankrupt"]
+AlertKind = Literal[
+    "margin_call", "margin_call_cleared", "liquidation_started", "liquidation_completed", "bankrupt", "suspended"
+]
+CROSS = "cross"
+"""The margin group that all of an account's positions share unless one is isolated under its symbol."""

@@ -1,0 +1,159 @@
+"""Creating and verifying the topics of the contract.
+
+What is missing is created; what exists is compared with the contract and every difference is said. Nothing is ever
+deleted or altered: a wrong partition count cannot be mended without moving accounts between shards.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from schemas.topics import EVENTS, ROUTER, TRADES, Topic, all_topics
+from streams.broker import config
+from streams.errors import BrokerError, TopicError
+from streams.settings import Settings
+
+
+@dataclass
+class TopicReport:
+    """What was found and done: names created, names that were right, and a sentence for everything wrong."""
+
+    created: list[str] = field(default_factory=list)
+    right: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def admin_client(settings: Settings) -> AdminClient:
+    return AdminClient(config.common(settings.kafka, "margin-admin"))
+
+
+def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float = 30.0) -> TopicReport:
+    """Create what is missing (unless ``create`` is False) and verify the rest.
+
+    Raises:
+        BrokerError: the cluster does not answer.
+    """
+    admin = admin_client(settings)
+    existing = partition_counts(admin, timeout_s)
+    report = TopicReport()
+    missing = [topic for topic in all_topics() if topic.name not in existing]
+    if create:
+        _create(admin, settings, missing, existing, report, timeout_s)
+    else:
+        report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
+    present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
+    policies = _cleanup_policies(admin, present, timeout_s)
+    for topic in present:
+        faults = _faults(topic, existing, policies.get(topic.name), settings)
+        report.wrong += faults
+        if not faults:
+            report.right.append(topic.name)
+    return report
+
+
+def require_topics(settings: Settings, timeout_s: float = 30.0) -> dict[str, int]:
+    """The partition count of every topic of the contract, for a role that starts.
+
+    Raises:
+        TopicError: a topic is missing or wrong; the text lists every fault.
+        BrokerError: the cluster does not answer.
+    """
+    report = ensure_topics(settings, create=False, timeout_s=timeout_s)
+    if report.wrong:
+        raise TopicError("; ".join(report.wrong))
+    return partition_counts(admin_client(settings), timeout_s)
+
+
+def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
+    """Partition count by topic name.
+
+    Raises:
+        BrokerError: the cluster does not answer in ``timeout_s``.
+    """
+    try:
+        topics = admin.list_topics(timeout=timeout_s).topics
+    except KafkaException as error:
+        raise BrokerError(
+            f"Kafka does not answer: {error.args[0].str()}; check MARGIN_KAFKA__BOOTSTRAP_SERVERS and its security settings"
+        ) from error
+    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+
+
+def _create(
+    admin: AdminClient,
+    settings: Settings,
+    missing: list[Topic],
+    existing: dict[str, int],
+    report: TopicReport,
+    timeout_s: float,
+) -> None:
+    if not missing:
+        return
+    new = [
+        NewTopic(
+            topic.name,
+            num_partitions=_partitions_wanted(topic, existing, settings),
+            replication_factor=settings.topics.replication_factor,
+            config=topic.config(),
+        )
+        for topic in missing
+    ]
+    by_name = {topic.topic: topic for topic in new}
+    for name, future in admin.create_topics(new, operation_timeout=timeout_s).items():
+        try:
+            future.result(timeout=timeout_s)
+            report.created.append(name)
+            existing[name] = by_name[name].num_partitions
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                existing.update(partition_counts(admin, timeout_s))
+            else:
+                report.wrong.append(f"{name} could not be created: {error.args[0].str()}")
+
+
+def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Settings) -> int:
+    """Topics that must match follow what exists already, so that creating the rest of a deployment cannot contradict it."""
+    wanted: dict[str, Callable[[], int]] = {
+        "one": lambda: 1,
+        "any": lambda: settings.topics.partitions,
+        "shards": lambda: existing.get(EVENTS, settings.topics.shards),
+        "trades": lambda: existing.get(TRADES, settings.topics.partitions),
+    }
+    return wanted[topic.partitioning]()
+
+
+def _cleanup_policies(admin: AdminClient, topics: list[Topic], timeout_s: float) -> dict[str, str]:
+    if not topics:
+        return {}
+    resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
+    policies = {}
+    for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
+        try:
+            policies[resource.name] = future.result(timeout=timeout_s)["cleanup.policy"].value
+        except KafkaException as error:
+            raise BrokerError(f"{resource.name}: its configuration cannot be read: {error.args[0].str()}") from error
+    return policies
+
+
+def _faults(topic: Topic, existing: dict[str, int], policy: str | None, settings: Settings) -> list[str]:
+    faults = []
+    count = existing[topic.name]
+    if topic.partitioning == "one" and count != 1:
+        faults.append(f"{topic.name} has {count} partitions and must have 1: its offsets are a global order")
+    if topic.partitioning == "shards" and count != existing.get(EVENTS, count):
+        faults.append(
+            f"{topic.name} has {count} partitions and {EVENTS} has {existing[EVENTS]}: they must match, "
+            "because partition n of each belongs to shard n"
+        )
+    if topic.name == EVENTS and count != settings.topics.shards:
+        faults.append(
+            f"{EVENTS} has {count} partitions and MARGIN_TOPICS__SHARDS is {settings.topics.shards}: "
+            "accounts would be sent to other shards; set it to what the topic has"
+        )
+    if topic.name == ROUTER and count != existing.get(TRADES, count):
+        faults.append(f"{ROUTER} has {count} partitions and {TRADES} has {existing[TRADES]}: they must match")
+    if policy is not None and policy != topic.cleanup:
+        faults.append(f"{topic.name} has cleanup.policy={policy} and must have {topic.cleanup}")
+    return faults

@@ -1,0 +1,93 @@
+"""librdkafka configuration from settings: one place, so that every client pins the same choices and says why."""
+
+import logging
+from typing import Any
+
+from streams.settings import KafkaSettings, kafka_options
+
+log = logging.getLogger(__name__)
+
+
+def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
+    """What every client has: addresses, security, and errors that go to our log."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "client.id": client_id,
+        "security.protocol": kafka.security_protocol.lower(),
+        "logger": log,
+        "log.connection.close": False,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,
+    }
+    if kafka.sasl_mechanism:
+        config |= {
+            "sasl.mechanism": kafka.sasl_mechanism,
+            "sasl.username": kafka.sasl_username,
+            "sasl.password": kafka.sasl_password,
+        }
+    if kafka.ssl_ca_location:
+        config["ssl.ca.location"] = kafka.ssl_ca_location
+    return config | kafka_options(kafka)
+
+
+def producer(kafka: KafkaSettings, client_id: str, transactional_id: str | None = None) -> dict[str, Any]:
+    """Producer configuration.
+
+    ``partitioner=murmur2_random`` puts a key where a Java producer would. ``retry.backoff.ms=2``: at librdkafka's
+    default of 100 the small transactions of a quiet shard wait out whole back-offs and take 97 ms instead of 6.
+    """
+    config = common(kafka, client_id) | {
+        "partitioner": "murmur2_random",
+        "enable.idempotence": True,
+        "acks": "all",
+        "linger.ms": 0,
+        "retry.backoff.ms": 2,
+        "retry.backoff.max.ms": 100,
+        "compression.type": "lz4",
+        "message.max.bytes": 4_000_000,
+        "queue.buffering.max.messages": 1_000_000,
+        "queue.buffering.max.kbytes": 524_288,
+    }
+    if transactional_id is not None:
+        config |= {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": kafka.transaction_timeout_ms,
+            "message.timeout.ms": kafka.transaction_timeout_ms,
+        }
+    return config
+
+
+def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id: str = "") -> dict[str, Any]:
+    """Consumer configuration: committed records only, offsets in our hands, from the beginning if there are none.
+
+    A cooperative-sticky classic group: a rebalance stops only the partitions that move.
+    """
+    config = common(kafka, client_id) | {
+        "group.id": group_id,
+        "group.protocol": "classic",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": kafka.session_timeout_ms,
+        "heartbeat.interval.ms": max(100, kafka.session_timeout_ms // 10),
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": 50,
+        "fetch.error.backoff.ms": 20,
+        "queued.min.messages": 20_000,
+        "queued.max.messages.kbytes": 65_536,
+        "enable.partition.eof": False,
+        "allow.auto.create.topics": False,
+        "topic.metadata.refresh.interval.ms": 30_000,
+    }
+    if instance_id:
+        config["group.instance.id"] = instance_id
+    return config
+
+
+def reader(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
+    """Configuration of a consumer that is assigned by hand and never commits."""
+    return consumer(kafka, client_id, f"{client_id}-reader") | {
+        "auto.offset.reset": "earliest",
+        "enable.partition.eof": True,
+    }

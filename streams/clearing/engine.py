@@ -1,0 +1,465 @@
+"""The engine's loop: consume, apply, walk the marks, commit, then hand the rows to Redis.
+
+One process is one member of the consumer group over ``margin.events.v1`` and owns many shards; one transaction covers
+all of them. It owns the order of things and their failures; what an input does to an account is the shard's business.
+
+The cycle:
+
+1. New parameter records are applied to every shard.
+2. Events are applied, if nothing applied before is still uncommitted: what one commit covers is one batch.
+3. Marks are walked in order by every shard.
+4. If a shard has a command, or ``commit_interval_ms`` has passed since the last commit, everything is committed: rows,
+   commands, alerts, journal and offsets in one transaction. Only then do the rows go to the Redis writer.
+
+Whatever fails inside a transaction, the memory of all shards is dropped and they are taken again from the log.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from schemas import headers
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import EventFrame, MarkFrame
+from schemas.parameters import Parameter
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, dead_letter_topic
+from streams.broker import config
+from streams.broker.admin import admin_client, require_topics
+from streams.broker.dead_letters import produce_dead_letter
+from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.clearing.restore import MARK_FRAME, take_shard
+from streams.clearing.shard import Output, Shard
+from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
+from streams.logs import event
+from streams.margin.parameters import RiskParameters
+from streams.settings import Settings
+from streams.tables.write_behind import TableWriter
+
+log = logging.getLogger(__name__)
+
+EVENT_FRAMES = Counter("margin_engine_event_frames", "Event frames applied")
+FILLS = Counter("margin_engine_fills", "Fills applied")
+MARK_FRAMES = Counter("margin_engine_mark_frames", "Mark frames walked")
+COMMANDS_ISSUED = Counter("margin_engine_commands", "Liquidation commands committed")
+COMMITS = Histogram(
+    "margin_engine_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+)
+RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
+SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
+
+COMMAND_EVENT = "margin.liquidation.command.v1"
+ALERT_EVENT = "margin.alert.v1"
+ACCOUNT_EVENT = "margin.account.v1"
+
+_EVENT_FRAME = Decoder[EventFrame](EventFrame)
+_PARAMETER = Decoder[Parameter](Parameter)
+_POLL_S = 0.002
+_IDLE_POLL_S = 0.1
+_TAKE_TIMEOUT_S = 60.0
+_DEAD_LETTER_SHARD = 0
+"""The owner of this shard writes the dead letters of the topics that every worker reads."""
+
+
+class Engine:
+    """One engine process. :meth:`run` returns when ``stop`` is set and everything has been handed over."""
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._worker = settings.worker_name
+        self._client_id = f"{settings.engine.group_id}-{self._worker}"
+        self._shards: dict[int, Shard] = {}
+        self._to_take: list[int] = []
+        self._held: deque[Message] = deque()
+        self._rules = RiskParameters.empty()
+        self._parameters_next = 0
+        self._marks_next = 0
+        self._refused: list[tuple[Message, Exception]] = []
+        self._letters: list[tuple[Message, Exception]] = []
+        self._last_commit = 0.0
+        self._last_journal = 0.0
+
+    def run(self) -> None:
+        """Own shards until told to stop.
+
+        Raises:
+            MarginClearingError: what cannot be mended by taking the shards again; the process should exit and restart.
+        """
+        settings = self._settings
+        counts = require_topics(settings)
+        cluster_id = admin_client(settings).list_topics(timeout=30).cluster_id or ""
+        self._producer = self._new_producer()
+        self._reader = LogReader(settings.kafka, self._client_id)
+        self._parameter_log = Follower(settings.kafka, self._client_id, PARAMETERS)
+        self._marks_log = Follower(settings.kafka, self._client_id, MARKS)
+        self._tables = TableWriter(settings, cluster_id, counts[EVENTS])
+        self._consumer = Consumer(
+            config.consumer(
+                settings.kafka,
+                self._client_id,
+                settings.engine.group_id,
+                instance_id=settings.service.instance_id,
+            )
+        )
+        try:
+            self._marks_next = self._reader.watermarks(MARKS, 0)[1]
+            self._marks_log.start(self._marks_next)
+            self._parameter_log.start(0)
+            self._catch_up_parameters()
+            self._consumer.subscribe(
+                [EVENTS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+            while not self._stop.is_set():
+                self._cycle()
+            self._commit(journal_idle=True)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Hand over: leaving the group revokes every shard, which commits and releases it."""
+        self._consumer.close()
+        self._tables.close()
+        self._producer.close()
+        for part in (self._parameter_log, self._marks_log, self._reader):
+            part.close()
+        event(log, logging.INFO, "engine_stopped")
+
+    def _new_producer(self) -> TransactionalProducer:
+        producer = TransactionalProducer(self._settings.kafka, self._client_id)
+        producer.init()
+        return producer
+
+    # --- the cycle ---------------------------------------------------------------------------------------------------
+
+    def _cycle(self) -> None:
+        try:
+            if self._to_take:
+                self._take(self._to_take[0])
+            self._poll_parameters()
+            self._poll_marks()
+            self._poll_events()
+            self._commit_if_due()
+        except (TransactionAborted, ProducerFenced, ShardError) as error:
+            self._retake_all(error)
+        self._tables.check()
+
+    def _poll_parameters(self) -> None:
+        self._read_parameters(self._parameter_log.poll(0))
+
+    def _read_parameters(self, messages: list[Message]) -> None:
+        """Put records in force in every shard, then decide every group once at the new rules."""
+        if not messages:
+            return
+        self._commit_events()
+        for message in messages:
+            offset = _offset(message)
+            self._parameters_next = offset + 1
+            try:
+                self._rules = self._with(message)
+            except (DecodeError, InputError) as error:
+                self._refused.append((message, error))
+                if _DEAD_LETTER_SHARD in self._shards:
+                    self._letters.append((message, error))
+                event(log, logging.WARNING, "parameters_refused", offset=offset, reason=str(error))
+            for shard in self._shards.values():
+                self._adopt(shard, offset)
+        for shard in self._shards.values():
+            shard.decide_touched(everything=True)
+
+    def _with(self, message: Message) -> RiskParameters:
+        if message.value() is None:
+            return self._rules.without((message.key() or b"").decode("utf-8", "replace"))
+        record = _PARAMETER(message.value())
+        if (message.key() or b"") != record.key.encode():
+            raise InputError(f"the key is {message.key()!r} and must be {record.key!r}")
+        return self._rules.with_record(record)
+
+    def _adopt(self, shard: Shard, offset: int) -> None:
+        try:
+            shard.apply_parameters(offset, self._rules)
+        except InputError as error:
+            event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=offset, reason=str(error))
+
+    def _catch_up_parameters(self) -> None:
+        """Read ``risk.parameters.v1`` to its end: an event may name what a record just written has introduced."""
+        end = self._reader.watermarks(PARAMETERS, 0)[1]
+        if end > self._parameters_next:
+            self._read_parameters(list(self._reader.read_range(PARAMETERS, 0, self._parameters_next, end)))
+            self._parameters_next = end
+            self._parameter_log.start(end)
+
+    def _poll_marks(self) -> None:
+        timeout_s = _POLL_S if self._shards and not self._held else 0
+        for message in self._marks_log.poll(timeout_s):
+            offset = _offset(message)
+            self._marks_next = offset + 1
+            try:
+                frame = MARK_FRAME(message.value())
+            except DecodeError as error:
+                if _DEAD_LETTER_SHARD in self._shards:
+                    self._letters.append((message, error))
+                continue
+            self._walk(offset, frame)
+            if any(shard.has_command for shard in self._shards.values()):
+                self._commit()
+
+    def _walk(self, offset: int, frame: MarkFrame) -> None:
+        MARK_FRAMES.inc()
+        for shard in self._shards.values():
+            if offset >= shard.marks_next:
+                shard.apply_marks(offset, frame)
+        self._tables.submit_marks(frame.marks)
+
+    def _poll_events(self) -> None:
+        waiting = any(shard.has_events for shard in self._shards.values())
+        if waiting:
+            self._held.extend(poll_batch(self._consumer, 0, 1))
+            return
+        timeout_s = 0 if self._held else (_POLL_S if self._shards else _IDLE_POLL_S)
+        self._held.extend(poll_batch(self._consumer, timeout_s, self._settings.engine.batch_frames_max))
+        if not self._held:
+            return
+        frames = [(message, self._decoded(message)) for message in self._held]
+        self._held.clear()
+        if any(frame is not None and not self._knows(message, frame) for message, frame in frames):
+            self._catch_up_parameters()
+            self._commit_events()
+        touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
+        for shard in touched:
+            self._shards[shard].decide_touched()
+
+    def _decoded(self, message: Message) -> EventFrame | None:
+        try:
+            return _EVENT_FRAME(message.value())
+        except DecodeError as error:
+            if self._is_next(message):
+                self._letters.append((message, error))
+            return None
+
+    def _is_next(self, message: Message) -> bool:
+        shard = self._shards.get(message.partition() or 0)
+        return shard is not None and _offset(message) >= shard.events_next
+
+    def _knows(self, message: Message, frame: EventFrame) -> bool:
+        return not self._is_next(message) or self._shards[message.partition() or 0].knows(frame)
+
+    def _apply(self, message: Message, frame: EventFrame | None) -> int | None:
+        if not self._is_next(message):
+            return None
+        shard = self._shards[message.partition() or 0]
+        if frame is None:
+            shard.skip_events(_offset(message))
+        else:
+            shard.apply_events(_offset(message), frame)
+            EVENT_FRAMES.inc()
+            FILLS.inc(len(frame.fills.account))
+        return shard.shard
+
+    # --- committing --------------------------------------------------------------------------------------------------
+
+    def _commit_if_due(self) -> None:
+        now = time.monotonic()
+        interval_s = self._settings.engine.commit_interval_ms / 1000
+        if any(shard.has_command for shard in self._shards.values()) or now - self._last_commit >= interval_s:
+            self._commit(journal_idle=now - self._last_journal >= self._settings.engine.journal_interval_ms / 1000)
+
+    def _commit_events(self) -> None:
+        """Commit if events wait for it: what comes next must be another batch."""
+        if any(shard.has_events for shard in self._shards.values()):
+            self._commit()
+
+    def _commit(self, *, journal_idle: bool = False) -> None:
+        """Commit everything that is waiting; with ``journal_idle`` also how far quiet shards have walked the marks."""
+        waiting = [shard for shard in self._shards.values() if shard.has_output or journal_idle]
+        if not waiting and not self._letters:
+            return
+        started = time.monotonic()
+        producer = self._producer
+        producer.begin()
+        outputs = [(shard, shard.take(self._worker)) for shard in waiting]
+        delivered = [self._produce(shard, output) for shard, output in outputs]
+        for message, error in self._letters:
+            produce_dead_letter(producer, message, error)
+        producer.send_offsets(
+            [TopicPartition(EVENTS, shard.shard, shard.events_next) for shard in waiting],
+            self._consumer.consumer_group_metadata(),
+        )
+        producer.commit()
+        self._letters.clear()
+        self._last_commit = time.monotonic()
+        if journal_idle:
+            self._last_journal = self._last_commit
+        COMMITS.observe(self._last_commit - started)
+        for (shard, output), offsets in zip(outputs, delivered, strict=True):
+            shard.journal_previous = offsets["journal"]
+            COMMANDS_ISSUED.inc(len(output.commands))
+            if output.rows:
+                self._tables.submit(shard.shard, shard.claim, offsets["rows"] + 1, output.rows)
+
+    def _produce(self, shard: Shard, output: Output) -> dict[str, int]:
+        """Produce one shard's output; the returned mapping holds the offsets of its last row and its journal record
+        once the transaction has committed."""
+        producer, partition = self._producer, shard.shard
+        offsets: dict[str, int] = {}
+
+        def note(name: str) -> Callable[[KafkaError | None, Message], None]:
+            def delivered(error: KafkaError | None, message: Message) -> None:
+                if error is None:
+                    offsets[name] = max(_offset(message), offsets.get(name, -1))
+
+            return delivered
+
+        note_row = note("rows")
+        row_headers = headers.cloud_event("", ACCOUNT_EVENT, shard.clock_us)
+        for account, row in output.rows.items():
+            row_headers[1] = ("ce_id", f"{partition}:{output.journal.sequence}:{account}".encode())
+            producer.produce(ACCOUNTS, row, key=account, partition=partition, headers=row_headers, on_delivery=note_row)
+        for command in output.commands:
+            producer.produce(
+                COMMANDS,
+                encode(command),
+                key=command.account,
+                headers=headers.cloud_event(command.command_id, COMMAND_EVENT, command.issued_at),
+            )
+        for alert in output.alerts:
+            producer.produce(
+                ALERTS,
+                encode(alert),
+                key=alert.account,
+                headers=headers.cloud_event(alert.alert_id, ALERT_EVENT, alert.event_time),
+            )
+        for letter in output.unapplied:
+            producer.produce(
+                dead_letter_topic(EVENTS),
+                letter.frame,
+                key=letter.account,
+                headers=headers.dead_letter(
+                    EVENTS,
+                    partition,
+                    letter.offset,
+                    shard.clock_us // 1000,
+                    type(letter.error).__name__,
+                    str(letter.error),
+                ),
+            )
+        producer.produce(JOURNAL, encode(output.journal), partition=partition, on_delivery=note("journal"))
+        return offsets
+
+    # --- owning shards -----------------------------------------------------------------------------------------------
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_assign([TopicPartition(EVENTS, found.partition) for found in partitions])
+        consumer.pause(partitions)
+        self._to_take += [found.partition for found in partitions]
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._commit(journal_idle=True)
+        except (TransactionAborted, ProducerFenced) as error:
+            self._retake_all(error)
+        self._drop([found.partition for found in partitions], release=True)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        event(log, logging.WARNING, "shards_lost", shards=[found.partition for found in partitions])
+        self._drop([found.partition for found in partitions], release=False)
+
+    def _drop(self, shards: list[int], *, release: bool) -> None:
+        for shard in shards:
+            if self._shards.pop(shard, None) is not None:
+                self._tables.release(shard, flush=release)
+            if shard in self._to_take:
+                self._to_take.remove(shard)
+            event(log, logging.INFO, "shard_left", shard=shard)
+        self._held = deque(message for message in self._held if message.partition() not in shards)
+        SHARDS_OWNED.set(len(self._shards))
+
+    def _take(self, shard_id: int) -> None:
+        if any(shard.has_output for shard in self._shards.values()):
+            self._commit()
+        taken = take_shard(
+            shard_id,
+            reader=self._reader,
+            producer=self._producer,
+            consumer=self._consumer,
+            rules=self._rules,
+            parameters_next=self._parameters_next,
+            marks_next=self._marks_next,
+            worker=self._worker,
+            timeout_s=_TAKE_TIMEOUT_S,
+        )
+        shard = taken.shard
+        if shard_id == _DEAD_LETTER_SHARD:
+            self._letters += taken.refused_marks
+            self._letters += [(m, e) for m, e in self._refused if _offset(m) >= taken.parameters_first]
+        self._shards[shard_id] = shard
+        self._to_take.remove(shard_id)
+        self._held = deque(message for message in self._held if message.partition() != shard_id)
+        self._tables.restore(shard_id, shard.claim, taken.changelog_next)
+        self._resume(shard)
+        SHARDS_OWNED.set(len(self._shards))
+        if shard.has_output:
+            self._commit()
+
+    def _resume(self, shard: Shard) -> None:
+        """Let the consumer fetch the shard's events from where its log says."""
+        place = TopicPartition(EVENTS, shard.shard, shard.events_next)
+        deadline = time.monotonic() + _TAKE_TIMEOUT_S
+        while True:
+            try:
+                self._consumer.seek(place)
+                self._consumer.resume([place])
+                return
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE or time.monotonic() > deadline:
+                    raise ShardError(f"shard {shard.shard}: cannot seek: {error.args[0].str()}") from error
+                time.sleep(0.005)
+
+    def _retake_all(self, error: Exception) -> None:
+        """Drop the memory of every shard, and the producer if it may be fenced; take them again from the log."""
+        event(log, logging.WARNING, "retaking_all_shards", reason=str(error), shards=sorted(self._shards))
+        RETAKES.inc()
+        try:
+            if isinstance(error, ProducerFenced):
+                raise error
+            self._producer.abort()
+        except (ProducerFenced, TransactionAborted):
+            self._producer.close()
+            self._producer = self._new_producer()
+        owned = sorted({*self._shards, *self._to_take})
+        self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
+        for shard in self._shards:
+            self._tables.release(shard, flush=False)
+        self._shards.clear()
+        self._held.clear()
+        self._letters.clear()
+        self._to_take = owned
+        SHARDS_OWNED.set(0)
+
+
+def run(settings: Settings) -> None:
+    """Run one engine process until SIGTERM or SIGINT."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    if settings.service.metrics_port:
+        start_http_server(settings.service.metrics_port)
+    Engine(settings, stop).run()
+
+
+def _offset(message: Message) -> int:
+    offset = message.offset()
+    assert offset is not None
+    return offset

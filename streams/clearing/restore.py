@@ -1,0 +1,220 @@
+"""Taking a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
+
+Owns the procedure and its order; promises that what it returns agrees with the log or raises :class:`ShardError`.
+Deciding and committing belong to the engine.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import AccountRow, JournalRecord, MarkFrame, Range
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
+from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import LogReader
+from streams.clearing.account import restore_account
+from streams.clearing.shard import Shard
+from streams.errors import InputError, ShardError
+from streams.logs import event
+from streams.margin.parameters import RiskParameters
+
+log = logging.getLogger(__name__)
+
+_JOURNAL = Decoder[JournalRecord](JournalRecord)
+_ROW = Decoder[AccountRow](AccountRow)
+MARK_FRAME = Decoder[MarkFrame](MarkFrame)
+
+MARKS_LOOKBACK = 500
+"""How many mark records before now a shard without a journal reads to know the current prices."""
+
+
+@dataclass(slots=True)
+class TakenShard:
+    """A restored shard.
+
+    ``refused_marks`` are the mark records walked on the way that are no frames, with the reason; ``parameters_first`` is
+    the first parameter record that no journal record covers; ``changelog_next`` the end of the rows that were loaded.
+    """
+
+    shard: Shard
+    refused_marks: Sequence[tuple[Message, Exception]]
+    parameters_first: int
+    changelog_next: int
+
+
+def take_shard(
+    shard_id: int,
+    *,
+    reader: LogReader,
+    producer: TransactionalProducer,
+    consumer: Consumer,
+    rules: RiskParameters,
+    parameters_next: int,
+    marks_next: int,
+    worker: str,
+    timeout_s: float,
+) -> TakenShard:
+    """Take a shard of the group's assignment.
+
+    1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
+    2. Find the last record of the shard's journal; its event offset and the committed offset must agree.
+    3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
+       group that has moved on refuses it.
+    4. Load the last row of every account from the whole changelog.
+    5. Decide everything once if the parameters moved on since.
+    6. Learn the prices as of the last journal record, then walk every mark from there to ``marks_next``, deciding as
+       if the shard had never been without an owner.
+
+    Raises:
+        ShardError: the logs disagree with each other or hold rows that cannot be loaded.
+        BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
+    """
+    started = time.monotonic()
+    committed = _committed_offset(consumer, shard_id, timeout_s)
+    last = _last_journal_record(reader, shard_id)
+    shard = Shard(shard_id, rules)
+    if last is None:
+        shard.resume(_first_record(shard_id, max(committed, 0), marks_next, parameters_next))
+    else:
+        record, offset = last
+        if committed >= 0 and committed != record.events.next:
+            raise ShardError(
+                f"shard {shard_id}: the group's offset of {EVENTS}[{shard_id}] is {committed} and the journal says "
+                f"{record.events.next}; the offsets were changed by hand: set them back to {record.events.next}"
+            )
+        shard.resume(record)
+        shard.journal_previous = offset
+    _claim(shard, producer, consumer, worker)
+    changelog_next = _load_rows(shard, reader)
+    parameters_first = shard.parameters_next
+    if shard.parameters_next < parameters_next:
+        shard.apply_parameters(parameters_next - 1, rules)
+        shard.decide_touched(everything=True)
+    refused = _walk_marks(shard, reader, marks_next)
+    event(
+        log,
+        logging.INFO,
+        "shard_taken",
+        shard=shard_id,
+        claim=shard.claim,
+        accounts=len(shard.accounts),
+        events_next=shard.events_next,
+        marks_next=shard.marks_next,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    return TakenShard(shard, refused, parameters_first, changelog_next)
+
+
+def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> int:
+    try:
+        found = consumer.committed([TopicPartition(EVENTS, shard_id)], timeout=timeout_s)[0]
+    except KafkaException as error:
+        raise ShardError(f"shard {shard_id}: its committed offset cannot be read: {error.args[0].str()}") from error
+    if found.error is not None:
+        raise ShardError(f"shard {shard_id}: its committed offset cannot be read: {found.error.str()}")
+    return int(found.offset)
+
+
+def _last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord, int] | None:
+    low, high = reader.watermarks(JOURNAL, shard_id)
+    span = 64
+    while True:
+        first = max(low, high - span)
+        found: Message | None = None
+        for message in reader.read_range(JOURNAL, shard_id, first, high):
+            found = message
+        if found is not None:
+            offset = found.offset()
+            assert offset is not None
+            try:
+                return _JOURNAL(found.value()), offset
+            except DecodeError as error:
+                raise ShardError(f"{JOURNAL}[{shard_id}] offset {offset} is no journal record: {error}") from error
+        if first <= low:
+            return None
+        span *= 8
+
+
+def _first_record(shard_id: int, events_next: int, marks_next: int, parameters_next: int) -> JournalRecord:
+    """Where a shard starts that has no journal yet: nothing happened before now."""
+    return JournalRecord(
+        kind="claim",
+        shard=shard_id,
+        claim=-1,
+        sequence=0,
+        previous=-1,
+        events=Range(first=events_next, next=events_next),
+        marks=Range(first=marks_next, next=marks_next),
+        parameters=Range(first=parameters_next, next=parameters_next),
+    )
+
+
+def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str) -> None:
+    offsets: list[int] = []
+    claim = JournalRecord(
+        kind="claim",
+        shard=shard.shard,
+        claim=-1,
+        sequence=shard.journal_sequence + 1,
+        previous=shard.journal_previous,
+        events=Range(first=shard.events_next, next=shard.events_next),
+        marks=Range(first=shard.marks_next, next=shard.marks_next),
+        parameters=Range(first=shard.parameters_next, next=shard.parameters_next),
+        marks_before=shard.marks_next,
+        marks_full=shard.marks_full,
+        worker=worker,
+    )
+    producer.begin()
+    producer.produce(
+        JOURNAL,
+        encode(claim),
+        partition=shard.shard,
+        on_delivery=lambda _, message: offsets.append(message.offset() or 0),
+    )
+    producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], consumer.consumer_group_metadata())
+    producer.commit()
+    shard.claim = shard.journal_previous = offsets[0]
+    shard.journal_sequence += 1
+
+
+def _load_rows(shard: Shard, reader: LogReader) -> int:
+    rows: dict[bytes, bytes] = {}
+    end = reader.watermarks(ACCOUNTS, shard.shard)[1]
+    for message in reader.read_range(ACCOUNTS, shard.shard, 0, end):
+        key, value = message.key(), message.value()
+        if key is None:
+            raise ShardError(f"{ACCOUNTS}[{shard.shard}] offset {message.offset()} has no key")
+        if value is None:
+            rows.pop(bytes(key), None)
+        else:
+            rows[bytes(key)] = bytes(value)
+    for account in sorted(rows):
+        try:
+            shard.adopt(restore_account(_ROW(rows[account]), shard.portfolio))
+        except (DecodeError, InputError) as error:
+            raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
+    return end
+
+
+def _walk_marks(shard: Shard, reader: LogReader, marks_next: int) -> list[tuple[Message, Exception]]:
+    known_from = shard.marks_full if shard.marks_full >= 0 else max(0, marks_next - MARKS_LOOKBACK)
+    refused: list[tuple[Message, Exception]] = []
+    for message in reader.read_range(MARKS, 0, known_from, marks_next):
+        offset = message.offset()
+        assert offset is not None
+        try:
+            frame = MARK_FRAME(message.value())
+        except DecodeError as error:
+            if offset >= shard.marks_next:
+                refused.append((message, error))
+            continue
+        if offset < shard.marks_next:
+            shard.recall_marks(offset, frame)
+        else:
+            shard.apply_marks(offset, frame)
+    shard.marks_next = max(shard.marks_next, marks_next)
+    return refused

@@ -1,0 +1,592 @@
+"""One shard as a deterministic state machine: parameters, events and marks in, commands, alerts and rows out.
+
+It knows no Kafka, no Redis and no clock but the times in its inputs, so the same inputs in the same order give the same
+bytes: that is what makes a replay, a simulation and an audit possible. What it produces is collected until
+:meth:`Shard.take` hands it to whoever commits it.
+"""
+
+import heapq
+import logging
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.codec import encode
+from schemas.messages import (
+    Alert,
+    CommandOrder,
+    EventFrame,
+    Evidence,
+    FillColumns,
+    JournalRecord,
+    LiquidationCommand,
+    Mark,
+    MarkFrame,
+    Range,
+    ReportColumns,
+    TransferColumns,
+)
+from schemas.types import AlertKind
+from streams.clearing.account import AccountState, CommandState, GroupState, OrderState, account_row
+from streams.errors import InputError, ShardError
+from streams.logs import event
+from streams.margin.fixed_point import format_decimal
+from streams.margin.health import Health, evaluate
+from streams.margin.levels import margin_call_level
+from streams.margin.parameters import RiskParameters
+from streams.margin.plan import make_plan
+from streams.margin.portfolio import Portfolio
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.int64]
+
+MARK_AGE_MS_DEFAULT = 5000
+"""``max_age_ms`` of a symbol without oracle parameters."""
+
+
+@dataclass(slots=True)
+class UnappliedEvent:
+    """An event that could not be applied, as a frame of one row that can be repaired and sent again."""
+
+    account: str
+    offset: int
+    frame: bytes
+    error: Exception
+
+
+@dataclass(slots=True)
+class Output:
+    """Everything to commit at once. ``rows`` holds each changed account's row (None: tombstone)."""
+
+    journal: JournalRecord
+    rows: dict[str, bytes | None] = field(default_factory=dict)
+    commands: list[LiquidationCommand] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    unapplied: list[UnappliedEvent] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _MarkState:
+    status: str
+    publish_time: int
+    live: bool
+
+
+class Shard:
+    """The accounts of one shard.
+
+    ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
+    ``marks_full`` is the offset of the last full mark frame applied (-1: none).
+    """
+
+    def __init__(self, shard: int, parameters: RiskParameters | None = None) -> None:
+        self.shard = shard
+        self.parameters = parameters or RiskParameters.empty()
+        self.portfolio = Portfolio(self.parameters)
+        self.accounts: dict[str, AccountState] = {}
+        self.events_next = 0
+        self.marks_next = 0
+        self.parameters_next = 0
+        self.marks_full = -1
+        self.clock_us = 0
+        self.claim = -1
+        self.journal_sequence = 0
+        self.journal_previous = -1
+        self._owner: dict[int, tuple[AccountState, GroupState]] = {}
+        self._levels = np.full(64, np.inf)
+        self._marks: dict[str, _MarkState] = {}
+        self._stale_at_us = 2**62
+        self._orders: dict[str, tuple[AccountState, GroupState, OrderState]] = {}
+        self._expiries: list[tuple[int, str, int]] = []
+        self._overdue: set[int] = set()
+        self._dirty: set[str] = set()
+        self._touched: set[int] = set()
+        self._commanded: set[int] = set()
+        self._commands: list[LiquidationCommand] = []
+        self._alerts: list[Alert] = []
+        self._unapplied: list[UnappliedEvent] = []
+        self._taken = (0, 0, 0)
+        self._marks_before = -1
+        self._decided = False
+
+    # --- restoring ---------------------------------------------------------------------------------------------------
+
+    def adopt(self, state: AccountState) -> None:
+        """Take in an account that was restored from its row (its ledger is in the portfolio already)."""
+        self.accounts[state.account] = state
+        for group in state.groups.values():
+            self._register(state, group)
+            if group.command is not None:
+                self._track(state, group, group.command)
+
+    def recall_marks(self, offset: int, frame: MarkFrame) -> None:
+        """Learn the prices of a frame that was walked before the restart, without deciding anything again."""
+        marks_next = self.marks_next
+        self._learn(offset, frame)
+        self.marks_next = marks_next
+
+    def resume(self, record: JournalRecord) -> None:
+        """Stand where ``record``, the last of the shard's journal, left off."""
+        self.events_next = record.events.next
+        self.marks_next = record.marks.next
+        self.parameters_next = record.parameters.next
+        self.marks_full = record.marks_full
+        self.journal_sequence = record.sequence
+        self._taken = (self.events_next, self.marks_next, self.parameters_next)
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def apply_parameters(self, offset: int, parameters: RiskParameters) -> None:
+        """Put ``parameters``, in which the record at ``offset`` is the newest, in force.
+
+        Raises:
+            ParameterError: the ledger cannot be held in them; those in force stay, and the offset counts as applied.
+        """
+        self._open_batch()
+        self.parameters_next = offset + 1
+        self.portfolio.set_parameters(parameters)
+        self.parameters = parameters
+        self._refresh_liveness(force=True)
+
+    def skip_events(self, offset: int) -> None:
+        """Count a record that is no frame as applied."""
+        self._open_batch()
+        self.events_next = offset + 1
+
+    def knows(self, frame: EventFrame) -> bool:
+        """Whether every symbol and asset that ``frame`` names is in the parameters in force."""
+        return self.parameters.instruments.keys() >= set(frame.fills.symbol) and self.parameters.assets.keys() >= set(
+            frame.transfers.asset
+        )
+
+    def apply_events(self, offset: int, frame: EventFrame) -> None:
+        """Apply a frame: transfers, then fills, then reports. Nothing is decided before :meth:`decide_touched`."""
+        self._open_batch()
+        self.events_next = offset + 1
+        self.clock_us = max(self.clock_us, frame.time)
+        self._apply_transfers(offset, frame.transfers, frame)
+        self._apply_fills(offset, frame.fills, frame)
+        self._apply_reports(frame.reports)
+
+    def decide_touched(self, *, everything: bool = False) -> None:
+        """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""
+        self._refresh_liveness()
+        self._decided = self._marks_before >= 0
+        rows = set(self._owner) if everything else set(self._touched)
+        self._touched.clear()
+        rows |= self._due()
+        self._decide(np.fromiter(rows, dtype=np.int64, count=len(rows)))
+
+    def apply_marks(self, offset: int, frame: MarkFrame) -> None:
+        """Walk one mark frame: new prices, new time; decide the groups that either concerns."""
+        moved = self._learn(offset, frame)
+        rows = self.portfolio.rows_with(moved) if moved else np.empty(0, dtype=np.int64)
+        due = self._due()
+        if due:
+            rows = np.union1d(rows, np.fromiter(due, dtype=np.int64, count=len(due)))
+        if rows.size:
+            self._decide(rows)
+
+    # --- output ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_events(self) -> bool:
+        """Whether events or parameters are waiting to be committed: no further ones may be applied before."""
+        return self._marks_before >= 0
+
+    @property
+    def has_output(self) -> bool:
+        """Whether anything but the passing of marks is waiting to be committed."""
+        return bool(self._dirty or self._commands or self._alerts or self._unapplied or self.has_events)
+
+    @property
+    def has_command(self) -> bool:
+        """Whether a command is waiting to be committed."""
+        return bool(self._commands)
+
+    def take(self, worker: str = "") -> Output:
+        """Hand over everything since the last call, with the journal record that says how it came about."""
+        rows: dict[str, bytes | None] = {}
+        for account in sorted(self._dirty):
+            row = account_row(self.accounts[account], self.portfolio)
+            rows[account] = None if row is None else encode(row)
+            if row is None:
+                self._forget(account)
+        output = Output(self._journal(worker, len(rows)), rows, self._commands, self._alerts, self._unapplied)
+        self._dirty.clear()
+        self._commands, self._alerts, self._unapplied = [], [], []
+        self._taken = (self.events_next, self.marks_next, self.parameters_next)
+        self._marks_before, self._decided = -1, False
+        return output
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _apply_transfers(self, offset: int, columns: TransferColumns, frame: EventFrame) -> None:
+        for index, account in enumerate(columns.account):
+            state = self._account(account)
+            sequence = columns.sequence[index]
+            if sequence <= state.transfer_sequence and not frame.repaired:
+                continue
+            try:
+                group = self._group(state, columns.margin[index])
+                self.portfolio.apply_transfer(group.row, columns.asset[index], columns.amount[index])
+            except InputError as error:
+                self._suspend(state, offset, frame, "transfers", index, error)
+            else:
+                self._applied(state, frame)
+                self._touched.add(group.row)
+            state.transfer_sequence = max(state.transfer_sequence, sequence)
+            self._dirty.add(account)
+
+    def _apply_fills(self, offset: int, columns: FillColumns, frame: EventFrame) -> None:
+        accounts, orders, portfolio = self.accounts, self._orders, self.portfolio
+        touched, dirty = self._touched, self._dirty
+        for index, (account, margin, symbol, quantity, price, fee, order_id) in enumerate(
+            zip(
+                columns.account,
+                columns.margin,
+                columns.symbol,
+                columns.quantity,
+                columns.price,
+                columns.fee,
+                columns.order_id,
+                strict=True,
+            )
+        ):
+            state = accounts.get(account)
+            if state is None:
+                state = self._account(account)
+            group = state.groups.get(margin)
+            try:
+                if group is None:
+                    group = self._group(state, margin)
+                portfolio.apply_fill(group.row, symbol, quantity, price, fee)
+            except InputError as error:
+                self._suspend(state, offset, frame, "fills", index, error)
+            else:
+                touched.add(group.row)
+                if frame.repaired:
+                    self._applied(state, frame)
+                if order_id in orders:
+                    self._fill_order(order_id, account, abs(Decimal(quantity)))
+            dirty.add(account)
+
+    def _apply_reports(self, columns: ReportColumns) -> None:
+        for index, account in enumerate(columns.account):
+            tracked = self._orders.get(columns.order_id[index])
+            status = columns.status[index]
+            if tracked is None or tracked[0].account != account or status == "accepted":
+                continue
+            state, group, order = tracked
+            if order.final is None:
+                order.final = Decimal(columns.filled_quantity[index])
+                self._dirty.add(state.account)
+                self._touched.add(group.row)
+
+    def _fill_order(self, order_id: str, account: str, quantity: Decimal) -> None:
+        state, _, order = self._orders[order_id]
+        if state.account == account:
+            order.filled += quantity
+
+    def _suspend(
+        self, state: AccountState, offset: int, frame: EventFrame, kind: str, index: int, error: Exception
+    ) -> None:
+        state.unapplied += 0 if frame.repaired else 1
+        state.suspended_reason = str(error)[:1000]
+        self._dirty.add(state.account)
+        self._unapplied.append(UnappliedEvent(state.account, offset, _one_row(frame, kind, index), error))
+        if not frame.repaired:
+            self._alert(state, "cross", "suspended", reason=state.suspended_reason)
+
+    def _applied(self, state: AccountState, frame: EventFrame) -> None:
+        if frame.repaired and state.unapplied:
+            state.unapplied -= 1
+            if not state.unapplied:
+                state.suspended_reason = None
+                self._touched.update(group.row for group in state.groups.values())
+
+    def _account(self, account: str) -> AccountState:
+        state = self.accounts.get(account)
+        if state is None:
+            state = self.accounts[account] = AccountState(account)
+        return state
+
+    def _group(self, state: AccountState, margin: str) -> GroupState:
+        group = state.groups.get(margin)
+        if group is None:
+            group = GroupState(row=self.portfolio.open_group(state.account, margin), margin=margin)
+            state.groups[margin] = group
+            self._register(state, group)
+        return group
+
+    def _register(self, state: AccountState, group: GroupState) -> None:
+        self._owner[group.row] = (state, group)
+        while group.row >= self._levels.size:
+            self._levels = np.concatenate([self._levels, np.full(self._levels.size, np.inf)])
+        self._levels[group.row] = np.inf if group.level is None else float(group.level)
+
+    def _forget(self, account: str) -> None:
+        state = self.accounts.pop(account)
+        for group in state.groups.values():
+            del self._owner[group.row]
+            self._overdue.discard(group.row)
+            self.portfolio.drop_group(group.row)
+
+    # --- marks and time ----------------------------------------------------------------------------------------------
+
+    def _learn(self, offset: int, frame: MarkFrame) -> set[str]:
+        """Take in prices and time; the symbols whose price or liveness changed."""
+        self.marks_next = offset + 1
+        self.clock_us = max(self.clock_us, frame.time)
+        if frame.full:
+            self.marks_full = offset
+        moved = {mark.symbol for mark in frame.marks if self._learn_mark(mark)}
+        return moved | self._refresh_liveness()
+
+    def _learn_mark(self, mark: Mark) -> bool:
+        known = self._marks.get(mark.symbol)
+        price = Decimal(mark.price)
+        live = mark.status == "live" and self._age_limit(mark.symbol, mark.publish_time) >= self.clock_us
+        changed = known is None or known.live != live or self.portfolio.marks.get(mark.symbol) != price
+        self._marks[mark.symbol] = _MarkState(mark.status, mark.publish_time, live)
+        if live:
+            self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, mark.publish_time))
+        if changed:
+            self.portfolio.set_mark(mark.symbol, price, live)
+        return changed
+
+    def _age_limit(self, symbol: str, publish_time: int) -> int:
+        rules = self.parameters.oracle.get(symbol)
+        return publish_time + 1000 * (MARK_AGE_MS_DEFAULT if rules is None else rules.max_age_ms)
+
+    def _refresh_liveness(self, *, force: bool = False) -> set[str]:
+        """Marks that grew older than their symbol allows are not live any more, whoever stopped publishing them."""
+        if self.clock_us <= self._stale_at_us and not force:
+            return set()
+        changed = set()
+        self._stale_at_us = 2**62
+        for symbol, mark in self._marks.items():
+            limit = self._age_limit(symbol, mark.publish_time)
+            live = mark.status == "live" and limit >= self.clock_us
+            if live:
+                self._stale_at_us = min(self._stale_at_us, limit)
+            if live != mark.live:
+                mark.live = live
+                self.portfolio.set_live(symbol, live)
+                changed.add(symbol)
+        return changed
+
+    def _due(self) -> set[int]:
+        """The groups whose command has expired, until they have been decided again."""
+        while self._expiries and self._expiries[0][0] < self.clock_us:
+            _, command_id, row = heapq.heappop(self._expiries)
+            owner = self._owner.get(row)
+            if owner is not None and owner[1].command is not None and owner[1].command.command_id == command_id:
+                self._overdue.add(row)
+        return set(self._overdue)
+
+    # --- decisions ---------------------------------------------------------------------------------------------------
+
+    def _decide(self, rows: Rows) -> None:
+        """Screen ``rows`` as columns, decide exactly those that the screen cannot rule out."""
+        if not rows.size:
+            return
+        rows = np.sort(rows)
+        columns = self.portfolio.evaluate(rows)
+        equity, maintenance, error = columns.equity, columns.maintenance, columns.error
+        margined = maintenance > 0
+        suspect = margined & (equity - maintenance <= error)
+        level_now = np.full(rows.size, np.inf)
+        for level in self.parameters.policy.margin_call_levels:
+            bound = float(level)
+            level_now[margined & (equity - bound * maintenance <= error * (1 + bound))] = bound
+        suspect |= level_now != self._levels[rows]
+        if self._commanded:
+            suspect |= np.isin(rows, np.fromiter(self._commanded, dtype=np.int64, count=len(self._commanded)))
+        for row in rows[suspect & columns.decidable].tolist():
+            state, group = self._owner[row]
+            if not state.suspended:
+                self._decide_exactly(state, group)
+
+    def _decide_exactly(self, state: AccountState, group: GroupState) -> None:
+        command = group.command
+        expired = command is not None and command.expires_at < self.clock_us
+        if command is not None and not command.closed and not expired:
+            return
+        view = self.portfolio.group(group.row)
+        health = evaluate(view, self.portfolio.marks, self.parameters)
+        superseded = command.command_id if command is not None and expired and not command.closed else None
+        if command is not None:
+            self._drop_command(group, command)
+            self._dirty.add(state.account)
+        if health.liquidatable:
+            self._liquidate(state, group, health, superseded)
+        else:
+            self._settle(state, group, health)
+
+    def _liquidate(self, state: AccountState, group: GroupState, health: Health, superseded: str | None) -> None:
+        plan = make_plan(self.portfolio.group(group.row), self.portfolio.marks, self.parameters)
+        state.liquidation_sequence += 1
+        command_id = f"{state.account}:{state.liquidation_sequence}"
+        expires_at = self.clock_us + 1000 * self.parameters.policy.command_ttl_ms
+        orders = tuple(
+            CommandOrder(
+                order_id=f"{command_id}:{index}",
+                symbol=order.symbol,
+                position_side=order.position_side,
+                order_side=order.order_side,
+                quantity=format_decimal(order.quantity),
+                reduce_only=True,
+                limit_price=format_decimal(order.limit_price),
+                mark_price=format_decimal(order.mark_price),
+            )
+            for index, order in enumerate(plan.orders)
+        )
+        self._commands.append(
+            LiquidationCommand(
+                command_id=command_id,
+                account=state.account,
+                margin=group.margin,
+                sequence=state.liquidation_sequence,
+                stage=plan.stage,
+                supersedes=superseded,
+                cancel_open_orders=True,
+                issued_at=self.clock_us,
+                expires_at=expires_at,
+                orders=orders,
+                evidence=self._evidence(group, health),
+            )
+        )
+        group.command = CommandState(
+            command_id=command_id,
+            stage=plan.stage,
+            expires_at=expires_at,
+            orders=[OrderState(order.order_id, Decimal(order.quantity)) for order in orders],
+        )
+        self._track(state, group, group.command)
+        if group.status not in ("liquidating", "bankrupt"):
+            self._alert(state, group.margin, "liquidation_started", health=health)
+        if plan.stage == "takeover" and group.status != "bankrupt":
+            self._alert(state, group.margin, "bankrupt", health=health)
+        group.status = "bankrupt" if plan.stage == "takeover" else "liquidating"
+        self._dirty.add(state.account)
+
+    def _settle(self, state: AccountState, group: GroupState, health: Health) -> None:
+        """A group that need not be liquidated: leave a liquidation behind, and take the margin-call level it is at."""
+        if group.status in ("liquidating", "bankrupt"):
+            self._alert(state, group.margin, "liquidation_completed", health=health)
+            self._dirty.add(state.account)
+        level = margin_call_level(health.health_ratio, self.parameters.policy.margin_call_levels, group.level)
+        if level != group.level:
+            if level is None:
+                self._alert(state, group.margin, "margin_call_cleared", health=health, level=group.level)
+            elif group.level is None or level < group.level:
+                self._alert(state, group.margin, "margin_call", health=health, level=level)
+            group.level = level
+            self._levels[group.row] = np.inf if level is None else float(level)
+            self._dirty.add(state.account)
+        group.status = "normal" if level is None else "margin_call"
+
+    def _track(self, state: AccountState, group: GroupState, command: CommandState) -> None:
+        for order in command.orders:
+            self._orders[order.order_id] = (state, group, order)
+        self._commanded.add(group.row)
+        heapq.heappush(self._expiries, (command.expires_at, command.command_id, group.row))
+
+    def _drop_command(self, group: GroupState, command: CommandState) -> None:
+        for order in command.orders:
+            self._orders.pop(order.order_id, None)
+        group.command = None
+        self._commanded.discard(group.row)
+        self._overdue.discard(group.row)
+
+    def _evidence(self, group: GroupState, health: Health) -> Evidence:
+        symbols = self._priced_by(group)
+        return Evidence(
+            equity=format_decimal(health.equity),
+            maintenance_margin=format_decimal(health.maintenance_margin),
+            health_ratio=format_decimal(health.health_ratio or Decimal(0)),
+            shard=self.shard,
+            events_offset=self.events_next - 1,
+            marks_offset=self.marks_next - 1,
+            parameters_version=self.parameters_next - 1,
+            marks={symbol: format_decimal(self.portfolio.marks[symbol]) for symbol in sorted(symbols)},
+            reason="equity_not_positive" if health.equity <= 0 else "equity_below_maintenance",
+        )
+
+    def _alert(
+        self,
+        state: AccountState,
+        margin: str,
+        kind: AlertKind,
+        *,
+        health: Health | None = None,
+        level: Decimal | None = None,
+        reason: str | None = None,
+    ) -> None:
+        state.alert_sequence += 1
+        ratio = None if health is None else health.health_ratio
+        self._alerts.append(
+            Alert(
+                alert_id=f"{state.account}:alert:{state.alert_sequence}",
+                account=state.account,
+                margin=margin,
+                kind=kind,
+                level=None if level is None else format_decimal(level),
+                health_ratio=None if ratio is None else format_decimal(ratio),
+                equity=None if health is None else format_decimal(health.equity),
+                maintenance_margin=None if health is None else format_decimal(health.maintenance_margin),
+                marks_offset=self.marks_next - 1,
+                event_time=self.clock_us,
+                reason=reason,
+            )
+        )
+        self._dirty.add(state.account)
+        event(log, logging.DEBUG, "alert", account=state.account, margin=margin, kind=kind)
+
+    def _priced_by(self, group: GroupState) -> set[str]:
+        """The symbols whose marks the group's equity depends on."""
+        instruments, assets = self.parameters.instruments, self.parameters.assets
+        held = [symbol for symbol, _, _ in self.portfolio.positions(group.row)]
+        named = {*self.portfolio.balances(group.row), *(instruments[symbol].settle_asset for symbol in held)}
+        priced = (assets[asset].price_symbol for asset in named)
+        return {*held, *(symbol for symbol in priced if symbol is not None)}
+
+    # --- journal -----------------------------------------------------------------------------------------------------
+
+    def _open_batch(self) -> None:
+        """Parameters and events of one commit are one batch, decided once: a replay must find the same batches."""
+        if self._decided:
+            raise ShardError(f"shard {self.shard}: events after a decision must wait for its commit")
+        if self._marks_before < 0:
+            self._marks_before = self.marks_next
+
+    def _journal(self, worker: str, accounts: int) -> JournalRecord:
+        self.journal_sequence += 1
+        events_first, marks_first, parameters_first = self._taken
+        return JournalRecord(
+            kind="commit",
+            shard=self.shard,
+            claim=self.claim,
+            sequence=self.journal_sequence,
+            previous=self.journal_previous,
+            events=Range(first=events_first, next=self.events_next),
+            marks=Range(first=marks_first, next=self.marks_next),
+            parameters=Range(first=parameters_first, next=self.parameters_next),
+            marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
+            marks_full=self.marks_full,
+            accounts=accounts,
+            commands=tuple(command.command_id for command in self._commands),
+            worker=worker,
+        )
+
+
+def _one_row(frame: EventFrame, kind: str, index: int) -> bytes:
+    """The event at ``index`` of ``kind`` as a frame of its own, ready to be repaired and sent again."""
+    columns: Any = getattr(frame, kind)
+    row = type(columns)(**{name: [getattr(columns, name)[index]] for name in columns.__struct_fields__})
+    return encode(EventFrame(time=frame.time, repaired=True, **{kind: row}))

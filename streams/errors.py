@@ -1,0 +1,60 @@
+"""Every error the pipeline raises on purpose.
+
+    MarginClearingError
+    ├── SettingsError          settings that are missing, malformed or contradict each other
+    ├── TopicError             a topic is missing or not as the contract needs it
+    ├── InputError             an event that cannot be applied to an account
+    │   └── ParameterError     a parameter record that breaks a rule; the version in force stays
+    ├── BrokerError            Kafka refused something and trying again will not help
+    │   ├── TransactionAborted the transaction must be dropped; the producer is still good
+    │   └── ProducerFenced     another process has taken over, or the outcome is unknown; the producer must be dropped
+    ├── TableError             Redis refused a write or holds something unexpected
+    │   └── TableFenced        a newer owner of the shard has written; this one must stop
+    └── ShardError             a shard's state and its log disagree
+
+Messages say what was wrong, where, and what to do.
+"""
+
+
+class MarginClearingError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class SettingsError(MarginClearingError):
+    """Settings that are missing, malformed or contradict each other."""
+
+
+class TopicError(MarginClearingError):
+    """A topic is missing or is not what the contract needs."""
+
+
+class InputError(MarginClearingError):
+    """An event that cannot be applied to an account: unknown symbol or asset, not a whole increment, out of range."""
+
+
+class ParameterError(InputError):
+    """A parameter record that breaks a rule. The version in force stays in force."""
+
+
+class BrokerError(MarginClearingError):
+    """Kafka refused something and trying again will not help."""
+
+
+class TransactionAborted(BrokerError):
+    """The transaction was dropped as a whole; the producer can begin another."""
+
+
+class ProducerFenced(BrokerError):
+    """Another process took over or the outcome is unknown: drop this producer and read the log again."""
+
+
+class TableError(MarginClearingError):
+    """Redis refused a write or holds something unexpected."""
+
+
+class TableFenced(TableError):
+    """A newer owner of the shard has written to its table: this one must not write any more."""
+
+
+class ShardError(MarginClearingError):
+    """The state of a shard and its log disagree: it must be taken again from the log."""
