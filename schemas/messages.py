@@ -277,9 +277,9 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.accounts.v1``, and the value of the account in Redis.
 
-    ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued, transfer
-    applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead letters that
-    could not be applied; the account is suspended until they are repaired and replayed.
+    ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued,
+    transfer applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead
+    letters that could not be applied; the account is suspended until they are repaired and replayed.
     """
 
     account: Identifier

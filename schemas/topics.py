@@ -44,7 +44,7 @@ class Topic:
 
     def config(self) -> dict[str, str]:
         """Topic configuration that creation sets; verification insists on ``cleanup.policy`` only."""
-        config = {"cleanup.policy": self.cleanup}
+        config: dict[str, str] = {"cleanup.policy": self.cleanup}
         if self.cleanup == "compact":
             config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(_DAY_MS)}
         elif self.retention_ms is not None:

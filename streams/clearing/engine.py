@@ -64,6 +64,7 @@ _PARAMETER = Decoder[Parameter](Parameter)
 _POLL_S = 0.002
 _IDLE_POLL_S = 0.1
 _TAKE_TIMEOUT_S = 60.0
+_RETAKES_MAX = 10
 _DEAD_LETTER_SHARD = 0
 """The owner of this shard writes the dead letters of the topics that every worker reads."""
 
@@ -86,6 +87,7 @@ class Engine:
         self._letters: list[tuple[Message, Exception]] = []
         self._last_commit = 0.0
         self._last_journal = 0.0
+        self._retakes = 0
 
     def run(self) -> None:
         """Own shards until told to stop.
@@ -294,6 +296,7 @@ class Engine:
         )
         producer.commit()
         self._letters.clear()
+        self._retakes = 0
         self._last_commit = time.monotonic()
         if journal_idle:
             self._last_journal = self._last_commit
@@ -426,6 +429,10 @@ class Engine:
         """Drop the memory of every shard, and the producer if it may be fenced; take them again from the log."""
         event(log, logging.WARNING, "retaking_all_shards", reason=str(error), shards=sorted(self._shards))
         RETAKES.inc()
+        self._retakes += 1
+        if self._retakes > _RETAKES_MAX:
+            raise ShardError(f"no commit succeeded in {_RETAKES_MAX} attempts; the last failed with: {error}") from error
+        self._stop.wait(min(0.05 * 2**self._retakes, 2.0) if self._retakes > 1 else 0)
         try:
             if isinstance(error, ProducerFenced):
                 raise error

@@ -1,0 +1,287 @@
+"""The command ``margin-clearing``: one sub-command a role or tool, all with the same settings.
+
+Parsing and printing only: each command calls one function of the room that does the work. Errors raised on purpose are
+printed in one line and end with exit code 2; everything else is a bug and shows its traceback.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from schemas.codec import DecodeError
+from streams import logs
+from streams.errors import MarginClearingError
+from streams.settings import Settings, describe, load
+
+app = typer.Typer(
+    name="margin-clearing",
+    help="Automated margin clearing beside a Kafka cluster: trades and prices in, liquidation commands out, exactly once.",
+    epilog="Settings: MARGIN_SECTION__FIELD in the environment (see `margin-clearing settings`), then the flags.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+T = TypeVar("T")
+
+BootstrapServers = Annotated[
+    str | None, typer.Option(help="Kafka's addresses, host:port,host:port [MARGIN_KAFKA__BOOTSTRAP_SERVERS]")
+]
+RedisUrl = Annotated[str | None, typer.Option(help="Redis or Valkey, redis://host:port/db [MARGIN_REDIS__URL]")]
+InstanceId = Annotated[
+    str | None, typer.Option(help="A name that survives restarts: static group membership [MARGIN_SERVICE__INSTANCE_ID]")
+]
+MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics here [MARGIN_SERVICE__METRICS_PORT]")]
+LogLevel = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR [MARGIN_SERVICE__LOG_LEVEL]")]
+LogFormat = Annotated[str | None, typer.Option(help="json or text [MARGIN_SERVICE__LOG_FORMAT]")]
+Shards = Annotated[int | None, typer.Option(help="Partitions of margin.events.v1 [MARGIN_TOPICS__SHARDS]")]
+
+
+def _settings(**flags: Any) -> Settings:
+    names = {
+        "bootstrap_servers": "kafka.bootstrap_servers",
+        "redis_url": "redis.url",
+        "instance_id": "service.instance_id",
+        "metrics_port": "service.metrics_port",
+        "log_level": "service.log_level",
+        "log_format": "service.log_format",
+        "shards": "topics.shards",
+        "partitions": "topics.partitions",
+        "replication_factor": "topics.replication_factor",
+    }
+    return load(overrides={names[flag]: value for flag, value in flags.items()})
+
+
+def _role(run: Callable[[Settings], None], **flags: Any) -> None:
+    settings = _settings(**flags)
+    logs.configure(settings.service.log_level, settings.service.log_format, settings.worker_name)
+    run(settings)
+
+
+@app.command()
+def router(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    instance_id: InstanceId = None,
+    metrics_port: MetricsPort = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run the router: trades, transfers and reports into frames by account shard, exactly once.
+
+    Start as many as trades.v1 has partitions. SIGTERM finishes the batch in hand and leaves the group.
+    """
+    from streams.routing.router import run
+
+    _role(
+        run,
+        bootstrap_servers=bootstrap_servers,
+        redis_url=redis_url,
+        instance_id=instance_id,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        log_format=log_format,
+    )
+
+
+@app.command()
+def oracle(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    instance_id: InstanceId = None,
+    metrics_port: MetricsPort = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run the oracle: many sources' prices into one validated mark a symbol, and the heartbeat.
+
+    One process publishes; a second one stands by and takes over when the first is gone.
+    """
+    from streams.oracle.app import run
+
+    _role(
+        run,
+        bootstrap_servers=bootstrap_servers,
+        redis_url=redis_url,
+        instance_id=instance_id,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        log_format=log_format,
+    )
+
+
+@app.command()
+def engine(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    instance_id: InstanceId = None,
+    metrics_port: MetricsPort = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run an engine: collateral state per account, and the liquidation commands.
+
+    Start as many as you like up to the partition count of margin.events.v1: they share the shards. SIGTERM commits,
+    hands the shards over and leaves.
+    """
+    from streams.clearing.engine import run
+
+    _role(
+        run,
+        bootstrap_servers=bootstrap_servers,
+        redis_url=redis_url,
+        instance_id=instance_id,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        log_format=log_format,
+    )
+
+
+@app.command()
+def topics(
+    bootstrap_servers: BootstrapServers = None,
+    shards: Shards = None,
+    partitions: Annotated[
+        int | None, typer.Option(help="Partitions of the exchange's topics, if created here [MARGIN_TOPICS__PARTITIONS]")
+    ] = None,
+    replication_factor: Annotated[
+        int | None, typer.Option(help="Replicas; -1 is the broker's default [MARGIN_TOPICS__REPLICATION_FACTOR]")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Create nothing, only compare")] = False,
+) -> None:
+    """Create the topics that are missing and verify the rest. Exit code 1 if anything is wrong.
+
+    Nothing is ever altered or deleted.
+    """
+    from streams.broker.admin import ensure_topics
+
+    settings = _settings(
+        bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
+    )
+    report = ensure_topics(settings, create=not verify)
+    for name in report.created:
+        console.print(f"created  {name}")
+    for name in report.right:
+        console.print(f"right    {name}")
+    for fault in report.wrong:
+        console.print(f"[red]wrong[/]    {fault}", highlight=False)
+    if report.wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def account(
+    account_id: Annotated[str, typer.Argument(metavar="ID", help="The account")],
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Show an account: balances, positions, equity, maintenance, health ratio, liquidation prices at current marks.
+
+    The account and the marks come from Redis, the parameters from Kafka.
+    """
+    from streams.console.account import read_account, show_account
+
+    view = read_account(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url), account_id)
+    if view is None:
+        console.print(f"no account {account_id!r}: it has never had a transfer, a trade or a command", highlight=False)
+        raise typer.Exit(1)
+    if as_json:
+        print(json.dumps(view.as_json(), indent=2))
+    else:
+        show_account(console, view)
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path | None, typer.Argument(help="JSON; standard input if not given", dir_okay=False)] = None,
+) -> None:
+    """Evaluate an account at given parameters and marks: equity, margins, liquidation prices and the plan.
+
+    Input: {"parameters": [records of risk.parameters.v1], "marks": {symbol: price}, "account": {"account", "balances":
+    {asset: amount}, "positions": [{"symbol", "quantity", "entry_price", "margin"?}]}}, or a list of such objects.
+    The code is the engine's own.
+    """
+    from streams.margin.evaluate import evaluate_request
+
+    try:
+        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    except OSError as error:
+        raise MarginClearingError(f"{file}: {error.strerror}") from None
+    sys.stdout.buffer.write(evaluate_request(data) + b"\n")
+
+
+@app.command()
+def demo(
+    trades: Annotated[Path | None, typer.Option(help="Recorded trades, CSV (.gz) as in the carried recording")] = None,
+    quotes: Annotated[Path | None, typer.Option(help="Recorded quotes, CSV (.gz) as in the carried recording")] = None,
+    speed: Annotated[float | None, typer.Option(help="Market seconds a second; 1 is real time")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Play only the first so many seconds of the market")] = None,
+    accounts: Annotated[int | None, typer.Option(help="Size of the drawn population")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn")] = None,
+    engines: Annotated[int | None, typer.Option(help="Engine processes")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write the summary as JSON here")] = None,
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Replay a recorded market through the whole pipeline and check the result. Exit code 1 if a check fails.
+
+    Starts a local Kafka and Valkey unless addresses are given. The quotes and trades are real; the accounts are drawn.
+    """
+    from streams.demo.run import DemoOptions, run_demo
+
+    given = {
+        "trades": trades,
+        "quotes": quotes,
+        "speed": speed,
+        "seconds": seconds,
+        "accounts": accounts,
+        "seed": seed,
+        "engines": engines,
+        "summary": summary,
+        "bootstrap_servers": bootstrap_servers,
+        "redis_url": redis_url,
+    }
+    raise typer.Exit(run_demo(DemoOptions(**{name: value for name, value in given.items() if value is not None})))
+
+
+@app.command()
+def local(
+    kafka_port: Annotated[int, typer.Option(help="Port of Kafka; 0 takes a free one")] = 0,
+    redis_port: Annotated[int, typer.Option(help="Port of Valkey; 0 takes a free one")] = 0,
+    keep_data: Annotated[Path | None, typer.Option(help="Keep the data here and use it again next time")] = None,
+) -> None:
+    """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C."""
+    from infra.local.stack import run_local
+
+    run_local(kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data)
+
+
+@app.command()
+def settings() -> None:
+    """Show the settings in force and where each is set. Secrets are masked."""
+    table = Table("variable", "value", box=None)
+    for section, fields in describe(load()).items():
+        for field, value in fields.items():
+            table.add_row(f"MARGIN_{section.upper()}__{field.upper()}", str(value))
+    console.print(table)
+
+
+def main() -> None:
+    """The entry point of ``margin-clearing``."""
+    try:
+        app()
+    except (MarginClearingError, DecodeError) as error:
+        print(f"margin-clearing: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

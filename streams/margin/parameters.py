@@ -1,0 +1,458 @@
+"""The rules in force: what the records of ``risk.parameters.v1`` mean, checked in full before any of it is used.
+
+A set of parameters is immutable; taking in a record gives a new set or a ParameterError, never half of one. What holds
+between records (an instrument and its settle asset) is checked as soon as both are known, so their order is free.
+Reading the topic, and what to do with a refused record, is left to the caller.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from itertools import pairwise
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.parameters import (
+    AssetParameters,
+    InstrumentParameters,
+    OracleParameters,
+    Parameter,
+    PolicyParameters,
+)
+from schemas.types import FRACTION_DIGITS_MAX
+from streams.errors import InputError, ParameterError
+from streams.margin.fixed_point import EXACT, fraction_digits, parse_decimal
+
+Floats = npt.NDArray[np.float64]
+
+DECIMALS_DEFAULT = 8
+"""``decimals`` of an asset whose record does not say. The ledger then holds as many more as its instruments need."""
+
+HEALTH_RATIO_PLACES = 8
+"""Decimal places of a health ratio, and the most that a margin-call level may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarginStep:
+    """A notional tier with its deductions: from its floor up, margin = notional * rate - deduction."""
+
+    notional_floor: Decimal
+    maintenance_rate: Decimal
+    initial_rate: Decimal
+    maintenance_deduction: Decimal
+    initial_deduction: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class CollateralStep:
+    """A quantity tier: up to the next floor, credit = quantity * weight + offset, ``offset`` being what the tiers
+    below are worth beyond this tier's weight."""
+
+    quantity_floor: Decimal
+    weight: Decimal
+    offset: Decimal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instrument:
+    """A linear contract and its margin rules. Notionals are in the settle asset, rates are fractions of one.
+
+    ``floors``, ``maintenance_rates`` and ``maintenance_deductions`` are float64[tiers], the nearest doubles of the steps.
+    """
+
+    symbol: str
+    settle_asset: str
+    price_increment: Decimal
+    quantity_increment: Decimal
+    steps: tuple[MarginStep, ...]
+    liquidation_fee: Decimal
+    insurance_fee: Decimal
+    max_order_notional: Decimal | None
+    version: int
+    floors: Floats
+    maintenance_rates: Floats
+    maintenance_deductions: Floats
+
+    @property
+    def fees(self) -> Decimal:
+        """What a liquidation costs the account, as a fraction of the notional closed."""
+        with localcontext(EXACT):
+            return self.liquidation_fee + self.insurance_fee
+
+    @property
+    def cash_decimals(self) -> int:
+        """Decimal places that hold every price times every quantity."""
+        return fraction_digits(self.price_increment) + fraction_digits(self.quantity_increment)
+
+    def step_of(self, notional: Decimal) -> MarginStep:
+        """The tier of ``notional`` (>= 0); at a floor the two tiers agree and the lower one is given."""
+        for step in reversed(self.steps):
+            if notional > step.notional_floor:
+                return step
+        return self.steps[0]
+
+    def maintenance(self, notional: Decimal) -> Decimal:
+        """Maintenance margin of a position of ``notional`` (>= 0): N * r_n - D_n, in the settle asset."""
+        step = self.step_of(notional)
+        with localcontext(EXACT):
+            return notional * step.maintenance_rate - step.maintenance_deduction
+
+    def initial(self, notional: Decimal) -> Decimal:
+        """Initial margin of a position of ``notional`` (>= 0), in the settle asset."""
+        step = self.step_of(notional)
+        with localcontext(EXACT):
+            return notional * step.initial_rate - step.initial_deduction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AssetRules:
+    """A collateral or settle asset: credit by quantity tiers, debt times ``liability_weight``.
+
+    ``weights`` and ``offsets`` are float64[tiers], the nearest doubles of the steps.
+    """
+
+    asset: str
+    decimals: int
+    price_symbol: str | None
+    steps: tuple[CollateralStep, ...]
+    liability_weight: Decimal
+    version: int
+    weights: Floats
+    offsets: Floats
+
+    @property
+    def decimals_given(self) -> bool:
+        """Whether the record fixes the minor unit. One that leaves the default does not."""
+        return self.decimals != DECIMALS_DEFAULT
+
+    def weighted(self, quantity: Decimal) -> Decimal:
+        """The quantity that counts: debt in full and more, credit tier by tier. Concave in ``quantity``."""
+        with localcontext(EXACT):
+            if quantity <= 0:
+                return quantity * self.liability_weight
+            for step in reversed(self.steps):
+                if quantity > step.quantity_floor:
+                    return quantity * step.weight + step.offset
+        raise AssertionError("the first tier starts at 0")
+
+    def weight_below(self, quantity: Decimal) -> Decimal:
+        """The slope of :meth:`weighted` to the left of ``quantity``: what the next unit paid out costs."""
+        if quantity <= 0:
+            return self.liability_weight
+        return next(step.weight for step in reversed(self.steps) if quantity > step.quantity_floor)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What holds for every account. ``margin_call_levels`` are strictly decreasing and above 1."""
+
+    liquidation_buffer_rate: Decimal
+    margin_call_levels: tuple[Decimal, ...]
+    command_ttl_ms: int
+    version: int
+
+
+class RiskParameters:
+    """An immutable, checked set of parameter records.
+
+    ``instruments``, ``assets`` and ``oracle`` map a symbol or asset to its rules. An instrument whose settle asset is not
+    known yet is there; whoever needs the asset raises InputError.
+    """
+
+    __slots__ = ("_records", "assets", "instruments", "oracle", "policy")
+
+    instruments: Mapping[str, Instrument]
+    assets: Mapping[str, AssetRules]
+    oracle: Mapping[str, OracleParameters]
+    policy: Policy
+
+    def __init__(
+        self,
+        records: Mapping[str, Parameter],
+        instruments: Mapping[str, Instrument],
+        assets: Mapping[str, AssetRules],
+        oracle: Mapping[str, OracleParameters],
+        policy: Policy,
+    ) -> None:
+        """Use :meth:`empty`, :meth:`build` and :meth:`with_record` instead: they check."""
+        self._records = records
+        self.instruments = MappingProxyType(dict(instruments))
+        self.assets = MappingProxyType(dict(assets))
+        self.oracle = MappingProxyType(dict(oracle))
+        self.policy = policy
+
+    @classmethod
+    def empty(cls) -> "RiskParameters":
+        """No instrument, no asset, the default policy."""
+        return cls({}, {}, {}, {}, _policy(PolicyParameters()))
+
+    @classmethod
+    def build(cls, records: Iterable[Parameter]) -> "RiskParameters":
+        """The set that ``records`` form; of several with one key the last counts.
+
+        Raises:
+            ParameterError: a record breaks a rule, or two of them contradict each other.
+        """
+        return cls._derive({record.key: record for record in records})
+
+    @property
+    def records(self) -> Mapping[str, Parameter]:
+        """The records in force by key."""
+        return MappingProxyType(dict(self._records))
+
+    def with_record(self, record: Parameter) -> "RiskParameters":
+        """The set with ``record`` in force in place of the one with its key. ``self`` stays as it is.
+
+        Raises:
+            ParameterError: the record breaks a rule or contradicts another; the text says which and why.
+        """
+        instruments, assets, oracle, policy = dict(self.instruments), dict(self.assets), dict(self.oracle), self.policy
+        match record:
+            case InstrumentParameters():
+                instrument = _instrument(record)
+                instruments[record.symbol] = instrument
+                if instrument.settle_asset in assets:
+                    _check_settlement(instrument, assets[instrument.settle_asset])
+            case AssetParameters():
+                asset = _asset(record)
+                assets[record.asset] = asset
+                for instrument in instruments.values():
+                    if instrument.settle_asset == asset.asset:
+                        _check_settlement(instrument, asset)
+            case PolicyParameters():
+                policy = _policy(record)
+            case OracleParameters():
+                oracle[record.symbol] = _oracle(record)
+        return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy)
+
+    def without(self, key: str) -> "RiskParameters":
+        """The set without the record of ``key`` (``type:id``), as a tombstone leaves it; a policy falls back to the
+        default one. An unknown key changes nothing."""
+        if key not in self._records:
+            return self
+        kind, _, name = key.partition(":")
+        return RiskParameters(
+            {known: record for known, record in self._records.items() if known != key},
+            {symbol: rules for symbol, rules in self.instruments.items() if (kind, symbol) != ("instrument", name)},
+            {asset: rules for asset, rules in self.assets.items() if (kind, asset) != ("asset", name)},
+            {symbol: rules for symbol, rules in self.oracle.items() if (kind, symbol) != ("oracle", name)},
+            _policy(PolicyParameters()) if kind == "policy" else self.policy,
+        )
+
+    def instrument(self, symbol: str) -> Instrument:
+        """The rules of ``symbol``.
+
+        Raises:
+            InputError: there are none.
+        """
+        try:
+            return self.instruments[symbol]
+        except KeyError:
+            raise InputError(f"symbol {symbol}: no instrument of that name in risk.parameters.v1") from None
+
+    def asset(self, asset: str) -> AssetRules:
+        """The rules of ``asset``.
+
+        Raises:
+            InputError: there are none.
+        """
+        try:
+            return self.assets[asset]
+        except KeyError:
+            raise InputError(f"asset {asset}: no asset of that name in risk.parameters.v1") from None
+
+    def cash_decimals(self, asset: str) -> int:
+        """Decimal places in which the ledger holds ``asset``: its own, or more if an instrument settled in it needs
+        them (which is refused when the record fixes its decimals)."""
+        settled = (rules.cash_decimals for rules in self.instruments.values() if rules.settle_asset == asset)
+        return max(self.asset(asset).decimals, *settled, 0)
+
+    @classmethod
+    def _derive(cls, records: dict[str, Parameter]) -> "RiskParameters":
+        instruments, assets, oracle = {}, {}, {}
+        policy = _policy(PolicyParameters())
+        for record in records.values():
+            match record:
+                case InstrumentParameters():
+                    instruments[record.symbol] = _instrument(record)
+                case AssetParameters():
+                    assets[record.asset] = _asset(record)
+                case PolicyParameters():
+                    policy = _policy(record)
+                case OracleParameters():
+                    oracle[record.symbol] = _oracle(record)
+        for instrument in instruments.values():
+            if instrument.settle_asset in assets:
+                _check_settlement(instrument, assets[instrument.settle_asset])
+        return cls(records, instruments, assets, oracle, policy)
+
+
+# --- one record ------------------------------------------------------------------------------------------------------
+
+
+def _instrument(record: InstrumentParameters) -> Instrument:
+    number = _Reader(record.key)
+    steps = _margin_steps(record, number)
+    liquidation_fee = number("liquidation_fee", record.liquidation_fee)
+    insurance_fee = number("insurance_fee", record.insurance_fee)
+    with localcontext(EXACT):
+        number.require(liquidation_fee + insurance_fee < 1, "liquidation_fee + insurance_fee must be below 1")
+    price_increment = number.positive("price_increment", record.price_increment)
+    quantity_increment = number.positive("quantity_increment", record.quantity_increment)
+    limit = record.max_order_notional
+    instrument = Instrument(
+        symbol=record.symbol,
+        settle_asset=record.settle_asset,
+        price_increment=price_increment,
+        quantity_increment=quantity_increment,
+        steps=steps,
+        liquidation_fee=liquidation_fee,
+        insurance_fee=insurance_fee,
+        max_order_notional=None if limit is None else number.positive("max_order_notional", limit),
+        version=record.version,
+        floors=_floats([step.notional_floor for step in steps]),
+        maintenance_rates=_floats([step.maintenance_rate for step in steps]),
+        maintenance_deductions=_floats([step.maintenance_deduction for step in steps]),
+    )
+    number.require(
+        instrument.cash_decimals <= FRACTION_DIGITS_MAX,
+        f"price_increment x quantity_increment has {instrument.cash_decimals} decimals, more than the ledger's 18",
+    )
+    return instrument
+
+
+def _margin_steps(record: InstrumentParameters, number: "_Reader") -> tuple[MarginStep, ...]:
+    number.require(bool(record.margin_tiers), "margin_tiers must not be empty")
+    floors = [number("margin_tiers.notional_floor", tier.notional_floor) for tier in record.margin_tiers]
+    rates = [number("margin_tiers.maintenance_rate", tier.maintenance_rate) for tier in record.margin_tiers]
+    initials = [number("margin_tiers.initial_rate", tier.initial_rate) for tier in record.margin_tiers]
+    number.require(floors[0] == 0, "margin_tiers: the first notional_floor must be 0")
+    number.require(_rising(floors, strict=True), "margin_tiers: notional_floor must increase from tier to tier")
+    number.require(rates[0] > 0, "margin_tiers: maintenance_rate must be above 0")
+    number.require(_rising(rates), "margin_tiers: maintenance_rate must not decrease from tier to tier")
+    number.require(_rising(initials), "margin_tiers: initial_rate must not decrease from tier to tier")
+    number.require(rates[-1] < 1, "margin_tiers: maintenance_rate must be below 1")
+    number.require(initials[-1] <= 1, "margin_tiers: initial_rate must be at most 1")
+    number.require(
+        all(initial >= rate for initial, rate in zip(initials, rates, strict=True)),
+        "margin_tiers: initial_rate must be at least maintenance_rate",
+    )
+    maintenance, initial = _deductions(floors, rates), _deductions(floors, initials)
+    return tuple(MarginStep(*fields) for fields in zip(floors, rates, initials, maintenance, initial, strict=True))
+
+
+def _deductions(floors: list[Decimal], rates: list[Decimal]) -> list[Decimal]:
+    """D_0 = 0, D_n = D_{n-1} + floor_n * (r_n - r_{n-1}): what makes the margin continuous from tier to tier."""
+    deductions = [Decimal(0)]
+    with localcontext(EXACT):
+        for floor, (below, rate) in zip(floors[1:], pairwise(rates), strict=True):
+            deductions.append(deductions[-1] + floor * (rate - below))
+    return deductions
+
+
+def _asset(record: AssetParameters) -> AssetRules:
+    number = _Reader(record.key)
+    number.require(bool(record.collateral_tiers), "collateral_tiers must not be empty")
+    floors = [number("collateral_tiers.quantity_floor", tier.quantity_floor) for tier in record.collateral_tiers]
+    weights = [number("collateral_tiers.weight", tier.weight) for tier in record.collateral_tiers]
+    liability_weight = number("liability_weight", record.liability_weight)
+    number.require(floors[0] == 0, "collateral_tiers: the first quantity_floor must be 0")
+    number.require(_rising(floors, strict=True), "collateral_tiers: quantity_floor must increase from tier to tier")
+    number.require(_rising(weights[::-1]), "collateral_tiers: weight must not increase from tier to tier")
+    number.require(0 <= weights[-1] and weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
+    number.require(liability_weight >= 1, "liability_weight must be at least 1")
+    number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
+    with localcontext(EXACT):
+        offsets = [-deduction for deduction in _deductions(floors, weights)]
+    return AssetRules(
+        asset=record.asset,
+        decimals=record.decimals,
+        price_symbol=record.price_symbol,
+        steps=tuple(CollateralStep(*fields) for fields in zip(floors, weights, offsets, strict=True)),
+        liability_weight=liability_weight,
+        version=record.version,
+        weights=_floats(weights),
+        offsets=_floats(offsets),
+    )
+
+
+def _policy(record: PolicyParameters) -> Policy:
+    number = _Reader(record.key)
+    buffer = number("liquidation_buffer_rate", record.liquidation_buffer_rate)
+    number.require(buffer < 1, "liquidation_buffer_rate must be below 1")
+    levels = tuple(number("margin_call_levels", level) for level in record.margin_call_levels)
+    number.require(all(level > 1 for level in levels), "margin_call_levels must be above 1")
+    number.require(_rising(list(levels[::-1]), strict=True), "margin_call_levels must decrease")
+    number.require(
+        all(fraction_digits(level) <= HEALTH_RATIO_PLACES for level in levels),
+        f"margin_call_levels have at most {HEALTH_RATIO_PLACES} decimals",
+    )
+    return Policy(buffer, levels, record.command_ttl_ms, record.version)
+
+
+def _oracle(record: OracleParameters) -> OracleParameters:
+    number = _Reader(record.key)
+    number.require(record.minimum_sources <= len(record.sources), "minimum_sources is more than there are sources")
+    for source, weight in record.sources.items():
+        number.positive(f"sources.{source}", weight)
+    number.require(number("max_confidence_ratio", record.max_confidence_ratio) <= 1, "max_confidence_ratio is above 1")
+    number.positive("max_deviation", record.max_deviation)
+    number.positive("max_jump", record.max_jump)
+    return record
+
+
+# --- two records -----------------------------------------------------------------------------------------------------
+
+
+def _check_settlement(instrument: Instrument, asset: AssetRules) -> None:
+    where = f"instrument:{instrument.symbol} settled in asset:{asset.asset}"
+    if asset.price_symbol == instrument.symbol:
+        raise ParameterError(
+            f"{where}: the instrument prices the asset it is settled in, so its value is not linear in its mark; "
+            "give the asset another price_symbol"
+        )
+    if asset.decimals_given and instrument.cash_decimals > asset.decimals:
+        raise ParameterError(
+            f"{where}: price_increment x quantity_increment has {instrument.cash_decimals} decimals, the asset "
+            f"{asset.decimals}; a fill would not be a whole number of minor units"
+        )
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads the numbers of one record; errors name the record and the field."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, field: str, text: str) -> Decimal:
+        try:
+            value = parse_decimal(text)
+        except InputError as error:
+            raise ParameterError(f"{self._key}: {field}: {error}") from None
+        self.require(value >= 0, f"{field} must not be negative")
+        return value
+
+    def positive(self, field: str, text: str) -> Decimal:
+        value = self(field, text)
+        self.require(value > 0, f"{field} must be above 0")
+        return value
+
+    def require(self, holds: bool, reason: str) -> None:
+        if not holds:
+            raise ParameterError(f"{self._key}: {reason}")
+
+
+def _rising(values: list[Decimal], *, strict: bool = False) -> bool:
+    return all(low < high if strict else low <= high for low, high in pairwise(values))
+
+
+def _floats(values: list[Decimal]) -> Floats:
+    array = np.array([float(value) for value in values], dtype=np.float64)
+    array.setflags(write=False)
+    return array
+

@@ -1,0 +1,849 @@
+"""One shard's margin groups as columns: the exact integer ledger, and its evaluation as float64 screens.
+
+Applying a fill or a transfer is exact or refused with nothing changed. Evaluating gives equity and maintenance of any
+rows in one pass of NumPy with a bound on their error, so that whatever is further from its limit than the bound needs no
+exact decision; the rest is decided by ``health`` on the exact view that :meth:`Portfolio.group` makes. Which rows to
+look at, and what to do about them, is left to the caller.
+
+Layout. A row is a group. Positions are slots of one table, those of a row chained by ``next`` from the row's head, so a
+fill costs a short walk and a full evaluation one sequential pass. Balances are one dense column an asset. All of it is
+int64: lots (quantity increments) and ledger units (10**-k of an asset, k as ``RiskParameters.cash_decimals`` says).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.types import CROSS, FRACTION_DIGITS_MAX
+from streams.errors import InputError, ParameterError
+from streams.margin.fixed_point import (
+    EXACT,
+    INT64_MAX,
+    decimal_units,
+    fraction_digits,
+    from_units,
+    parse_decimal,
+    parse_units,
+    to_units,
+    units_limit,
+)
+from streams.margin.group import Group, Position
+from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+
+Rows = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+_CACHE_ENTRIES_MAX = 1 << 15
+_ROWS_START = 1024
+_SLOTS_START = 4096
+_LONG_WALK = 8
+_VACANT = 0
+"""Symbol id of slots that hold no position: always live, worth nothing."""
+
+_UNIT_ROUNDOFF = 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Screens of n rows, in the order asked for, in the unit of account.
+
+    ``equity``, ``maintenance``: float64[n]. ``error``: float64[n], a bound on |true - computed| of the two together.
+    ``decidable``: bool[n], every mark the row needs is there and live; where it is not, the figures mean nothing.
+    """
+
+    equity: Floats
+    maintenance: Floats
+    error: Floats
+    decidable: Bools
+
+
+class _Units(dict[str, int]):
+    """Decimal strings seen lately and the whole number of units they are. A hit costs a dictionary look-up."""
+
+    __slots__ = ("_decimals", "_factor", "_step", "_what")
+
+    def __init__(self, what: str, decimals: int, step: int, factor: int) -> None:
+        """A string must be a multiple of ``step`` * 10**-decimals; it maps to that multiple times ``factor``."""
+        super().__init__()
+        self._what, self._decimals, self._step, self._factor = what, decimals, step, factor
+
+    def __missing__(self, text: str) -> int:
+        try:
+            steps, rest = divmod(parse_units(text, self._decimals), self._step)
+        except InputError as error:
+            raise InputError(f"{self._what}: {error}") from None
+        if rest:
+            raise InputError(f"{self._what}: {text} is not a multiple of {from_units(self._step, self._decimals)}")
+        if len(self) >= _CACHE_ENTRIES_MAX:
+            self.clear()
+        self[text] = units = steps * self._factor
+        return units
+
+
+class _Contract:
+    """What applying a fill of one symbol needs, compiled from the parameters."""
+
+    __slots__ = ("asset_id", "balance", "cash_limit", "cash_per_lot", "fees", "lots", "symbol_id")
+
+    def __init__(self, instrument: Instrument, symbol_id: int, settle: "_Account", rules: AssetRules) -> None:
+        symbol = instrument.symbol
+        price_digits = fraction_digits(instrument.price_increment)
+        lot_digits = fraction_digits(instrument.quantity_increment)
+        tick = to_units(instrument.price_increment, price_digits)
+        lot = to_units(instrument.quantity_increment, lot_digits)
+        self.symbol_id = symbol_id
+        self.asset_id = settle.asset_id
+        self.cash_limit = settle.limit
+        self.lots = _Units(f"symbol {symbol}: quantity", lot_digits, lot, 1)
+        scale: int = 10 ** (settle.decimals - price_digits - lot_digits)
+        self.cash_per_lot = _Units(f"symbol {symbol}: price", price_digits, tick, tick * lot * scale)
+        self.fees = _Units(
+            f"symbol {symbol}: fee in {rules.asset}", rules.decimals, 1, 10 ** (settle.decimals - rules.decimals)
+        )
+
+
+class _Account:
+    """The balance column of one asset. ``decimals`` is the ledger's scale, at least that of the asset."""
+
+    __slots__ = ("asset", "asset_id", "decimals", "limit", "units", "view")
+
+    def __init__(self, asset: str, asset_id: int, decimals: int, rows: int) -> None:
+        self.asset, self.asset_id = asset, asset_id
+        self.units: Ints = np.zeros(rows, dtype=np.int64)
+        self.view = memoryview(self.units)
+        self.rescale(decimals)
+
+    def rescale(self, decimals: int) -> None:
+        self.decimals, self.limit = decimals, units_limit(decimals)
+
+    def resize(self, rows: int) -> None:
+        self.units = _grown(self.units, rows)
+        self.view = memoryview(self.units)
+
+
+class Portfolio:
+    """The margin groups of one shard. Rows are small integers, given by :meth:`open_group` and reused once dropped."""
+
+    def __init__(self, parameters: RiskParameters) -> None:
+        self._parameters = RiskParameters.empty()
+        self._marks: dict[str, Decimal] = {}
+        self._live: dict[str, bool] = {}
+        self.marks: Mapping[str, Decimal] = MappingProxyType(self._marks)
+        self._accounts: list[str] = []
+        self._margins: list[str] = []
+        self._cross: dict[str, int] = {}
+        self._isolated: dict[str, dict[str, int]] = {}
+        self._free_rows: list[int] = []
+        self._symbol_ids: dict[str, int] = {"": _VACANT}
+        self._symbols: list[str] = [""]
+        self._ledger: dict[str, _Account] = {}
+        self._ledger_by_id: list[_Account] = []
+        self._contracts: dict[str, _Contract] = {}
+        self._slots_used = 0
+        self._free_slot = -1
+        self._head = np.full(_ROWS_START, -1, dtype=np.int64)
+        self._slot_row = np.zeros(_SLOTS_START, dtype=np.int64)
+        self._slot_symbol = np.zeros(_SLOTS_START, dtype=np.int64)
+        self._slot_next = np.full(_SLOTS_START, -1, dtype=np.int64)
+        self._lots = np.zeros(_SLOTS_START, dtype=np.int64)
+        self._cash = np.zeros(_SLOTS_START, dtype=np.int64)
+        self._view()
+        self._prices = _PriceTables()
+        self.set_parameters(parameters)
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> RiskParameters:
+        """The parameters in force."""
+        return self._parameters
+
+    def set_parameters(self, parameters: RiskParameters) -> None:
+        """Put ``parameters`` in force and express the ledger in them.
+
+        Raises:
+            ParameterError: a symbol or asset that a group holds is gone or settled otherwise, or a quantity or an amount
+                held is not a whole number of the new increments, or leaves int64. Everything stays as it was.
+        """
+        scales = self._new_scales(parameters)
+        lots, cash, balances = self._lots.copy(), self._cash.copy(), {}
+        for symbol, symbol_id in self._symbol_ids.items():
+            if symbol_id != _VACANT:
+                self._express_positions(symbol, symbol_id, parameters, scales, lots, cash)
+        for asset, account in self._ledger.items():
+            if scales[asset] != account.decimals:
+                balances[asset] = _rescaled(account.units, scales[asset] - account.decimals, f"balances in {asset}")
+        self._lots, self._cash = lots, cash
+        for asset, units in balances.items():
+            self._ledger[asset].units = units
+            self._ledger[asset].view = memoryview(units)
+        self._adopt(parameters, scales)
+
+    def _new_scales(self, parameters: RiskParameters) -> dict[str, int]:
+        """The ledger's decimals by asset: what the parameters need, and no less than what is held needs."""
+        scales = {asset: parameters.cash_decimals(asset) for asset in parameters.assets}
+        for asset, account in self._ledger.items():
+            held = [account.units[account.units != 0], self._cash_settled_in(asset)]
+            if not any(units.size for units in held):
+                scales.setdefault(asset, account.decimals)
+                continue
+            if asset not in parameters.assets:
+                raise ParameterError(f"asset {asset} is held and cannot be removed")
+            dropped = account.decimals - scales[asset]
+            if dropped > 0 and any((units % 10**dropped).any() for units in held):
+                before = self._parameters.assets[asset].decimals
+                if parameters.assets[asset].decimals < before:
+                    raise ParameterError(f"asset {asset}: amounts held need more than {scales[asset]} decimals")
+                scales[asset] = account.decimals
+        return scales
+
+    def _cash_settled_in(self, asset: str) -> Ints:
+        ids = [
+            self._symbol_ids[symbol]
+            for symbol, rules in self._parameters.instruments.items()
+            if rules.settle_asset == asset and symbol in self._symbol_ids
+        ]
+        used = self._slots_used
+        held: Ints = self._cash[:used][np.isin(self._slot_symbol[:used], ids)]
+        return held[held != 0]
+
+    def _express_positions(
+        self,
+        symbol: str,
+        symbol_id: int,
+        parameters: RiskParameters,
+        scales: Mapping[str, int],
+        lots: Ints,
+        cash: Ints,
+    ) -> None:
+        """Restate the slots of ``symbol`` in place in the copies ``lots`` and ``cash``."""
+        before, after = self._parameters.instruments.get(symbol), parameters.instruments.get(symbol)
+        if before is None:
+            return
+        if after is not None and after.quantity_increment == before.quantity_increment:
+            asset = self._ledger.get(before.settle_asset)
+            same_scale = asset is None or scales[before.settle_asset] == asset.decimals
+            if same_scale and after.settle_asset == before.settle_asset:
+                return
+        slots = np.flatnonzero(self._slot_symbol == symbol_id)
+        if not slots.size:
+            return
+        if after is None or after.settle_asset != before.settle_asset:
+            raise ParameterError(f"symbol {symbol} has open positions: it cannot be removed or settled otherwise")
+        digits = max(fraction_digits(before.quantity_increment), fraction_digits(after.quantity_increment))
+        old, new = to_units(before.quantity_increment, digits), to_units(after.quantity_increment, digits)
+        lots[slots] = _restated(lots[slots], old, new, f"symbol {symbol}: positions held")
+        change = scales[before.settle_asset] - self._ledger[before.settle_asset].decimals
+        cash[slots] = _rescaled(cash[slots], change, f"symbol {symbol}: position cash held")
+
+    def _adopt(self, parameters: RiskParameters, scales: Mapping[str, int]) -> None:
+        self._parameters = parameters
+        for asset in parameters.assets:
+            if asset in self._ledger:
+                self._ledger[asset].rescale(scales[asset])
+            else:
+                account = _Account(asset, len(self._ledger_by_id), scales[asset], self._head.size)
+                self._ledger[asset] = account
+                self._ledger_by_id.append(account)
+        for symbol in parameters.instruments:
+            if symbol not in self._symbol_ids:
+                self._symbol_ids[symbol] = len(self._symbols)
+                self._symbols.append(symbol)
+        self._contracts = {
+            symbol: _Contract(
+                instrument,
+                self._symbol_ids[symbol],
+                self._ledger[instrument.settle_asset],
+                parameters.assets[instrument.settle_asset],
+            )
+            for symbol, instrument in parameters.instruments.items()
+            if instrument.settle_asset in parameters.assets
+        }
+        self._view()
+        self._prices.rebuild(parameters, self._symbol_ids, self._ledger_by_id)
+        self._prices.refresh(self._marks, self._live)
+
+    # --- groups ------------------------------------------------------------------------------------------------------
+
+    def open_group(self, account: str, margin: str) -> int:
+        """The row of a group, made if it is not there."""
+        row = self.find_group(account, margin)
+        if row is not None:
+            return row
+        if self._free_rows:
+            row = self._free_rows.pop()
+            self._accounts[row], self._margins[row] = account, margin
+        else:
+            row = len(self._accounts)
+            if row == self._head.size:
+                self._grow_rows()
+            self._accounts.append(account)
+            self._margins.append(margin)
+        if margin == CROSS:
+            self._cross[account] = row
+        else:
+            self._isolated.setdefault(account, {})[margin] = row
+        return row
+
+    def find_group(self, account: str, margin: str) -> int | None:
+        """The row of a group, None if there is none."""
+        if margin == CROSS:
+            return self._cross.get(account)
+        isolated = self._isolated.get(account)
+        return None if isolated is None else isolated.get(margin)
+
+    def account_of(self, row: int) -> str:
+        """The account that a row belongs to."""
+        return self._accounts[row]
+
+    def margin_of(self, row: int) -> str:
+        """``cross`` or the symbol of the isolated position."""
+        return self._margins[row]
+
+    def groups_of(self, account: str) -> list[int]:
+        """The rows of an account, cross first, then isolated ones by symbol."""
+        isolated = self._isolated.get(account, {})
+        cross = self._cross.get(account)
+        rows = [isolated[margin] for margin in sorted(isolated)]
+        return rows if cross is None else [cross, *rows]
+
+    def drop_group(self, row: int) -> None:
+        """Forget an empty group; its row will be reused.
+
+        Raises:
+            InputError: the group still holds something.
+        """
+        if not self.is_empty(row):
+            raise InputError(f"account {self._accounts[row]}: group {self._margins[row]} is not empty")
+        account, margin = self._accounts[row], self._margins[row]
+        if self.find_group(account, margin) != row:
+            return
+        if margin == CROSS:
+            del self._cross[account]
+        else:
+            del self._isolated[account][margin]
+            if not self._isolated[account]:
+                del self._isolated[account]
+        self._accounts[row] = self._margins[row] = ""
+        self._free_rows.append(row)
+
+    @property
+    def row_count(self) -> int:
+        """Rows given out so far, dropped ones included: every row is below."""
+        return len(self._accounts)
+
+    @property
+    def position_count(self) -> int:
+        """Open positions of all groups."""
+        return int(np.count_nonzero(self._slot_symbol[: self._slots_used]))
+
+    # --- the ledger --------------------------------------------------------------------------------------------------
+
+    def apply_fill(self, row: int, symbol: str, quantity: str, price: str, fee: str) -> None:
+        """Add a fill of signed ``quantity`` at ``price``; ``fee`` (negative: a rebate) goes to the settle asset.
+
+        A fill that makes the position exactly flat moves its cash to the balance of the settle asset.
+
+        Raises:
+            InputError: unknown symbol, no settle asset, not a whole number of increments or minor units, a quantity of 0,
+                a price not above 0, outside int64. Nothing is changed.
+        """
+        try:
+            contract = self._contracts[symbol]
+        except KeyError:
+            raise self._no_contract(symbol) from None
+        try:
+            lots = contract.lots[quantity]
+            per_lot = contract.cash_per_lot[price]
+            paid = contract.fees[fee]
+        except TypeError:
+            raise InputError(f"symbol {symbol}: quantity, price and fee must be decimal strings") from None
+        if per_lot <= 0 or not lots:
+            raise InputError(f"symbol {symbol}: a fill of {quantity} at {price}: quantity 0 or price not above 0")
+        symbol_id, balances = contract.symbol_id, contract.balance
+        symbols, following = self._slot_symbol_view, self._slot_next_view
+        first = slot = self._head_view[row]
+        before, steps = -1, 0
+        while slot >= 0 and symbols[slot] != symbol_id:
+            before, slot = slot, following[slot]
+            steps += 1
+        cash = -lots * per_lot
+        if slot >= 0:
+            lots += self._lots_view[slot]
+            cash += self._cash_view[slot]
+        balance = balances[row] - paid
+        if not lots:
+            balance, cash = balance + cash, 0
+        limit = contract.cash_limit
+        if not (-limit <= cash <= limit and -limit <= balance <= limit and -INT64_MAX <= lots <= INT64_MAX):
+            raise InputError(f"symbol {symbol}: a fill of {quantity} at {price} leaves the 64 bits of the ledger")
+        if slot < 0:
+            if lots:
+                slot = self._new_slot(row, symbol_id, first)
+                self._lots_view[slot] = lots
+                self._cash_view[slot] = cash
+        elif lots:
+            self._lots_view[slot] = lots
+            self._cash_view[slot] = cash
+            if steps > _LONG_WALK:
+                self._move_first(row, slot, before, first)
+        else:
+            self._free(row, slot, before)
+        balances[row] = balance
+
+    def apply_transfer(self, row: int, asset: str, amount: str) -> None:
+        """Add a signed ``amount`` to a balance.
+
+        Raises:
+            InputError: unknown asset, not a whole number of its minor units, outside int64. Nothing is changed.
+        """
+        account, rules = self._account(asset)
+        try:
+            change = parse_units(amount, rules.decimals) * 10 ** (account.decimals - rules.decimals)
+        except InputError as error:
+            raise InputError(f"asset {asset}: {error}") from None
+        balance = account.view[row] + change
+        if not -account.limit <= balance <= account.limit:
+            raise InputError(f"asset {asset}: a balance of {from_units(balance, account.decimals)} leaves the ledger")
+        account.view[row] = balance
+
+    def load_group(
+        self, row: int, balances: Mapping[str, str], positions: Iterable[tuple[str, str, str]]
+    ) -> None:
+        """Make ``row`` hold exactly ``balances`` (asset: amount) and ``positions`` (symbol, quantity, cash).
+
+        Amounts finer than the ledger holds its asset in make it hold the asset finer, up to 18 decimals: an amount that
+        was right when it was written stays right.
+
+        Raises:
+            InputError: unknown symbol or asset, a symbol twice, a quantity of 0 or not whole lots, outside int64. Nothing
+                is changed.
+        """
+        entries = list(positions)
+        self._widen(balances, entries)
+        units = {asset: to_units(amount, self._account(asset)[0].decimals) for asset, amount in balances.items()}
+        slots: dict[int, tuple[int, int]] = {}
+        for symbol, quantity, cash in entries:
+            contract = self._contracts.get(symbol)
+            if contract is None:
+                raise self._no_contract(symbol)
+            lots = contract.lots[quantity]
+            if not lots or abs(lots) > INT64_MAX or contract.symbol_id in slots:
+                raise InputError(f"symbol {symbol}: a position of {quantity}, or given twice, cannot be loaded")
+            slots[contract.symbol_id] = (lots, to_units(cash, self._ledger_by_id[contract.asset_id].decimals))
+        self._clear(row)
+        for asset, amount in units.items():
+            self._ledger[asset].view[row] = amount
+        for symbol_id, (lots, cash_units) in slots.items():
+            slot = self._new_slot(row, symbol_id, self._head_view[row])
+            self._lots_view[slot] = lots
+            self._cash_view[slot] = cash_units
+
+    def balances(self, row: int) -> dict[str, str]:
+        """Balances that are not zero, by asset in alphabetical order, as canonical decimal strings."""
+        held = sorted((account.asset, account) for account in self._ledger_by_id if account.view[row])
+        return {asset: from_units(account.view[row], account.decimals) for asset, account in held}
+
+    def positions(self, row: int) -> list[tuple[str, str, str]]:
+        """(symbol, quantity, cash) of every position in order of symbol, as canonical decimal strings."""
+        found = []
+        for slot in self._slots_of(row):
+            symbol = self._symbols[self._slot_symbol_view[slot]]
+            instrument = self._parameters.instruments[symbol]
+            quantity = self._quantity(instrument, slot)
+            cash = from_units(self._cash_view[slot], self._ledger[instrument.settle_asset].decimals)
+            found.append((symbol, from_units(to_units(quantity, digits := fraction_digits(quantity)), digits), cash))
+        return sorted(found)
+
+    def is_empty(self, row: int) -> bool:
+        """Whether the group has neither positions nor balances."""
+        return self._head_view[row] < 0 and not any(account.view[row] for account in self._ledger_by_id)
+
+    def group(self, row: int) -> Group:
+        """The exact view of a row: positions in order of symbol, balances that are not zero in order of asset."""
+        positions = []
+        for slot in self._slots_of(row):
+            symbol = self._symbols[self._slot_symbol_view[slot]]
+            instrument = self._parameters.instruments[symbol]
+            cash = decimal_units(self._cash_view[slot], self._ledger[instrument.settle_asset].decimals)
+            positions.append(Position(symbol, self._quantity(instrument, slot), cash))
+        positions.sort(key=lambda position: position.symbol)
+        balances = {
+            account.asset: decimal_units(account.view[row], account.decimals)
+            for account in sorted(self._ledger_by_id, key=lambda account: account.asset)
+            if account.view[row]
+        }
+        return Group(self._accounts[row], self._margins[row], balances, tuple(positions))
+
+    # --- marks -------------------------------------------------------------------------------------------------------
+
+    def set_mark(self, symbol: str, price: str | Decimal, live: bool) -> None:
+        """Learn the mark of ``symbol``. One that is not live is known but nothing may be decided on it.
+
+        Raises:
+            InputError: not a decimal above zero.
+        """
+        mark = price if isinstance(price, Decimal) else parse_decimal(price)
+        if not mark.is_finite() or mark <= 0:
+            raise InputError(f"symbol {symbol}: a mark of {price} is not above zero")
+        self._marks[symbol] = mark
+        self._live[symbol] = live
+        self._prices.moved.add(symbol)
+
+    def set_live(self, symbol: str, live: bool) -> None:
+        """Say whether the mark of ``symbol`` may be decided on. Without a mark it never may."""
+        self._live[symbol] = live
+        self._prices.moved.add(symbol)
+
+    # --- screens -----------------------------------------------------------------------------------------------------
+
+    def rows_with(self, symbols: Iterable[str]) -> Rows:
+        """int64[k], ascending: rows with a position in, or collateral or a settle asset priced by, one of ``symbols``."""
+        wanted = set(symbols)
+        assets = {name for name, rules in self._parameters.assets.items() if rules.price_symbol in wanted}
+        hit = np.zeros(len(self._symbols), dtype=np.bool_)
+        for symbol, instrument in self._parameters.instruments.items():
+            hit[self._symbol_ids[symbol]] = symbol in wanted or instrument.settle_asset in assets
+        used = self._slots_used
+        found = np.zeros(self.row_count, dtype=np.bool_)
+        found[self._slot_row[:used][hit[self._slot_symbol[:used]]]] = True
+        for asset in assets:
+            found |= self._ledger[asset].units[: self.row_count] != 0
+        return np.flatnonzero(found)
+
+    def evaluate(self, rows: Rows | None = None) -> Columns:
+        """Screen ``rows`` (int64[n]; None: every row below ``row_count``) at the current marks.
+
+        ``error`` bounds |true equity - equity| + |true maintenance - maintenance|. With u = 2**-53 and G the sum of the
+        absolute values of all terms of a row (lots * value of a lot, cash, balances):
+
+        - every table entry is an exact decimal rounded once (relative error u), every int64 becomes a double with
+          relative error at most u, so a position's value or cash, a product of the two, is off by at most 3.01u of itself;
+        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 6u (|x| r_n + D_n); a
+          tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 4u), and r_n < 1. Taking the greatest
+          of them, or leaving out a tier whose floor |x| passes by less than 4u, adds no more than 4u |x|: at most 17u |x|;
+        - a balance's value is the least of its lines b * w_k + o_k with the same bounds and weights at most 1, times a
+          liability weight L >= 1 for debt: at most 17u L |b|;
+        - adding K terms one after the other is off by at most 1.01 (K - 1) u times the sum of their absolute values, for
+          equity and for maintenance alike.
+
+        So the two errors together are at most (20 + 17 + 2.02 K) u G, with K at most the number of symbols and assets and
+        the debts in G taken times L. G itself is computed with a relative error far below one. The bound used is twice
+        that, (80 + 6 K) u G.
+        """
+        self._prices.refresh(self._marks, self._live)
+        if rows is None:
+            used, n = self._slots_used, self.row_count
+            return self._screen(self._slot_row[:used], slice(0, used), slice(0, n), n)
+        rows = np.asarray(rows, dtype=np.int64)
+        owners, slots = self._chains(rows)
+        return self._screen(owners, slots, rows, rows.size)
+
+    def _screen(self, owners: Ints, slots: "Ints | slice", rows: "Rows | slice", n: int) -> Columns:
+        """``owners`` is the index into the result of each of ``slots``; ``rows`` picks the balances."""
+        prices = self._prices
+        symbol = self._slot_symbol[slots]
+        value = self._lots[slots] * prices.lot_value[symbol]
+        cash = self._cash[slots] * prices.cash_value[symbol]
+        size = np.abs(value)
+        margin = prices.maintenance(symbol, size)
+        equity = np.bincount(owners, weights=value + cash, minlength=n)
+        maintenance = np.bincount(owners, weights=margin, minlength=n)
+        gross = np.bincount(owners, weights=size + np.abs(cash), minlength=n)
+        decidable = np.ones(n, dtype=np.bool_)
+        if not prices.live.all():
+            decidable[owners[~prices.live[symbol]]] = False
+        for account in self._ledger_by_id:
+            units = account.units[rows]
+            if units.any():
+                prices.add_collateral(account.asset, units, equity, gross, decidable)
+        terms = len(self._symbols) + len(self._ledger_by_id)
+        return Columns(equity, maintenance, gross * ((80 + 6 * terms) * _UNIT_ROUNDOFF), decidable)
+
+    def _chains(self, rows: Rows) -> tuple[Ints, Ints]:
+        """The slots of ``rows`` and, for each, the index into ``rows`` of its owner."""
+        index = np.arange(rows.size, dtype=np.int64)
+        slot = self._head[rows]
+        owners, slots = [], []
+        while (held := slot >= 0).any():
+            index, slot = index[held], slot[held]
+            owners.append(index)
+            slots.append(slot)
+            slot = self._slot_next[slot]
+        if not slots:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return np.concatenate(owners), np.concatenate(slots)
+
+    # --- slots -------------------------------------------------------------------------------------------------------
+
+    def _slots_of(self, row: int) -> list[int]:
+        slots = []
+        slot = self._head_view[row]
+        while slot >= 0:
+            slots.append(slot)
+            slot = self._slot_next_view[slot]
+        return slots
+
+    def _new_slot(self, row: int, symbol_id: int, first: int) -> int:
+        slot = self._free_slot
+        if slot >= 0:
+            self._free_slot = self._slot_next_view[slot]
+        else:
+            slot = self._slots_used
+            if slot == self._lots.size:
+                self._grow_slots()
+            self._slots_used = slot + 1
+        self._slot_row_view[slot] = row
+        self._slot_symbol_view[slot] = symbol_id
+        self._slot_next_view[slot] = first
+        self._head_view[row] = slot
+        return slot
+
+    def _move_first(self, row: int, slot: int, before: int, first: int) -> None:
+        """Symbols traded lately are found soonest: what keeps a market maker's fills cheap."""
+        self._slot_next_view[before] = self._slot_next_view[slot]
+        self._slot_next_view[slot] = first
+        self._head_view[row] = slot
+
+    def _free(self, row: int, slot: int, before: int) -> None:
+        following = self._slot_next_view[slot]
+        if before < 0:
+            self._head_view[row] = following
+        else:
+            self._slot_next_view[before] = following
+        self._slot_symbol_view[slot] = _VACANT
+        self._slot_row_view[slot] = self._lots_view[slot] = self._cash_view[slot] = 0
+        self._slot_next_view[slot] = self._free_slot
+        self._free_slot = slot
+
+    def _clear(self, row: int) -> None:
+        while (slot := self._head_view[row]) >= 0:
+            self._free(row, slot, -1)
+        for account in self._ledger_by_id:
+            account.view[row] = 0
+
+    def _quantity(self, instrument: Instrument, slot: int) -> Decimal:
+        return EXACT.multiply(Decimal(self._lots_view[slot]), instrument.quantity_increment)
+
+    # --- errors and growth -------------------------------------------------------------------------------------------
+
+    def _no_contract(self, symbol: str) -> InputError:
+        try:
+            self._parameters.asset(self._parameters.instrument(symbol).settle_asset)
+        except InputError as error:
+            return InputError(f"symbol {symbol}: {error}")
+        except TypeError:
+            pass
+        return InputError(f"symbol {symbol!r} is no name")
+
+    def _account(self, asset: str) -> tuple[_Account, AssetRules]:
+        rules = self._parameters.asset(asset)
+        return self._ledger[asset], rules
+
+    def _widen(self, balances: Mapping[str, str], positions: list[tuple[str, str, str]]) -> None:
+        amounts = [(asset, amount) for asset, amount in balances.items()]
+        for symbol, _, cash in positions:
+            if symbol in self._contracts:
+                amounts.append((self._parameters.instruments[symbol].settle_asset, cash))
+        for asset, amount in amounts:
+            account, _ = self._account(asset)
+            digits = fraction_digits(parse_decimal(amount))
+            if digits > account.decimals:
+                self._hold_finer(account, min(digits, FRACTION_DIGITS_MAX))
+
+    def _hold_finer(self, account: _Account, decimals: int) -> None:
+        change = decimals - account.decimals
+        cash, held = self._cash.copy(), self._settled_slots(account.asset)
+        try:
+            cash[held] = _rescaled(cash[held], change, f"position cash in {account.asset}")
+            units = _rescaled(account.units, change, f"balances in {account.asset}")
+        except ParameterError as error:
+            raise InputError(str(error)) from None
+        self._cash, account.units = cash, units
+        account.view = memoryview(units)
+        scales = {asset: known.decimals for asset, known in self._ledger.items()}
+        self._adopt(self._parameters, {**scales, account.asset: decimals})
+
+    def _settled_slots(self, asset: str) -> Ints:
+        ids = [
+            self._symbol_ids[symbol]
+            for symbol, rules in self._parameters.instruments.items()
+            if rules.settle_asset == asset
+        ]
+        return np.flatnonzero(np.isin(self._slot_symbol[: self._slots_used], ids))
+
+    def _grow_rows(self) -> None:
+        rows = 2 * self._head.size
+        self._head = _grown(self._head, rows, -1)
+        for account in self._ledger_by_id:
+            account.resize(rows)
+        self._view()
+
+    def _grow_slots(self) -> None:
+        slots = 2 * self._lots.size
+        self._slot_row = _grown(self._slot_row, slots)
+        self._slot_symbol = _grown(self._slot_symbol, slots)
+        self._slot_next = _grown(self._slot_next, slots, -1)
+        self._lots = _grown(self._lots, slots)
+        self._cash = _grown(self._cash, slots)
+        self._view()
+
+    def _view(self) -> None:
+        """Scalar access to the columns: several times as fast as NumPy's own."""
+        self._head_view = memoryview(self._head)
+        self._slot_row_view = memoryview(self._slot_row)
+        self._slot_symbol_view = memoryview(self._slot_symbol)
+        self._slot_next_view = memoryview(self._slot_next)
+        self._lots_view = memoryview(self._lots)
+        self._cash_view = memoryview(self._cash)
+        for contract in self._contracts.values():
+            contract.balance = self._ledger_by_id[contract.asset_id].view
+
+
+class _PriceTables:
+    """Marks and rules as float64 by symbol id: each entry the nearest double of an exact decimal.
+
+    ``lot_value``, ``cash_value``: value of one lot and of one ledger unit of cash, in the unit of account.
+    ``live``: every mark that a position in the symbol needs is there and live.
+    """
+
+    def __init__(self) -> None:
+        self.moved: set[str] = set()
+        self.lot_value: Floats = np.zeros(1)
+        self.cash_value: Floats = np.zeros(1)
+        self.live: Bools = np.ones(1, dtype=np.bool_)
+        self._rates: Floats = np.zeros((1, 1))
+        self._floors: Floats = np.zeros((1, 1))
+        self._deductions: Floats = np.zeros((1, 1))
+        self._parameters = RiskParameters.empty()
+        self._ids: Mapping[str, int] = {}
+        self._decimals: dict[str, int] = {}
+        self._moves: dict[str, list[str]] = {}
+        self._asset_unit: dict[str, float] = {}
+        self._asset_live: dict[str, bool] = {}
+        self._priced: dict[str, list[str]] = {}
+
+    def rebuild(self, parameters: RiskParameters, ids: Mapping[str, int], ledger: list[_Account]) -> None:
+        """Take in new rules; every symbol is to be priced anew."""
+        self._parameters, self._ids = parameters, ids
+        self._decimals = {account.asset: account.decimals for account in ledger}
+        tiers = max((len(rules.steps) for rules in parameters.instruments.values()), default=1)
+        count = len(ids)
+        self.lot_value, self.cash_value = np.zeros(count), np.zeros(count)
+        self.live = np.zeros(count, dtype=np.bool_)
+        self.live[_VACANT] = True
+        self._rates, self._deductions = np.zeros((tiers, count)), np.zeros((tiers, count))
+        self._floors = np.full((tiers, count), np.inf)
+        self._priced = {}
+        for asset, rules in parameters.assets.items():
+            if rules.price_symbol is not None:
+                self._priced.setdefault(rules.price_symbol, []).append(asset)
+        self._moves = {}
+        for symbol, instrument in parameters.instruments.items():
+            self._rates[: len(instrument.steps), ids[symbol]] = instrument.maintenance_rates
+            self._moves.setdefault(symbol, []).append(symbol)
+            settle = parameters.assets.get(instrument.settle_asset)
+            if settle is not None and settle.price_symbol is not None:
+                self._moves.setdefault(settle.price_symbol, []).append(symbol)
+        self.moved = {*self._moves, *self._priced}
+        unpriced = [asset for asset, rules in parameters.assets.items() if rules.price_symbol is None]
+        self._asset_unit = {asset: float(Decimal(1).scaleb(-self._decimals[asset])) for asset in unpriced}
+        self._asset_live = dict.fromkeys(unpriced, True)
+
+    def refresh(self, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
+        """Price what ``moved``."""
+        if not self.moved:
+            return
+        for symbol in self.moved:
+            for asset in self._priced.get(symbol, ()):
+                with localcontext(EXACT):
+                    price = marks.get(symbol, Decimal(0))
+                    self._asset_unit[asset] = float(price.scaleb(-self._decimals[asset]))
+                self._asset_live[asset] = symbol in marks and live.get(symbol, False)
+            for moved in self._moves.get(symbol, ()):
+                self._price(moved, marks, live)
+        self.moved.clear()
+
+    def _price(self, symbol: str, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
+        instrument = self._parameters.instruments[symbol]
+        settle = self._parameters.assets.get(instrument.settle_asset)
+        if settle is None:
+            return
+        index = self._ids[symbol]
+        needed = [symbol] if settle.price_symbol is None else [symbol, settle.price_symbol]
+        self.live[index] = all(name in marks and live.get(name, False) for name in needed)
+        with localcontext(EXACT):
+            unit = Decimal(1) if settle.price_symbol is None else marks.get(settle.price_symbol, Decimal(0))
+            mark = marks.get(symbol, Decimal(0))
+            self.lot_value[index] = float(instrument.quantity_increment * mark * unit)
+            self.cash_value[index] = float(unit.scaleb(-self._decimals[settle.asset]))
+            for tier, step in enumerate(instrument.steps):
+                self._floors[tier, index] = float(step.notional_floor * unit)
+                self._deductions[tier, index] = float(step.maintenance_deduction * unit)
+
+    def maintenance(self, symbol: Ints, size: Floats) -> Floats:
+        """Maintenance margins, float64[m], of positions of notional ``size`` in the unit of account."""
+        margin: Floats = size * self._rates[0][symbol]
+        if len(self._rates) == 1:
+            return margin
+        above = np.flatnonzero(size > self._floors[1][symbol])
+        for tier in range(1, len(self._rates)):
+            if not above.size:
+                break
+            held, notional = symbol[above], size[above]
+            line = notional * self._rates[tier][held] - self._deductions[tier][held]
+            margin[above] = np.maximum(margin[above], line)
+            if tier + 1 < len(self._rates):
+                above = above[notional > self._floors[tier + 1][held]]
+        return margin
+
+    def add_collateral(self, asset: str, units: Ints, equity: Floats, gross: Floats, decidable: Bools) -> None:
+        """Add the weighted value of balances ``units`` to ``equity``, their size to ``gross``, in place."""
+        rules, unit = self._parameters.assets[asset], self._asset_unit[asset]
+        if not self._asset_live[asset]:
+            decidable[units != 0] = False
+        value = units * unit
+        worth = np.minimum(value * float(rules.liability_weight), value * rules.weights[0])
+        scale = unit * 10.0 ** self._decimals[asset]
+        for weight, offset in zip(rules.weights[1:], rules.offsets[1:], strict=True):
+            np.minimum(worth, value * weight + offset * scale, out=worth)
+        equity += worth
+        gross += np.abs(value) * float(rules.liability_weight)
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _grown(column: Ints, size: int, fill: int = 0) -> Ints:
+    grown = np.full(size, fill, dtype=np.int64)
+    grown[: column.size] = column
+    return grown
+
+
+def _restated(units: Ints, old: int, new: int, what: str) -> Ints:
+    """Multiples of ``old`` as multiples of ``new``, exactly."""
+    values = [int(value) * old for value in units.tolist()]
+    if any(value % new for value in values):
+        raise ParameterError(f"{what} are not whole numbers of the new increment")
+    restated = [value // new for value in values]
+    if any(abs(value) > INT64_MAX for value in restated):
+        raise ParameterError(f"{what} leave the 64 bits of the ledger")
+    return np.array(restated, dtype=np.int64)
+
+
+def _rescaled(units: Ints, digits: int, what: str) -> Ints:
+    """``units`` with ``digits`` more (or fewer) decimals, exactly."""
+    if digits >= 0:
+        if units.size and max(-int(units.min()), int(units.max())) * 10**digits > INT64_MAX:
+            raise ParameterError(f"{what} leave the 64 bits of the ledger at {digits} more decimals")
+        return units * np.int64(10**digits)
+    step = np.int64(10**-digits)
+    if (units % step).any():
+        raise ParameterError(f"{what} are finer than the new decimals")
+    return units // step

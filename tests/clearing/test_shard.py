@@ -1,0 +1,352 @@
+"""What a shard decides, event by event: the rules a risk manager would read, on the engine's own state machine."""
+
+from decimal import Decimal
+
+import msgspec
+import pytest
+
+from schemas.messages import (
+    EventFrame,
+    FillColumns,
+    Mark,
+    MarkFrame,
+    ReportColumns,
+    TransferColumns,
+)
+from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
+from streams.clearing.account import restore_account
+from streams.clearing.shard import Output, Shard
+from streams.errors import ShardError
+from streams.margin.parameters import RiskParameters
+
+T0 = 1_700_000_000_000_000
+RULES = RiskParameters.build(
+    [
+        AssetParameters(asset="USDC", decimals=6),
+        AssetParameters(asset="BTC", decimals=8, price_symbol="BTC-USD", liability_weight="1.1"),
+        InstrumentParameters(
+            symbol="BTC-PERP",
+            settle_asset="USDC",
+            price_increment="0.1",
+            quantity_increment="0.001",
+            margin_tiers=(MarginTier(notional_floor="0", maintenance_rate="0.05", initial_rate="0.1"),),
+            liquidation_fee="0.005",
+            insurance_fee="0.001",
+        ),
+        PolicyParameters(liquidation_buffer_rate="0.002", margin_call_levels=("1.5", "1.2"), command_ttl_ms=5000),
+        OracleParameters(symbol="BTC-PERP", sources={"a": "1"}, max_age_ms=5000),
+    ]
+)
+
+
+class Driver:
+    """A shard with the parameters in force, fed by hand; every step is taken as its own commit."""
+
+    def __init__(self, rules: RiskParameters = RULES) -> None:
+        self.shard = Shard(0, rules)
+        self.time = T0
+        self.sequence = 0
+
+    def commit(self) -> Output:
+        return self.shard.take("test")
+
+    def frame(self, **columns: object) -> Output:
+        self.shard.apply_events(self.shard.events_next, EventFrame(time=self.time, **columns))  # type: ignore[arg-type]
+        self.shard.decide_touched()
+        return self.commit()
+
+    def transfer(self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", sequence: int = 0) -> Output:
+        self.sequence += 1
+        return self.frame(
+            transfers=TransferColumns(
+                account=[account],
+                margin=[margin],
+                asset=[asset],
+                amount=[amount],
+                sequence=[sequence or self.sequence],
+                transfer_id=[f"t{self.sequence}"],
+            )
+        )
+
+    def fill(
+        self, account: str, quantity: str, price: str, *, order_id: str = "o", margin: str = "cross", symbol: str = "BTC-PERP"
+    ) -> Output:
+        return self.frame(
+            fills=FillColumns(
+                account=[account],
+                margin=[margin],
+                symbol=[symbol],
+                quantity=[quantity],
+                price=[price],
+                fee=["0"],
+                order_id=[order_id],
+                trade_id=[1],
+            )
+        )
+
+    def report(self, account: str, order_id: str, status: str, filled: str = "0") -> Output:
+        return self.frame(
+            reports=ReportColumns(
+                account=[account],
+                command_id=[order_id.rpartition(":")[0]],
+                order_id=[order_id],
+                status=[status],
+                filled_quantity=[filled],
+            )
+        )
+
+    def mark(self, price: str, *, status: str = "live", after_ms: int = 250, publish_time: int | None = None) -> Output:
+        self.time += after_ms * 1000
+        mark = Mark(
+            symbol="BTC-PERP",
+            price=price,
+            status=status,  # type: ignore[arg-type]
+            publish_time=self.time if publish_time is None else publish_time,
+        )
+        self.shard.apply_marks(self.shard.marks_next, MarkFrame(time=self.time, marks=(mark,), full=True))
+        return self.commit()
+
+    def tick(self, after_ms: int) -> Output:
+        """Time passes: a heartbeat that repeats no mark."""
+        self.time += after_ms * 1000
+        self.shard.apply_marks(self.shard.marks_next, MarkFrame(time=self.time, marks=()))
+        return self.commit()
+
+    def long(self, account: str = "alice", deposit: str = "1000", quantity: str = "1", price: str = "10000") -> None:
+        self.mark(price)
+        self.transfer(account, deposit)
+        self.fill(account, quantity, price)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def kinds(output: Output) -> list[str]:
+    return [alert.kind for alert in output.alerts]
+
+
+def test_a_group_below_maintenance_gets_a_command_with_its_evidence(driver: Driver) -> None:
+    driver.long()
+    output = driver.mark("9450")
+    (command,) = output.commands
+    assert command.command_id == "alice:1"
+    assert command.stage == "reduce"
+    assert command.supersedes is None
+    assert command.issued_at == driver.time
+    assert command.expires_at == driver.time + 5_000_000
+    assert Decimal(command.evidence.equity) == 450
+    assert Decimal(command.evidence.maintenance_margin) == Decimal("472.5")
+    assert command.evidence.marks == {"BTC-PERP": "9450"}
+    assert command.evidence.marks_offset == driver.shard.marks_next - 1
+    (order,) = command.orders
+    assert (order.order_id, order.order_side, order.position_side) == ("alice:1:0", "sell", "long")
+    assert order.reduce_only
+    # q = shortage / (P (r + buffer - fees)) with target 0.052 and fees 0.006: (491.4 - 450) / (9450 * 0.046)
+    assert Decimal(order.quantity) == Decimal("0.096")
+    assert "liquidation_started" in kinds(output)
+    assert output.journal.commands == ("alice:1",)
+
+
+def test_equity_equal_to_maintenance_is_not_liquidated(driver: Driver) -> None:
+    driver.mark("10000")
+    driver.transfer("alice", "500")
+    driver.fill("alice", "1", "10000")
+    assert driver.mark("10000").commands == []
+    assert len(driver.mark("9999.9").commands) == 1
+
+
+def test_a_fill_alone_can_make_a_group_liquidatable(driver: Driver) -> None:
+    driver.mark("10000")
+    driver.transfer("alice", "100")
+    assert len(driver.fill("alice", "1", "10000").commands) == 1
+
+
+def test_no_command_is_repeated_while_one_is_open(driver: Driver) -> None:
+    driver.long()
+    assert len(driver.mark("9450").commands) == 1
+    assert driver.mark("9440").commands == []
+    assert driver.mark("9300").commands == []
+
+
+def test_fills_and_report_close_a_command(driver: Driver) -> None:
+    driver.long()
+    driver.mark("9450")
+    assert driver.report("alice", "alice:1:0", "accepted").commands == []
+    output = driver.fill("alice", "-0.096", "9450", order_id="alice:1:0")
+    assert kinds(output)[0] == "liquidation_completed"
+    assert driver.shard.accounts["alice"].groups["cross"].command is None
+
+
+def test_a_report_that_overtakes_its_fills_does_not_close_the_command(driver: Driver) -> None:
+    driver.long()
+    driver.mark("9450")
+    output = driver.report("alice", "alice:1:0", "filled", "0.096")
+    assert output.commands == []
+    assert driver.shard.accounts["alice"].groups["cross"].command is not None
+    assert kinds(driver.fill("alice", "-0.096", "9450", order_id="alice:1:0"))[0] == "liquidation_completed"
+
+
+def test_a_partial_fill_then_cancel_leads_to_the_next_command_at_once(driver: Driver) -> None:
+    driver.long()
+    driver.mark("9450")
+    driver.fill("alice", "-0.010", "9450", order_id="alice:1:0")
+    (command,) = driver.report("alice", "alice:1:0", "cancelled", "0.010").commands
+    assert (command.command_id, command.supersedes) == ("alice:2", None)
+
+
+def test_an_expired_command_is_superseded(driver: Driver) -> None:
+    driver.long()
+    driver.mark("9450")
+    driver.mark("9450", after_ms=4000)
+    (command,) = driver.mark("9450", after_ms=2000).commands
+    assert (command.command_id, command.supersedes) == ("alice:2", "alice:1")
+
+
+def test_a_rejected_command_is_not_repeated_before_it_expires(driver: Driver) -> None:
+    driver.long()
+    driver.mark("9450")
+    assert driver.report("alice", "alice:1:0", "rejected").commands == []
+    assert driver.mark("9450").commands == []
+    (command,) = driver.mark("9450", after_ms=6000).commands
+    assert command.supersedes == "alice:1"
+
+
+def test_an_expired_command_of_a_recovered_group_completes(driver: Driver) -> None:
+    driver.long()
+    driver.mark("9450")
+    driver.mark("9900")
+    output = driver.mark("9900", after_ms=6000)
+    assert output.commands == []
+    assert kinds(output)[0] == "liquidation_completed"
+
+
+@pytest.mark.parametrize("status", ["stale", "halted"])
+def test_no_liquidation_on_a_mark_that_is_not_live(driver: Driver, status: str) -> None:
+    driver.long()
+    assert driver.mark("9000", status=status).commands == []
+    assert len(driver.mark("9000").commands) == 1
+
+
+def test_a_mark_that_nobody_renews_is_not_live(driver: Driver) -> None:
+    driver.long()
+    driver.tick(6000)
+    assert driver.fill("alice", "10", "10000").commands == []
+    assert len(driver.mark("10000").commands) == 1
+
+
+def test_a_mark_older_than_its_symbol_allows_is_not_live_on_arrival(driver: Driver) -> None:
+    driver.long()
+    assert driver.mark("9000", publish_time=driver.time - 10_000_000).commands == []
+
+
+def test_equity_below_zero_is_a_takeover_and_a_bankruptcy(driver: Driver) -> None:
+    driver.long()
+    output = driver.mark("8900")
+    (command,) = output.commands
+    assert command.stage == "takeover"
+    assert {"liquidation_started", "bankrupt"} <= set(kinds(output))
+    assert Decimal(command.orders[0].quantity) == 1
+
+
+def test_an_isolated_group_stands_alone(driver: Driver) -> None:
+    driver.mark("10000")
+    driver.transfer("alice", "1000000")
+    driver.transfer("alice", "600", margin="BTC-PERP")
+    driver.fill("alice", "1", "10000", margin="BTC-PERP")
+    (command,) = driver.mark("9850").commands
+    assert command.margin == "BTC-PERP"
+
+
+def test_margin_calls_fall_through_the_levels_and_clear(driver: Driver) -> None:
+    driver.long()
+    first = driver.mark("9750")
+    assert [(a.kind, a.level) for a in first.alerts] == [("margin_call", "1.5")]
+    assert [(a.kind, a.level) for a in driver.mark("9560").alerts] == [("margin_call", "1.2")]
+    assert kinds(driver.mark("10000")) == ["margin_call_cleared"]
+
+
+def test_a_repeated_transfer_is_dropped(driver: Driver) -> None:
+    driver.transfer("alice", "10", sequence=5)
+    driver.transfer("alice", "10", sequence=5)
+    driver.transfer("alice", "10", sequence=4)
+    assert driver.shard.portfolio.balances(driver.shard.accounts["alice"].groups["cross"].row) == {"USDC": "10"}
+
+
+def test_an_event_that_cannot_be_applied_suspends_until_it_is_repaired(driver: Driver) -> None:
+    driver.long()
+    output = driver.fill("alice", "1", "5", symbol="DOGE-PERP")
+    (letter,) = output.unapplied
+    assert "DOGE-PERP" in str(letter.error)
+    assert kinds(output) == ["suspended"]
+    assert driver.mark("9000").commands == [], "not liquidated on a state known to be wrong"
+    repaired = msgspec.structs.replace(msgspec.json.decode(letter.frame, type=EventFrame), time=driver.time)
+    repaired.fills.symbol[0] = "BTC-PERP"
+    repaired.fills.price[0] = "9000"
+    driver.shard.apply_events(driver.shard.events_next, repaired)
+    driver.shard.decide_touched()
+    assert len(driver.commit().commands) == 1
+    assert not driver.shard.accounts["alice"].suspended
+
+
+def test_an_input_that_breaks_the_rules_changes_nothing_of_the_others(driver: Driver) -> None:
+    driver.frame(
+        transfers=TransferColumns(
+            account=["a", "b", "c"],
+            margin=["cross"] * 3,
+            asset=["USDC", "NOPE", "USDC"],
+            amount=["1", "1", "1"],
+            sequence=[1, 1, 1],
+            transfer_id=["x", "y", "z"],
+        )
+    )
+    assert not driver.shard.accounts["a"].suspended
+    assert driver.shard.accounts["b"].suspended
+    assert not driver.shard.accounts["c"].suspended
+
+
+def test_rows_restore_to_the_same_rows(driver: Driver) -> None:
+    driver.long()
+    rows = dict(driver.mark("9450").rows)
+    restored = Shard(0, RULES)
+    for row in rows.values():
+        assert row is not None
+        from schemas.codec import Decoder
+        from schemas.messages import AccountRow
+
+        restored.adopt(restore_account(Decoder[AccountRow](AccountRow)(row), restored.portfolio))
+    restored._dirty |= set(rows)
+    assert restored.take().rows == rows
+
+
+def test_events_after_a_decision_wait_for_its_commit(driver: Driver) -> None:
+    frame = EventFrame(time=driver.time)
+    driver.shard.apply_events(0, frame)
+    driver.shard.decide_touched()
+    with pytest.raises(ShardError):
+        driver.shard.apply_events(1, frame)
+
+
+def test_the_journal_says_which_marks_were_walked_before_the_events(driver: Driver) -> None:
+    frame = MarkFrame(time=driver.time, marks=())
+    driver.shard.apply_marks(0, frame)
+    driver.shard.apply_marks(1, frame)
+    driver.shard.apply_events(0, EventFrame(time=driver.time))
+    driver.shard.decide_touched()
+    driver.shard.apply_marks(2, frame)
+    journal = driver.commit().journal
+    assert (journal.marks.first, journal.marks_before, journal.marks.next) == (0, 2, 3)
+    assert (journal.events.first, journal.events.next) == (0, 1)
+    driver.shard.apply_marks(3, frame)
+    following = driver.commit().journal
+    assert (following.sequence, following.marks.first, following.events.first) == (journal.sequence + 1, 3, 1)
+
+
+def test_the_same_inputs_give_the_same_bytes() -> None:
+    def run() -> list[Output]:
+        driver = Driver()
+        driver.long()
+        return [driver.mark("9700"), driver.mark("9450"), driver.mark("9450", after_ms=6000), driver.mark("8000")]
+
+    assert run() == run()

@@ -1,0 +1,145 @@
+"""A running pipeline: router, oracle and engine as the processes a user starts, on the run's one real stack."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from streams.broker import config
+from streams.settings import Settings
+
+DEADLINE_S = 60.0
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def eventually(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """The first true value of ``condition``; fails with ``what`` after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            pytest.fail(f"not within {deadline_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+class Topic:
+    """Everything committed in a topic since the reader was made, as (key, value bytes, headers)."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._consumer = Consumer(config.reader(settings.kafka, "test") | {"enable.partition.eof": False})
+        count = len(self._consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        places = []
+        for partition in range(count):
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            places.append(TopicPartition(topic, partition, high))
+        self._consumer.assign(places)
+        self.records: list[tuple[bytes | None, bytes | None, dict[str, bytes]]] = []
+
+    def read(self) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
+        for message in self._consumer.consume(1000, timeout=0.05):
+            if message.error() is None:
+                self.records.append((message.key(), message.value(), dict(message.headers() or [])))
+        return self.records
+
+    def values(self, **fields: Any) -> list[dict[str, Any]]:
+        """The JSON values whose fields are as given."""
+        found = [orjson.loads(value) for _, value, _ in self.read() if value is not None]
+        return [value for value in found if all(value.get(name) == wanted for name, wanted in fields.items())]
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class Role:
+    """One role as a process."""
+
+    def __init__(self, name: str, settings: Settings, log: Path, **environment: str) -> None:
+        self.name, self._log = name, log
+        self._environment = {
+            **os.environ,
+            "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+            "MARGIN_REDIS__URL": settings.redis.url,
+            "MARGIN_TOPICS__SHARDS": str(settings.topics.shards),
+            "MARGIN_KAFKA__SESSION_TIMEOUT_MS": "6000",
+            **environment,
+        }
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "streams.cli", self.name], env=self._environment, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        self.process = self._start()
+
+    def stop(self, deadline_s: float = 30.0) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=deadline_s)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def assert_running(self) -> None:
+        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.log()[-4000:]}"
+
+
+class Pipeline:
+    """The three roles, a producer for inputs, and readers of outputs."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.router, self.oracle, self.engine = (
+            Role(name, settings, folder / f"{name}.log") for name in ("router", "oracle", "engine")
+        )
+        self._producer = Producer({**config.producer(settings.kafka, "test")})
+        self._readers: list[Topic] = []
+
+    def send(self, topic: str, value: Any, key: str | None = None, *, timestamp: int = 0) -> None:
+        data = value if isinstance(value, bytes) or value is None else orjson.dumps(value)
+        self._producer.produce(topic, data, key=key)
+
+    def flush(self) -> None:
+        assert self._producer.flush(10) == 0
+
+    def reader(self, topic: str) -> Topic:
+        reader = Topic(self.settings, topic)
+        self._readers.append(reader)
+        return reader
+
+    def assert_running(self) -> None:
+        for role in (self.router, self.oracle, self.engine):
+            role.assert_running()
+
+    def close(self) -> None:
+        for role in (self.router, self.oracle, self.engine):
+            if role.process.poll() is None:
+                role.kill()
+        for reader in self._readers:
+            reader.close()
+
+
+@pytest.fixture(scope="module")
+def pipeline(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    running = Pipeline(settings, tmp_path_factory.mktemp("roles"))
+    yield running
+    running.close()
