@@ -70,6 +70,7 @@ def parse_units(text: str, decimals: int) -> int:
     if match is None:
         raise InputError(f"{_shown(text)} is not a decimal string")
     sign, whole, fraction = match.groups()
+    units: int
     if fraction is None:
         units = int(whole) * 10**decimals
     elif len(fraction) <= decimals:
@@ -92,10 +93,7 @@ def to_units(value: str | Decimal, decimals: int) -> int:
     Raises:
         InputError: not a decimal string, finer than a unit, or outside int64 or the digits of the contract.
     """
-    if isinstance(value, Decimal):
-        units = _decimal_units(value, decimals)
-    else:
-        units = parse_units(value, decimals)
+    units = _decimal_units(value, decimals) if isinstance(value, Decimal) else parse_units(value, decimals)
     if abs(units) > units_limit(decimals):
         raise InputError(f"{_shown(value)} at {decimals} decimals is outside the 64 bits of the ledger")
     return units
@@ -118,8 +116,8 @@ def decimal_units(units: int, decimals: int) -> Decimal:
 def format_decimal(value: Decimal, places: int | None = None, rounding: str = ROUND_FLOOR) -> str:
     """The canonical decimal string of ``value``: no exponent, no trailing zeros, never ``-0``.
 
-    ``places`` is the number of fraction digits kept, at most the 18 that the contract holds (the default); what is finer
-    is rounded in the direction ``rounding``, towards minus infinity unless told otherwise.
+    ``places`` is the number of fraction digits kept, at most the 18 that the contract holds (the default); what is
+    finer is rounded in the direction ``rounding``, towards minus infinity unless told otherwise.
 
     Raises:
         InputError: ``value`` is not finite.

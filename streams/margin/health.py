@@ -118,8 +118,8 @@ def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) ->
     """The price of each position at which closing all of them leaves the group with nothing and owing nothing.
 
     mark - side * equity * (MM_s / MM_total) / |q|: each position is allotted equity by its share of the maintenance
-    margin. Rounded to the price increment in the fund's favour (a long's up, a short's down). It may be zero or negative
-    for a short so far under water that no price would save the fund.
+    margin. Rounded to the price increment in the fund's favour (a long's up, a short's down). It may be zero or
+    negative for a short so far under water that no price would save the fund.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing.
@@ -151,17 +151,17 @@ def liquidation_price(group: Group, symbol: str, marks: Marks, parameters: RiskP
 
         a_n + b_n * P,  a_n = A + u * D_n,  b_n = B - u * r_n * |q|,  one for each tier n of the symbol,
 
-    because a margin with rising rates is the greatest of its tiers' lines. ``u`` is the price of the settle asset, A and B
-    collect what does not and what does move with P: balances and settle assets priced by ``symbol`` are in B. So the
-    group is safe between the highest root of the rising lines and the lowest of the falling ones.
+    because a margin with rising rates is the greatest of its tiers' lines. ``u`` is the price of the settle asset, A
+    and B collect what does not and what does move with P: balances and settle assets priced by ``symbol`` are in B.
+    So the group is safe between the highest root of the rising lines and the lowest of the falling ones.
 
     Of the two ends the one on the losing side is given: the lower for a long or for a symbol that only prices
-    collateral, the upper for a short; the other one where that does not exist. It is rounded to 12 decimal places into the
-    safe region: at the price returned the group is not liquidatable, one last place further it is.
+    collateral, the upper for a short; the other one where that does not exist. It is rounded to 12 decimal places
+    into the safe region: at the price returned the group is not liquidatable, one last place further it is.
 
     Returns:
-        None if no positive mark of the symbol alone makes the group liquidatable, none makes it safe, or the group has no
-        maintenance margin.
+        None if no positive mark of the symbol alone makes the group liquidatable, none makes it safe, or the group
+        has no maintenance margin.
 
     Raises:
         InputError: another mark, an instrument or an asset is missing.

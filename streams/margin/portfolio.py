@@ -1,9 +1,9 @@
 """One shard's margin groups as columns: the exact integer ledger, and its evaluation as float64 screens.
 
 Applying a fill or a transfer is exact or refused with nothing changed. Evaluating gives equity and maintenance of any
-rows in one pass of NumPy with a bound on their error, so that whatever is further from its limit than the bound needs no
-exact decision; the rest is decided by ``health`` on the exact view that :meth:`Portfolio.group` makes. Which rows to
-look at, and what to do about them, is left to the caller.
+rows in one pass of NumPy with a bound on their error, so that whatever is further from its limit than the bound needs
+no exact decision; the rest is decided by ``health`` on the exact view that :meth:`Portfolio.group` makes. Which rows
+to look at, and what to do about them, is left to the caller.
 
 Layout. A row is a group. Positions are slots of one table, those of a row chained by ``next`` from the row's head, so a
 fill costs a short walk and a full evaluation one sequential pass. Balances are one dense column an asset. All of it is
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,10 @@ class _Units(dict[str, int]):
 class _Contract:
     """What applying a fill of one symbol needs, compiled from the parameters."""
 
-    __slots__ = ("asset_id", "balance", "cash_limit", "cash_per_lot", "fees", "lots", "symbol_id")
+    __slots__ = ("asset_id", "balance", "cash_limit", "cash_per_lot", "compiled_from", "fees", "lots", "symbol_id")
+
+    balance: "memoryview[int]"
+    """The balance column of the settle asset; the portfolio keeps it current."""
 
     def __init__(self, instrument: Instrument, symbol_id: int, settle: "_Account", rules: AssetRules) -> None:
         symbol = instrument.symbol
@@ -97,6 +101,7 @@ class _Contract:
         lot_digits = fraction_digits(instrument.quantity_increment)
         tick = to_units(instrument.price_increment, price_digits)
         lot = to_units(instrument.quantity_increment, lot_digits)
+        self.compiled_from = (instrument, settle.decimals, rules.decimals)
         self.symbol_id = symbol_id
         self.asset_id = settle.asset_id
         self.cash_limit = settle.limit
@@ -116,7 +121,7 @@ class _Account:
     def __init__(self, asset: str, asset_id: int, decimals: int, rows: int) -> None:
         self.asset, self.asset_id = asset, asset_id
         self.units: Ints = np.zeros(rows, dtype=np.int64)
-        self.view = memoryview(self.units)
+        self.view = _scalars(self.units)
         self.rescale(decimals)
 
     def rescale(self, decimals: int) -> None:
@@ -124,7 +129,7 @@ class _Account:
 
     def resize(self, rows: int) -> None:
         self.units = _grown(self.units, rows)
-        self.view = memoryview(self.units)
+        self.view = _scalars(self.units)
 
 
 class Portfolio:
@@ -168,21 +173,20 @@ class Portfolio:
         """Put ``parameters`` in force and express the ledger in them.
 
         Raises:
-            ParameterError: a symbol or asset that a group holds is gone or settled otherwise, or a quantity or an amount
-                held is not a whole number of the new increments, or leaves int64. Everything stays as it was.
+            ParameterError: a symbol or asset that a group holds is gone or settled otherwise, or a quantity or an
+                amount held is not a whole number of the new increments, or leaves int64. Everything stays as it was.
         """
         scales = self._new_scales(parameters)
         lots, cash, balances = self._lots.copy(), self._cash.copy(), {}
-        for symbol, symbol_id in self._symbol_ids.items():
-            if symbol_id != _VACANT:
-                self._express_positions(symbol, symbol_id, parameters, scales, lots, cash)
+        for symbol in self._parameters.instruments:
+            self._express_positions(symbol, parameters, scales, lots, cash)
         for asset, account in self._ledger.items():
             if scales[asset] != account.decimals:
                 balances[asset] = _rescaled(account.units, scales[asset] - account.decimals, f"balances in {asset}")
         self._lots, self._cash = lots, cash
         for asset, units in balances.items():
             self._ledger[asset].units = units
-            self._ledger[asset].view = memoryview(units)
+            self._ledger[asset].view = _scalars(units)
         self._adopt(parameters, scales)
 
     def _new_scales(self, parameters: RiskParameters) -> dict[str, int]:
@@ -204,19 +208,12 @@ class Portfolio:
         return scales
 
     def _cash_settled_in(self, asset: str) -> Ints:
-        ids = [
-            self._symbol_ids[symbol]
-            for symbol, rules in self._parameters.instruments.items()
-            if rules.settle_asset == asset and symbol in self._symbol_ids
-        ]
-        used = self._slots_used
-        held: Ints = self._cash[:used][np.isin(self._slot_symbol[:used], ids)]
-        return held[held != 0]
+        held = self._cash[self._settled_slots(asset)]
+        return cast(Ints, held[held != 0])
 
     def _express_positions(
         self,
         symbol: str,
-        symbol_id: int,
         parameters: RiskParameters,
         scales: Mapping[str, int],
         lots: Ints,
@@ -224,23 +221,22 @@ class Portfolio:
     ) -> None:
         """Restate the slots of ``symbol`` in place in the copies ``lots`` and ``cash``."""
         before, after = self._parameters.instruments.get(symbol), parameters.instruments.get(symbol)
-        if before is None:
+        if before is None or (after is before and self._keeps_scale(before.settle_asset, scales)):
             return
-        if after is not None and after.quantity_increment == before.quantity_increment:
-            asset = self._ledger.get(before.settle_asset)
-            same_scale = asset is None or scales[before.settle_asset] == asset.decimals
-            if same_scale and after.settle_asset == before.settle_asset:
-                return
-        slots = np.flatnonzero(self._slot_symbol == symbol_id)
+        slots = np.flatnonzero(self._slot_symbol == self._symbol_ids[symbol])
         if not slots.size:
             return
-        if after is None or after.settle_asset != before.settle_asset:
+        if after is None or after.settle_asset != before.settle_asset or after.settle_asset not in parameters.assets:
             raise ParameterError(f"symbol {symbol} has open positions: it cannot be removed or settled otherwise")
         digits = max(fraction_digits(before.quantity_increment), fraction_digits(after.quantity_increment))
         old, new = to_units(before.quantity_increment, digits), to_units(after.quantity_increment, digits)
         lots[slots] = _restated(lots[slots], old, new, f"symbol {symbol}: positions held")
         change = scales[before.settle_asset] - self._ledger[before.settle_asset].decimals
         cash[slots] = _rescaled(cash[slots], change, f"symbol {symbol}: position cash held")
+
+    def _keeps_scale(self, asset: str, scales: Mapping[str, int]) -> bool:
+        account = self._ledger.get(asset)
+        return account is None or scales.get(asset) == account.decimals
 
     def _adopt(self, parameters: RiskParameters, scales: Mapping[str, int]) -> None:
         self._parameters = parameters
@@ -256,18 +252,19 @@ class Portfolio:
                 self._symbol_ids[symbol] = len(self._symbols)
                 self._symbols.append(symbol)
         self._contracts = {
-            symbol: _Contract(
-                instrument,
-                self._symbol_ids[symbol],
-                self._ledger[instrument.settle_asset],
-                parameters.assets[instrument.settle_asset],
-            )
+            symbol: self._contract(instrument, parameters.assets[instrument.settle_asset])
             for symbol, instrument in parameters.instruments.items()
             if instrument.settle_asset in parameters.assets
         }
         self._view()
         self._prices.rebuild(parameters, self._symbol_ids, self._ledger_by_id)
         self._prices.refresh(self._marks, self._live)
+
+    def _contract(self, instrument: Instrument, settle: AssetRules) -> _Contract:
+        account, known = self._ledger[settle.asset], self._contracts.get(instrument.symbol)
+        if known is not None and known.compiled_from == (instrument, account.decimals, settle.decimals):
+            return known
+        return _Contract(instrument, self._symbol_ids[instrument.symbol], account, settle)
 
     # --- groups ------------------------------------------------------------------------------------------------------
 
@@ -351,8 +348,8 @@ class Portfolio:
         A fill that makes the position exactly flat moves its cash to the balance of the settle asset.
 
         Raises:
-            InputError: unknown symbol, no settle asset, not a whole number of increments or minor units, a quantity of 0,
-                a price not above 0, outside int64. Nothing is changed.
+            InputError: unknown symbol, no settle asset, not a whole number of increments or minor units, a quantity
+                of 0, a price not above 0, outside int64. Nothing is changed.
         """
         try:
             contract = self._contracts[symbol]
@@ -413,17 +410,15 @@ class Portfolio:
             raise InputError(f"asset {asset}: a balance of {from_units(balance, account.decimals)} leaves the ledger")
         account.view[row] = balance
 
-    def load_group(
-        self, row: int, balances: Mapping[str, str], positions: Iterable[tuple[str, str, str]]
-    ) -> None:
+    def load_group(self, row: int, balances: Mapping[str, str], positions: Iterable[tuple[str, str, str]]) -> None:
         """Make ``row`` hold exactly ``balances`` (asset: amount) and ``positions`` (symbol, quantity, cash).
 
         Amounts finer than the ledger holds its asset in make it hold the asset finer, up to 18 decimals: an amount that
         was right when it was written stays right.
 
         Raises:
-            InputError: unknown symbol or asset, a symbol twice, a quantity of 0 or not whole lots, outside int64. Nothing
-                is changed.
+            InputError: unknown symbol or asset, a symbol twice, a quantity of 0 or not whole lots, outside int64.
+                Nothing is changed.
         """
         entries = list(positions)
         self._widen(balances, entries)
@@ -504,7 +499,7 @@ class Portfolio:
     # --- screens -----------------------------------------------------------------------------------------------------
 
     def rows_with(self, symbols: Iterable[str]) -> Rows:
-        """int64[k], ascending: rows with a position in, or collateral or a settle asset priced by, one of ``symbols``."""
+        """int64[k], ascending: rows with a position in one of ``symbols``, or with money priced by one."""
         wanted = set(symbols)
         assets = {name for name, rules in self._parameters.assets.items() if rules.price_symbol in wanted}
         hit = np.zeros(len(self._symbols), dtype=np.bool_)
@@ -524,18 +519,20 @@ class Portfolio:
         absolute values of all terms of a row (lots * value of a lot, cash, balances):
 
         - every table entry is an exact decimal rounded once (relative error u), every int64 becomes a double with
-          relative error at most u, so a position's value or cash, a product of the two, is off by at most 3.01u of itself;
-        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 6u (|x| r_n + D_n); a
-          tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 4u), and r_n < 1. Taking the greatest
-          of them, or leaving out a tier whose floor |x| passes by less than 4u, adds no more than 4u |x|: at most 17u |x|;
+          relative error at most u, so a position's value or cash, a product of the two, is off by at most 3.01u of
+          itself;
+        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 6u (|x| r_n +
+          D_n); a tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 4u), and r_n < 1. Taking
+          the greatest of them, or leaving out a tier whose floor |x| passes by less than 4u, adds no more than 4u
+          |x|: at most 17u |x|;
         - a balance's value is the least of its lines b * w_k + o_k with the same bounds and weights at most 1, times a
           liability weight L >= 1 for debt: at most 17u L |b|;
-        - adding K terms one after the other is off by at most 1.01 (K - 1) u times the sum of their absolute values, for
-          equity and for maintenance alike.
+        - adding K terms one after the other is off by at most 1.01 (K - 1) u times the sum of their absolute values,
+          for equity and for maintenance alike.
 
-        So the two errors together are at most (20 + 17 + 2.02 K) u G, with K at most the number of symbols and assets and
-        the debts in G taken times L. G itself is computed with a relative error far below one. The bound used is twice
-        that, (80 + 6 K) u G.
+        So the two errors together are at most (20 + 17 + 2.02 K) u G, with K at most the number of symbols and assets
+        and the debts in G taken times L. G itself is computed with a relative error far below one. The bound used is
+        twice that, (80 + 6 K) u G.
         """
         self._prices.refresh(self._marks, self._live)
         if rows is None:
@@ -553,9 +550,9 @@ class Portfolio:
         cash = self._cash[slots] * prices.cash_value[symbol]
         size = np.abs(value)
         margin = prices.maintenance(symbol, size)
-        equity = np.bincount(owners, weights=value + cash, minlength=n)
-        maintenance = np.bincount(owners, weights=margin, minlength=n)
-        gross = np.bincount(owners, weights=size + np.abs(cash), minlength=n)
+        equity = _sums(owners, value + cash, n)
+        maintenance = _sums(owners, margin, n)
+        gross = _sums(owners, size + np.abs(cash), n)
         decidable = np.ones(n, dtype=np.bool_)
         if not prices.live.all():
             decidable[owners[~prices.live[symbol]]] = False
@@ -564,7 +561,8 @@ class Portfolio:
             if units.any():
                 prices.add_collateral(account.asset, units, equity, gross, decidable)
         terms = len(self._symbols) + len(self._ledger_by_id)
-        return Columns(equity, maintenance, gross * ((80 + 6 * terms) * _UNIT_ROUNDOFF), decidable)
+        error: Floats = gross * ((80 + 6 * terms) * _UNIT_ROUNDOFF)
+        return Columns(equity, maintenance, error, decidable)
 
     def _chains(self, rows: Rows) -> tuple[Ints, Ints]:
         """The slots of ``rows`` and, for each, the index into ``rows`` of its owner."""
@@ -638,9 +636,7 @@ class Portfolio:
             self._parameters.asset(self._parameters.instrument(symbol).settle_asset)
         except InputError as error:
             return InputError(f"symbol {symbol}: {error}")
-        except TypeError:
-            pass
-        return InputError(f"symbol {symbol!r} is no name")
+        return InputError(f"symbol {symbol}: not known to the ledger")
 
     def _account(self, asset: str) -> tuple[_Account, AssetRules]:
         rules = self._parameters.asset(asset)
@@ -666,7 +662,7 @@ class Portfolio:
         except ParameterError as error:
             raise InputError(str(error)) from None
         self._cash, account.units = cash, units
-        account.view = memoryview(units)
+        account.view = _scalars(units)
         scales = {asset: known.decimals for asset, known in self._ledger.items()}
         self._adopt(self._parameters, {**scales, account.asset: decimals})
 
@@ -695,13 +691,12 @@ class Portfolio:
         self._view()
 
     def _view(self) -> None:
-        """Scalar access to the columns: several times as fast as NumPy's own."""
-        self._head_view = memoryview(self._head)
-        self._slot_row_view = memoryview(self._slot_row)
-        self._slot_symbol_view = memoryview(self._slot_symbol)
-        self._slot_next_view = memoryview(self._slot_next)
-        self._lots_view = memoryview(self._lots)
-        self._cash_view = memoryview(self._cash)
+        self._head_view = _scalars(self._head)
+        self._slot_row_view = _scalars(self._slot_row)
+        self._slot_symbol_view = _scalars(self._slot_symbol)
+        self._slot_next_view = _scalars(self._slot_next)
+        self._lots_view = _scalars(self._lots)
+        self._cash_view = _scalars(self._cash)
         for contract in self._contracts.values():
             contract.balance = self._ledger_by_id[contract.asset_id].view
 
@@ -818,6 +813,16 @@ class _PriceTables:
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _scalars(column: Ints) -> "memoryview[int]":
+    """Scalar access to a column: several times as fast as NumPy's own."""
+    return cast("memoryview[int]", memoryview(cast(Any, column)))
+
+
+def _sums(owners: Ints, values: Floats, n: int) -> Floats:
+    """float64[n]: the sum of ``values`` by owner. (Of nothing, NumPy makes integers.)"""
+    return np.bincount(owners, weights=values, minlength=n).astype(np.float64, copy=False)
 
 
 def _grown(column: Ints, size: int, fill: int = 0) -> Ints:
