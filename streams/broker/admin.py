@@ -76,7 +76,8 @@ def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
         topics = admin.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
         raise BrokerError(
-            f"Kafka does not answer: {error.args[0].str()}; check MARGIN_KAFKA__BOOTSTRAP_SERVERS and its security settings"
+            f"Kafka does not answer: {error.args[0].str()}; "
+            f"check MARGIN_KAFKA__BOOTSTRAP_SERVERS and the security settings"
         ) from error
     return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
 
@@ -114,7 +115,7 @@ def _create(
 
 
 def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Settings) -> int:
-    """Topics that must match follow what exists already, so that creating the rest of a deployment cannot contradict it."""
+    """Topics that must match follow what exists already, so that creating the rest cannot contradict it."""
     wanted: dict[str, Callable[[], int]] = {
         "one": lambda: 1,
         "any": lambda: settings.topics.partitions,

@@ -13,9 +13,11 @@ log = logging.getLogger(__name__)
 
 
 def produce_dead_letter(producer: TransactionalProducer, message: Message, error: Exception) -> None:
-    """Produce ``message`` to its dead-letter topic inside the open transaction: original key and bytes, reason in headers."""
+    """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why."""
     topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None and partition is not None and offset is not None
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
     producer.produce(
         dead_letter_topic(topic),
         message.value(),

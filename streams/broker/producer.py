@@ -35,7 +35,7 @@ class TransactionalProducer:
             ProducerFenced: it could not be registered within ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
-        self._call("init_transactions", lambda left: self._live.init_transactions(left), deadline)
+        self._call("init_transactions", self._live.init_transactions, deadline)
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -87,7 +87,7 @@ class TransactionalProducer:
     def commit(self) -> None:
         """Commit. After :class:`ProducerFenced` the outcome is unknown until the log is read again."""
         deadline = time.monotonic() + self._timeout_s
-        self._call("commit_transaction", lambda left: self._live.commit_transaction(left), deadline)
+        self._call("commit_transaction", self._live.commit_transaction, deadline)
         self._in_transaction = False
 
     def abort(self) -> None:
@@ -95,7 +95,7 @@ class TransactionalProducer:
         if not self._in_transaction:
             return
         deadline = time.monotonic() + self._timeout_s
-        self._call("abort_transaction", lambda left: self._live.abort_transaction(left), deadline)
+        self._call("abort_transaction", self._live.abort_transaction, deadline)
         self._in_transaction = False
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class LogReader:
         """The committed records from offset ``first`` up to, not including, ``end`` (now's end if None).
 
         The end is a position in the log, uncommitted records included: what is open there must be decided before this
-        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` bounds the wait without progress.
+        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` bounds a wait without progress.
 
         Raises:
             BrokerError: no progress for ``timeout_s``, or the broker refuses.

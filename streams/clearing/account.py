@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from schemas.messages import AccountRow, GroupRow, OpenCommand, OpenOrder, PositionRow
-from schemas.types import GroupStatus
+from schemas.types import AccountStatus, GroupStatus
 from streams.margin.fixed_point import format_decimal
 from streams.margin.portfolio import Portfolio
 
@@ -17,7 +17,7 @@ _SEVERITY: dict[str, int] = {"normal": 0, "margin_call": 1, "liquidating": 2, "b
 
 @dataclass(slots=True)
 class OrderState:
-    """One order of an outstanding command. ``final`` is the filled quantity its last report states, None before that."""
+    """One order of an outstanding command; ``final`` is the filled quantity that its last report states, if any."""
 
     order_id: str
     quantity: Decimal
@@ -49,7 +49,7 @@ class CommandState:
 
 @dataclass(slots=True)
 class GroupState:
-    """One margin group: ``row`` is its place in the portfolio's columns, ``level`` the margin-call level it is under."""
+    """One margin group: ``row`` is its place in the portfolio's columns, ``level`` its margin-call level, if any."""
 
     row: int
     margin: str
@@ -87,7 +87,8 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
     remembered = state.liquidation_sequence or state.alert_sequence or state.transfer_sequence >= 0 or state.unapplied
     if not groups and not remembered:
         return None
-    worst = max((group.status for group in groups), key=_SEVERITY.__getitem__, default="normal")
+    statuses: list[GroupStatus] = [group.status for group in groups]
+    worst: AccountStatus = max(statuses, key=_SEVERITY.__getitem__, default="normal")
     return AccountRow(
         account=state.account,
         status="suspended" if state.suspended else worst,

@@ -431,7 +431,9 @@ class Engine:
         RETAKES.inc()
         self._retakes += 1
         if self._retakes > _RETAKES_MAX:
-            raise ShardError(f"no commit succeeded in {_RETAKES_MAX} attempts; the last failed with: {error}") from error
+            raise ShardError(
+                f"no commit succeeded in {_RETAKES_MAX} attempts; the last failed with: {error}"
+            ) from error
         self._stop.wait(min(0.05 * 2**self._retakes, 2.0) if self._retakes > 1 else 0)
         try:
             if isinstance(error, ProducerFenced):

@@ -36,8 +36,8 @@ MARKS_LOOKBACK = 500
 class TakenShard:
     """A restored shard.
 
-    ``refused_marks`` are the mark records walked on the way that are no frames, with the reason; ``parameters_first`` is
-    the first parameter record that no journal record covers; ``changelog_next`` the end of the rows that were loaded.
+    ``refused_marks`` are the mark records walked on the way that are no frames, with the reason; ``parameters_first``
+    is the first parameter record that no journal record covers; ``changelog_next`` the end of the rows loaded.
     """
 
     shard: Shard

@@ -1,4 +1,4 @@
-"""One account as a person looks at it: its row from Redis, evaluated at the current marks by the engine's own mathematics.
+"""One account as a person looks at it: its row from Redis, evaluated at the current marks by the engine's mathematics.
 
 Reads only. The account and the marks come from the Redis tables, the parameters in force from ``risk.parameters.v1``.
 """
@@ -50,9 +50,8 @@ class AccountView:
         plain: dict[str, Any] = msgspec.to_builtins(self.row)
         for target, group in zip(plain["groups"], self.groups, strict=True):
             target["problem"] = group.problem
-            target["equity"] = _text(group.health and group.health.equity)
-            target["maintenance_margin"] = _text(group.health and group.health.maintenance_margin)
-            target["health_ratio"] = _text(group.health and group.health.health_ratio)
+            for name in ("equity", "maintenance_margin", "health_ratio"):
+                target[name] = None if group.health is None else _text(getattr(group.health, name))
             for position in target["positions"]:
                 symbol = position["symbol"]
                 position["mark"] = _text(self.marks.get(symbol))

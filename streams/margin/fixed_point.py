@@ -43,6 +43,8 @@ _ROUNDING = Context(prec=2048, Emin=-8192, Emax=8192)
 
 INT64_MAX = 2**63 - 1
 
+_POWERS: tuple[int, ...] = tuple(10**digits for digits in range(2 * FRACTION_DIGITS_MAX + 1))
+
 _DECIMAL = re.compile(
     rf"(-?)(0|[1-9][0-9]{{0,{INTEGER_DIGITS_MAX - 1}}})(?:\.([0-9]{{1,{FRACTION_DIGITS_MAX}}}))?"
 ).fullmatch
@@ -69,17 +71,13 @@ def parse_units(text: str, decimals: int) -> int:
     match = _DECIMAL(text) if isinstance(text, str) else None
     if match is None:
         raise InputError(f"{_shown(text)} is not a decimal string")
-    sign, whole, fraction = match.groups()
-    units: int
-    if fraction is None:
-        units = int(whole) * 10**decimals
-    elif len(fraction) <= decimals:
-        units = int(whole + fraction) * 10 ** (decimals - len(fraction))
-    else:
+    sign, whole, fraction = match.groups("")
+    finer = len(fraction) - decimals
+    if finer > 0:
         if fraction[decimals:].strip("0"):
             raise InputError(f"{text} is finer than {decimals} decimals")
-        units = int(whole + fraction[:decimals])
-    return -units if sign else units
+        fraction, finer = fraction[:decimals], 0
+    return int(sign + whole + fraction) * _POWERS[-finer]
 
 
 def units_limit(decimals: int) -> int:

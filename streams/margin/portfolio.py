@@ -67,36 +67,47 @@ class Columns:
 class _Units(dict[str, int]):
     """Decimal strings seen lately and the whole number of units they are. A hit costs a dictionary look-up."""
 
-    __slots__ = ("_decimals", "_factor", "_step", "_what")
+    __slots__ = ("_decimals", "_factor", "_step")
 
-    def __init__(self, what: str, decimals: int, step: int, factor: int) -> None:
+    def __init__(self, decimals: int, step: int, factor: int) -> None:
         """A string must be a multiple of ``step`` * 10**-decimals; it maps to that multiple times ``factor``."""
         super().__init__()
-        self._what, self._decimals, self._step, self._factor = what, decimals, step, factor
+        self._decimals, self._step, self._factor = decimals, step, factor
 
     def __missing__(self, text: str) -> int:
-        try:
-            steps, rest = divmod(parse_units(text, self._decimals), self._step)
-        except InputError as error:
-            raise InputError(f"{self._what}: {error}") from None
+        steps, rest = divmod(parse_units(text, self._decimals), self._step)
         if rest:
-            raise InputError(f"{self._what}: {text} is not a multiple of {from_units(self._step, self._decimals)}")
+            raise InputError(f"{text} is not a multiple of {from_units(self._step, self._decimals)}")
         if len(self) >= _CACHE_ENTRIES_MAX:
             self.clear()
         self[text] = units = steps * self._factor
         return units
 
 
+class _Caches:
+    """Symbols with the same increments share what has been parsed."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, int], _Units] = {}
+
+    def __call__(self, decimals: int, step: int, factor: int) -> _Units:
+        return self._known.setdefault((decimals, step, factor), _Units(decimals, step, factor))
+
+
 class _Contract:
     """What applying a fill of one symbol needs, compiled from the parameters."""
 
-    __slots__ = ("asset_id", "balance", "cash_limit", "cash_per_lot", "compiled_from", "fees", "lots", "symbol_id")
+    __slots__ = (
+        "asset_id", "balance", "cash_limit", "cash_per_lot", "compiled_from", "fee_decimals", "fee_scale", "lots",
+        "symbol_id",
+    )  # fmt: skip
 
     balance: "memoryview[int]"
     """The balance column of the settle asset; the portfolio keeps it current."""
 
-    def __init__(self, instrument: Instrument, symbol_id: int, settle: "_Account", rules: AssetRules) -> None:
-        symbol = instrument.symbol
+    def __init__(
+        self, instrument: Instrument, symbol_id: int, settle: "_Account", rules: AssetRules, caches: "_Caches"
+    ) -> None:
         price_digits = fraction_digits(instrument.price_increment)
         lot_digits = fraction_digits(instrument.quantity_increment)
         tick = to_units(instrument.price_increment, price_digits)
@@ -105,12 +116,11 @@ class _Contract:
         self.symbol_id = symbol_id
         self.asset_id = settle.asset_id
         self.cash_limit = settle.limit
-        self.lots = _Units(f"symbol {symbol}: quantity", lot_digits, lot, 1)
+        self.lots = caches(lot_digits, lot, 1)
         scale: int = 10 ** (settle.decimals - price_digits - lot_digits)
-        self.cash_per_lot = _Units(f"symbol {symbol}: price", price_digits, tick, tick * lot * scale)
-        self.fees = _Units(
-            f"symbol {symbol}: fee in {rules.asset}", rules.decimals, 1, 10 ** (settle.decimals - rules.decimals)
-        )
+        self.cash_per_lot = caches(price_digits, tick, tick * lot * scale)
+        self.fee_decimals = rules.decimals
+        self.fee_scale: int = 10 ** (settle.decimals - rules.decimals)
 
 
 class _Account:
@@ -150,6 +160,7 @@ class Portfolio:
         self._ledger: dict[str, _Account] = {}
         self._ledger_by_id: list[_Account] = []
         self._contracts: dict[str, _Contract] = {}
+        self._caches = _Caches()
         self._slots_used = 0
         self._free_slot = -1
         self._head = np.full(_ROWS_START, -1, dtype=np.int64)
@@ -264,7 +275,7 @@ class Portfolio:
         account, known = self._ledger[settle.asset], self._contracts.get(instrument.symbol)
         if known is not None and known.compiled_from == (instrument, account.decimals, settle.decimals):
             return known
-        return _Contract(instrument, self._symbol_ids[instrument.symbol], account, settle)
+        return _Contract(instrument, self._symbol_ids[instrument.symbol], account, settle, self._caches)
 
     # --- groups ------------------------------------------------------------------------------------------------------
 
@@ -358,9 +369,9 @@ class Portfolio:
         try:
             lots = contract.lots[quantity]
             per_lot = contract.cash_per_lot[price]
-            paid = contract.fees[fee]
-        except TypeError:
-            raise InputError(f"symbol {symbol}: quantity, price and fee must be decimal strings") from None
+            paid = parse_units(fee, contract.fee_decimals) * contract.fee_scale
+        except (InputError, TypeError) as error:
+            raise InputError(f"symbol {symbol}: a fill of {quantity} at {price}, fee {fee}: {error}") from None
         if per_lot <= 0 or not lots:
             raise InputError(f"symbol {symbol}: a fill of {quantity} at {price}: quantity 0 or price not above 0")
         symbol_id, balances = contract.symbol_id, contract.balance

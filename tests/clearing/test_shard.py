@@ -55,7 +55,9 @@ class Driver:
         self.shard.decide_touched()
         return self.commit()
 
-    def transfer(self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", sequence: int = 0) -> Output:
+    def transfer(
+        self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", sequence: int = 0
+    ) -> Output:
         self.sequence += 1
         return self.frame(
             transfers=TransferColumns(
@@ -69,7 +71,14 @@ class Driver:
         )
 
     def fill(
-        self, account: str, quantity: str, price: str, *, order_id: str = "o", margin: str = "cross", symbol: str = "BTC-PERP"
+        self,
+        account: str,
+        quantity: str,
+        price: str,
+        *,
+        order_id: str = "o",
+        margin: str = "cross",
+        symbol: str = "BTC-PERP",
     ) -> Output:
         return self.frame(
             fills=FillColumns(
@@ -261,7 +270,7 @@ def test_an_isolated_group_stands_alone(driver: Driver) -> None:
 
 def test_margin_calls_fall_through_the_levels_and_clear(driver: Driver) -> None:
     driver.long()
-    first = driver.mark("9750")
+    first = driver.mark("9720")
     assert [(a.kind, a.level) for a in first.alerts] == [("margin_call", "1.5")]
     assert [(a.kind, a.level) for a in driver.mark("9560").alerts] == [("margin_call", "1.2")]
     assert kinds(driver.mark("10000")) == ["margin_call_cleared"]

@@ -59,6 +59,9 @@ class Topic:
         found = [orjson.loads(value) for _, value, _ in self.read() if value is not None]
         return [value for value in found if all(value.get(name) == wanted for name, wanted in fields.items())]
 
+    def all_topics(self) -> list[str]:
+        return list(self._consumer.list_topics(timeout=10).topics)
+
     def close(self) -> None:
         self._consumer.close()
 
