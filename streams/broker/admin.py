@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 
 from schemas.topics import EVENTS, ROUTER, TRADES, Topic, all_topics
 from streams.broker import config
@@ -26,7 +26,7 @@ class TopicReport:
 
 
 def admin_client(settings: Settings) -> AdminClient:
-    return AdminClient(config.common(settings.kafka, "margin-admin"))
+    return config.created(AdminClient, config.common(settings.kafka, "margin-admin"))
 
 
 def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float = 30.0) -> TopicReport:

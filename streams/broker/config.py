@@ -1,11 +1,29 @@
 """librdkafka configuration from settings: one place, so that every client pins the same choices and says why."""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from confluent_kafka import KafkaException
+
+from streams.errors import SettingsError
 from streams.settings import KafkaSettings, kafka_options
 
 log = logging.getLogger(__name__)
+
+Client = TypeVar("Client")
+
+
+def created(client: Callable[[dict[str, Any]], Client], properties: dict[str, Any]) -> Client:
+    """A confluent-kafka client with ``properties``.
+
+    Raises:
+        SettingsError: librdkafka knows no such property, or its value is out of range.
+    """
+    try:
+        return client(properties)
+    except KafkaException as error:
+        raise SettingsError(f"librdkafka refuses the Kafka settings: {error.args[0].str()}") from error
 
 
 def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
@@ -86,8 +104,11 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
 
 
 def reader(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Configuration of a consumer that is assigned by hand and never commits."""
+    """Configuration of a consumer that is assigned by hand and never commits.
+
+    An offset that the log no longer holds is an error: going on from elsewhere would skip records without a word.
+    """
     return consumer(kafka, client_id, f"{client_id}-reader") | {
-        "auto.offset.reset": "earliest",
+        "auto.offset.reset": "error",
         "enable.partition.eof": True,
     }

@@ -1,8 +1,11 @@
 """The transactional producer: begin, produce, offsets, commit, and an honest answer when any of it fails.
 
-Three outcomes only: the call succeeded; :class:`TransactionAborted` (the transaction is gone, the producer is good);
-:class:`ProducerFenced` (another process took over, or nobody knows how the commit ended: drop the producer and take
-the state again from the log). Callers never see a KafkaException.
+Three outcomes only: the call succeeded; :class:`TransactionAborted` (call :meth:`TransactionalProducer.abort`, then the
+producer is good for another); :class:`ProducerFenced` (another process took over, or nobody knows how the commit ended:
+drop the producer and take the state again from the log). Callers never see a KafkaException.
+
+``send_offsets_to_transaction`` does not keep to its time: with the coordinator away it returns after librdkafka's
+request timeout, which is the transaction's timeout. So a call takes at most twice the transaction's timeout.
 """
 
 import time
@@ -25,8 +28,11 @@ class TransactionalProducer:
     def __init__(self, kafka: KafkaSettings, transactional_id: str) -> None:
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
-        self._producer: Producer | None = Producer(config.producer(kafka, transactional_id, transactional_id))
+        self._producer: Producer | None = config.created(
+            Producer, config.producer(kafka, transactional_id, transactional_id)
+        )
         self._in_transaction = False
+        self._lost = False
 
     def init(self, timeout_s: float = 60.0) -> None:
         """Register the transactional id, which fences every older producer that has it.
@@ -34,12 +40,11 @@ class TransactionalProducer:
         Raises:
             ProducerFenced: it could not be registered within ``timeout_s``.
         """
-        deadline = time.monotonic() + timeout_s
-        self._call("init_transactions", self._live.init_transactions, deadline)
+        self._call("init_transactions", timeout_s)
 
     def begin(self) -> None:
         """Begin a transaction."""
-        self._call("begin_transaction", lambda _: self._live.begin_transaction(), time.monotonic() + self._timeout_s)
+        self._call("begin_transaction", self._timeout_s, timed=False)
         self._in_transaction = True
 
     @property
@@ -68,7 +73,7 @@ class TransactionalProducer:
                     raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full") from None
                 self._live.poll(0.05)
             except KafkaException as error:
-                raise self._classified("produce", error) from error
+                raise self._classified("produce", error.args[0]) from error
 
     def flush(self) -> None:
         """Wait until every record of the transaction is acknowledged (its offset is known), within the timeout."""
@@ -77,34 +82,30 @@ class TransactionalProducer:
 
     def send_offsets(self, offsets: Sequence[TopicPartition], group_metadata: Any) -> None:
         """Make the consumer group's offsets part of the transaction (refused if the group has moved on)."""
-        deadline = time.monotonic() + self._timeout_s
-        self._call(
-            "send_offsets_to_transaction",
-            lambda left: self._live.send_offsets_to_transaction(list(offsets), group_metadata, left),
-            deadline,
-        )
+        self._call("send_offsets_to_transaction", self._timeout_s, list(offsets), group_metadata)
 
     def commit(self) -> None:
         """Commit. After :class:`ProducerFenced` the outcome is unknown until the log is read again."""
-        deadline = time.monotonic() + self._timeout_s
-        self._call("commit_transaction", self._live.commit_transaction, deadline)
+        self._call("commit_transaction", self._timeout_s)
         self._in_transaction = False
 
     def abort(self) -> None:
         """Abort the transaction, if there is one. The producer can begin another."""
         if not self._in_transaction:
             return
-        deadline = time.monotonic() + self._timeout_s
-        self._call("abort_transaction", self._live.abort_transaction, deadline)
+        self._call("abort_transaction", self._timeout_s)
         self._in_transaction = False
 
     def close(self) -> None:
-        """Abort what is open and let go of the connection, without raising."""
+        """Abort what is open, unless that is hopeless, and let go of the connection, without raising."""
         try:
-            self.abort()
+            if not self._lost:
+                self.abort()
         except BrokerError:
             pass
         finally:
+            # Not `Producer.close()`: it aborts without a time limit and warns. Letting go of the last reference destroys
+            # the producer at once, which is why nothing here may hold a bound method of it.
             self._producer = None
 
     @property
@@ -113,27 +114,31 @@ class TransactionalProducer:
             raise ProducerFenced(f"{self.transactional_id}: this producer is closed")
         return self._producer
 
-    def _call(self, name: str, call: Callable[[float], Any], deadline: float) -> None:
+    def _call(self, name: str, timeout_s: float, *arguments: Any, timed: bool = True) -> None:
+        deadline = time.monotonic() + timeout_s
+        left = timeout_s
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ProducerFenced(f"{self.transactional_id}: {name} had no answer in time; its outcome is unknown")
             try:
-                call(left)
+                getattr(self._live, name)(*arguments, *((left,) if timed else ()))
                 return
             except KafkaException as error:
-                classified = self._classified(name, error)
-                if not _retriable(error):
-                    raise classified from error
+                cause = error.args[0]
+                left = deadline - time.monotonic()
+                if not cause.retriable():
+                    raise self._classified(name, cause) from error
+                if left <= 0:
+                    self._lost = True
+                    raise ProducerFenced(
+                        f"{self.transactional_id}: {name}: no answer in {timeout_s:g} s, its outcome is unknown: "
+                        f"{cause.str()}"
+                    ) from error
                 time.sleep(0.002)
 
-    def _classified(self, name: str, error: KafkaException) -> BrokerError:
-        cause = error.args[0]
+    def _classified(self, name: str, cause: KafkaError) -> BrokerError:
         text = f"{self.transactional_id}: {name}: {cause.str()} ({cause.name()})"
-        if cause.txn_requires_abort():
+        # A record is refused with _STATE when the transaction has failed meanwhile: that error waits for the next call.
+        failed_before = name == "produce" and self._in_transaction and cause.code() == KafkaError._STATE
+        if cause.txn_requires_abort() or failed_before:
             return TransactionAborted(text)
+        self._lost = True
         return ProducerFenced(text)
-
-
-def _retriable(error: KafkaException) -> bool:
-    return bool(error.args[0].retriable())

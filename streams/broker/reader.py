@@ -1,6 +1,6 @@
 """Reading a log by offset, outside any consumer group: what restoring, following and auditing need.
 
-:func:`read_range` reads a partition's records up to an end; :class:`Follower` follows one partition for ever.
+:meth:`LogReader.read_range` reads a partition's records up to an end; :class:`Follower` follows one partition for ever.
 Both see committed records only.
 """
 
@@ -14,16 +14,17 @@ from streams.broker import config
 from streams.errors import BrokerError
 from streams.settings import KafkaSettings
 
-_READ_UNCOMMITTED = {"isolation.level": "read_uncommitted"}
+_LOOK_AGAIN_S = 0.05
 
 
 class LogReader:
-    """A hand-assigned consumer for bounded reads and watermarks. Use as a context manager."""
+    """A hand-assigned consumer for bounded reads and watermarks. Use as a context manager. Not thread-safe."""
 
     def __init__(self, kafka: KafkaSettings, client_id: str) -> None:
-        self._kafka = kafka
-        self._client_id = client_id
-        self._consumer = Consumer(config.reader(kafka, client_id))
+        properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
+        self._consumer = config.created(Consumer, properties)
+        # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
+        self._uncommitted = config.created(Consumer, properties | {"isolation.level": "read_uncommitted"})
 
     def __enter__(self) -> Self:
         return self
@@ -33,6 +34,7 @@ class LogReader:
 
     def close(self) -> None:
         self._consumer.close()
+        self._uncommitted.close()
 
     def watermarks(self, topic: str, partition: int, timeout_s: float = 30.0) -> tuple[int, int]:
         """The first offset and the next offset to be written (uncommitted records included).
@@ -41,16 +43,18 @@ class LogReader:
             BrokerError: no answer in ``timeout_s``, or no such partition.
         """
         deadline = time.monotonic() + timeout_s
+        place = TopicPartition(topic, partition)
         while True:
             try:
-                low, high = self._consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=max(0.1, deadline - time.monotonic())
+                low, high = self._uncommitted.get_watermark_offsets(
+                    place, timeout=max(0.1, deadline - time.monotonic())
                 )
                 return int(low), int(high)
             except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise BrokerError(f"{topic}[{partition}]: watermarks: {error.args[0].str()}") from error
-                time.sleep(0.05)
+                cause = error.args[0]
+                if cause.code() in _FOR_GOOD or time.monotonic() > deadline:
+                    raise BrokerError(f"{topic}[{partition}]: watermarks: {cause.str()}") from error
+                time.sleep(_LOOK_AGAIN_S)
 
     def partitions(self, topic: str, timeout_s: float = 30.0) -> int:
         """The partition count of ``topic``.
@@ -58,7 +62,10 @@ class LogReader:
         Raises:
             BrokerError: no such topic, or no answer.
         """
-        metadata = self._consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+        try:
+            metadata = self._consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+        except KafkaException as error:
+            raise BrokerError(f"{topic}: its partitions cannot be read: {error.args[0].str()}") from error
         if metadata.error is not None:
             raise BrokerError(f"{topic}: {metadata.error.str()}; create the topics with `margin-clearing topics`")
         return len(metadata.partitions)
@@ -69,7 +76,8 @@ class LogReader:
         """The committed records from offset ``first`` up to, not including, ``end`` (now's end if None).
 
         The end is a position in the log, uncommitted records included: what is open there must be decided before this
-        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` bounds a wait without progress.
+        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` bounds the wait without
+        progress.
 
         Raises:
             BrokerError: no progress for ``timeout_s``, or the broker refuses.
@@ -79,39 +87,45 @@ class LogReader:
         position = max(first, low)
         if position >= stop:
             return
-        self._consumer.assign([TopicPartition(topic, partition, position)])
+        place = TopicPartition(topic, partition, position)
+        self._consumer.assign([place])
         try:
             deadline = time.monotonic() + timeout_s
             while position < stop:
-                messages = self._consumer.consume(1000, timeout=0.02)
-                for message in messages:
-                    error = message.error()
-                    if error is None:
-                        offset = message.offset()
-                        assert offset is not None
-                        if offset >= stop:
-                            return
-                        yield message
-                    elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
-                        raise BrokerError(f"{topic}[{partition}]: {error.str()}")
-                here = self._consumer.position([TopicPartition(topic, partition)])[0].offset
-                reached = _end_of_partition(messages)
-                if reached is not None:
-                    here = max(here, reached)
-                if here > position:
-                    position, deadline = here, time.monotonic() + timeout_s
+                reached = position
+                for message in self._consumer.consume(1000, timeout=0.02):
+                    if message.error() is not None:
+                        reached = max(reached, _end_of_partition(message))
+                        continue
+                    offset = message.offset()
+                    assert offset is not None
+                    if offset >= stop:
+                        return
+                    reached = offset + 1
+                    yield message
+                if reached > position:
+                    position, deadline = reached, time.monotonic() + timeout_s
                 elif time.monotonic() > deadline:
                     raise BrokerError(f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s")
         finally:
             self._consumer.unassign()
 
 
-def _end_of_partition(messages: list[Message]) -> int | None:
-    for message in reversed(messages):
-        error = message.error()
-        if error is not None and error.code() == KafkaError._PARTITION_EOF:
-            return message.offset()
-    return None
+def _end_of_partition(message: Message) -> int:
+    """The offset at which ``message`` says the partition ends for now (-1 if it is about something that will pass).
+
+    It counts what no reader sees: control records and aborted ones.
+
+    Raises:
+        BrokerError: an error that will not pass by itself.
+    """
+    error = message.error()
+    assert error is not None
+    if error.code() == KafkaError._PARTITION_EOF:
+        offset = message.offset()
+        return -1 if offset is None else offset
+    _raise_for_good(message, error)
+    return -1
 
 
 class Follower:
@@ -119,8 +133,8 @@ class Follower:
 
     def __init__(self, kafka: KafkaSettings, client_id: str, topic: str, partition: int = 0) -> None:
         self.topic, self.partition = topic, partition
-        self._consumer = Consumer(
-            config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
+        self._consumer = config.created(
+            Consumer, config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
         )
 
     def start(self, offset: int = OFFSET_BEGINNING) -> None:
@@ -154,9 +168,15 @@ def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[M
         error = message.error()
         if error is None:
             good.append(message)
-        elif error.fatal() or error.code() in _FOR_GOOD:
-            raise BrokerError(f"{message.topic()}[{message.partition()}]: {error.str()}")
+        else:
+            _raise_for_good(message, error)
     return good
+
+
+def _raise_for_good(message: Message, error: KafkaError) -> None:
+    """What librdkafka mends by itself (brokers away, leaders moving) passes; ``retriable()`` is never set here."""
+    if error.fatal() or error.code() in _FOR_GOOD:
+        raise BrokerError(f"{message.topic()}[{message.partition()}]: {error.str()}")
 
 
 _FOR_GOOD = {
@@ -164,6 +184,8 @@ _FOR_GOOD = {
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
     KafkaError._AUTHENTICATION,
+    KafkaError._AUTO_OFFSET_RESET,
     KafkaError.FENCED_INSTANCE_ID,
 }

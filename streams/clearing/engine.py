@@ -405,7 +405,7 @@ class Engine:
         self._shards[shard_id] = shard
         self._to_take.remove(shard_id)
         self._held = deque(message for message in self._held if message.partition() != shard_id)
-        self._tables.restore(shard_id, shard.claim, taken.changelog_next)
+        self._tables.restore(shard_id, shard.claim)
         self._resume(shard)
         SHARDS_OWNED.set(len(self._shards))
         if shard.has_output:

@@ -37,13 +37,12 @@ class TakenShard:
     """A restored shard.
 
     ``refused_marks`` are the mark records walked on the way that are no frames, with the reason; ``parameters_first``
-    is the first parameter record that no journal record covers; ``changelog_next`` the end of the rows loaded.
+    is the first parameter record that no journal record covers.
     """
 
     shard: Shard
     refused_marks: Sequence[tuple[Message, Exception]]
     parameters_first: int
-    changelog_next: int
 
 
 def take_shard(
@@ -89,7 +88,7 @@ def take_shard(
         shard.resume(record)
         shard.journal_previous = offset
     _claim(shard, producer, consumer, worker)
-    changelog_next = _load_rows(shard, reader)
+    _load_rows(shard, reader)
     parameters_first = shard.parameters_next
     if shard.parameters_next < parameters_next:
         shard.apply_parameters(parameters_next - 1, rules)
@@ -106,7 +105,7 @@ def take_shard(
         marks_next=shard.marks_next,
         seconds=round(time.monotonic() - started, 3),
     )
-    return TakenShard(shard, refused, parameters_first, changelog_next)
+    return TakenShard(shard, refused, parameters_first)
 
 
 def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> int:
@@ -181,7 +180,7 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
     shard.journal_sequence += 1
 
 
-def _load_rows(shard: Shard, reader: LogReader) -> int:
+def _load_rows(shard: Shard, reader: LogReader) -> None:
     rows: dict[bytes, bytes] = {}
     end = reader.watermarks(ACCOUNTS, shard.shard)[1]
     for message in reader.read_range(ACCOUNTS, shard.shard, 0, end):
@@ -197,7 +196,6 @@ def _load_rows(shard: Shard, reader: LogReader) -> int:
             shard.adopt(restore_account(_ROW(rows[account]), shard.portfolio))
         except (DecodeError, InputError) as error:
             raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
-    return end
 
 
 def _walk_marks(shard: Shard, reader: LogReader, marks_next: int) -> list[tuple[Message, Exception]]:

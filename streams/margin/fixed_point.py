@@ -72,7 +72,7 @@ def parse_units(text: str, decimals: int) -> int:
     if match is None:
         raise InputError(f"{_shown(text)} is not a decimal string")
     sign, whole, fraction = match.groups("")
-    finer = len(fraction) - decimals
+    finer: int = len(fraction) - decimals
     if finer > 0:
         if fraction[decimals:].strip("0"):
             raise InputError(f"{text} is finer than {decimals} decimals")
@@ -82,7 +82,8 @@ def parse_units(text: str, decimals: int) -> int:
 
 def units_limit(decimals: int) -> int:
     """The largest number of units of ``10**-decimals`` that fits int64 and whose decimal string the contract holds."""
-    return min(INT64_MAX, 10 ** (INTEGER_DIGITS_MAX + decimals) - 1)
+    digits_limit: int = 10 ** (INTEGER_DIGITS_MAX + decimals) - 1
+    return min(INT64_MAX, digits_limit)
 
 
 def to_units(value: str | Decimal, decimals: int) -> int:

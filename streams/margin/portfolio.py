@@ -439,7 +439,10 @@ class Portfolio:
             contract = self._contracts.get(symbol)
             if contract is None:
                 raise self._no_contract(symbol)
-            lots = contract.lots[quantity]
+            try:
+                lots = contract.lots[quantity]
+            except InputError as error:
+                raise InputError(f"symbol {symbol}: a position of {quantity}: {error}") from None
             if not lots or abs(lots) > INT64_MAX or contract.symbol_id in slots:
                 raise InputError(f"symbol {symbol}: a position of {quantity}, or given twice, cannot be loaded")
             slots[contract.symbol_id] = (lots, to_units(cash, self._ledger_by_id[contract.asset_id].decimals))

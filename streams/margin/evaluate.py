@@ -1,0 +1,172 @@
+"""An account, parameters and marks as one JSON document in, the verdict and the plan as one out.
+
+The arithmetic is the engine's own: the account is loaded into a portfolio, viewed exactly, judged and planned by the
+same functions. Reading files and printing are left to the command ``margin-clearing evaluate``.
+"""
+
+from decimal import Decimal, localcontext
+from typing import Any
+
+import msgspec
+
+from schemas.codec import Decoder, encode
+from schemas.parameters import Parameter
+from schemas.types import (
+    CROSS,
+    FRACTION_DIGITS_MAX,
+    Asset,
+    Identifier,
+    MarginMode,
+    NonZeroDecimal,
+    PositiveDecimal,
+    SignedDecimal,
+    Symbol,
+)
+from streams.errors import InputError
+from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, parse_decimal
+from streams.margin.group import Group
+from streams.margin.health import bankruptcy_prices_of, evaluate, liquidation_price
+from streams.margin.parameters import RiskParameters
+from streams.margin.plan import make_plan
+from streams.margin.portfolio import Portfolio
+
+
+class PositionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A position opened at ``entry_price``, so its cash is -quantity * entry_price.
+
+    ``margin`` ``isolated`` puts it into a group of its own, to which ``isolated_balances`` are assigned.
+    """
+
+    symbol: Symbol
+    quantity: NonZeroDecimal
+    entry_price: PositiveDecimal
+    margin: MarginMode = "cross"
+    isolated_balances: dict[Asset, SignedDecimal] = {}
+
+
+class AccountRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``balances`` are the cross group's."""
+
+    account: Identifier
+    balances: dict[Asset, SignedDecimal] = {}
+    positions: tuple[PositionRequest, ...] = ()
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What :func:`evaluate_request` reads: records of ``risk.parameters.v1``, marks by symbol, one account."""
+
+    parameters: tuple[Parameter, ...]
+    marks: dict[Symbol, PositiveDecimal]
+    account: AccountRequest
+
+
+_REQUESTS = Decoder[Request | list[Request]](Request | list[Request])
+
+
+def evaluate_request(data: bytes) -> bytes:
+    """Evaluate one request, or a list of them, as JSON.
+
+    Input: ``{"parameters": [...], "marks": {symbol: price}, "account": {"account", "balances": {asset: amount},
+    "positions": [{"symbol", "quantity", "entry_price", "margin"?, "isolated_balances"?}]}}``.
+
+    Output: ``{"groups": [{"margin", "equity", "maintenance_margin", "initial_margin", "health_ratio", "liquidatable",
+    "positions": [{"symbol", "quantity", "notional", "maintenance_margin", "liquidation_price", "bankruptcy_price"}],
+    "plan": {"stage", "orders": [{"symbol", "order_side", "quantity", "limit_price"}]} or null}]}``, every number a
+    decimal string, all money in the unit of account. The cross group comes first; it is left out if it is empty and
+    others are not.
+
+    Raises:
+        DecodeError: not such a document; the text names the field.
+        InputError: a record breaks a rule, or a symbol, an asset or a mark is missing; the text names it.
+    """
+    requests = _REQUESTS(data)
+    if isinstance(requests, Request):
+        return encode(_answer(requests))
+    answers = []
+    for index, request in enumerate(requests):
+        try:
+            answers.append(_answer(request))
+        except InputError as error:
+            raise type(error)(f"request {index}: {error}") from None
+    return encode(answers)
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    portfolio = Portfolio(RiskParameters.build(request.parameters))
+    for symbol, price in request.marks.items():
+        portfolio.set_mark(symbol, price, live=True)
+    rows = _load(portfolio, request.account)
+    held = [row for row in rows if not portfolio.is_empty(row)] or rows[:1]
+    return {"groups": [_group_answer(portfolio.group(row), portfolio) for row in held]}
+
+
+def _load(portfolio: Portfolio, account: AccountRequest) -> list[int]:
+    """Load every group of ``account``; their rows, cross first."""
+    balances: dict[str, dict[str, str]] = {CROSS: account.balances}
+    positions: dict[str, list[tuple[str, str, str]]] = {CROSS: []}
+    for index, position in enumerate(account.positions):
+        where = f"positions[{index}]: symbol {position.symbol}"
+        isolated = position.margin == "isolated"
+        margin = position.symbol if isolated else CROSS
+        if isolated and margin in positions:
+            raise InputError(f"{where}: isolated twice")
+        if not isolated and position.isolated_balances:
+            raise InputError(f"{where}: isolated_balances of a position that is not isolated")
+        if isolated:
+            balances[margin] = position.isolated_balances
+        positions.setdefault(margin, []).append((position.symbol, position.quantity, _opening_cash(position, where)))
+    for margin, held in positions.items():
+        portfolio.load_group(portfolio.open_group(account.account, margin), balances[margin], held)
+    return portfolio.groups_of(account.account)
+
+
+def _opening_cash(position: PositionRequest, where: str) -> str:
+    with localcontext(EXACT):
+        cash = -parse_decimal(position.quantity) * parse_decimal(position.entry_price)
+    if fraction_digits(cash) > FRACTION_DIGITS_MAX:
+        raise InputError(f"{where}: quantity x entry_price has more than {FRACTION_DIGITS_MAX} decimals")
+    return format_decimal(cash)
+
+
+def _group_answer(group: Group, portfolio: Portfolio) -> dict[str, Any]:
+    marks, parameters = portfolio.marks, portfolio.parameters
+    health = evaluate(group, marks, parameters)
+    bankruptcy = bankruptcy_prices_of(health, marks, parameters)
+    plan = make_plan(group, marks, parameters) if health.liquidatable else None
+    return {
+        "margin": group.margin,
+        "equity": format_decimal(health.equity),
+        "maintenance_margin": format_decimal(health.maintenance_margin),
+        "initial_margin": format_decimal(health.initial_margin),
+        "health_ratio": _text(health.health_ratio),
+        "liquidatable": health.liquidatable,
+        "positions": [
+            {
+                "symbol": part.symbol,
+                "quantity": format_decimal(part.quantity),
+                "notional": format_decimal(part.notional),
+                "maintenance_margin": format_decimal(part.maintenance_margin),
+                "liquidation_price": _text(liquidation_price(group, part.symbol, marks, parameters)),
+                "bankruptcy_price": _text(bankruptcy.get(part.symbol)),
+            }
+            for part in health.positions
+        ],
+        "plan": None
+        if plan is None
+        else {
+            "stage": plan.stage,
+            "orders": [
+                {
+                    "symbol": order.symbol,
+                    "order_side": order.order_side,
+                    "quantity": format_decimal(order.quantity),
+                    "limit_price": format_decimal(order.limit_price),
+                }
+                for order in plan.orders
+            ],
+        },
+    }
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else format_decimal(value)
