@@ -29,7 +29,11 @@ class CollateralTier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="instrument"):
-    """A linear perpetual or future and its margin rules. Key ``instrument:SYMBOL``."""
+    """A linear perpetual or future and its margin rules. Key ``instrument:SYMBOL``.
+
+    Closing a notional of ``depth_notional`` at once is expected to move the price by ``impact_rate`` of it: that decides
+    in which order, and how evenly, a liquidation closes several positions.
+    """
 
     symbol: Symbol
     settle_asset: Asset
@@ -39,6 +43,8 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     liquidation_fee: UnsignedDecimal = "0"
     insurance_fee: UnsignedDecimal = "0"
     max_order_notional: PositiveDecimal | None = None
+    depth_notional: PositiveDecimal | None = None
+    impact_rate: UnsignedDecimal = "0"
     version: Sequence = 0
 
     @property

@@ -20,8 +20,9 @@ ALERTS = "margin.alerts.v1"
 ACCOUNTS = "margin.accounts.v1"
 JOURNAL = "margin.journal.v1"
 ROUTER = "margin.router.v1"
+ORACLE = "margin.oracle.v1"
 
-Partitioning = Literal["any", "shards", "one", "trades"]
+Partitioning = Literal["any", "shards", "one", "trades", "prices"]
 Cleanup = Literal["delete", "compact"]
 
 _DAY_MS = 86_400_000
@@ -70,6 +71,7 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None),
     Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS),
     Topic(ROUTER, "topic:partition", "trades", cleanup="compact", retention_ms=None),
+    Topic(ORACLE, "symbol source", "prices", cleanup="compact", retention_ms=None),
 )
 
 

@@ -4,13 +4,13 @@ What is missing is created; what exists is compared with the contract and every 
 deleted or altered: a wrong partition count cannot be mended without moving accounts between shards.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from schemas.topics import EVENTS, ROUTER, TRADES, Topic, all_topics
+from schemas.topics import EVENTS, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
 from streams.broker import config
 from streams.errors import BrokerError, TopicError
 from streams.settings import Settings
@@ -82,6 +82,20 @@ def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
     return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
 
 
+def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0) -> dict[str, str]:
+    """The id of each topic: a topic that is deleted and created anew under its name has another.
+
+    Raises:
+        BrokerError: the cluster does not answer, or there is no such topic.
+    """
+    admin = admin_client(settings)  # kept: its requests end with it
+    found = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
+    try:
+        return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in found.items()}
+    except KafkaException as error:
+        raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {error.args[0].str()}") from error
+
+
 def _create(
     admin: AdminClient,
     settings: Settings,
@@ -121,6 +135,7 @@ def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Setting
         "any": lambda: settings.topics.partitions,
         "shards": lambda: existing.get(EVENTS, settings.topics.shards),
         "trades": lambda: existing.get(TRADES, settings.topics.partitions),
+        "prices": lambda: existing.get(PRICES, settings.topics.partitions),
     }
     return wanted[topic.partitioning]()
 
@@ -153,8 +168,9 @@ def _faults(topic: Topic, existing: dict[str, int], policy: str | None, settings
             f"{EVENTS} has {count} partitions and MARGIN_TOPICS__SHARDS is {settings.topics.shards}: "
             "accounts would be sent to other shards; set it to what the topic has"
         )
-    if topic.name == ROUTER and count != existing.get(TRADES, count):
-        faults.append(f"{ROUTER} has {count} partitions and {TRADES} has {existing[TRADES]}: they must match")
+    for memory, source in ((ROUTER, TRADES), (ORACLE, PRICES)):
+        if topic.name == memory and count != existing.get(source, count):
+            faults.append(f"{memory} has {count} partitions and {source} has {existing[source]}: they must match")
     if policy is not None and policy != topic.cleanup:
         faults.append(f"{topic.name} has cleanup.policy={policy} and must have {topic.cleanup}")
     return faults

@@ -104,8 +104,8 @@ class TransactionalProducer:
         except BrokerError:
             pass
         finally:
-            # Not `Producer.close()`: it aborts without a time limit, and warns. The last reference destroys the producer
-            # at once, so nothing here may keep one (a bound method in a traceback would).
+            # Not `Producer.close()`: it aborts without a time limit, and warns. Dropping the last reference destroys
+            # the producer at once, so nothing here may keep one (a bound method in a traceback would).
             self._producer = None
 
     @property

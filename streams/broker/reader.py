@@ -6,6 +6,7 @@ Both see committed records only.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -108,7 +109,8 @@ class LogReader:
                 elif time.monotonic() > deadline:
                     raise BrokerError(f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s")
         finally:
-            self._consumer.unassign()
+            with suppress(RuntimeError):  # closed while whoever reads had stopped half-way
+                self._consumer.unassign()
 
 
 def _end_of_partition(message: Message) -> int:

@@ -71,6 +71,8 @@ class Instrument:
     liquidation_fee: Decimal
     insurance_fee: Decimal
     max_order_notional: Decimal | None
+    impact_rate: Decimal
+    depth_notional: Decimal | None
     version: int
     floors: Floats
     maintenance_rates: Floats
@@ -302,7 +304,10 @@ def _instrument(record: InstrumentParameters) -> Instrument:
         number.require(liquidation_fee + insurance_fee < 1, "liquidation_fee + insurance_fee must be below 1")
     price_increment = number.positive("price_increment", record.price_increment)
     quantity_increment = number.positive("quantity_increment", record.quantity_increment)
-    limit = record.max_order_notional
+    limit, depth = record.max_order_notional, record.depth_notional
+    impact_rate = number("impact_rate", record.impact_rate)
+    number.require(impact_rate < 1, "impact_rate must be below 1")
+    number.require(depth is not None or impact_rate == 0, "impact_rate needs a depth_notional")
     instrument = Instrument(
         symbol=record.symbol,
         settle_asset=record.settle_asset,
@@ -312,6 +317,8 @@ def _instrument(record: InstrumentParameters) -> Instrument:
         liquidation_fee=liquidation_fee,
         insurance_fee=insurance_fee,
         max_order_notional=None if limit is None else number.positive("max_order_notional", limit),
+        impact_rate=impact_rate,
+        depth_notional=None if depth is None else number.positive("depth_notional", depth),
         version=record.version,
         floors=_floats([step.notional_floor for step in steps]),
         maintenance_rates=_floats([step.maintenance_rate for step in steps]),

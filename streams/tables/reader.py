@@ -1,6 +1,11 @@
-"""Reading the tables: what a service or a person does that wants an account or the marks."""
+"""Reading the tables: what a service or a person does that wants an account or the marks.
+
+Reads only, and never waits: a table that is missing or being built is said, with what to do, instead of answered with
+"no such account". What is read is committed and may be a little behind the changelog.
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import redis
@@ -10,7 +15,8 @@ from schemas.messages import AccountRow, Mark
 from schemas.partitioning import shard_of
 from streams.errors import TableError
 from streams.settings import RedisSettings
-from streams.tables.keys import LAYOUT, MARKS, accounts_key
+from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
+from streams.tables.writer import connect
 
 T = TypeVar("T")
 
@@ -18,18 +24,40 @@ _ROW = Decoder[AccountRow](AccountRow)
 _MARK = Decoder[Mark](Mark)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where accounts are: ``shard = murmur2(account) % shards``; rows are copies of ``topic`` in that Kafka cluster."""
+
+    shards: int
+    topic: str
+    cluster_id: str
+
+
 class TableReader:
     """Reads accounts and marks. Use as a context manager."""
 
     def __init__(self, settings: RedisSettings) -> None:
-        timeout_s = settings.timeout_ms / 1000
-        self._redis = redis.Redis.from_url(settings.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        self._redis = connect(settings)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._redis.close()
+
+    def read_layout(self) -> Layout:
+        """How the accounts are laid out.
+
+        Raises:
+            TableError: Redis does not answer, or no engine has ever written to it.
+        """
+        cluster, topic, shards = self._run(lambda: self._redis.hmget(LAYOUT, ["cluster", "topic", "shards"]))
+        if shards is None:
+            raise TableError("Redis holds no tables; has an engine run against it? check MARGIN_REDIS__URL")
+        return Layout(int(shards), (topic or b"").decode(), (cluster or b"").decode())
 
     def shards(self) -> int:
         """The number of shards that accounts are spread over.
@@ -37,36 +65,76 @@ class TableReader:
         Raises:
             TableError: Redis does not answer, or no engine has ever written to it.
         """
-        found = self._run(lambda: self._redis.hget(LAYOUT, "shards"))
-        if found is None:
-            raise TableError("Redis holds no tables; has an engine run against it? check MARGIN_REDIS__URL")
-        return int(found)
+        return self.read_layout().shards
 
     def find_account(self, account: str) -> AccountRow | None:
-        """The row of ``account``, or None.
+        """The row of ``account``, or None if there is none.
 
         Raises:
-            TableError: Redis does not answer or holds no tables.
+            TableError: Redis does not answer, or its tables are missing, being built or unreadable.
         """
         shard = shard_of(account, self.shards())
-        value = self._run(lambda: self._redis.hget(accounts_key(shard), account))
-        return None if value is None else _decoded(_ROW, value, f"account {account}")
+        with self._redis.pipeline(transaction=True) as both:
+            both.hget(accounts_key(shard), account)
+            both.hmget(meta_key(shard), ["stamp", "building"])
+            value, (stamp, building) = self._run(both.execute)
+        if value is not None:
+            return _decoded(_ROW, value, f"account {account}")
+        _require_whole(shard, stamp, building)
+        return None
 
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]:
-        """Every account of a shard with its row's bytes, in no order."""
-        for account, row in self._run(lambda: self._redis.hgetall(accounts_key(shard))).items():
-            yield account.decode(), row
+        """Every account of a shard with its row's bytes, in no order, while the table may change.
+
+        Raises:
+            TableError: Redis does not answer, or the table is missing or being built.
+        """
+        stamp, building = self._run(lambda: self._redis.hmget(meta_key(shard), ["stamp", "building"]))
+        _require_whole(shard, stamp, building)
+        seen: set[bytes] = set()
+        rows = self._redis.hscan_iter(accounts_key(shard), count=1000)
+        while True:
+            found = self._run(lambda: next(rows, None))
+            if found is None:
+                return
+            account, row = found
+            if account not in seen:  # a scan may return an account twice
+                seen.add(account)
+                yield account.decode(), row
+
+    def all_accounts(self) -> Iterator[AccountRow]:
+        """Every account of every shard, in no order, while the tables may change.
+
+        Raises:
+            TableError: Redis does not answer, or a table is missing, being built or unreadable.
+        """
+        for shard in range(self.shards()):
+            for account, row in self.accounts(shard):
+                yield _decoded(_ROW, row, f"account {account}")
 
     def read_marks(self) -> dict[str, Mark]:
-        """The latest mark of every symbol."""
+        """The latest mark of every symbol.
+
+        Raises:
+            TableError: Redis does not answer, or a mark is unreadable.
+        """
         found = self._run(lambda: self._redis.hgetall(MARKS))
-        return {symbol.decode(): _decoded(_MARK, value, f"mark {symbol!r}") for symbol, value in found.items()}
+        return {
+            symbol.decode(): _decoded(_MARK, value, f"the mark of {symbol.decode()}") for symbol, value in found.items()
+        }
 
     def _run(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except redis.RedisError as error:
             raise TableError(f"Redis does not answer: {error}; check MARGIN_REDIS__URL") from error
+
+
+def _require_whole(shard: int, stamp: bytes | None, building: bytes | None) -> None:
+    if stamp is None:
+        raise TableError(f"Redis holds no table of shard {shard}; does an engine run that owns it?")
+    if building is not None:
+        raise TableError(f"the table of shard {shard} is being built (at offset {int(stamp)}); try again in a moment")
 
 
 def _decoded(decode: Decoder[T], value: bytes, what: str) -> T:

@@ -1,106 +1,142 @@
 """The thread that writes the tables behind the engine's commits: never ahead of Kafka, never in the engine's way.
 
-The engine hands over committed rows and goes on. Rows of an account that has not been written yet are replaced by
-later ones. When Redis is slow or away the backlog grows to its bound; then it is dropped and the table is caught up
-from the changelog instead, which is also how a table is opened: from its stamp to the changelog's end.
+The engine hands over committed rows and goes on; rows of an account that have not been written yet are replaced by
+later ones. Whenever a table may not be where this thread left it (a shard just taken, Redis away or flushed, the
+backlog over its bound) it is caught up from the changelog instead. Errors of Redis and Kafka are tried again for ever
+and never reach the engine; anything else ends the thread, and :meth:`TableWriter.check` says so.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge
 
 from schemas.codec import encode
 from schemas.messages import Mark
-from schemas.topics import ACCOUNTS
-from streams.broker.reader import LogReader
+from schemas.topics import ACCOUNTS, JOURNAL
+from streams.broker.admin import topic_ids
 from streams.errors import BrokerError, TableError, TableFenced
 from streams.logs import event
 from streams.settings import Settings
-from streams.tables.writer import ROWS_PER_SCRIPT_MAX, AccountTable
+from streams.tables.catch_up import KAFKA_SILENCE_S, catch_up
+from streams.tables.writer import AccountTable, WriteOutcome
 
 log = logging.getLogger(__name__)
 
 BACKLOG = Gauge("margin_tables_backlog_rows", "Rows waiting to be written to Redis")
-ROWS_WRITTEN = Counter("margin_tables_rows_written", "Rows written to Redis")
+LAG = Gauge("margin_tables_lag_seconds", "How long the oldest waiting row has waited, or a table has been behind")
+LAST_WRITE = Gauge("margin_tables_last_write_timestamp_seconds", "When Redis last took a write")
+SHARDS_BEHIND = Gauge("margin_tables_shards_behind", "Tables that must be caught up from the changelog")
+ROWS_WRITTEN = Counter("margin_tables_rows_written", "Rows written to Redis as the engine handed them over")
 FAILURES = Counter("margin_tables_failures", "Writes that Redis did not answer or refused")
+OVERFLOWS = Counter("margin_tables_overflows", "Times that a backlog over its bound was dropped")
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.02, 1.0
-RELEASE_TIMEOUT_S = 3.0
+CONFIRM_S = 5.0
+"""A table without writes is looked at this often: Redis may have been flushed or gone back to a snapshot meanwhile."""
+MARKS_SHARD = 0
+"""The owner of this shard writes the marks: of many writers, one that lags would put old ones over new ones."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Shard:
-    """What waits for one shard. ``behind``: the table must be caught up from the changelog before rows are written."""
+    """What waits for one shard. ``behind``: nothing is written before the table was caught up from the changelog."""
 
     token: int
     stamp: int = 0
+    as_of_ms: int = 0
     rows: dict[str, bytes | None] = field(default_factory=dict)
+    waiting_since: float = field(default_factory=time.monotonic)
+    written: int = -1
+    written_at: float = 0.0
     behind: bool = True
+    catching_up: bool = False
+    leaving: bool = False
     lost: bool = False
+
+    @property
+    def current(self) -> bool:
+        return not (self.behind or self.catching_up or self.lost)
 
 
 class TableWriter:
-    """Owns the connection and the thread. Every method but :meth:`close` and a flushing release returns at once."""
+    """Owns the connection and the thread. Every method but :meth:`close` returns at once."""
 
-    def __init__(self, settings: Settings, cluster_id: str, shards: int) -> None:
+    def __init__(self, settings: Settings, cluster_id: str, shards: int, *, topic: str = ACCOUNTS) -> None:
         self._settings = settings
-        self._table = AccountTable(settings.redis, cluster_id, ACCOUNTS, shards)
+        self._cluster_id = cluster_id
+        self._shard_count = shards
+        self._topic = topic
         self._backlog_max = settings.engine.redis_backlog_rows_max
-        self._condition = threading.Condition()
+        self._table: AccountTable | None = None
+        self._wake = threading.Condition()
         self._shards: dict[int, _Shard] = {}
         self._marks: dict[str, bytes] = {}
-        self._layout_written = False
-        self._closing = False
-        self._idle = True
+        self._steps: tuple[_Shard, Generator[int, None, None]] | None = None
+        self._closing = threading.Event()
+        self._deadline = float("inf")
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="table-writer", daemon=True)
         self._thread.start()
 
     def restore(self, shard: int, token: int) -> None:
         """Begin to keep the table of a shard that was just taken with the claim at offset ``token``."""
-        with self._condition:
+        with self._wake:
             self._shards[shard] = _Shard(token)
-            self._condition.notify_all()
+            self._wake.notify_all()
 
     def submit(self, shard: int, token: int, stamp: int, rows: Mapping[str, bytes | None]) -> None:
-        """Hand over committed rows; ``stamp`` is the changelog offset after the last of them."""
-        with self._condition:
+        """Hand over committed rows; ``stamp`` is the changelog offset after the last of them.
+
+        Rows of a shard that was not restored with this token, or was lost to a newer owner, are ignored.
+        """
+        with self._wake:
             waiting = self._shards.get(shard)
             if waiting is None or waiting.token != token or waiting.lost:
                 return
-            waiting.stamp = stamp
+            if not waiting.rows and waiting.current:
+                waiting.waiting_since = time.monotonic()
+            waiting.stamp, waiting.as_of_ms = stamp, _now_ms()
             waiting.rows.update(rows)
-            if sum(len(found.rows) for found in self._shards.values()) > self._backlog_max:
-                waiting.rows.clear()
-                waiting.behind = True
-            self._condition.notify_all()
+            self._bound_backlog()
+            self._wake.notify_all()
 
     def submit_marks(self, marks: Iterable[Mark]) -> None:
-        """Hand over marks; only the latest of a symbol is written."""
-        with self._condition:
+        """Hand over marks; the latest of each symbol is written, by the owner of ``MARKS_SHARD`` only."""
+        with self._wake:
+            owned = self._shards.get(MARKS_SHARD)
+            if owned is None or owned.lost or owned.leaving:
+                self._marks.clear()
+                return
             for mark in marks:
                 self._marks[mark.symbol] = encode(mark)
-            self._condition.notify_all()
+            self._wake.notify_all()
 
-    def release(self, shard: int, *, flush: bool) -> None:
-        """Forget a shard; with ``flush`` first wait a little for what is waiting to be written."""
-        with self._condition:
-            if flush:
-                self._condition.wait_for(lambda: self._settled(shard), RELEASE_TIMEOUT_S)
-            self._shards.pop(shard, None)
+    def release(self, shard: int, *, flush: bool = True) -> None:
+        """Forget a shard; with ``flush``, once it was tried to write what is waiting.
 
-    def close(self) -> None:
-        """Write what can still be written, and stop."""
-        with self._condition:
-            self._condition.wait_for(lambda: all(map(self._settled, self._shards)), RELEASE_TIMEOUT_S)
-            self._closing = True
-            self._condition.notify_all()
-        self._thread.join(RELEASE_TIMEOUT_S + self._settings.redis.timeout_ms / 1000)
-        self._table.close()
+        Its next owner does not depend on that: it fences this one out and catches up from the changelog.
+        """
+        with self._wake:
+            leaving = self._shards.get(shard)
+            if leaving is not None:
+                leaving.leaving = True
+                if not (flush and leaving.rows and leaving.current):
+                    del self._shards[shard]
+            self._wake.notify_all()
+
+    def close(self, deadline_s: float = 5.0) -> None:
+        """Write what is waiting and can be written by then, and stop. A table that is behind stays behind."""
+        with self._wake:
+            self._deadline = time.monotonic() + deadline_s
+            self._closing.set()
+            self._wake.notify_all()
+        self._thread.join(deadline_s + KAFKA_SILENCE_S + 4 * self._settings.redis.timeout_ms / 1000)
+        if self._thread.is_alive():
+            event(log, logging.WARNING, "table_writer_does_not_end")
 
     def check(self) -> None:
         """Raise what ended the thread, if anything did.
@@ -109,108 +145,187 @@ class TableWriter:
             TableError: the thread has ended.
         """
         if self._failure is not None:
-            raise TableError(f"the table writer has ended: {self._failure}") from self._failure
+            raise TableError(f"the table writer has ended: {self._failure!r}") from self._failure
 
-    def _settled(self, shard: int) -> bool:
-        waiting = self._shards.get(shard)
-        return waiting is None or waiting.lost or (not waiting.rows and not waiting.behind and self._idle)
+    def _bound_backlog(self) -> None:
+        """Drop the rows of the shard that has most when the backlog is over its bound: they are in the changelog."""
+        if sum(len(shard.rows) for shard in self._shards.values()) <= self._backlog_max:
+            return
+        number, largest = max(self._shards.items(), key=lambda item: len(item[1].rows))
+        OVERFLOWS.inc()
+        event(log, logging.WARNING, "table_backlog_dropped", shard=number, rows=len(largest.rows))
+        largest.rows = {}
+        largest.behind = True
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         backoff_s = BACKOFF_FIRST_S
         try:
-            while self._wait_for_work():
+            while self._await_work():
                 try:
                     self._work()
                     if backoff_s > BACKOFF_FIRST_S:
-                        event(log, logging.INFO, "redis_answers_again")
+                        event(log, logging.INFO, "tables_written_again")
                     backoff_s = BACKOFF_FIRST_S
                 except (TableError, BrokerError) as error:
                     FAILURES.inc()
                     if backoff_s == BACKOFF_FIRST_S:
-                        event(log, logging.WARNING, "redis_write_failed", reason=str(error))
-                    time.sleep(backoff_s)
+                        event(log, logging.WARNING, "tables_not_written", reason=str(error))
+                    self._pause(backoff_s)
                     backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
         except BaseException as error:
             self._failure = error
-            raise
+            event(log, logging.ERROR, "table_writer_ended", reason=repr(error))
+        finally:
+            self._stop_catching_up()
+            if self._table is not None:
+                self._table.close()
 
-    def _wait_for_work(self) -> bool:
-        with self._condition:
-            self._idle = True
-            self._condition.notify_all()
-            self._condition.wait_for(lambda: self._closing or self._has_work())
-            self._idle = False
-            return not self._closing
+    def _await_work(self) -> bool:
+        """Wait for something to do, or for the time to confirm the tables; False when there is nothing left to do."""
+        with self._wake:
+            if not self._closing.is_set():
+                self._wake.wait_for(lambda: self._closing.is_set() or self._has_rows() or self._is_behind(), CONFIRM_S)
+            return not self._closing.is_set() or (self._has_rows() and time.monotonic() < self._deadline)
 
-    def _has_work(self) -> bool:
-        return (
-            not self._layout_written
-            or bool(self._marks)
-            or any((found.rows or found.behind) and not found.lost for found in self._shards.values())
-        )
+    def _has_rows(self) -> bool:
+        return bool(self._marks) or any(shard.rows and shard.current for shard in self._shards.values())
+
+    def _is_behind(self) -> bool:
+        return any(not (shard.current or shard.lost) for shard in self._shards.values())
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            time.sleep(max(0.0, min(seconds, self._deadline - time.monotonic())))
 
     def _work(self) -> None:
-        if not self._layout_written:
-            self._table.publish_layout()
-            self._layout_written = True
-        with self._condition:
-            marks, self._marks = self._marks, {}
-            shards = list(self._shards.items())
-        if marks:
-            try:
-                self._table.write_marks(marks)
-            except TableError:
-                with self._condition:
-                    self._marks = marks | self._marks
-                raise
-        for number, shard in shards:
-            if not shard.lost:
-                self._work_on(number, shard)
-        BACKLOG.set(sum(len(found.rows) for _, found in shards))
+        """One round: the marks, the rows of every table that is current, a step of catching up one that is not."""
+        self._measure()
+        table = self._connected_table()
+        self._write_marks(table)
+        with self._wake:
+            owned = list(self._shards.items())
+        for number, shard in owned:
+            if shard.current:
+                self._guard(number, shard, lambda: self._write(table, number, shard))  # noqa: B023
+        self._catch_up(table, owned)
 
-    def _work_on(self, number: int, shard: _Shard) -> None:
+    def _connected_table(self) -> AccountTable:
+        if self._table is None:
+            ids = topic_ids(self._settings, (self._topic, JOURNAL))  # tokens are offsets of the journal
+            self._table = AccountTable(
+                self._settings.redis,
+                self._cluster_id,
+                self._shard_count,
+                topic=self._topic,
+                topic_id=f"{ids[self._topic]}/{ids[JOURNAL]}",
+            )
+        return self._table
+
+    def _measure(self) -> None:
+        with self._wake:
+            shards = [shard for shard in self._shards.values() if not shard.lost]
+            BACKLOG.set(sum(len(shard.rows) for shard in shards))
+            SHARDS_BEHIND.set(sum(not shard.current for shard in shards))
+            oldest = min((shard.waiting_since for shard in shards if shard.rows or not shard.current), default=None)
+        LAG.set(0.0 if oldest is None else time.monotonic() - oldest)
+
+    def _write_marks(self, table: AccountTable) -> None:
+        with self._wake:
+            marks, self._marks = self._marks, {}
+        if not marks:
+            return
         try:
-            if shard.behind:
-                self._catch_up(number, shard)
-            self._write(number, shard)
-        except TableFenced as error:
-            shard.lost = True
-            shard.rows.clear()
-            event(log, logging.WARNING, "table_fenced", shard=number, reason=str(error))
+            table.write_marks(marks)
         except TableError:
-            shard.behind = True
+            with self._wake:
+                self._marks = marks | self._marks
             raise
 
-    def _write(self, number: int, shard: _Shard) -> None:
-        with self._condition:
+    def _write(self, table: AccountTable, number: int, shard: _Shard) -> None:
+        """Write what is waiting for a table that is current; now and then confirm it if nothing is."""
+        with self._wake:
             rows, shard.rows = shard.rows, {}
-            stamp = shard.stamp
-        if not rows:
+            stamp, as_of_ms = (shard.stamp, shard.as_of_ms) if rows else (shard.written, _now_ms())
+        if not rows and time.monotonic() - shard.written_at < CONFIRM_S:
             return
-        self._table.write(number, shard.token, stamp, rows)
-        ROWS_WRITTEN.inc(len(rows))
-
-    def _catch_up(self, number: int, shard: _Shard) -> None:
-        """Bring the table from its stamp to the changelog's end; rows that were waiting are in there too."""
-        with self._condition:
-            shard.rows.clear()
-            shard.behind = False
-        stamp = self._table.open(number, shard.token)
-        with LogReader(self._settings.kafka, "margin-tables") as reader:
-            _, end = reader.watermarks(ACCOUNTS, number)
-            if stamp > end:
-                self._table.clear(number, shard.token)
-                stamp = 0
-            rows: dict[str, bytes | None] = {}
-            for message in reader.read_range(ACCOUNTS, number, stamp, end):
-                key, value = message.key(), message.value()
-                if key is not None:
-                    rows[bytes(key).decode()] = None if value is None else bytes(value)
-                if len(rows) >= ROWS_PER_SCRIPT_MAX:
-                    self._table.write(number, shard.token, (message.offset() or 0) + 1, rows)
-                    ROWS_WRITTEN.inc(len(rows))
-                    rows = {}
-            self._table.write(number, shard.token, end, rows)
+        outcome = table.write(number, shard.token, stamp, rows, after=shard.written, as_of_ms=as_of_ms)
+        if outcome is WriteOutcome.LOST:
+            event(log, logging.WARNING, "table_lost", shard=number, expected_stamp=shard.written)
+            self._fall_behind(shard)
+        else:
             ROWS_WRITTEN.inc(len(rows))
+            self._written(shard, max(stamp, shard.written))
+        if shard.leaving:
+            self._forget(number, shard)
+
+    def _catch_up(self, table: AccountTable, owned: list[tuple[int, _Shard]]) -> None:
+        """One step of catching up: one table at a time, with the rows of the others written in between."""
+        if self._closing.is_set():
+            self._stop_catching_up()
+            return
+        for number, shard in owned:
+            if shard.lost or self._shards.get(number) is not shard:
+                continue
+            if self._steps is None and shard.behind:
+                self._begin_catching_up(table, number, shard)
+            if self._steps is not None and self._steps[0] is shard:
+                self._guard(number, shard, lambda: self._step(shard))  # noqa: B023
+                return
+        self._stop_catching_up()
+
+    def _begin_catching_up(self, table: AccountTable, number: int, shard: _Shard) -> None:
+        with self._wake:
+            shard.rows = {}  # they are in the changelog, before the end that is read next
+            shard.behind, shard.catching_up = False, True
+        self._steps = (shard, catch_up(table, self._settings.kafka, number, shard.token))
+
+    def _step(self, shard: _Shard) -> None:
+        assert self._steps is not None
+        reached = next(self._steps[1], None)
+        if reached is None:
+            self._stop_catching_up()
+        else:
+            self._written(shard, reached)
+
+    def _stop_catching_up(self) -> None:
+        if self._steps is not None:
+            shard, steps = self._steps
+            self._steps = None
+            steps.close()
+            with self._wake:
+                shard.catching_up = False
+                shard.waiting_since = time.monotonic()
+
+    def _written(self, shard: _Shard, stamp: int) -> None:
+        shard.written, shard.written_at = stamp, time.monotonic()
+        LAST_WRITE.set_to_current_time()
+
+    def _fall_behind(self, shard: _Shard) -> None:
+        with self._wake:
+            shard.behind = True
+
+    def _forget(self, number: int, shard: _Shard) -> None:
+        with self._wake:
+            if self._shards.get(number) is shard:
+                del self._shards[number]
+
+    def _guard(self, number: int, shard: _Shard, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except TableFenced as error:
+            event(log, logging.WARNING, "table_fenced", shard=number, reason=str(error))
+            with self._wake:
+                shard.lost, shard.rows = True, {}
+        except (TableError, BrokerError):
+            self._fall_behind(shard)
+            if self._steps is not None and self._steps[0] is shard:
+                self._stop_catching_up()
+            if shard.leaving:
+                self._forget(number, shard)
+            raise
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,141 +1,203 @@
-"""Writing a shard's table: one script a write, fenced and stamped. Knows no threads and no Kafka.
+"""Writing a shard's table: fenced, stamped, never torn. Knows no threads and no Kafka.
 
-Every write carries the writer's token and a stamp. A token lower than the table's is refused (a newer owner has
-written), a stamp that is not newer is ignored, and rows and stamp change in the same script, so a reader never sees a
-stamp whose rows are missing.
+One thing holds at every instant, whoever writes and wherever a writer dies: replaying the changelog from the table's
+stamp to the log's end over the table's rows gives the truth. A token lower than the table's is refused (a newer owner
+has opened it), a stamp that is not newer is ignored, and a table that is not where its writer left it (Redis was
+flushed or went back to an older snapshot) is reported, never papered over.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from itertools import islice
+from importlib import resources
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from schemas.topics import ACCOUNTS
 from streams.errors import TableError, TableFenced
 from streams.settings import RedisSettings
 from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
 
-ROWS_PER_SCRIPT_MAX = 2_000
+ROWS_PER_SCRIPT_MAX = 1_000
+BYTES_PER_SCRIPT_MAX = 1_000_000
 """A larger write is cut, so that one script never holds Redis for long; the last part moves the stamp."""
 
-_OPEN = """
-local cluster, topic, token = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local meta = redis.call('HMGET', KEYS[2], 'cluster', 'topic', 'token', 'stamp')
-if meta[1] ~= cluster or meta[2] ~= topic then
-  redis.call('DEL', KEYS[1], KEYS[2])
-  meta = {cluster, topic, false, false}
-end
-if meta[3] and tonumber(meta[3]) > token then return -1 end
-local stamp = meta[4] or '0'
-redis.call('HSET', KEYS[2], 'cluster', cluster, 'topic', topic, 'token', ARGV[3], 'stamp', stamp)
-return tonumber(stamp)
-"""
+_READ_ATTEMPTS = 3
+_SCAN_ROWS = 1_000
 
-_WRITE = """
-local token, stamp = tonumber(ARGV[1]), tonumber(ARGV[2])
-local meta = redis.call('HMGET', KEYS[2], 'token', 'stamp')
-if not meta[1] then return -2 end
-if tonumber(meta[1]) > token then return -1 end
-if stamp <= tonumber(meta[2]) then return 0 end
-for i = 4, #ARGV, 2 do
-  if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[1], ARGV[i])
-  else redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-end
-if ARGV[3] == '1' then redis.call('HSET', KEYS[2], 'token', ARGV[1], 'stamp', ARGV[2]) end
-return 1
-"""
 
-_CLEAR = """
-local meta = redis.call('HGET', KEYS[2], 'token')
-if meta and tonumber(meta) > tonumber(ARGV[1]) then return -1 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[2], 'stamp', '0')
-return 1
-"""
+class WriteOutcome(Enum):
+    """What became of a write."""
 
-_FENCED, _GONE = -1, -2
+    APPLIED = "applied"
+    IGNORED = "ignored"
+    """The table reflects this stamp or a later one already."""
+    LOST = "lost"
+    """The table is gone or older than its writer knows it: open it again and catch up from its stamp."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """Where a table stands: ``stamp`` is the changelog offset after the last row it reflects (0: nothing yet).
+
+    ``as_of_ms``: no change that was written to the log before this time is missing.
+    """
+
+    stamp: int
+    as_of_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTable:
+    """A whole table as of ``stamp``, rows as the changelog's bytes."""
+
+    token: int
+    stamp: int
+    rows: dict[str, bytes]
+
+
+def connect(settings: RedisSettings) -> redis.Redis:
+    """A client with the settings' timeout that tries once more at most: who calls decides how long to go on."""
+    timeout_s = settings.timeout_ms / 1000
+    return redis.Redis.from_url(
+        settings.url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 1),
+        client_name="margin-clearing",
+    )
 
 
 class AccountTable:
-    """The tables of all shards in one Redis."""
+    """The tables of all shards in one Redis, as copies of one log.
 
-    def __init__(self, settings: RedisSettings, cluster_id: str, topic: str, shards: int) -> None:
-        timeout_s = settings.timeout_ms / 1000
-        self._redis = redis.Redis.from_url(
-            settings.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry_on_timeout=False
-        )
-        self._cluster_id, self._topic, self._shards = cluster_id, topic, shards
-        self._open_script = self._redis.register_script(_OPEN)
-        self._write_script = self._redis.register_script(_WRITE)
-        self._clear_script = self._redis.register_script(_CLEAR)
+    ``topic_id`` tells a topic from one of the same name that was created anew. Not thread-safe.
+    """
+
+    def __init__(
+        self, settings: RedisSettings, cluster_id: str, shards: int, *, topic: str = ACCOUNTS, topic_id: str = ""
+    ) -> None:
+        self.topic = topic
+        self._redis = connect(settings)
+        self._log = (cluster_id, topic, topic_id, str(shards))
+        self._open_script = self._redis.register_script(_script("open.lua"))
+        self._write_script = self._redis.register_script(_script("write.lua"))
 
     def publish_layout(self) -> None:
-        """Tell readers how accounts are spread: ``shard = murmur2(account) % shards``."""
-        self._run(
-            lambda: self._redis.hset(
-                LAYOUT, mapping={"shards": self._shards, "cluster": self._cluster_id, "topic": self._topic}
-            )
-        )
-
-    def open(self, shard: int, token: int) -> int:
-        """Fence every older owner out and return the stamp to catch up from.
-
-        A table of another cluster or topic is cleared first: its rows say nothing about this one.
+        """Tell readers how accounts are spread: ``shard = murmur2(account) % shards``.
 
         Raises:
-            TableFenced: a newer owner has it. TableError: Redis does not answer.
+            TableError: Redis does not answer or refuses.
         """
-        stamp = int(
-            self._run(lambda: self._open_script(keys=_keys(shard), args=[self._cluster_id, self._topic, token]))
-        )
-        if stamp == _FENCED:
-            raise TableFenced(f"shard {shard}: a newer owner than {token} has its table")
-        return stamp
+        cluster, topic, _, shards = self._log
+        layout = ["cluster", cluster, "topic", topic, "shards", shards, "partitioner", "murmur2"]
+        self._run(lambda: self._redis.hset(LAYOUT, items=layout))
 
-    def write(self, shard: int, token: int, stamp: int, rows: Mapping[str, bytes | None]) -> bool:
-        """Write rows (None removes one) and move the stamp; False if the table already reflects ``stamp``.
+    def open(self, shard: int, token: int) -> TableState:
+        """Fence every older owner out and return where the table stands. To be repeated after ``LOST``.
+
+        A table of another cluster or topic, or of another number of shards, is cleared: its rows say nothing about
+        ours. Two clusters that share one Redis would clear each other's tables for ever.
 
         Raises:
-            TableFenced: a newer owner has it. TableError: Redis does not answer, or has lost the table.
+            TableFenced: a newer owner has it. TableError: Redis does not answer or refuses.
         """
-        items = iter(rows.items())
-        left = len(rows)
-        applied = False
-        while True:
-            part = list(islice(items, ROWS_PER_SCRIPT_MAX))
-            left -= len(part)
-            arguments: list[str | bytes | int] = [token, stamp, 0 if left else 1]
+        return self._open(shard, token, clear=False)
+
+    def clear(self, shard: int, token: int) -> TableState:
+        """Open the table and empty it, to fill it from the changelog's beginning.
+
+        Raises:
+            TableFenced: a newer owner has it. TableError: Redis does not answer or refuses.
+        """
+        return self._open(shard, token, clear=True)
+
+    def write(
+        self,
+        shard: int,
+        token: int,
+        stamp: int,
+        rows: Mapping[str, bytes | None],
+        *,
+        after: int = -1,
+        as_of_ms: int | None = None,
+        complete: bool = True,
+    ) -> WriteOutcome:
+        """Write rows (None removes one) and move the stamp.
+
+        ``rows`` must hold every account's last row in the changelog from ``after`` to ``stamp``: a table that does not
+        reach ``after`` is lost. ``as_of_ms`` (now if None): when the rows were handed over; nothing written to the log
+        before is missing. ``complete`` False leaves a table that is being built marked as such. Writing no rows at the
+        table's own stamp confirms the table.
+
+        Raises:
+            TableFenced: a newer owner has it. TableError: Redis does not answer or refuses.
+        """
+        as_of_ms = time.time_ns() // 1_000_000 if as_of_ms is None else as_of_ms
+        for part, last in _parts(rows):
+            removed = [account for account, row in part if row is None]
+            arguments: list[str | bytes | int] = [token, after, stamp, as_of_ms, int(last), int(complete), *self._log]
+            arguments += [len(removed), *removed]
             for account, row in part:
-                arguments += [account, b"" if row is None else row]
-            outcome = int(self._run(partial(self._write_script, keys=_keys(shard), args=arguments)))
-            if outcome == _FENCED:
-                raise TableFenced(f"shard {shard}: a newer owner than {token} has its table")
-            if outcome == _GONE:
-                raise TableError(f"shard {shard}: its table is gone from Redis")
-            applied = applied or outcome == 1
-            if not left:
-                return applied
-
-    def clear(self, shard: int, token: int) -> None:
-        """Empty the table, to fill it from the changelog's beginning.
-
-        Raises:
-            TableFenced: a newer owner has it. TableError: Redis does not answer.
-        """
-        if int(self._run(lambda: self._clear_script(keys=_keys(shard), args=[token]))) == _FENCED:
-            raise TableFenced(f"shard {shard}: a newer owner than {token} has its table")
+                if row is not None:
+                    arguments += (account, row)
+            outcome = self._call(self._write_script, shard, arguments).decode()
+            if outcome == "fenced":
+                raise TableFenced(f"shard {shard}: its table has a newer owner than the one with claim {token}")
+            if outcome != "applied":
+                return WriteOutcome(outcome)
+        return WriteOutcome.APPLIED
 
     def write_marks(self, marks: Mapping[str, bytes]) -> None:
         """Write the latest mark of each symbol.
 
         Raises:
-            TableError: Redis does not answer.
+            TableError: Redis does not answer or refuses.
         """
-        self._run(lambda: self._redis.hset(MARKS, mapping={**marks}))
+        self._run(lambda: self._redis.hset(MARKS, mapping=dict(marks.items())))
+
+    def read_shard(self, shard: int) -> ShardTable | None:
+        """The whole table of a shard as of one stamp, or None: it is missing, being built or written, or not our log's.
+
+        Raises:
+            TableError: Redis does not answer or refuses.
+        """
+        for _ in range(_READ_ATTEMPTS):
+            before = self._run(lambda: self._redis.hgetall(meta_key(shard)))
+            log = tuple(before.get(name, b"").decode() for name in (b"cluster", b"topic", b"topic_id", b"shards"))
+            if log != self._log or b"building" in before or b"writing" in before:
+                return None
+            rows = {account.decode(): row for account, row in self._scan(shard)}
+            if self._run(lambda: self._redis.hgetall(meta_key(shard))) == before:
+                return ShardTable(int(before[b"token"]), int(before[b"stamp"]), rows)
+        return None
 
     def close(self) -> None:
         self._redis.close()
+
+    def _open(self, shard: int, token: int, *, clear: bool) -> TableState:
+        outcome, *found = self._call(self._open_script, shard, [token, int(clear), *self._log])
+        if outcome == b"fenced":
+            raise TableFenced(f"shard {shard}: its table is held by claim {found[0].decode()}, newer than {token}")
+        stamp, as_of_ms = found
+        return TableState(int(stamp), int(as_of_ms))
+
+    def _scan(self, shard: int) -> Iterator[tuple[bytes, bytes]]:
+        cursor = 0
+        while True:
+            scan = partial(self._redis.hscan, accounts_key(shard), cursor=cursor, count=_SCAN_ROWS)
+            cursor, rows = self._run(scan)
+            yield from rows.items()
+            if not cursor:
+                return
+
+    def _call(self, script: Any, shard: int, arguments: list[Any]) -> Any:
+        return self._run(lambda: script(keys=[accounts_key(shard), meta_key(shard)], args=arguments))
 
     def _run(self, call: Callable[[], Any]) -> Any:
         try:
@@ -144,5 +206,18 @@ class AccountTable:
             raise TableError(f"Redis: {type(error).__name__}: {error}") from error
 
 
-def _keys(shard: int) -> list[str]:
-    return [accounts_key(shard), meta_key(shard)]
+def _script(name: str) -> str:
+    return resources.files("streams.tables").joinpath(name).read_text(encoding="utf-8")
+
+
+def _parts(rows: Mapping[str, bytes | None]) -> Iterator[tuple[list[tuple[str, bytes | None]], bool]]:
+    """Rows in parts that a script may hold Redis for, each with whether it is the last; one empty part if no rows."""
+    part: list[tuple[str, bytes | None]] = []
+    size = 0
+    for account, row in rows.items():
+        if len(part) >= ROWS_PER_SCRIPT_MAX or size >= BYTES_PER_SCRIPT_MAX:
+            yield part, False
+            part, size = [], 0
+        part.append((account, row))
+        size += len(account) + len(row or b"")
+    yield part, True

@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streams.broker import config
+from streams.broker.reader import LogReader
 from streams.settings import Settings
 
 DEADLINE_S = 60.0
@@ -40,12 +41,9 @@ class Topic:
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._consumer = Consumer(config.reader(settings.kafka, "test") | {"enable.partition.eof": False})
-        count = len(self._consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-        places = []
-        for partition in range(count):
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
-            places.append(TopicPartition(topic, partition, high))
-        self._consumer.assign(places)
+        with LogReader(settings.kafka, "test") as log:
+            ends = [log.watermarks(topic, partition)[1] for partition in range(log.partitions(topic))]
+        self._consumer.assign([TopicPartition(topic, partition, end) for partition, end in enumerate(ends)])
         self.records: list[tuple[bytes | None, bytes | None, dict[str, bytes]]] = []
 
     def read(self) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:

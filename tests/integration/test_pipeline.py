@@ -200,8 +200,12 @@ def test_redis_holds_the_changelogs_bytes(pipeline: Pipeline) -> None:
     market = leveraged(pipeline)
     shard = shard_of(market.alice, pipeline.settings.topics.shards)
     client = redis.Redis.from_url(pipeline.settings.redis.url)
-    last = next(v for k, v, _ in reversed(market.accounts.read()) if k == market.alice.encode())
-    eventually(lambda: client.hget(f"margin:{{{shard}}}:accounts", market.alice) == last, "row in Redis")
+
+    def equal() -> bool:
+        last = next(v for k, v, _ in reversed(market.accounts.read()) if k == market.alice.encode())
+        return bool(client.hget(f"margin:{{{shard}}}:accounts", market.alice) == last)
+
+    eventually(equal, "the changelog's row in Redis", 20)
     client.close()
 
 

@@ -1,0 +1,309 @@
+"""A second, plain implementation of the ledger and of the risk mathematics, to check the pipeline's against.
+
+Exact decimals and dictionaries, one event after the other, straight from the records of the topics as plain JSON. It
+shares no line with the engine's mathematics (``streams.margin``, ``streams.clearing``) and is as slow as it looks: tiers
+are summed slice by slice, nothing is kept between two evaluations. Reading logs and comparing is left to the checks.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import (
+    ROUND_FLOOR,
+    Context,
+    Decimal,
+    DivisionByZero,
+    FloatOperation,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    localcontext,
+)
+from typing import Any
+
+import orjson
+
+EXACT = Context(prec=400, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow, FloatOperation])
+"""Nothing the demo adds or multiplies needs 400 digits; were anything ever rounded, this would raise."""
+
+_WIDE = Context(prec=400)
+
+_ZERO = Decimal(0)
+CROSS = "cross"
+Json = Mapping[str, Any]
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Tiers: the first number of each is where it begins, the second the rate inside it."""
+
+    tiers: tuple[tuple[Decimal, Decimal], ...]
+
+    def total(self, amount: Decimal) -> Decimal:
+        """The sum over the tiers of the part of ``amount`` inside the tier times the tier's rate."""
+        ends = [floor for floor, _ in self.tiers[1:]] + [max(amount, self.tiers[-1][0])]
+        total = _ZERO
+        for (floor, rate), end in zip(self.tiers, ends, strict=True):
+            total += max(_ZERO, min(amount, end) - floor) * rate
+        return total
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The parameter records in force, by key."""
+
+    records: Mapping[str, Json]
+
+    def settle_asset(self, symbol: str) -> str:
+        return str(self.records[f"instrument:{symbol}"]["settle_asset"])
+
+    def maintenance(self, symbol: str, notional: Decimal) -> Decimal:
+        """Maintenance margin of a position of ``notional``, in its settle asset."""
+        tiers = self.records[f"instrument:{symbol}"]["margin_tiers"]
+        return _slices(tiers, "notional_floor", "maintenance_rate").total(notional)
+
+    def weighted(self, asset: str, quantity: Decimal) -> Decimal:
+        """The quantity that counts as collateral; a debt counts ``liability_weight`` times."""
+        record = self.records[f"asset:{asset}"]
+        if quantity <= 0:
+            return quantity * Decimal(record.get("liability_weight", "1"))
+        tiers = record.get("collateral_tiers", [{"quantity_floor": "0", "weight": "1"}])
+        return _slices(tiers, "quantity_floor", "weight").total(quantity)
+
+    def price_symbol(self, asset: str) -> str | None:
+        found: str | None = self.records[f"asset:{asset}"].get("price_symbol")
+        return found
+
+    def max_age_us(self, symbol: str) -> int:
+        """How old a mark may be to count."""
+        return 1000 * int(self.records.get(f"oracle:{symbol}", {}).get("max_age_ms", 5000))
+
+
+@dataclass
+class ParameterLog:
+    """``risk.parameters.v1``: the records by offset, and the rules as of any of them."""
+
+    records: list[tuple[int, str, Json | None]] = field(default_factory=list)
+
+    def as_of(self, offset: int) -> Rules:
+        """The rules in force once the record at ``offset`` has been read."""
+        found: dict[str, Json] = {}
+        for at, key, record in self.records:
+            if at > offset:
+                break
+            if record is None:
+                found.pop(key, None)
+            else:
+                found[key] = record
+        return Rules(found)
+
+
+def _slices(tiers: Iterable[Json], floor: str, rate: str) -> Slices:
+    return Slices(tuple((Decimal(tier[floor]), Decimal(tier[rate])) for tier in tiers))
+
+
+# --- ledger ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ReferencePosition:
+    """Signed quantity, and the cash paid (negative) or received for it, fees apart."""
+
+    quantity: Decimal = _ZERO
+    cash: Decimal = _ZERO
+
+
+@dataclass
+class ReferenceGroup:
+    """What is solvent or not on its own: a cross book, or one isolated position with its margin."""
+
+    balances: dict[str, Decimal] = field(default_factory=dict)
+    positions: dict[str, ReferencePosition] = field(default_factory=dict)
+
+    def add(self, asset: str, amount: Decimal) -> None:
+        self.balances[asset] = self.balances.get(asset, _ZERO) + amount
+
+    def contents(self) -> tuple[dict[str, Decimal], dict[str, tuple[Decimal, Decimal]]]:
+        """What is not zero: balances by asset, (quantity, cash) by symbol."""
+        balances = {asset: amount for asset, amount in self.balances.items() if amount}
+        held = {name: (found.quantity, found.cash) for name, found in self.positions.items() if found.quantity}
+        return balances, held
+
+
+class ReferenceLedger:
+    """Every group of every account, by (account, margin)."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.groups: dict[tuple[str, str], ReferenceGroup] = {}
+
+    def group(self, account: str, margin: str) -> ReferenceGroup:
+        return self.groups.setdefault((account, margin), ReferenceGroup())
+
+    def transfer(self, account: str, margin: str, asset: str, amount: str) -> None:
+        """Collateral in (positive) or out (negative)."""
+        with localcontext(EXACT):
+            self.group(account, margin).add(asset, Decimal(amount))
+
+    def fill(self, account: str, margin: str, symbol: str, quantity: str, price: str, fee: str) -> None:
+        """One side of a trade, ``quantity`` signed. A position that is flat after it hands its cash to the balance."""
+        group = self.group(account, margin)
+        position = group.positions.setdefault(symbol, ReferencePosition())
+        asset = self.rules.settle_asset(symbol)
+        with localcontext(EXACT):
+            position.quantity += Decimal(quantity)
+            position.cash -= Decimal(quantity) * Decimal(price)
+            group.add(asset, -Decimal(fee))
+            if position.quantity == 0:
+                group.add(asset, position.cash)
+                position.cash = _ZERO
+
+    def trade(self, trade: Json) -> None:
+        """A record of ``trades.v1``: the taker's side is ``aggressor_side``, the maker's the other one."""
+        for role, buys in (("taker", trade["aggressor_side"] == "buy"), ("maker", trade["aggressor_side"] == "sell")):
+            side = trade[role]
+            margin = trade["symbol"] if side.get("margin") == "isolated" else CROSS
+            quantity = trade["quantity"] if buys else "-" + trade["quantity"]
+            self.fill(side["account"], margin, trade["symbol"], quantity, trade["price"], side["fee"])
+
+    def frame(self, frame: Json, prefix: str = "") -> None:
+        """A frame of ``margin.events.v1``, transfers first, but only the accounts whose names begin with ``prefix``."""
+        for row in _rows(frame["transfers"], prefix):
+            self.transfer(row["account"], row["margin"], row["asset"], row["amount"])
+        for row in _rows(frame["fills"], prefix):
+            self.fill(row["account"], row["margin"], row["symbol"], row["quantity"], row["price"], row["fee"])
+
+
+def _rows(columns: Mapping[str, list[Any]], prefix: str) -> Iterator[dict[str, Any]]:
+    names = list(columns)
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(names, values, strict=True))
+        if row["account"].startswith(prefix):
+            yield row
+
+
+def ledger_of(rules: Rules, transfers: Iterable[Json], trades: Iterable[Json]) -> ReferenceLedger:
+    """The ledger after ``transfers`` and ``trades``, each in the order of its log.
+
+    A transfer whose sequence is not above the account's last, and a trade whose id is not above the symbol's last, are
+    repeats and count once.
+    """
+    ledger = ReferenceLedger(rules)
+    transfer_last: dict[str, int] = {}
+    trade_last: dict[str, int] = {}
+    for transfer in transfers:
+        if transfer["sequence"] > transfer_last.get(transfer["account"], -1):
+            transfer_last[transfer["account"]] = transfer["sequence"]
+            margin = transfer.get("margin", CROSS)
+            ledger.transfer(transfer["account"], margin, transfer["asset"], transfer["amount"])
+    for trade in trades:
+        if trade["trade_id"] > trade_last.get(trade["symbol"], -1):
+            trade_last[trade["symbol"]] = trade["trade_id"]
+            ledger.trade(trade)
+    return ledger
+
+
+# --- verdict ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Equity and maintenance margin in the unit of account, exactly."""
+
+    equity: Decimal
+    maintenance: Decimal
+
+    @property
+    def liquidatable(self) -> bool:
+        return self.maintenance > 0 and self.equity < self.maintenance
+
+    @property
+    def health_ratio(self) -> Decimal | None:
+        """equity / maintenance rounded down to 8 places."""
+        if not self.maintenance:
+            return None
+        with localcontext(_WIDE):
+            return (self.equity / self.maintenance).quantize(Decimal("1e-8"), rounding=ROUND_FLOOR)
+
+
+def evaluate(group: ReferenceGroup, marks: Mapping[str, Decimal], rules: Rules) -> Verdict:
+    """equity = weighted balances at their prices + sum of quantity * mark + cash; maintenance = tiers of |q| * mark.
+
+    Raises:
+        KeyError: a mark or a parameter that the group needs is missing.
+    """
+    equity = maintenance = _ZERO
+    with localcontext(EXACT):
+        for asset, quantity in group.balances.items():
+            if quantity:
+                equity += rules.weighted(asset, quantity) * _price(asset, marks, rules)
+        for symbol, position in group.positions.items():
+            if position.quantity:
+                unit = _price(rules.settle_asset(symbol), marks, rules)
+                equity += (position.quantity * marks[symbol] + position.cash) * unit
+                maintenance += rules.maintenance(symbol, abs(position.quantity) * marks[symbol]) * unit
+    return Verdict(equity, maintenance)
+
+
+def symbols_needed(group: ReferenceGroup, rules: Rules) -> set[str]:
+    """The symbols whose marks :func:`evaluate` asks for."""
+    held = {symbol for symbol, position in group.positions.items() if position.quantity}
+    assets = {asset for asset, quantity in group.balances.items() if quantity}
+    priced = {rules.price_symbol(asset) for asset in assets | {rules.settle_asset(symbol) for symbol in held}}
+    return held | {symbol for symbol in priced if symbol is not None}
+
+
+def _price(asset: str, marks: Mapping[str, Decimal], rules: Rules) -> Decimal:
+    symbol = rules.price_symbol(asset)
+    return Decimal(1) if symbol is None else marks[symbol]
+
+
+def floor_18(value: Decimal) -> Decimal:
+    """``value`` as the contract writes it: at most 18 decimals, rounded down."""
+    return value.quantize(Decimal("1e-18"), rounding=ROUND_FLOOR, context=_WIDE)
+
+
+# --- marks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MarkSeen:
+    """A mark as published."""
+
+    price: Decimal
+    status: str
+    publish_time: int
+
+
+class MarkLog:
+    """``margin.marks.v1`` walked forward: the marks and the time as of an offset."""
+
+    def __init__(self, frames: Iterable[tuple[int, Json]]) -> None:
+        self._frames = iter(frames)
+        self._ahead: tuple[int, Json] | None = None
+        self.marks: dict[str, MarkSeen] = {}
+        self.time_us = 0
+
+    def walk_to(self, offset: int) -> None:
+        """Take in every frame up to and including ``offset``; offsets must not fall from call to call."""
+        while (found := self._ahead or next(self._frames, None)) is not None:
+            self._ahead = None
+            if found[0] > offset:
+                self._ahead = found
+                return
+            self._take(found[1])
+
+    def prices(self) -> dict[str, Decimal]:
+        return {symbol: mark.price for symbol, mark in self.marks.items()}
+
+    def _take(self, frame: Json) -> None:
+        self.time_us = max(self.time_us, frame["time"])
+        for mark in frame["marks"]:
+            self.marks[mark["symbol"]] = MarkSeen(Decimal(mark["price"]), mark["status"], mark["publish_time"])
+
+
+def decoded(value: bytes | None) -> Any:
+    """The JSON of a record, None for a tombstone."""
+    return None if value is None else orjson.loads(value)

@@ -1,0 +1,248 @@
+"""How much of which positions to close so that a group meets its target again at the least expected cost.
+
+The exact loop never closes more than needed; where markets are thin, a spread of the closes by marginal cost comes
+first. Prices, sides and slices of the orders are the plan's business.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context, Decimal, localcontext
+
+from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
+from streams.margin.group import Group, Position
+from streams.margin.health import Marks, collateral_value, mark_of, price_of
+from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+
+_ZERO = Decimal(0)
+_COST_INCREMENT = Decimal("1e-18")
+"""Costs per restored unit that agree to this count as equal."""
+
+_SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
+"""Only for the marginal cost at which closes are spread: a starting point, never an amount."""
+_BISECTIONS = 64
+_THIN_PARTS = Decimal(256)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """``quantities`` to close by symbol (> 0). ``shortage`` is what the target then still lacks: <= 0 when restored.
+    ``balances`` are the group's after those closes at the marks, fees paid."""
+
+    quantities: Mapping[str, Decimal]
+    shortage: Decimal
+    balances: Mapping[str, Decimal]
+
+
+def reduce_positions(group: Group, marks: Marks, parameters: RiskParameters) -> Reduction:
+    """The closes that bring equity up to the target, sum of N * (r + buffer) - D.
+
+    Closing q of a position at its mark P changes the shortage (target - equity) by -q * P * (r + buffer - fees * w);
+    ``r`` is the rate of the tier it comes out of, ``w`` the weight at which a fee leaves the balance of the settle
+    asset (1 for plain cash). Each unit closed costs the fees and, where the instrument states a depth, the impact:
+    having closed a notional x, the next one moves the price by impact_rate * x / depth_notional. What is closed next
+    is always what restores most for its cost. If no close restores anything, or all of them too little, everything is
+    closed.
+
+    Raises:
+        InputError: a mark, an instrument or an asset is missing.
+    """
+    return _Reducing(group, marks, parameters).run()
+
+
+@dataclass(slots=True)
+class _Leg:
+    """One position being closed. ``unit`` is the price of its settle asset, ``closed`` a quantity."""
+
+    position: Position
+    instrument: Instrument
+    settle: AssetRules
+    mark: Decimal
+    unit: Decimal
+    size: Decimal
+    closed: Decimal = _ZERO
+
+    @property
+    def left(self) -> Decimal:
+        return self.size - self.closed
+
+
+class _Reducing:
+    """Closes, in exact steps, until the shortage is gone.
+
+    Between two kinks (a tier's floor, flat) the shortage is convex in the quantity closed, so a step along its slope
+    never goes past the point where it is gone: rounded up to the increment, the last step is the least that restores.
+    """
+
+    def __init__(self, group: Group, marks: Marks, parameters: RiskParameters) -> None:
+        self._group, self._marks, self._parameters = group, marks, parameters
+        self._buffer = parameters.policy.liquidation_buffer_rate
+        self._legs = [self._leg(position) for position in group.positions if position.quantity]
+
+    def run(self) -> Reduction:
+        with localcontext(EXACT):
+            balances = self._balances()
+            shortage = self._shortage(balances)
+            if shortage > 0 and any(leg.instrument.impact_rate for leg in self._legs):
+                self._spread(shortage, balances)
+                balances = self._balances()
+                shortage = self._shortage(balances)
+            while shortage > 0 and any(leg.left for leg in self._legs):
+                leg = self._cheapest(balances)
+                if leg is None:
+                    self._close_all()
+                else:
+                    leg.closed += self._step(leg, shortage, balances)
+                balances = self._balances()
+                shortage = self._shortage(balances)
+        return Reduction({leg.position.symbol: leg.closed for leg in self._legs if leg.closed}, shortage, balances)
+
+    def _leg(self, position: Position) -> _Leg:
+        instrument = self._parameters.instrument(position.symbol)
+        settle = self._parameters.asset(instrument.settle_asset)
+        mark = mark_of(position.symbol, self._marks)
+        return _Leg(position, instrument, settle, mark, price_of(settle, self._marks), abs(position.quantity))
+
+    def _close_all(self) -> None:
+        for leg in self._legs:
+            leg.closed = leg.size
+
+    def _shortage(self, balances: Mapping[str, Decimal]) -> Decimal:
+        """Target less equity once every leg's ``closed`` is closed at its mark and the fees are paid."""
+        shortage = -collateral_value(balances, self._marks, self._parameters)
+        for leg in self._legs:
+            if leg.left:
+                notional = leg.left * leg.mark
+                target = leg.instrument.maintenance(notional) + self._buffer * notional
+                value = leg.position.quantity * leg.mark + leg.position.cash
+                shortage += (target - value) * leg.unit
+        return shortage
+
+    def _balances(self) -> dict[str, Decimal]:
+        balances = dict(self._group.balances)
+        for leg in self._legs:
+            change = -leg.closed * leg.mark * leg.instrument.fees
+            if not leg.left:
+                change += leg.position.quantity * leg.mark + leg.position.cash
+            if change:
+                asset = leg.settle.asset
+                balances[asset] = balances.get(asset, _ZERO) + change
+        return balances
+
+    def _restored(self, leg: _Leg, balances: Mapping[str, Decimal]) -> Decimal:
+        """Shortage restored per notional closed, from where the leg stands."""
+        rate = leg.instrument.step_of(leg.left * leg.mark).maintenance_rate
+        return rate + self._buffer - leg.instrument.fees * self._weight(leg, balances)
+
+    def _cheapest(self, balances: Mapping[str, Decimal]) -> _Leg | None:
+        """The leg whose next increment restores most for its cost, None if none restores anything.
+
+        Of equals the one that will not grow dearer, then the one that restores most per notional, so that least is
+        traded, then the first by symbol.
+        """
+        ranked = []
+        for leg in self._legs:
+            restored = self._restored(leg, balances)
+            if leg.left and restored > 0:
+                cost = divide_floor(_cost(leg), restored, _COST_INCREMENT)
+                ranked.append(((cost, leg.instrument.impact_rate, -restored, leg.position.symbol), leg))
+        return min(ranked, key=lambda entry: entry[0])[1] if ranked else None
+
+    def _step(self, leg: _Leg, shortage: Decimal, balances: Mapping[str, Decimal]) -> Decimal:
+        """How much more of ``leg`` to close: at most to the end of its tier, to flat, or until the shortage is gone.
+
+        Where the market is thin the next leg may soon be cheaper: only a small part at a time.
+        """
+        increment = leg.instrument.quantity_increment
+        wanted = divide_ceiling(shortage, leg.mark * leg.unit * self._restored(leg, balances), increment)
+        floor = leg.instrument.step_of(leg.left * leg.mark).notional_floor
+        in_tier = divide_ceiling(leg.left * leg.mark - floor, leg.mark, increment)
+        if leg.instrument.impact_rate:
+            wanted = min(wanted, divide_ceiling(leg.left, _THIN_PARTS, increment))
+        return min(wanted, in_tier, leg.left)
+
+    # --- thin markets ------------------------------------------------------------------------------------------------
+
+    def _spread(self, shortage: Decimal, balances: Mapping[str, Decimal]) -> None:
+        """Close so that the marginal cost of a restored unit is the same wherever something is closed.
+
+        That is the least total cost: a convex cost under a concave restoration (Kuhn and Tucker). The common marginal
+        cost is found by bisection from below, so nothing is closed that is not needed; the exact loop closes the rest.
+        """
+        curves = [_Curve.of(leg, self._buffer, self._weight(leg, balances)) for leg in self._legs]
+        with localcontext(_SPREADING):
+            low, high = _ZERO, max((curve.dearest for curve in curves), default=_ZERO)
+            if sum((curve.restored(high) for curve in curves), _ZERO) <= shortage:
+                low = high
+            for _ in range(_BISECTIONS):
+                middle = (low + high) / 2
+                if sum((curve.restored(middle) for curve in curves), _ZERO) <= shortage:
+                    low = middle
+                else:
+                    high = middle
+            closed = [curve.closed(low) for curve in curves]
+        for leg, notional in zip(self._legs, closed, strict=True):
+            quantity = divide_floor(notional, leg.mark * leg.unit, leg.instrument.quantity_increment)
+            leg.closed = min(quantity, leg.size)
+
+    @staticmethod
+    def _weight(leg: _Leg, balances: Mapping[str, Decimal]) -> Decimal:
+        return leg.settle.weight_below(balances.get(leg.settle.asset, _ZERO))
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """What closing a leg costs and restores, in notionals of the unit of account, flat as the notional falls.
+
+    ``parts``: (notional at which the part begins, at which it ends, restored per notional), of falling restoration.
+    """
+
+    parts: tuple[tuple[Decimal, Decimal, Decimal], ...]
+    fees: Decimal
+    impact: Decimal
+
+    @classmethod
+    def of(cls, leg: _Leg, buffer: Decimal, weight: Decimal) -> "_Curve":
+        """The parts of ``leg`` that restore anything, tier by tier from where it stands down to flat."""
+        instrument, parts = leg.instrument, []
+        top = whole = leg.size * leg.mark
+        for step in reversed(instrument.steps):
+            restored = step.maintenance_rate + buffer - instrument.fees * weight
+            if top > step.notional_floor and restored > 0:
+                parts.append(((whole - top) * leg.unit, (whole - step.notional_floor) * leg.unit, restored))
+                top = step.notional_floor
+        impact = _ZERO
+        if instrument.depth_notional is not None:
+            with localcontext(_SPREADING):
+                impact = instrument.impact_rate / (instrument.depth_notional * leg.unit)
+        return cls(tuple(parts), instrument.fees, impact)
+
+    @property
+    def dearest(self) -> Decimal:
+        """The marginal cost at which everything that restores is closed."""
+        return max(((self.fees + self.impact * end) / restored for _, end, restored in self.parts), default=_ZERO)
+
+    def closed(self, price: Decimal) -> Decimal:
+        """The notional to close when a restored unit may cost ``price``."""
+        closed = _ZERO
+        for begin, end, restored in self.parts:
+            allowed = price * restored - self.fees
+            if allowed < self.impact * begin or (not self.impact and allowed <= 0):
+                break
+            closed = min(end, allowed / self.impact) if self.impact else end
+        return closed
+
+    def restored(self, price: Decimal) -> Decimal:
+        """The shortage that closing so much restores."""
+        closed = self.closed(price)
+        return sum(
+            ((min(end, closed) - begin) * restored for begin, end, restored in self.parts if closed > begin), _ZERO
+        )
+
+
+def _cost(leg: _Leg) -> Decimal:
+    """Expected cost of the next notional closed, as a fraction of it, rounded down."""
+    instrument = leg.instrument
+    if instrument.depth_notional is None:
+        return instrument.fees
+    impact = divide_floor(leg.closed * leg.mark * instrument.impact_rate, instrument.depth_notional, _COST_INCREMENT)
+    return instrument.fees + impact

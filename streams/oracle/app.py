@@ -1,0 +1,298 @@
+"""The oracle's shell: a Faust app that feeds prices to the mark book and publishes what comes of it.
+
+One agent, one timer, one table. An error in any of them stops the process with a non-zero exit code, because Faust
+would acknowledge the record and go on. Only the process that holds the leadership starts its app; others stand by.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterable
+from typing import Any
+
+import faust
+from faust.types import StreamT
+from prometheus_client import Counter, Gauge, start_http_server
+
+from schemas import headers
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import MarkFrame, OraclePrice
+from schemas.parameters import OracleParameters, Parameter
+from schemas.topics import MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
+from streams.broker.admin import require_topics
+from streams.broker.reader import Follower, LogReader
+from streams.errors import SettingsError
+from streams.logs import event
+from streams.oracle.leadership import Leadership
+from streams.oracle.marks import MarkBook, MarkState, SourceState
+from streams.settings import Settings
+from streams.tables.faust_store import Store
+
+log = logging.getLogger(__name__)
+
+PRICES_SEEN = Counter("margin_oracle_prices", "Source prices by what became of them", ["outcome"])
+FRAMES = Counter("margin_oracle_frames", "Mark frames published")
+MARKS_LIVE = Gauge("margin_oracle_marks_live", "Marks that are live")
+DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could not be read")
+
+_PRICE = Decoder[OraclePrice](OraclePrice)
+_PARAMETER = Decoder[Parameter](Parameter)
+_LEADERSHIP_POLL_S = 0.1
+_STOP_TIMEOUT_S = 10.0
+_SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
+
+
+class Oracle:
+    """One oracle process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._book = MarkBook()
+        self._rules: dict[str, OracleParameters] = {}
+        self._unknown: set[str] = set()
+        self._clock_us = 0
+        self._restored = False
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self._app = _faust_app(settings)
+        self._prices = self._app.topic(PRICES, value_type=bytes, key_type=bytes)
+        self._marks = self._app.topic(MARKS, value_type=bytes)
+        self._letters = self._app.topic(dead_letter_topic(PRICES), value_type=bytes, key_type=bytes)
+        self._table = self._app.Table(
+            "prices",
+            key_type=bytes,
+            value_type=bytes,
+            changelog_topic=self._app.topic(ORACLE, value_type=bytes, key_type=bytes, compacting=True),
+        )
+        self._app.agent(self._prices, name="prices")(self._on_prices)
+
+    async def run(self) -> int:
+        """Stand by, publish, and leave when told to; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._leadership = Leadership(self._settings)
+        self._parameters = Follower(self._settings.kafka, self._settings.oracle.app_id, PARAMETERS)
+        self._read_parameters_from_the_beginning()
+        try:
+            if await self._lead():
+                await self._publish()
+        except Exception as error:
+            log.exception("oracle_broken")
+            self._fail(error)
+        finally:
+            self._leadership.close()
+            self._parameters.close()
+        if self._failure is not None:
+            event(log, logging.ERROR, "oracle_failed", reason=repr(self._failure))
+            return 1
+        event(log, logging.INFO, "oracle_stopped")
+        return 0
+
+    async def _lead(self) -> bool:
+        """Wait for the leadership; False if told to stop before."""
+        event(log, logging.INFO, "oracle_standing_by")
+        while not self._leadership.poll():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _LEADERSHIP_POLL_S)
+                return False
+        return True
+
+    async def _publish(self) -> None:
+        await self._app.start()
+        heart = asyncio.create_task(self._beat())
+        await self._stop.wait()
+        heart.cancel()
+        await asyncio.gather(heart, return_exceptions=True)
+        await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._stop.set()
+
+    # --- prices in, marks out ----------------------------------------------------------------------------------------
+
+    async def _on_prices(self, stream: StreamT[bytes]) -> None:
+        events: AsyncIterable[Any] = stream.events()
+        async for found in events:
+            try:
+                self._restore()
+                await self._on_price(found)
+            except Exception as error:
+                log.exception("price_failed")
+                self._fail(error)
+                await asyncio.Event().wait()  # never acknowledge what was not handled
+
+    async def _on_price(self, found: Any) -> None:
+        try:
+            price = _PRICE(found.message.value)
+        except DecodeError as error:
+            await self._dead_letter(found.message, error)
+            return
+        clock = self._now()
+        outcome = self._book.accept(price, clock)
+        PRICES_SEEN.labels(outcome).inc()
+        if outcome == "unknown_symbol" and price.symbol not in self._unknown:
+            self._unknown.add(price.symbol)
+            event(log, logging.WARNING, "price_of_unknown_symbol", symbol=price.symbol, source=price.source)
+        if outcome != "accepted":
+            return
+        mark = self._book.form(price.symbol, clock)
+        if mark is not None:
+            await self._send(MarkFrame(time=clock, marks=(mark,)))
+        self._table[f"{price.symbol} {price.source}".encode()] = encode(
+            self._book.source_state(price.symbol, price.source)
+        )
+        state = self._book.mark_state(price.symbol)
+        if state is not None:
+            self._table[price.symbol.encode()] = encode(state)
+
+    async def _beat(self) -> None:
+        """Every heartbeat: rules, freshness, leadership, and a frame of all marks."""
+        try:
+            tables: Any = self._app.tables
+            await tables.recovery.completed.wait()
+            period_s = self._settings.oracle.heartbeat_ms / 1000
+            due = time.monotonic()
+            while True:
+                self._restore()
+                self._poll_parameters()
+                if not self._leadership.poll():
+                    raise RuntimeError("another oracle process publishes now")
+                marks = self._book.form_all(clock := self._now())
+                MARKS_LIVE.set(sum(mark.status == "live" for mark in marks))
+                await self._send(MarkFrame(time=clock, marks=marks, full=True))
+                due = max(due + period_s, time.monotonic())
+                await asyncio.sleep(due - time.monotonic())
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    async def _send(self, frame: MarkFrame) -> None:
+        if self._leadership.lost:
+            raise RuntimeError("another oracle process publishes now")
+        await self._marks.send(value=encode(frame), partition=0)
+        FRAMES.inc()
+
+    async def _dead_letter(self, message: Any, error: DecodeError) -> None:
+        DEAD_LETTERS.inc()
+        event(log, logging.WARNING, "dead_letter", topic=PRICES, offset=message.offset, reason=str(error))
+        about = headers.dead_letter(
+            PRICES, message.partition, message.offset, int(message.timestamp * 1000), type(error).__name__, str(error)
+        )
+        await self._letters.send(key=message.key, value=message.value, headers=about)
+
+    def _now(self) -> int:
+        """The machine's clock in microseconds, but never backwards and never twice the same."""
+        self._clock_us = max(self._clock_us + 1, time.time_ns() // 1000)
+        return self._clock_us
+
+    # --- what must be known before the first price -------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        if self._restored:
+            return
+        self._restored = True
+        for key, value in self._table.items():
+            symbol, separator, source = key.decode().partition(" ")
+            if separator:
+                self._book.restore_source(symbol, source, Decoder[SourceState](SourceState)(value))
+            else:
+                self._book.restore_mark(symbol, Decoder[MarkState](MarkState)(value))
+        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules))
+
+    def _read_parameters_from_the_beginning(self) -> None:
+        with LogReader(self._settings.kafka, self._settings.oracle.app_id) as reader:
+            _, end = reader.watermarks(PARAMETERS, 0)
+            for message in reader.read_range(PARAMETERS, 0, 0, end):
+                self._read_parameter(message.key(), message.value())
+        self._parameters.start(end)
+        self._book.set_rules(self._rules.values())
+
+    def _poll_parameters(self) -> None:
+        messages = self._parameters.poll(0)
+        for message in messages:
+            self._read_parameter(message.key(), message.value())
+        if messages:
+            self._book.set_rules(self._rules.values())
+
+    def _read_parameter(self, key: bytes | None, value: bytes | None) -> None:
+        """Take in oracle rules; other records, and those that cannot be read, are the engine's business."""
+        if value is None:
+            self._rules.pop((key or b"").decode("utf-8", "replace").removeprefix("oracle:"), None)
+            return
+        with contextlib.suppress(DecodeError):
+            record = _PARAMETER(value)
+            if isinstance(record, OracleParameters):
+                self._rules[record.symbol] = record
+
+
+def _faust_app(settings: Settings) -> faust.App:
+    kafka = settings.kafka
+    faust.stores.STORES.aliases.setdefault("redis", f"{Store.__module__}:{Store.__name__}")
+    return faust.App(
+        settings.oracle.app_id,
+        broker=[f"aiokafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],
+        broker_credentials=_credentials(settings),
+        store=settings.redis.url,
+        key_serializer="raw",
+        value_serializer="raw",
+        web_enabled=bool(settings.oracle.web_port),
+        web_port=settings.oracle.web_port or 6066,
+        web_tables_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        table_standby_replicas=0,
+        producer_linger=0.0,
+        producer_acks=-1,
+        consumer_auto_offset_reset="latest",
+        broker_commit_interval=1.0,
+        broker_session_timeout=kafka.session_timeout_ms / 1000,
+        broker_heartbeat_interval=max(0.1, kafka.session_timeout_ms / 10_000),
+        broker_max_poll_records=500,
+        stream_wait_empty=False,
+        autodiscover=False,
+    )
+
+
+def _credentials(settings: Settings) -> Any:
+    kafka = settings.kafka
+    if kafka.security_protocol == "PLAINTEXT":
+        return None
+    context = None
+    if kafka.security_protocol.endswith("SSL"):
+        import ssl
+
+        context = ssl.create_default_context(cafile=kafka.ssl_ca_location or None)
+    if kafka.security_protocol == "SSL":
+        return faust.SSLCredentials(context=context)
+    if kafka.sasl_mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+        raise SettingsError(f"the oracle cannot use MARGIN_KAFKA__SASL_MECHANISM={kafka.sasl_mechanism}")
+    return faust.SASLCredentials(
+        username=kafka.sasl_username,
+        password=kafka.sasl_password,
+        mechanism=kafka.sasl_mechanism,
+        ssl_context=context,
+    )
+
+
+def run(settings: Settings) -> None:
+    """Run one oracle process until SIGTERM or SIGINT; exits with code 1 on a failure."""
+    require_topics(settings)
+    for name in _SILENCE_FAUST:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if settings.service.metrics_port:
+        start_http_server(settings.service.metrics_port)
+
+    async def main() -> int:
+        code = await Oracle(settings).run()
+        if code:
+            logging.shutdown()
+            os._exit(code)  # what Faust started may never stop by itself
+        return code
+
+    asyncio.run(main())

@@ -1,0 +1,173 @@
+"""What a record of ``risk.parameters.v1`` must fulfil, and what a set of them promises."""
+
+from decimal import Decimal
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from schemas.parameters import (
+    AssetParameters,
+    CollateralTier,
+    InstrumentParameters,
+    MarginTier,
+    OracleParameters,
+    Parameter,
+    PolicyParameters,
+)
+from streams.errors import InputError, ParameterError
+from streams.margin.parameters import RiskParameters
+
+
+def instrument(*tiers: tuple[str, str, str], **fields: Any) -> InstrumentParameters:
+    named = {"symbol": "X-PERP", "settle_asset": "USD", "price_increment": "0.01", "quantity_increment": "0.001"}
+    found = tuple(
+        MarginTier(notional_floor=floor, maintenance_rate=rate, initial_rate=initial) for floor, rate, initial in tiers
+    )
+    return InstrumentParameters(margin_tiers=found or (MarginTier(**TIER),), **{**named, **fields})
+
+
+def asset(*tiers: tuple[str, str], **fields: Any) -> AssetParameters:
+    found = tuple(CollateralTier(quantity_floor=floor, weight=weight) for floor, weight in tiers)
+    return AssetParameters(**{"asset": "USD", **({"collateral_tiers": found} if tiers else {}), **fields})
+
+
+def oracle(**fields: Any) -> OracleParameters:
+    return OracleParameters(**{"symbol": "X-PERP", "sources": {"a": "1"}, **fields})
+
+
+TIER = {"notional_floor": "0", "maintenance_rate": "0.01", "initial_rate": "0.02"}
+
+REFUSED: dict[str, Parameter] = {
+    "first notional_floor": instrument(("1", "0.01", "0.02")),
+    "notional_floor must increase": instrument(("0", "0.01", "0.02"), ("5", "0.02", "0.04"), ("5", "0.03", "0.06")),
+    "maintenance_rate must not decrease": instrument(("0", "0.02", "0.04"), ("5", "0.01", "0.05")),
+    "initial_rate must not decrease": instrument(("0", "0.01", "0.04"), ("5", "0.02", "0.03")),
+    "initial_rate must be at least": instrument(("0", "0.02", "0.01")),
+    "maintenance_rate must be below 1": instrument(("0", "1", "1")),
+    "maintenance_rate must be above 0": instrument(("0", "0", "0.1")),
+    "initial_rate must be at most 1": instrument(("0", "0.5", "1.1")),
+    r"liquidation_fee \+ insurance_fee": instrument(liquidation_fee="0.5", insurance_fee="0.5"),
+    "price_increment must be above 0": instrument(price_increment="0"),
+    "more than the ledger's 18": instrument(price_increment="0.0000000001", quantity_increment="0.000000001"),
+    "not a decimal string": instrument(liquidation_fee="1e-3"),
+    "impact_rate must be below 1": instrument(depth_notional="1000", impact_rate="1"),
+    "impact_rate needs a depth_notional": instrument(impact_rate="0.1"),
+    "depth_notional must be above 0": instrument(depth_notional="0"),
+    "first quantity_floor": asset(("1", "1")),
+    "quantity_floor must increase": asset(("0", "1"), ("2", "0.9"), ("1", "0.8")),
+    "weight must not increase": asset(("0", "0.8"), ("1", "0.9")),
+    "weight must be from 0 to 1": asset(("0", "1.1")),
+    "liability_weight must be at least 1": asset(liability_weight="0.9"),
+    "liquidation_buffer_rate": PolicyParameters(liquidation_buffer_rate="1"),
+    "margin_call_levels must be above 1": PolicyParameters(margin_call_levels=("1.5", "1")),
+    "margin_call_levels must decrease": PolicyParameters(margin_call_levels=("1.2", "1.5")),
+    "margin_call_levels have at most": PolicyParameters(margin_call_levels=("1.123456789",)),
+    "minimum_sources": oracle(minimum_sources=2),
+    "max_confidence_ratio": oracle(max_confidence_ratio="2"),
+    "max_jump must be above 0": oracle(max_jump="0"),
+    "max_deviation must be above 0": oracle(max_deviation="0"),
+    "sources.a must be above 0": oracle(sources={"a": "0"}),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_record_that_breaks_a_rule_is_refused_and_the_set_stays(reason: str) -> None:
+    record = REFUSED[reason]
+    before = RiskParameters.build([instrument(), asset()])
+    with pytest.raises(ParameterError, match=reason) as refused:
+        before.with_record(record)
+    assert record.key in str(refused.value)
+    assert set(before.records) == {"instrument:X-PERP", "asset:USD"}
+    with pytest.raises(ParameterError, match=reason):
+        RiskParameters.build([record])
+
+
+def test_an_unchecked_struct_with_no_tiers_is_refused() -> None:
+    with pytest.raises(ParameterError, match="must not be empty"):
+        RiskParameters.build([AssetParameters(asset="USD", collateral_tiers=())])
+    with pytest.raises(ParameterError, match="must not be empty"):
+        RiskParameters.build([InstrumentParameters(**{**as_fields(instrument()), "margin_tiers": ()})])
+
+
+def as_fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+def test_a_cash_amount_must_be_whole_minor_units_where_the_asset_fixes_them() -> None:
+    coarse, fine = asset(decimals=4), asset(decimals=5)
+    for records in permutations([instrument(), coarse]):
+        with pytest.raises(ParameterError, match="has 5 decimals, the asset 4"):
+            RiskParameters.build(records)
+        with pytest.raises(ParameterError, match="has 5 decimals, the asset 4"):
+            RiskParameters.empty().with_record(records[0]).with_record(records[1])
+    assert RiskParameters.build([instrument(), fine]).cash_decimals("USD") == 5
+
+
+def test_an_asset_that_leaves_its_decimals_open_is_held_as_fine_as_its_instruments_need() -> None:
+    parameters = RiskParameters.build([asset(), instrument(quantity_increment="0.000000001")])
+    assert parameters.assets["USD"].decimals == 8
+    assert parameters.cash_decimals("USD") == 11
+
+
+def test_an_instrument_must_not_price_its_own_settle_asset() -> None:
+    for records in permutations([instrument(), asset(price_symbol="X-PERP")]):
+        with pytest.raises(ParameterError, match="not linear"):
+            RiskParameters.empty().with_record(records[0]).with_record(records[1])
+
+
+def test_the_order_of_records_does_not_matter() -> None:
+    records: list[Parameter] = [instrument(), asset(), asset(asset="BTC"), PolicyParameters(), oracle()]
+    sets = []
+    for order in permutations(records):
+        found = RiskParameters.empty()
+        for record in order:
+            found = found.with_record(record)
+        sets.append(found)
+    assert all(found.records == sets[0].records == RiskParameters.build(records).records for found in sets)
+    assert all(set(found.instruments) == {"X-PERP"} and set(found.assets) == {"USD", "BTC"} for found in sets)
+
+
+def test_a_later_record_replaces_the_one_with_its_key_and_a_tombstone_removes_it() -> None:
+    parameters = RiskParameters.build(
+        [asset(), instrument(), PolicyParameters(liquidation_buffer_rate="0.1"), oracle()]
+    )
+    replaced = parameters.with_record(instrument(("0", "0.3", "0.4")))
+    assert replaced.instruments["X-PERP"].steps[0].maintenance_rate == Decimal("0.3")
+    assert parameters.instruments["X-PERP"].steps[0].maintenance_rate == Decimal("0.01")
+    assert not replaced.without("instrument:X-PERP").instruments
+    assert replaced.without("policy:default").policy.liquidation_buffer_rate == 0
+    assert not replaced.without("asset:USD").assets
+    assert not replaced.without("oracle:X-PERP").oracle
+    assert replaced.without("asset:NONE") is replaced
+
+
+def test_deductions_make_the_margin_continuous() -> None:
+    tiers = ("0", "0.005", "0.01"), ("2000000", "0.0056", "0.0112"), ("2600000", "0.0063", "0.0126")
+    rules = RiskParameters.build([instrument(*tiers), asset()]).instruments["X-PERP"]
+    assert [step.maintenance_deduction for step in rules.steps] == [0, 1200, 3020]
+    tiny = Decimal("0.000001")
+    for step in rules.steps[1:]:
+        below, above = (rules.maintenance(step.notional_floor + side * tiny) for side in (-1, 1))
+        assert 0 < above - below < tiny
+        assert 0 < rules.initial(step.notional_floor + tiny) - rules.initial(step.notional_floor - tiny) < tiny
+
+
+def test_credit_counts_tier_by_tier_and_debt_in_full() -> None:
+    rules = RiskParameters.build([asset(("0", "0.9"), ("10", "0.5"), ("20", "0"), liability_weight="1.1")]).assets[
+        "USD"
+    ]
+    assert rules.weighted(Decimal(5)) == Decimal("4.5")
+    assert rules.weighted(Decimal(15)) == Decimal("11.5")
+    assert rules.weighted(Decimal(30)) == rules.weighted(Decimal(20)) == 14
+    assert rules.weighted(Decimal(-10)) == -11
+    assert [rules.weight_below(Decimal(q)) for q in (-1, 0, 5, 10, 11, 21)] == [
+        Decimal(weight) for weight in ("1.1", "1.1", "0.9", "0.9", "0.5", "0")
+    ]
+
+
+def test_what_is_not_known_is_named() -> None:
+    with pytest.raises(InputError, match="symbol Y-PERP"):
+        RiskParameters.empty().instrument("Y-PERP")
+    with pytest.raises(InputError, match="asset EUR"):
+        RiskParameters.empty().asset("EUR")

@@ -1,0 +1,517 @@
+"""The ledger in columns: exact or refused, and its screens never further from the truth than they say."""
+
+import random
+from collections.abc import Iterable
+from decimal import Decimal, localcontext
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.parameters import (
+    AssetParameters,
+    CollateralTier,
+    InstrumentParameters,
+    MarginTier,
+    Parameter,
+    PolicyParameters,
+)
+from streams.errors import InputError, ParameterError
+from streams.margin.fixed_point import EXACT, format_decimal
+from streams.margin.health import evaluate
+from streams.margin.parameters import RiskParameters
+from streams.margin.portfolio import Columns, Portfolio
+from tests.margin.conftest import Book, books
+
+TIERS = (
+    MarginTier(notional_floor="0", maintenance_rate="0.01", initial_rate="0.02"),
+    MarginTier(notional_floor="5000", maintenance_rate="0.05", initial_rate="0.1"),
+    MarginTier(notional_floor="50000", maintenance_rate="0.2", initial_rate="0.4"),
+)
+
+
+def instrument(symbol: str, settle: str = "USD", **fields: Any) -> InstrumentParameters:
+    named = {"price_increment": "0.01", "quantity_increment": "0.001", "margin_tiers": TIERS}
+    return InstrumentParameters(symbol=symbol, settle_asset=settle, **{**named, **fields})
+
+
+RECORDS: tuple[Parameter, ...] = (
+    AssetParameters(asset="USD"),
+    AssetParameters(asset="EUR", price_symbol="EUR-USD", decimals=6, liability_weight="1.1"),
+    AssetParameters(
+        asset="BTC",
+        price_symbol="A-PERP",
+        liability_weight="1.2",
+        collateral_tiers=(
+            CollateralTier(quantity_floor="0", weight="0.95"),
+            CollateralTier(quantity_floor="2", weight="0.9"),
+            CollateralTier(quantity_floor="5", weight="0.5"),
+        ),
+    ),
+    instrument("A-PERP"),
+    instrument("B-PERP", price_increment="0.5", quantity_increment="5"),
+    instrument("C-PERP", "EUR"),
+)
+RULES = RiskParameters.build(RECORDS)
+MARKS = {"A-PERP": "100", "B-PERP": "20.5", "C-PERP": "7.77", "EUR-USD": "1.1"}
+
+
+def portfolio(marks: dict[str, str] | None = None) -> Portfolio:
+    found = Portfolio(RULES)
+    for symbol, mark in (MARKS if marks is None else marks).items():
+        found.set_mark(symbol, mark, True)
+    return found
+
+
+def state(found: Portfolio, row: int) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+    return found.balances(row), found.positions(row)
+
+
+def money(found: Portfolio, rows: Iterable[int], asset: str, settled: set[str]) -> Decimal:
+    """Everything of ``asset``: balances and the cash of positions settled in it."""
+    with localcontext(EXACT):
+        return sum(
+            (
+                Decimal(found.balances(row).get(asset, "0"))
+                + sum((Decimal(c) for s, _, c in found.positions(row) if s in settled), Decimal(0))
+                for row in rows
+            ),
+            Decimal(0),
+        )
+
+
+# --- fills and transfers ---------------------------------------------------------------------------------------------
+
+
+def test_a_fill_moves_quantity_and_cash_and_charges_its_fee() -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.apply_transfer(row, "USD", "1000")
+    found.apply_fill(row, "A-PERP", "2.5", "100.01", "0.25")
+    found.apply_fill(row, "A-PERP", "-1", "101", "-0.1")
+    assert state(found, row) == ({"USD": "999.85"}, [("A-PERP", "1.5", "-149.025")])
+
+
+def test_a_flat_position_leaves_its_cash_in_the_balance() -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.apply_fill(row, "C-PERP", "-10", "7", "0")
+    found.apply_fill(row, "C-PERP", "10", "6.5", "0.000001")
+    assert state(found, row) == ({"EUR": "4.999999"}, [])
+    found.apply_fill(row, "A-PERP", "-1", "100", "0")
+    found.apply_fill(row, "A-PERP", "3", "90", "0")
+    assert state(found, row) == ({"EUR": "4.999999"}, [("A-PERP", "2", "-170")])
+
+
+REFUSED = {
+    "unknown symbol": ("Z-PERP", "1", "100", "0", "Z-PERP"),
+    "part of a lot": ("A-PERP", "0.0005", "100", "0", "finer"),
+    "not a multiple of the increment": ("B-PERP", "7", "20", "0", "multiple of 5"),
+    "not a multiple of the tick": ("B-PERP", "5", "20.3", "0", "multiple of 0.5"),
+    "zero quantity": ("A-PERP", "0", "100", "0", "quantity 0"),
+    "zero price": ("A-PERP", "1", "0", "0", "price not above 0"),
+    "negative price": ("A-PERP", "1", "-1", "0", "price not above 0"),
+    "fee finer than the asset": ("C-PERP", "1", "7", "0.0000001", "finer"),
+    "exponent": ("A-PERP", "1e3", "100", "0", "decimal string"),
+    "no number": ("A-PERP", "1", "", "0", "decimal string"),
+    "not a string": ("A-PERP", 1, "100", "0", "decimal string"),
+    "a list": ("A-PERP", ["1"], "100", "0", "A-PERP"),
+    "cash outside int64": ("A-PERP", "999999999999999", "999999999999", "0", "64 bits"),
+    "fee outside int64": ("A-PERP", "1", "100", "999999999999999999", "64 bits"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_fill_that_cannot_be_applied_changes_nothing(case: str) -> None:
+    symbol, quantity, price, fee, reason = REFUSED[case]
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.apply_transfer(row, "USD", "50")
+    found.apply_fill(row, "A-PERP", "1", "100", "1")
+    before = state(found, row)
+    with pytest.raises(InputError, match=reason):
+        found.apply_fill(row, symbol, quantity, price, fee)  # type: ignore[arg-type]
+    assert state(found, row) == before
+
+
+@pytest.mark.parametrize(
+    ("asset", "amount", "reason"),
+    [
+        ("GBP", "1", "GBP"),
+        ("EUR", "0.0000001", "EUR"),
+        ("USD", "x", "USD"),
+        ("USD", "99999999999", "leaves the ledger"),
+    ],
+)
+def test_a_transfer_that_cannot_be_applied_changes_nothing(asset: str, amount: str, reason: str) -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.apply_transfer(row, "USD", "90000000000")
+    with pytest.raises(InputError, match=reason):
+        found.apply_transfer(row, asset, amount)
+    assert found.balances(row) == {"USD": "90000000000"}
+
+
+def test_a_symbol_whose_settle_asset_has_not_arrived_takes_no_fill_until_it_has() -> None:
+    found = Portfolio(RiskParameters.build([instrument("A-PERP")]))
+    row = found.open_group("a", "cross")
+    with pytest.raises(InputError, match="asset USD"):
+        found.apply_fill(row, "A-PERP", "1", "100", "0")
+    found.set_parameters(found.parameters.with_record(AssetParameters(asset="USD")))
+    found.apply_fill(row, "A-PERP", "1", "100", "0")
+    assert found.positions(row) == [("A-PERP", "1", "-100")]
+
+
+FILL = st.tuples(
+    st.sampled_from(["A-PERP", "C-PERP"]),
+    st.integers(-3, 3).filter(bool).map(str),
+    st.integers(9000, 11000).map(lambda ticks: format_decimal(Decimal(ticks) / 100)),
+    st.integers(-50, 50).map(lambda cents: format_decimal(Decimal(cents) / 100)),
+)
+
+
+@given(st.lists(FILL, max_size=12).flatmap(lambda fills: st.tuples(st.just(fills), st.permutations(fills))))
+def test_fills_in_any_order_come_to_the_same(orders: tuple[list[Any], list[Any]]) -> None:
+    found = portfolio()
+    ends = []
+    for account, fills in zip("ab", orders, strict=True):
+        row = found.open_group(account, "cross")
+        for fill in fills:
+            found.apply_fill(row, *fill)
+        columns = found.evaluate(np.array([row]))
+        quantities = [(symbol, quantity) for symbol, quantity, _ in found.positions(row)]
+        cash = [money(found, [row], asset, {symbol}) for asset, symbol in (("USD", "A-PERP"), ("EUR", "C-PERP"))]
+        ends.append((quantities, cash, columns.maintenance.tolist()))
+    assert ends[0] == ends[1]
+
+
+@given(st.lists(FILL, max_size=12), st.sets(st.integers(0, 12)))
+def test_a_group_saved_and_loaded_between_any_two_fills_ends_the_same(fills: list[Any], cuts: set[int]) -> None:
+    through, restarted = portfolio(), portfolio()
+    row, other = through.open_group("a", "cross"), restarted.open_group("a", "cross")
+    for index, fill in enumerate(fills):
+        through.apply_fill(row, *fill)
+        restarted.apply_fill(other, *fill)
+        if index in cuts:
+            saved = state(restarted, other)
+            restarted = portfolio()
+            other = restarted.open_group("a", "cross")
+            restarted.load_group(other, *saved)
+    assert state(through, row) == state(restarted, other)
+
+
+@given(st.lists(st.tuples(FILL, st.permutations(range(4))), max_size=20))
+def test_money_is_conserved(trades: list[Any]) -> None:
+    """Both sides of every trade: all that is missing in the end are the fees."""
+    found = portfolio()
+    rows = [found.open_group(account, "cross") for account in "abcd"]
+    fees = {"A-PERP": Decimal(0), "C-PERP": Decimal(0)}
+    for (symbol, quantity, price, fee), sides in trades:
+        found.apply_fill(rows[sides[0]], symbol, quantity, price, fee)
+        found.apply_fill(rows[sides[1]], symbol, format_decimal(-Decimal(quantity)), price, fee)
+        fees[symbol] += 2 * Decimal(fee)
+    assert money(found, rows, "USD", {"A-PERP"}) == -fees["A-PERP"]
+    assert money(found, rows, "EUR", {"C-PERP"}) == -fees["C-PERP"]
+    open_quantity = sum(Decimal(quantity) for row in rows for _, quantity, _ in found.positions(row))
+    assert open_quantity == 0
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_an_account_are_found_listed_dropped_and_their_rows_reused() -> None:
+    found = portfolio()
+    cross, isolated = found.open_group("a", "cross"), found.open_group("a", "B-PERP")
+    other = found.open_group("b", "cross")
+    assert found.open_group("a", "B-PERP") == isolated
+    assert found.groups_of("a") == [cross, isolated]
+    assert (found.account_of(isolated), found.margin_of(isolated)) == ("a", "B-PERP")
+    found.apply_transfer(isolated, "USD", "1")
+    with pytest.raises(InputError, match="not empty"):
+        found.drop_group(isolated)
+    found.apply_transfer(isolated, "USD", "-1")
+    found.drop_group(isolated)
+    found.drop_group(isolated)
+    assert found.find_group("a", "B-PERP") is None
+    assert found.groups_of("a") == [cross]
+    assert found.open_group("c", "cross") == isolated != other
+    assert found.groups_of("nobody") == []
+
+
+def test_a_group_is_empty_without_positions_and_balances() -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    assert found.is_empty(row)
+    found.apply_fill(row, "A-PERP", "1", "100", "0")
+    assert not found.is_empty(row)
+    found.apply_fill(row, "A-PERP", "-1", "100", "0")
+    assert found.is_empty(row)
+
+
+@pytest.mark.parametrize(
+    ("balances", "positions"),
+    [
+        ({"GBP": "1"}, []),
+        ({"USD": "x"}, []),
+        ({"USD": "9999999999999"}, []),
+        ({}, [("Z-PERP", "1", "0")]),
+        ({}, [("A-PERP", "0", "0")]),
+        ({}, [("A-PERP", "0.0001", "0")]),
+        ({}, [("A-PERP", "1", "0"), ("A-PERP", "2", "0")]),
+        ({}, [("A-PERP", "1", "1e5")]),
+    ],
+)
+def test_a_row_that_cannot_be_loaded_changes_nothing(balances: dict[str, str], positions: list[Any]) -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.load_group(row, {"USD": "5", "BTC": "1"}, [("A-PERP", "2", "-200")])
+    before = state(found, row)
+    with pytest.raises(InputError):
+        found.load_group(row, balances, positions)
+    assert state(found, row) == before
+
+
+def test_loading_replaces_what_the_row_held() -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.load_group(row, {"USD": "5", "BTC": "1"}, [("A-PERP", "2", "-200")])
+    found.load_group(row, {"EUR": "0.5"}, [("B-PERP", "-5", "100")])
+    assert state(found, row) == ({"EUR": "0.5"}, [("B-PERP", "-5", "100")])
+
+
+def test_many_rows_and_many_symbols_keep_their_own_books() -> None:
+    """Past every initial size, and with chains long enough to be reordered."""
+    symbols = [f"S{index}-PERP" for index in range(40)]
+    found = Portfolio(RiskParameters.build([AssetParameters(asset="USD"), *map(instrument, symbols)]))
+    chosen = random.Random(3)
+    expected: dict[tuple[int, str], int] = {}
+    rows = [found.open_group(f"account-{index}", "cross") for index in range(3000)]
+    for _ in range(20_000):
+        row, symbol, lots = chosen.choice(rows), chosen.choice(symbols), chosen.choice([-2, -1, 1, 2])
+        if chosen.random() < 0.3:
+            row = rows[0]
+        found.apply_fill(row, symbol, str(lots), "10", "0")
+        expected[row, symbol] = expected.get((row, symbol), 0) + lots
+    for row in rows:
+        held = {symbol: lots for (owner, symbol), lots in expected.items() if owner == row and lots}
+        assert found.positions(row) == [(symbol, str(held[symbol]), str(-10 * held[symbol])) for symbol in sorted(held)]
+    assert found.position_count == sum(1 for lots in expected.values() if lots)
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def with_book() -> tuple[Portfolio, int]:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.load_group(row, {"USD": "5.25", "EUR": "0.000001"}, [("A-PERP", "2.5", "-200.123"), ("C-PERP", "1", "-7")])
+    return found, row
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        instrument("A-PERP", quantity_increment="0.0001"),
+        instrument("A-PERP", quantity_increment="0.5"),
+        instrument("A-PERP", quantity_increment="0.25", price_increment="0.3"),
+        instrument("A-PERP", price_increment="0.0000000001"),
+        AssetParameters(asset="USD", decimals=12),
+        AssetParameters(asset="EUR", price_symbol="EUR-USD", decimals=9),
+        PolicyParameters(liquidation_buffer_rate="0.1"),
+        instrument("NEW-PERP", quantity_increment="0.0000001"),
+    ],
+)
+def test_new_increments_leave_the_book_what_it_was(record: Parameter) -> None:
+    found, row = with_book()
+    before = state(found, row)
+    found.set_parameters(RULES.with_record(record))
+    assert state(found, row) == before
+    view = found.group(row)
+    assert {position.symbol: position.quantity for position in view.positions} == {
+        "A-PERP": Decimal("2.5"),
+        "C-PERP": Decimal(1),
+    }
+    assert np.all(found.evaluate().decidable)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (instrument("A-PERP", quantity_increment="1"), "A-PERP: positions held are not whole"),
+        (instrument("A-PERP", settle="EUR"), "A-PERP has open positions"),
+        (AssetParameters(asset="EUR", price_symbol="EUR-USD", decimals=5), "asset EUR"),
+        ("instrument:A-PERP", "A-PERP has open positions"),
+        ("asset:EUR", "asset EUR is held"),
+        (AssetParameters(asset="USD", decimals=18), "64 bits"),
+    ],
+)
+def test_a_change_the_book_cannot_be_held_in_is_refused_whole(change: Any, reason: str) -> None:
+    found, row = with_book()
+    before = state(found, row)
+    parameters = RULES.without(change) if isinstance(change, str) else RULES.with_record(change)
+    with pytest.raises(ParameterError, match=reason):
+        found.set_parameters(parameters)
+    assert found.parameters is RULES
+    assert state(found, row) == before
+    found.apply_fill(row, "A-PERP", "0.001", "100", "0")
+
+
+def test_a_symbol_without_positions_can_be_removed_and_come_back() -> None:
+    found, row = with_book()
+    found.set_parameters(RULES.without("instrument:B-PERP"))
+    with pytest.raises(InputError, match="B-PERP"):
+        found.apply_fill(row, "B-PERP", "5", "20", "0")
+    found.set_parameters(RULES)
+    found.apply_fill(row, "B-PERP", "5", "20", "0")
+    assert ("B-PERP", "5", "-100") in found.positions(row)
+
+
+def test_amounts_written_under_finer_rules_can_still_be_loaded() -> None:
+    found = portfolio()
+    row = found.open_group("a", "cross")
+    found.load_group(row, {"USD": "1.0000000001"}, [("A-PERP", "1", "-0.00000000001")])
+    assert state(found, row) == ({"USD": "1.0000000001"}, [("A-PERP", "1", "-0.00000000001")])
+    found.apply_fill(row, "A-PERP", "-1", "100", "0.5")
+    assert state(found, row) == ({"USD": "100.50000000009"}, [])
+
+
+# --- marks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("price", ["0", "-1", "x", Decimal("NaN"), Decimal(0)])
+def test_a_mark_that_is_no_price_is_refused(price: str | Decimal) -> None:
+    found = portfolio()
+    with pytest.raises(InputError):
+        found.set_mark("A-PERP", price, True)
+    assert found.marks["A-PERP"] == 100
+
+
+def test_a_row_is_decidable_only_while_every_mark_it_needs_is_live() -> None:
+    found = portfolio(marks={})
+    rows = [found.open_group(account, "cross") for account in "abcde"]
+    found.apply_fill(rows[0], "A-PERP", "1", "100", "0")
+    found.apply_fill(rows[1], "C-PERP", "1", "7", "0")
+    found.apply_transfer(rows[2], "BTC", "1")
+    found.apply_transfer(rows[3], "USD", "1")
+    assert found.evaluate().decidable.tolist() == [False, False, False, True, True]
+    found.set_mark("A-PERP", "100", True)
+    assert found.evaluate().decidable.tolist() == [True, False, True, True, True]
+    found.set_mark("C-PERP", "7", True)
+    assert found.evaluate().decidable.tolist() == [True, False, True, True, True]
+    found.set_mark("EUR-USD", "1.1", True)
+    assert found.evaluate().decidable.all()
+    found.set_live("A-PERP", False)
+    assert found.evaluate(np.array([2, 3, 0])).decidable.tolist() == [False, True, False]
+    found.set_live("A-PERP", True)
+    found.set_mark("EUR-USD", "1.2", False)
+    assert found.evaluate().decidable.tolist() == [True, False, True, True, True]
+
+
+def test_rows_with_a_symbol_are_those_whose_value_it_moves() -> None:
+    found = portfolio()
+    rows = [found.open_group(account, "cross") for account in "abcde"]
+    found.apply_fill(rows[0], "A-PERP", "1", "100", "0")
+    found.apply_fill(rows[1], "C-PERP", "1", "7", "0")
+    found.apply_transfer(rows[2], "BTC", "1")
+    found.apply_transfer(rows[3], "EUR", "-1")
+    assert found.rows_with(["A-PERP"]).tolist() == [0, 2]
+    assert found.rows_with(["EUR-USD"]).tolist() == [1, 3]
+    assert found.rows_with({"C-PERP", "B-PERP"}).tolist() == [1]
+    assert found.rows_with(["unheard-of"]).tolist() == []
+
+
+# --- screens ---------------------------------------------------------------------------------------------------------
+
+
+def load(found: Portfolio, account: str, book: Book) -> int:
+    row = found.open_group(account, "cross")
+    found.load_group(
+        row,
+        {asset: format_decimal(amount) for asset, amount in book.group.balances.items()},
+        [(p.symbol, format_decimal(p.quantity), format_decimal(p.cash)) for p in book.group.positions],
+    )
+    return row
+
+
+def assert_within_error(found: Portfolio, rows: list[int], columns: Columns) -> int:
+    """Every row's screen is within its error of the exact verdict; the number of liquidatable rows."""
+    liquidatable = 0
+    for index, row in enumerate(rows):
+        health = evaluate(found.group(row), found.marks, found.parameters)
+        equity, maintenance, error = (
+            Decimal(float(column[index])) for column in (columns.equity, columns.maintenance, columns.error)
+        )
+        with localcontext(EXACT):
+            assert abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) <= error
+            if health.liquidatable:
+                liquidatable += 1
+                assert maintenance > 0
+                assert columns.equity[index] - columns.maintenance[index] <= columns.error[index]
+    return liquidatable
+
+
+@settings(max_examples=100)
+@given(books())
+def test_the_screen_of_any_book_is_within_its_error(book: Book) -> None:
+    found = Portfolio(book.parameters)
+    for symbol, mark in book.marks.items():
+        found.set_mark(symbol, mark, True)
+    row = load(found, "a", book)
+    assert found.group(row).positions == book.group.positions
+    assert_within_error(found, [row], found.evaluate())
+
+
+def test_thousands_of_books_are_screened_within_their_error_at_any_marks() -> None:
+    chosen = random.Random(11)
+    found = portfolio()
+    rows = []
+    for index in range(3000):
+        row = found.open_group(f"account-{index}", "cross")
+        rows.append(row)
+        for asset, places in (("USD", 8), ("EUR", 6), ("BTC", 8)):
+            if chosen.random() < 0.7:
+                amount = chosen.randint(-(10 ** chosen.randint(1, 13)), 10 ** chosen.randint(1, 13))
+                found.apply_transfer(row, asset, format_decimal(Decimal(amount).scaleb(-places)))
+        for symbol, lot in (("A-PERP", 1), ("B-PERP", 5000), ("C-PERP", 1)):
+            for _ in range(chosen.randint(0, 2)):
+                lots = chosen.choice([-1, 1]) * chosen.randint(1, 10 ** chosen.randint(1, 6)) * lot
+                price = Decimal(chosen.randint(1, 400)) / 2
+                found.apply_fill(row, symbol, format_decimal(Decimal(lots).scaleb(-3)), format_decimal(price), "0.01")
+    total = 0
+    for _ in range(3):
+        for symbol in MARKS:
+            found.set_mark(symbol, format_decimal(Decimal(chosen.randint(1, 10**9)).scaleb(-6)), True)
+        columns = found.evaluate()
+        total += assert_within_error(found, rows, columns)
+        some = np.array(chosen.sample(rows, 500))
+        part = found.evaluate(some)
+        assert_within_error(found, some.tolist(), part)
+        assert part.decidable.all()
+    assert 300 < total < 8700
+
+
+def test_the_error_is_small_beside_the_book() -> None:
+    found, row = with_book()
+    columns = found.evaluate(np.array([row]))
+    assert 0 < columns.error[0] < 1e-11 * 1000
+
+
+def test_no_rows_are_screened_as_no_rows() -> None:
+    columns = portfolio().evaluate()
+    assert [column.size for column in (columns.equity, columns.maintenance, columns.error, columns.decidable)] == [
+        0
+    ] * 4
+    found, _ = with_book()
+    assert found.evaluate(np.empty(0, dtype=np.int64)).equity.dtype == np.float64
+
+
+def test_a_reused_slot_tells_nothing_of_its_former_owner() -> None:
+    found, row = with_book()
+    other = found.open_group("b", "cross")
+    found.set_live("C-PERP", False)
+    found.load_group(row, {}, [])
+    assert found.evaluate().decidable.all()
+    found.apply_fill(other, "A-PERP", "1", "100", "0")
+    assert found.evaluate().equity.tolist() == [0.0, 0.0]
