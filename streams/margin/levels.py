@@ -12,6 +12,12 @@ HYSTERESIS = Decimal("0.02")
 """A level that was reached is left only at ``level * (1 + HYSTERESIS)``."""
 
 
+def decision_edges(levels: Sequence[Decimal]) -> tuple[Decimal, ...]:
+    """Every health ratio at which a decision can change, ascending: 1, the levels, and where each of them is left."""
+    with localcontext(EXACT):
+        return tuple(sorted({Decimal(1), *levels, *(level * (1 + HYSTERESIS) for level in levels)}))
+
+
 def margin_call_level(ratio: Decimal | None, levels: Sequence[Decimal], previous: Decimal | None) -> Decimal | None:
     """The margin-call level a group is under, or None.
 

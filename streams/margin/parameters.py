@@ -31,7 +31,11 @@ DECIMALS_DEFAULT = 8
 """``decimals`` of an asset whose record does not say. The ledger then holds as many more as its instruments need."""
 
 HEALTH_RATIO_PLACES = 8
-"""Decimal places of a health ratio, and the most that a margin-call level may have."""
+"""Decimal places of a health ratio."""
+
+LEVEL_PLACES_MAX = 6
+"""Most decimal places of a margin-call level: with those of the hysteresis no more than a health ratio has, so that a
+ratio rounded down is below an edge exactly when the ratio itself is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,8 +398,8 @@ def _policy(record: PolicyParameters) -> Policy:
     number.require(all(level > 1 for level in levels), "margin_call_levels must be above 1")
     number.require(_rising(list(levels[::-1]), strict=True), "margin_call_levels must decrease")
     number.require(
-        all(fraction_digits(level) <= HEALTH_RATIO_PLACES for level in levels),
-        f"margin_call_levels have at most {HEALTH_RATIO_PLACES} decimals",
+        all(fraction_digits(level) <= LEVEL_PLACES_MAX for level in levels),
+        f"margin_call_levels have at most {LEVEL_PLACES_MAX} decimals",
     )
     return Policy(buffer, levels, record.command_ttl_ms, record.version)
 

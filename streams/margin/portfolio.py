@@ -12,7 +12,7 @@ int64: lots (quantity increments) and ledger units (10**-k of an asset, k as ``R
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -34,19 +34,16 @@ from streams.margin.fixed_point import (
 )
 from streams.margin.group import Group, Position
 from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.prices import VACANT, Bools, Exposures, Floats, Ints, PriceTables, sums
 
 Rows = npt.NDArray[np.int64]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 _CACHE_ENTRIES_MAX = 1 << 15
 _ROWS_START = 1024
 _SLOTS_START = 4096
 _LONG_WALK = 8
-_VACANT = 0
-"""Symbol id of slots that hold no position: always live, worth nothing."""
-
+_SPARSE, _SPARSE_ROWS = 14, 50_000
+"""Picking rows costs 14 times as much a row as going through all of them, plus a start for small portfolios."""
 _UNIT_ROUNDOFF = 2.0**-53
 
 
@@ -155,7 +152,7 @@ class Portfolio:
         self._cross: dict[str, int] = {}
         self._isolated: dict[str, dict[str, int]] = {}
         self._free_rows: list[int] = []
-        self._symbol_ids: dict[str, int] = {"": _VACANT}
+        self._symbol_ids: dict[str, int] = {"": VACANT}
         self._symbols: list[str] = [""]
         self._ledger: dict[str, _Account] = {}
         self._ledger_by_id: list[_Account] = []
@@ -170,7 +167,7 @@ class Portfolio:
         self._lots = np.zeros(_SLOTS_START, dtype=np.int64)
         self._cash = np.zeros(_SLOTS_START, dtype=np.int64)
         self._view()
-        self._prices = _PriceTables()
+        self._prices = PriceTables()
         self.set_parameters(parameters)
 
     # --- parameters --------------------------------------------------------------------------------------------------
@@ -258,7 +255,8 @@ class Portfolio:
                 account = _Account(asset, len(self._ledger_by_id), scales[asset], self._head.size)
                 self._ledger[asset] = account
                 self._ledger_by_id.append(account)
-        for symbol in parameters.instruments:
+        pricing = (rules.price_symbol for rules in parameters.assets.values() if rules.price_symbol is not None)
+        for symbol in (*parameters.instruments, *pricing):
             if symbol not in self._symbol_ids:
                 self._symbol_ids[symbol] = len(self._symbols)
                 self._symbols.append(symbol)
@@ -268,7 +266,8 @@ class Portfolio:
             if instrument.settle_asset in parameters.assets
         }
         self._view()
-        self._prices.rebuild(parameters, self._symbol_ids, self._ledger_by_id)
+        decimals = {account.asset: account.decimals for account in self._ledger_by_id}
+        self._prices.rebuild(parameters, self._symbol_ids, decimals)
         self._prices.refresh(self._marks, self._live)
 
     def _contract(self, instrument: Instrument, settle: AssetRules) -> _Contract:
@@ -553,6 +552,9 @@ class Portfolio:
             used, n = self._slots_used, self.row_count
             return self._screen(self._slot_row[:used], slice(0, used), slice(0, n), n)
         rows = np.asarray(rows, dtype=np.int64)
+        if rows.size * _SPARSE > self.row_count + _SPARSE_ROWS:
+            every = self.evaluate()
+            return Columns(every.equity[rows], every.maintenance[rows], every.error[rows], every.decidable[rows])
         owners, slots = self._chains(rows)
         return self._screen(owners, slots, rows, rows.size)
 
@@ -564,19 +566,54 @@ class Portfolio:
         cash = self._cash[slots] * prices.cash_value[symbol]
         size = np.abs(value)
         margin = prices.maintenance(symbol, size)
-        equity = _sums(owners, value + cash, n)
-        maintenance = _sums(owners, margin, n)
-        gross = _sums(owners, size + np.abs(cash), n)
+        equity = sums(owners, value + cash, n)
+        maintenance = sums(owners, margin, n)
+        gross = sums(owners, size + np.abs(cash), n)
         decidable = np.ones(n, dtype=np.bool_)
         if not prices.live.all():
             decidable[owners[~prices.live[symbol]]] = False
         for account in self._ledger_by_id:
             units = account.units[rows]
-            if units.any():
-                prices.add_collateral(account.asset, units, equity, gross, decidable)
+            if not units.any():
+                continue
+            worth, counted = prices.collateral(account.asset, units)
+            equity += worth
+            gross += counted
+            if not prices.is_live(account.asset):
+                decidable[units != 0] = False
         terms = len(self._symbols) + len(self._ledger_by_id)
         error: Floats = gross * ((80 + 6 * terms) * _UNIT_ROUNDOFF)
         return Columns(equity, maintenance, error, decidable)
+
+    def exposures(self, rows: Rows, reach: float) -> Exposures:
+        """How equity and maintenance of ``rows`` move with each mark (see :class:`Exposures`)."""
+        self._prices.refresh(self._marks, self._live)
+        owners, slots = self._chains(rows)
+        symbol = self._slot_symbol[slots]
+        value = self._lots[slots] * self._prices.lot_value[symbol]
+        cash = self._cash[slots] * self._prices.cash_value[symbol]
+        parts = self._prices.exposures(owners, symbol, value, cash, reach)
+        for account in self._ledger_by_id:
+            units = account.units[rows]
+            part = self._prices.collateral_exposures(account.asset, units) if units.any() else None
+            if part is not None:
+                parts.append(part)
+        return Exposures.merged(parts, len(self._symbols))
+
+    def symbol_id(self, symbol: str) -> int | None:
+        """The id under which :meth:`exposures` knows ``symbol``; None if no rule names it."""
+        return self._symbol_ids.get(symbol)
+
+    @property
+    def symbol_count(self) -> int:
+        """Every symbol id is below."""
+        return len(self._symbols)
+
+    @property
+    def mark_column(self) -> Floats:
+        """float64[symbol_count]: the nearest double of each mark, 0 where there is none."""
+        self._prices.refresh(self._marks, self._live)
+        return self._prices.mark
 
     def _chains(self, rows: Rows) -> tuple[Ints, Ints]:
         """The slots of ``rows`` and, for each, the index into ``rows`` of its owner."""
@@ -629,7 +666,7 @@ class Portfolio:
             self._head_view[row] = following
         else:
             self._slot_next_view[before] = following
-        self._slot_symbol_view[slot] = _VACANT
+        self._slot_symbol_view[slot] = VACANT
         self._slot_row_view[slot] = self._lots_view[slot] = self._cash_view[slot] = 0
         self._slot_next_view[slot] = self._free_slot
         self._free_slot = slot
@@ -715,128 +752,12 @@ class Portfolio:
             contract.balance = self._ledger_by_id[contract.asset_id].view
 
 
-class _PriceTables:
-    """Marks and rules as float64 by symbol id: each entry the nearest double of an exact decimal.
-
-    ``lot_value``, ``cash_value``: value of one lot and of one ledger unit of cash, in the unit of account.
-    ``live``: every mark that a position in the symbol needs is there and live.
-    """
-
-    def __init__(self) -> None:
-        self.moved: set[str] = set()
-        self.lot_value: Floats = np.zeros(1)
-        self.cash_value: Floats = np.zeros(1)
-        self.live: Bools = np.ones(1, dtype=np.bool_)
-        self._rates: Floats = np.zeros((1, 1))
-        self._floors: Floats = np.zeros((1, 1))
-        self._deductions: Floats = np.zeros((1, 1))
-        self._parameters = RiskParameters.empty()
-        self._ids: Mapping[str, int] = {}
-        self._decimals: dict[str, int] = {}
-        self._moves: dict[str, list[str]] = {}
-        self._asset_unit: dict[str, float] = {}
-        self._asset_live: dict[str, bool] = {}
-        self._priced: dict[str, list[str]] = {}
-
-    def rebuild(self, parameters: RiskParameters, ids: Mapping[str, int], ledger: list[_Account]) -> None:
-        """Take in new rules; every symbol is to be priced anew."""
-        self._parameters, self._ids = parameters, ids
-        self._decimals = {account.asset: account.decimals for account in ledger}
-        tiers = max((len(rules.steps) for rules in parameters.instruments.values()), default=1)
-        count = len(ids)
-        self.lot_value, self.cash_value = np.zeros(count), np.zeros(count)
-        self.live = np.zeros(count, dtype=np.bool_)
-        self.live[_VACANT] = True
-        self._rates, self._deductions = np.zeros((tiers, count)), np.zeros((tiers, count))
-        self._floors = np.full((tiers, count), np.inf)
-        self._priced = {}
-        for asset, rules in parameters.assets.items():
-            if rules.price_symbol is not None:
-                self._priced.setdefault(rules.price_symbol, []).append(asset)
-        self._moves = {}
-        for symbol, instrument in parameters.instruments.items():
-            self._rates[: len(instrument.steps), ids[symbol]] = instrument.maintenance_rates
-            self._moves.setdefault(symbol, []).append(symbol)
-            settle = parameters.assets.get(instrument.settle_asset)
-            if settle is not None and settle.price_symbol is not None:
-                self._moves.setdefault(settle.price_symbol, []).append(symbol)
-        self.moved = {*self._moves, *self._priced}
-        unpriced = [asset for asset, rules in parameters.assets.items() if rules.price_symbol is None]
-        self._asset_unit = {asset: float(Decimal(1).scaleb(-self._decimals[asset])) for asset in unpriced}
-        self._asset_live = dict.fromkeys(unpriced, True)
-
-    def refresh(self, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
-        """Price what ``moved``."""
-        if not self.moved:
-            return
-        for symbol in self.moved:
-            for asset in self._priced.get(symbol, ()):
-                with localcontext(EXACT):
-                    price = marks.get(symbol, Decimal(0))
-                    self._asset_unit[asset] = float(price.scaleb(-self._decimals[asset]))
-                self._asset_live[asset] = symbol in marks and live.get(symbol, False)
-            for moved in self._moves.get(symbol, ()):
-                self._price(moved, marks, live)
-        self.moved.clear()
-
-    def _price(self, symbol: str, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
-        instrument = self._parameters.instruments[symbol]
-        settle = self._parameters.assets.get(instrument.settle_asset)
-        if settle is None:
-            return
-        index = self._ids[symbol]
-        needed = [symbol] if settle.price_symbol is None else [symbol, settle.price_symbol]
-        self.live[index] = all(name in marks and live.get(name, False) for name in needed)
-        with localcontext(EXACT):
-            unit = Decimal(1) if settle.price_symbol is None else marks.get(settle.price_symbol, Decimal(0))
-            mark = marks.get(symbol, Decimal(0))
-            self.lot_value[index] = float(instrument.quantity_increment * mark * unit)
-            self.cash_value[index] = float(unit.scaleb(-self._decimals[settle.asset]))
-            for tier, step in enumerate(instrument.steps):
-                self._floors[tier, index] = float(step.notional_floor * unit)
-                self._deductions[tier, index] = float(step.maintenance_deduction * unit)
-
-    def maintenance(self, symbol: Ints, size: Floats) -> Floats:
-        """Maintenance margins, float64[m], of positions of notional ``size`` in the unit of account."""
-        margin: Floats = size * self._rates[0][symbol]
-        if len(self._rates) == 1:
-            return margin
-        above = np.flatnonzero(size > self._floors[1][symbol])
-        for tier in range(1, len(self._rates)):
-            if not above.size:
-                break
-            held, notional = symbol[above], size[above]
-            line = notional * self._rates[tier][held] - self._deductions[tier][held]
-            margin[above] = np.maximum(margin[above], line)
-            if tier + 1 < len(self._rates):
-                above = above[notional > self._floors[tier + 1][held]]
-        return margin
-
-    def add_collateral(self, asset: str, units: Ints, equity: Floats, gross: Floats, decidable: Bools) -> None:
-        """Add the weighted value of balances ``units`` to ``equity``, their size to ``gross``, in place."""
-        rules, unit = self._parameters.assets[asset], self._asset_unit[asset]
-        if not self._asset_live[asset]:
-            decidable[units != 0] = False
-        value = units * unit
-        worth = np.minimum(value * float(rules.liability_weight), value * rules.weights[0])
-        scale = unit * 10.0 ** self._decimals[asset]
-        for weight, offset in zip(rules.weights[1:], rules.offsets[1:], strict=True):
-            np.minimum(worth, value * weight + offset * scale, out=worth)
-        equity += worth
-        gross += np.abs(value) * float(rules.liability_weight)
-
-
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
 def _scalars(column: Ints) -> "memoryview[int]":
     """Scalar access to a column: several times as fast as NumPy's own."""
     return cast("memoryview[int]", memoryview(cast(Any, column)))
-
-
-def _sums(owners: Ints, values: Floats, n: int) -> Floats:
-    """float64[n]: the sum of ``values`` by owner. (Of nothing, NumPy makes integers.)"""
-    return np.bincount(owners, weights=values, minlength=n).astype(np.float64, copy=False)
 
 
 def _grown(column: Ints, size: int, fill: int = 0) -> Ints:

@@ -1,55 +1,56 @@
-"""Splitting and sharding, without Kafka: decoded messages in, one frame of columns a shard out.
+"""Collecting events as columns by shard, and cutting them into frames.
 
-A trade becomes two fills. Per symbol the last trade id is remembered: a repeat is dropped, a gap is counted. What an
-account's events are applied to is the engine's business.
+Pure: decoded messages in, the bytes of ``margin.events.v1`` out. Events of one kind and account stay in the order in
+which they came. Which messages are collected is the splitter's business.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from operator import attrgetter
 
 from schemas.codec import encode
-from schemas.messages import FRAME_ROWS_MAX, EventFrame, LiquidationReport, Trade, TradeSide, Transfer
+from schemas.messages import (
+    FRAME_ROWS_MAX,
+    EventFrame,
+    FillColumns,
+    LiquidationReport,
+    ReportColumns,
+    Trade,
+    TradeSide,
+    Transfer,
+    TransferColumns,
+)
 from schemas.partitioning import shard_of
 from schemas.types import CROSS
 
+FRAME_BYTES_MAX = 900_000
+"""Largest frame: a record must stay below the 1,048,588 bytes that a topic takes by default."""
+
 ACCOUNTS_REMEMBERED_MAX = 1_000_000
+"""How many accounts' shards are kept at hand; beyond that they are computed anew (about 3 us each)."""
 
-
-@dataclass(slots=True)
-class TradeMemory:
-    """The last trade id of every symbol of one partition of ``trades.v1``."""
-
-    last: dict[str, int] = field(default_factory=dict)
-
-    def accept(self, trade: Trade) -> int:
-        """How many ids are missing before ``trade`` (0: it is the next one), or -1 if it is a repeat.
-
-        The first trade of a symbol has nothing before it to miss.
-        """
-        last = self.last.get(trade.symbol)
-        if last is not None and trade.trade_id <= last:
-            return -1
-        self.last[trade.symbol] = trade.trade_id
-        return 0 if last is None else trade.trade_id - last - 1
+Columns = TransferColumns | FillColumns | ReportColumns
 
 
 class ShardFrames:
-    """Collects events and cuts them into frames of at most ``FRAME_ROWS_MAX`` rows a shard, in the order they came."""
+    """Collects events and cuts them into frames of at most ``FRAME_ROWS_MAX`` rows and ``FRAME_BYTES_MAX`` bytes."""
 
     def __init__(self, shards: int) -> None:
-        self.shards = shards
-        self._open: dict[int, EventFrame] = {}
-        self._rows: dict[int, int] = {}
-        self._full: list[tuple[int, EventFrame]] = []
-        self._shard_of: dict[str, int] = {}
+        self._shards = [_ShardRows() for _ in range(shards)]
+        self._home: dict[str, _ShardRows] = {}
 
     def add_trade(self, trade: Trade) -> None:
-        """Both sides of a trade: the buyer's quantity positive, the seller's negative."""
-        taker_buys = trade.aggressor_side == "buy"
-        self._add_fill(trade, trade.taker, trade.quantity if taker_buys else f"-{trade.quantity}")
-        self._add_fill(trade, trade.maker, f"-{trade.quantity}" if taker_buys else trade.quantity)
+        """Both sides of a trade, the taker's first: the buyer's quantity positive, the seller's negative."""
+        sold = "-" + trade.quantity
+        if trade.aggressor_side == "buy":
+            self._add_fill(trade, trade.taker, trade.quantity)
+            self._add_fill(trade, trade.maker, sold)
+        else:
+            self._add_fill(trade, trade.taker, sold)
+            self._add_fill(trade, trade.maker, trade.quantity)
 
     def add_transfer(self, transfer: Transfer) -> None:
-        columns = self._frame(transfer.account).transfers
+        """A transfer into or out of an account."""
+        columns = self._row_of(transfer.account).transfers
         columns.account.append(transfer.account)
         columns.margin.append(transfer.margin)
         columns.asset.append(transfer.asset)
@@ -58,7 +59,8 @@ class ShardFrames:
         columns.transfer_id.append(transfer.transfer_id)
 
     def add_report(self, report: LiquidationReport) -> None:
-        columns = self._frame(report.account).reports
+        """What became of an order of a command."""
+        columns = self._row_of(report.account).reports
         columns.account.append(report.account)
         columns.command_id.append(report.command_id)
         columns.order_id.append(report.order_id)
@@ -66,16 +68,23 @@ class ShardFrames:
         columns.filled_quantity.append(report.filled_quantity)
 
     def take(self, time_us: int) -> list[tuple[int, bytes]]:
-        """The frames collected so far as (shard, bytes), stamped with ``time_us``; begins anew."""
-        frames = self._full + list(self._open.items())
-        self._full, self._open, self._rows = [], {}, {}
-        for _, frame in frames:
-            frame.time = time_us
-        return [(shard, encode(frame)) for shard, frame in frames]
+        """The frames collected so far as (shard, bytes), in order within a shard, all of ``time_us``; begins anew."""
+        taken = []
+        for shard, rows in enumerate(self._shards):
+            for frame in rows.take():
+                frame.time = time_us
+                taken += [(shard, data) for data in _encoded(frame)]
+        return taken
+
+    def clear(self) -> None:
+        """Forget what has been collected."""
+        for rows in self._shards:
+            rows.take()
 
     def _add_fill(self, trade: Trade, side: TradeSide, quantity: str) -> None:
-        columns = self._frame(side.account).fills
-        columns.account.append(side.account)
+        account = side.account
+        columns = self._row_of(account).fills
+        columns.account.append(account)
         columns.margin.append(CROSS if side.margin == "cross" else trade.symbol)
         columns.symbol.append(trade.symbol)
         columns.quantity.append(quantity)
@@ -84,18 +93,67 @@ class ShardFrames:
         columns.order_id.append(side.order_id)
         columns.trade_id.append(trade.trade_id)
 
-    def _frame(self, account: str) -> EventFrame:
-        shard = self._shard_of.get(account)
-        if shard is None:
-            if len(self._shard_of) >= ACCOUNTS_REMEMBERED_MAX:
-                self._shard_of.clear()
-            shard = self._shard_of[account] = shard_of(account, self.shards)
-        rows = self._rows.get(shard, 0)
-        if rows >= FRAME_ROWS_MAX:
-            self._full.append((shard, self._open.pop(shard)))
-            rows = 0
-        self._rows[shard] = rows + 1
-        frame = self._open.get(shard)
-        if frame is None:
-            frame = self._open[shard] = EventFrame(time=0)
-        return frame
+    def _row_of(self, account: str) -> EventFrame:
+        """The frame that takes the next row of ``account``."""
+        home = self._home.get(account)
+        if home is None:
+            if len(self._home) >= ACCOUNTS_REMEMBERED_MAX:
+                self._home.clear()
+            home = self._home[account] = self._shards[shard_of(account, len(self._shards))]
+        if home.rows == FRAME_ROWS_MAX:
+            home.cut()
+        home.rows += 1
+        return home.open
+
+
+class _ShardRows:
+    """One shard's frames: those that are full, and the open one with its count of rows."""
+
+    __slots__ = ("full", "open", "rows")
+
+    def __init__(self) -> None:
+        self.full: list[EventFrame] = []
+        self.open = EventFrame(time=0)
+        self.rows = 0
+
+    def cut(self) -> None:
+        self.full.append(self.open)
+        self.open = EventFrame(time=0)
+        self.rows = 0
+
+    def take(self) -> list[EventFrame]:
+        if self.rows:
+            self.cut()
+        taken, self.full = self.full, []
+        return taken
+
+
+def _encoded(frame: EventFrame) -> Iterator[bytes]:
+    """The bytes of ``frame``, or of its halves if they would be too many."""
+    data = encode(frame)
+    rows = sum(len(_columns(frame, kind).account) for kind in _KINDS)
+    if len(data) <= FRAME_BYTES_MAX or rows == 1:
+        yield data
+        return
+    yield from _encoded(_slice(frame, 0, rows // 2))
+    yield from _encoded(_slice(frame, rows // 2, rows))
+
+
+def _slice(frame: EventFrame, first: int, end: int) -> EventFrame:
+    """The rows ``[first, end)`` of ``frame``, counted in the order in which the engine applies them."""
+    part = EventFrame(time=frame.time, repaired=frame.repaired)
+    for kind in _KINDS:
+        given, taken = _columns(frame, kind), _columns(part, kind)
+        count = len(given.account)
+        for name in given.__struct_fields__:
+            setattr(taken, name, getattr(given, name)[max(first, 0) : max(end, 0)])
+        first, end = first - count, end - count
+    return part
+
+
+_KINDS = ("transfers", "fills", "reports")
+
+
+def _columns(frame: EventFrame, kind: str) -> Columns:
+    columns: Columns = attrgetter(kind)(frame)
+    return columns

@@ -1,0 +1,236 @@
+"""What must be true after a run, judged from the records alone with the reference arithmetic.
+
+Each check answers with the differences it found; none is a pass. It shares no code with the engine.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from streams.demo.evidence import Evidence
+from streams.demo.reference import (
+    MarkLog,
+    ReferenceGroup,
+    ReferenceLedger,
+    Rules,
+    evaluate,
+    floor_18,
+    ledger_of,
+    symbols_needed,
+)
+
+Differences = list[str]
+ORDER_FIELDS = {"order_id", "symbol", "position_side", "order_side", "quantity", "limit_price", "mark_price"}
+EVIDENCE_FIELDS = {"equity", "maintenance_margin", "health_ratio", "shard", "events_offset", "marks_offset", "marks"}
+
+
+def commands_once_and_complete(found: Evidence) -> Differences:
+    """Every command id once, sequences gapless from 1, every order complete and reported."""
+    differences = [
+        f"{command_id} came {count} times"
+        for command_id, count in Counter(command["command_id"] for command in found.commands).items()
+        if count > 1
+    ]
+    sequences: dict[str, list[int]] = defaultdict(list)
+    for command in found.commands:
+        sequences[command["account"]].append(command["sequence"])
+        if command["command_id"] != f"{command['account']}:{command['sequence']}":
+            differences.append(f"{command['command_id']} is not its account and sequence")
+        if not command["orders"] or not command["evidence"].keys() >= EVIDENCE_FIELDS:
+            differences.append(f"{command['command_id']} lacks orders or evidence")
+        if any(not order.keys() >= ORDER_FIELDS for order in command["orders"]):
+            differences.append(f"{command['command_id']} has an order that lacks fields")
+    for account, numbers in sequences.items():
+        if sorted(set(numbers)) != list(range(1, max(numbers) + 1)):
+            differences.append(f"{account}: command sequences {sorted(numbers)} have gaps")
+    return differences + _unreported(found)
+
+
+def _unreported(found: Evidence) -> Differences:
+    final = {r["order_id"]: Decimal(r["filled_quantity"]) for r in found.reports if r["status"] != "accepted"}
+    filled: dict[str, Decimal] = defaultdict(Decimal)
+    for trade in found.trades:
+        filled[trade["taker"]["order_id"]] += Decimal(trade["quantity"])
+    still_open = _open_commands(found)
+    differences = []
+    for command in found.commands:
+        for order in command["orders"]:
+            if order["order_id"] not in final:
+                if command["command_id"] not in still_open:
+                    differences.append(f"order {order['order_id']} has no final report")
+            elif final[order["order_id"]] != filled.get(order["order_id"], Decimal(0)):
+                differences.append(
+                    f"order {order['order_id']}: reported {final[order['order_id']]}, "
+                    f"traded {filled.get(order['order_id'], Decimal(0))}"
+                )
+    return differences
+
+
+def money_conserved(found: Evidence) -> Differences:
+    """Per asset, what all accounts hold in balances and position cash is what came in, less the fees."""
+    rules = _rules(found)
+    expected: dict[str, Decimal] = defaultdict(Decimal)
+    for transfer in found.transfers:
+        expected[transfer["asset"]] += Decimal(transfer["amount"])
+    for trade in found.trades:
+        expected[rules.settle_asset(trade["symbol"])] -= Decimal(trade["maker"]["fee"]) + Decimal(trade["taker"]["fee"])
+    held: dict[str, Decimal] = defaultdict(Decimal)
+    open_quantity: dict[str, Decimal] = defaultdict(Decimal)
+    for row in found.rows.values():
+        for group in orjson.loads(row)["groups"]:
+            for asset, amount in group["balances"].items():
+                held[asset] += Decimal(amount)
+            for position in group["positions"]:
+                held[rules.settle_asset(position["symbol"])] += Decimal(position["cash"])
+                open_quantity[position["symbol"]] += Decimal(position["quantity"])
+    differences = [
+        f"{asset}: accounts hold {held[asset]}, transfers less fees are {expected[asset]}"
+        for asset in sorted({*held, *expected})
+        if held[asset] != expected[asset]
+    ]
+    return differences + [f"{s}: long and short differ by {q}" for s, q in open_quantity.items() if q]
+
+
+def redis_equals_changelog(found: Evidence) -> Differences:
+    """Redis holds every account's last changelog row, byte for byte, and nothing else."""
+    return [
+        f"{account}: Redis {_short(found.tables.get(account))}, changelog {_short(found.rows.get(account))}"
+        for account in sorted({*found.rows, *found.tables})
+        if found.rows.get(account) != found.tables.get(account)
+    ]
+
+
+def changelog_equals_recomputation(found: Evidence) -> Differences:
+    """Balances and positions are those of a plain recomputation from trades and transfers."""
+    ledger = ledger_of(_rules(found), found.transfers, found.trades)
+    expected = {name: contents for name, group in ledger.groups.items() if any(contents := group.contents())}
+    actual = {}
+    for account, row in found.rows.items():
+        for group in orjson.loads(row)["groups"]:
+            balances = {asset: Decimal(amount) for asset, amount in group["balances"].items()}
+            held = {p["symbol"]: (Decimal(p["quantity"]), Decimal(p["cash"])) for p in group["positions"]}
+            if balances or held:
+                actual[account, group["margin"]] = (balances, held)
+    return [
+        f"{account} {margin}: changelog {actual.get((account, margin))}, recomputed {expected.get((account, margin))}"
+        for account, margin in sorted({*expected, *actual})
+        if expected.get((account, margin)) != actual.get((account, margin))
+    ]
+
+
+def nobody_healthy_liquidated(found: Evidence) -> Differences:
+    """At the offsets that a command's evidence names, its group was below maintenance, with the figures it says."""
+    differences: Differences = []
+    for shard, commands in _by_shard(found).items():
+        ledger, marks = ReferenceLedger(_rules(found)), MarkLog(found.marks)
+        frames = iter(found.frames.get(shard, []))
+        ahead = next(frames, None)
+        for command in commands:
+            evidence = command["evidence"]
+            while ahead is not None and ahead[0] <= evidence["events_offset"]:
+                ledger.frame(ahead[1], found.prefix)
+                ahead = next(frames, None)
+            marks.walk_to(evidence["marks_offset"])
+            rules = found.parameters.as_of(evidence["parameters_version"])
+            group = ledger.group(command["account"], command["margin"])
+            differences += _misjudged(command, group, marks, rules)
+    return differences
+
+
+def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules) -> Iterator[str]:
+    name, evidence = command["command_id"], command["evidence"]
+    needed = symbols_needed(group, rules)
+    missing = [symbol for symbol in needed if symbol not in marks.marks]
+    if missing:
+        yield f"{name}: no marks of {missing}"
+        return
+    not_live = [
+        symbol
+        for symbol in needed
+        if marks.marks[symbol].status != "live"
+        or marks.time_us - marks.marks[symbol].publish_time > rules.max_age_us(symbol)
+    ]
+    if not_live:
+        yield f"{name}: marks of {not_live} were not live"
+    if any(Decimal(evidence["marks"].get(symbol, "0")) != marks.marks[symbol].price for symbol in needed):
+        yield f"{name}: evidence names marks {evidence['marks']}, the log has others"
+    verdict = evaluate(group, marks.prices(), rules)
+    if not verdict.liquidatable:
+        yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
+    figures = (floor_18(verdict.equity), floor_18(verdict.maintenance), verdict.health_ratio)
+    stated = tuple(Decimal(evidence[field]) for field in ("equity", "maintenance_margin", "health_ratio"))
+    if figures != stated:
+        yield f"{name}: evidence says {stated}, recomputed {figures}"
+
+
+def nobody_liquidatable_left(found: Evidence) -> Differences:
+    """At the last live marks no group is below maintenance without an open command."""
+    rules = _rules(found)
+    live: dict[str, Decimal] = {}
+    for _, frame in found.marks:
+        live |= {mark["symbol"]: Decimal(mark["price"]) for mark in frame["marks"] if mark["status"] == "live"}
+    ledger = ledger_of(rules, found.transfers, found.trades)
+    under_command = {
+        (account, group["margin"])
+        for account, row in found.rows.items()
+        for group in orjson.loads(row)["groups"]
+        if group["command"] is not None
+    }
+    differences = []
+    for name, group in ledger.groups.items():
+        if name in under_command or not symbols_needed(group, rules) <= live.keys():
+            continue
+        verdict = evaluate(group, live, rules)
+        if verdict.liquidatable:
+            differences.append(f"{name}: equity {verdict.equity} is below maintenance {verdict.maintenance}")
+    return differences
+
+
+CHECKS: dict[str, Callable[[Evidence], Differences]] = {
+    "commands_once_and_complete": commands_once_and_complete,
+    "money_conserved": money_conserved,
+    "redis_equals_changelog": redis_equals_changelog,
+    "changelog_equals_recomputation": changelog_equals_recomputation,
+    "nobody_healthy_liquidated": nobody_healthy_liquidated,
+    "nobody_liquidatable_left": nobody_liquidatable_left,
+}
+
+
+def run_checks(found: Evidence) -> dict[str, Differences]:
+    """Every check's differences; a check that breaks down has found one."""
+    results = {}
+    for name, check in CHECKS.items():
+        try:
+            results[name] = check(found)
+        except (KeyError, ValueError, ArithmeticError) as error:
+            results[name] = [f"the records cannot be judged: {error!r}"]
+    return results
+
+
+def _rules(found: Evidence) -> Rules:
+    return found.parameters.as_of(2**62)
+
+
+def _by_shard(found: Evidence) -> dict[int, list[Any]]:
+    shards: dict[int, list[Any]] = defaultdict(list)
+    for command in found.commands:
+        shards[command["evidence"]["shard"]].append(command)
+    for commands in shards.values():
+        commands.sort(key=lambda c: (c["evidence"]["events_offset"], c["evidence"]["marks_offset"]))
+    return shards
+
+
+def _open_commands(found: Evidence) -> set[str]:
+    return {
+        group["command"]["command_id"]
+        for row in found.rows.values()
+        for group in orjson.loads(row)["groups"]
+        if group["command"] is not None
+    }
+
+
+def _short(row: bytes | None) -> str:
+    return "nothing" if row is None else row.decode("utf-8", "replace")[:200]

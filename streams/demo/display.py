@@ -1,0 +1,192 @@
+"""What a person sees of the demo: progress while it runs, then the liquidations, the latency and the checks."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from streams.demo.checks import Differences
+from streams.demo.errors import DemoError
+from streams.demo.evidence import Evidence
+from streams.demo.exchange import Exchange, Sent
+
+ROWS_SHOWN = 12
+DIFFERENCES_SHOWN = 3
+
+
+class Display:
+    """Progress: a line for each step, and a bar while the market plays. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[bold]market[/]"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One step has begun."""
+        if self._task is not None:
+            self._progress.stop()
+            self._task = None
+        self._console.print(f"- {text}", highlight=False)
+
+    def begin(self, seconds: float) -> None:
+        """The market begins to play."""
+        self.say(f"playing {seconds:.0f} s of recorded market")
+        self._progress.start()
+        self._task = self._progress.add_task("", total=seconds)
+
+    def advance(self, second: float, sent: Sent, commands: int) -> None:
+        """Where the market is."""
+        if self._task is not None:
+            text = f"{second:5.0f} s  {sent.trades:,} trades  {sent.prices:,} prices  {commands:,} commands"
+            self._progress.update(self._task, completed=second, description=text)
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Microseconds from a price's publication to the command it caused being visible, by command id.
+
+    Only commands that a mark caused are counted: the rest were caused by fills.
+    """
+
+    by_command: dict[str, int]
+
+    def quantile_ms(self, share: float) -> float | None:
+        """The latency that ``share`` of the commands did not exceed."""
+        if not self.by_command:
+            return None
+        ordered = sorted(self.by_command.values())
+        return round(ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] / 1000, 3)
+
+
+def latencies_of(found: Evidence, seen_us: dict[str, int]) -> Latencies:
+    """A command was caused by a mark if it was issued at the time of the mark frame that its evidence names."""
+    frames = dict(found.marks)
+    latencies = {}
+    for command in found.commands:
+        frame = frames.get(command["evidence"]["marks_offset"])
+        if frame is None or frame["time"] != command["issued_at"] or command["command_id"] not in seen_us:
+            continue
+        published = [m["publish_time"] for m in frame["marks"] if m["symbol"] in command["evidence"]["marks"]]
+        if published and not frame["full"]:
+            latencies[command["command_id"]] = seen_us[command["command_id"]] - max(published)
+    return Latencies(latencies)
+
+
+def summary_of(
+    found: Evidence, exchange: Exchange, repeats: int, results: dict[str, Differences], latencies: Latencies
+) -> dict[str, Any]:
+    """The run as JSON values."""
+    checks = {name: not differences for name, differences in results.items()}
+    return {
+        "trades": exchange.sent.trades,
+        "prices": exchange.sent.prices,
+        "marks": sum(len(frame["marks"]) for _, frame in found.marks),
+        "fills": found.fills,
+        "liquidation_commands": len({command["command_id"] for command in found.commands}),
+        "duplicate_commands": repeats,
+        "accounts": len(found.rows),
+        "latency_ms": {"p50": latencies.quantile_ms(0.5), "p99": latencies.quantile_ms(0.99)},
+        "checks": checks,
+        "passed": all(checks.values()) and not repeats,
+    }
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write the summary.
+
+    Raises:
+        DemoError: the file cannot be written.
+    """
+    try:
+        path.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+    except OSError as error:
+        raise DemoError(f"--summary {path}: {error.strerror}") from None
+
+
+def show_result(
+    console: Console,
+    found: Evidence,
+    exchange: Exchange,
+    results: dict[str, Differences],
+    latencies: Latencies,
+    seconds: tuple[float, float],
+) -> None:
+    """Print the liquidations, the figures and the checks."""
+    if found.commands:
+        console.print(_liquidations(found, latencies))
+    stages = Counter(command["stage"] for command in found.commands)
+    kinds = Counter(alert["kind"] for alert in found.alerts)
+    sent = exchange.sent
+    lines = [
+        f"market        {sent.trades:,} trades ({sent.liquidation_trades:,} of them liquidations), {sent.prices:,} prices "
+        f"in {seconds[0]:.1f} s; {seconds[1]:.1f} s in all",
+        f"accounts      {len(found.rows):,}, {found.fills:,} fills",
+        f"commands      {len(found.commands):,}: " + _counts(stages),
+        f"alerts        {len(found.alerts):,}: " + _counts(kinds),
+    ]
+    if latencies.by_command:
+        figures = ", ".join(
+            f"{name} {latencies.quantile_ms(share):.1f} ms"
+            for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+        )
+        lines.append(
+            f"latency       {figures}  (price published to command visible, {len(latencies.by_command):,} commands)"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for name, differences in results.items():
+        console.print(f"{'[red]FAILED[/]' if differences else '[green]ok[/]    '} {name}", highlight=False)
+        for difference in differences[:DIFFERENCES_SHOWN]:
+            console.print(f"         {difference}", highlight=False, markup=False, soft_wrap=True)
+        if len(differences) > DIFFERENCES_SHOWN:
+            console.print(f"         and {len(differences) - DIFFERENCES_SHOWN} more")
+
+
+def _liquidations(found: Evidence, latencies: Latencies) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("command", "margin", "stage", "order", "quantity", "mark", "limit", "health", "latency"):
+        table.add_column(
+            name, justify="right" if name in ("quantity", "mark", "limit", "health", "latency") else "left"
+        )
+    shown = found.commands[:ROWS_SHOWN]
+    for command in shown:
+        latency = latencies.by_command.get(command["command_id"])
+        for order in command["orders"][:1]:
+            table.add_row(
+                command["command_id"],
+                command["margin"],
+                command["stage"],
+                f"{order['order_side']} {order['symbol']}",
+                order["quantity"],
+                order["mark_price"],
+                order["limit_price"],
+                command["evidence"]["health_ratio"][:6],
+                "by fill" if latency is None else f"{latency / 1000:.1f} ms",
+            )
+    if len(found.commands) > len(shown):
+        table.add_row(f"and {len(found.commands) - len(shown):,} more")
+    return table
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counter.most_common()) or "none"

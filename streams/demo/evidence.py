@@ -1,0 +1,124 @@
+"""Everything a run left in the topics and in Redis, read back for the checks. Reads only; judges nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from confluent_kafka import Message
+
+from schemas import topics
+from streams.broker.reader import LogReader
+from streams.demo.reference import ParameterLog, decoded
+from streams.settings import Settings
+from streams.tables.reader import TableReader
+
+MARKS_BEFORE = 500
+"""How many mark records before the run are read, to know the prices that stood when it began."""
+
+READ_BACK = (
+    topics.TRADES,
+    topics.TRANSFERS,
+    topics.EVENTS,
+    topics.MARKS,
+    topics.COMMANDS,
+    topics.REPORTS,
+    topics.ACCOUNTS,
+    topics.ALERTS,
+)
+Starts = dict[tuple[str, int], int]
+Record = tuple[int, Any]
+"""Offset and decoded JSON."""
+
+
+@dataclass
+class Evidence:
+    """One run's records, of the accounts whose names begin with ``prefix``."""
+
+    prefix: str
+    parameters: ParameterLog = field(default_factory=ParameterLog)
+    trades: list[Any] = field(default_factory=list)
+    transfers: list[Any] = field(default_factory=list)
+    frames: dict[int, list[Record]] = field(default_factory=dict)
+    marks: list[Record] = field(default_factory=list)
+    commands: list[Any] = field(default_factory=list)
+    reports: list[Any] = field(default_factory=list)
+    alerts: list[Any] = field(default_factory=list)
+    rows: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def fills(self) -> int:
+        """How many fills of this run's accounts were routed."""
+        return sum(
+            account.startswith(self.prefix)
+            for frames in self.frames.values()
+            for _, frame in frames
+            for account in frame["fills"]["account"]
+        )
+
+
+def ends(settings: Settings) -> Starts:
+    """Where every topic that is read back ends now."""
+    with LogReader(settings.kafka, "margin-demo") as reader:
+        return {
+            (topic, partition): reader.watermarks(topic, partition)[1]
+            for topic in READ_BACK
+            for partition in range(reader.partitions(topic))
+        }
+
+
+def read_evidence(settings: Settings, starts: Starts, prefix: str) -> Evidence:
+    """What was written since ``starts``."""
+    found = Evidence(prefix)
+    with LogReader(settings.kafka, "margin-demo") as reader:
+        for message in reader.read_range(topics.PARAMETERS, 0, 0):
+            key = (message.key() or b"").decode("utf-8", "replace")
+            found.parameters.records.append((_offset(message), key, decoded(message.value())))
+        records: dict[str, list[tuple[int, Message]]] = {}
+        for (topic, partition), start in sorted(starts.items()):
+            first = max(0, start - MARKS_BEFORE) if topic == topics.MARKS else start
+            for message in reader.read_range(topic, partition, first):
+                records.setdefault(topic, []).append((partition, message))
+    _sort_out(found, records)
+    with TableReader(settings.redis) as tables:
+        for shard in range(tables.shards()):
+            found.tables |= {name: row for name, row in tables.accounts(shard) if name.startswith(prefix)}
+    return found
+
+
+def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Message]]]) -> None:
+    def values(topic: str) -> Iterator[tuple[int, Message, Any]]:
+        for partition, message in records.get(topic, []):
+            try:
+                yield partition, message, decoded(message.value())
+            except orjson.JSONDecodeError:
+                continue
+
+    def is_ours(account: str) -> bool:
+        return account.startswith(found.prefix)
+
+    found.trades = [v for _, _, v in values(topics.TRADES) if v and is_ours(v["maker"]["account"])]
+    for topic, into in (
+        (topics.TRANSFERS, found.transfers),
+        (topics.COMMANDS, found.commands),
+        (topics.REPORTS, found.reports),
+        (topics.ALERTS, found.alerts),
+    ):
+        into += [value for _, _, value in values(topic) if value and is_ours(value["account"])]
+    for partition, message, value in values(topics.EVENTS):
+        found.frames.setdefault(partition, []).append((_offset(message), value))
+    found.marks = [(_offset(message), value) for _, message, value in values(topics.MARKS)]
+    for _, message in records.get(topics.ACCOUNTS, []):
+        account, row = (message.key() or b"").decode(), message.value()
+        if is_ours(account):
+            if row is None:
+                found.rows.pop(account, None)
+            else:
+                found.rows[account] = bytes(row)
+
+
+def _offset(message: Message) -> int:
+    offset = message.offset()
+    assert offset is not None
+    return offset

@@ -1,0 +1,253 @@
+"""Marks and rules as float64 tables by symbol, and the vectorised formulas over them.
+
+Every entry is the nearest double of an exact decimal, so errors can be bounded (``Portfolio.evaluate`` does). Which
+slots and rows the formulas are applied to is the portfolio's business.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+
+import numpy as np
+import numpy.typing as npt
+
+from streams.margin.fixed_point import EXACT
+from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+VACANT = 0
+"""Symbol id of slots that hold no position: always live, worth nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposures:
+    """How the figures of some rows move with each mark: m entries, one for each row and symbol that moves it.
+
+    ``owner``, ``symbol``: int64[m], the index of the row among those asked for and the symbol's id.
+    ``smooth``: float64[m], change of equity per relative move of the mark (price * d equity / d price).
+    ``margin_low``, ``margin_at``, ``margin_high``, ``margin_top``: float64[m], the same of maintenance, at the rate
+    of the lowest tier, of the tier of today's notional, of the tier it has ``reach`` higher, and of the highest tier.
+    ``gross``: float64[m], the parts of ``smooth`` without their signs.
+    ``scaled``: bool[m], a position settled in an asset with a price of its own, whose moves multiply with these.
+    ``settles``: bool[m], the symbol prices such an asset.
+    ``tangled``: bool[m], an entry that is ``scaled`` in part.
+    """
+
+    owner: Ints
+    symbol: Ints
+    smooth: Floats
+    margin_low: Floats
+    margin_at: Floats
+    margin_high: Floats
+    margin_top: Floats
+    gross: Floats
+    scaled: Bools
+    settles: Bools
+    tangled: Bools
+
+    @classmethod
+    def merged(cls, parts: "list[Exposures]", symbols: int) -> "Exposures":
+        """One entry for each row and symbol, adding up those of ``parts``; ids are below ``symbols``."""
+        if len(parts) == 1:
+            return parts[0]
+        key = np.concatenate([part.owner * symbols + part.symbol for part in parts])
+        keys, place = np.unique(key, return_inverse=True)
+
+        def total(name: str) -> Floats:
+            return sums(place, np.concatenate([getattr(part, name) for part in parts]).astype(np.float64), keys.size)
+
+        return cls(
+            keys // symbols,
+            keys % symbols,
+            total("smooth"),
+            total("margin_low"),
+            total("margin_at"),
+            total("margin_high"),
+            total("margin_top"),
+            total("gross"),
+            total("scaled") > 0,
+            total("settles") > 0,
+            (total("scaled") > 0) & (np.bincount(place) > 1),
+        )
+
+
+class PriceTables:
+    """Float64 tables by symbol id, of every instrument and of every symbol that prices an asset.
+
+    ``mark``: the mark, 0 where there is none. ``lot_value``, ``cash_value``: value of one lot and of one ledger unit of
+    cash, in the unit of account. ``live``: every mark that a position in the symbol needs is there and live.
+    """
+
+    def __init__(self) -> None:
+        self.moved: set[str] = set()
+        self._size(1, 1)
+        self._parameters = RiskParameters.empty()
+        self._ids: Mapping[str, int] = {}
+        self._decimals: Mapping[str, int] = {}
+        self._moves: dict[str, list[str]] = {}
+        self._priced: dict[str, list[str]] = {}
+        self._asset_unit: dict[str, float] = {}
+        self._asset_live: dict[str, bool] = {}
+
+    def rebuild(self, parameters: RiskParameters, ids: Mapping[str, int], decimals: Mapping[str, int]) -> None:
+        """Take in new rules; ``decimals`` is the ledger's scale by asset. Every symbol is to be priced anew."""
+        self._parameters, self._ids, self._decimals = parameters, ids, decimals
+        self._size(len(ids), max((len(rules.steps) for rules in parameters.instruments.values()), default=1))
+        self._priced, self._moves = {}, {}
+        for asset, rules in parameters.assets.items():
+            if rules.price_symbol is not None:
+                self._priced.setdefault(rules.price_symbol, []).append(asset)
+        for symbol, instrument in parameters.instruments.items():
+            self._add_instrument(symbol, instrument)
+        self.moved = set(ids)
+        unpriced = [asset for asset, rules in parameters.assets.items() if rules.price_symbol is None]
+        self._asset_unit = {asset: float(Decimal(1).scaleb(-decimals[asset])) for asset in unpriced}
+        self._asset_live = dict.fromkeys(unpriced, True)
+
+    def _size(self, symbols: int, tiers: int) -> None:
+        self.mark, self.lot_value, self.cash_value = np.zeros(symbols), np.zeros(symbols), np.zeros(symbols)
+        self.live: Bools = np.zeros(symbols, dtype=np.bool_)
+        self.live[VACANT] = True
+        self.settle_symbol: Ints = np.full(symbols, -1, dtype=np.int64)
+        self._rates, self._deductions = np.zeros((tiers, symbols)), np.zeros((tiers, symbols))
+        self._floors = np.full((tiers, symbols), np.inf)
+        self._top_rate = np.zeros(symbols)
+
+    def _add_instrument(self, symbol: str, instrument: Instrument) -> None:
+        index = self._ids[symbol]
+        self._rates[: len(instrument.steps), index] = instrument.maintenance_rates
+        self._top_rate[index] = instrument.maintenance_rates[-1]
+        self._moves.setdefault(symbol, []).append(symbol)
+        settle = self._parameters.assets.get(instrument.settle_asset)
+        if settle is not None and settle.price_symbol is not None:
+            self._moves.setdefault(settle.price_symbol, []).append(symbol)
+            self.settle_symbol[index] = self._ids[settle.price_symbol]
+
+    def refresh(self, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
+        """Price what ``moved``."""
+        if not self.moved:
+            return
+        for symbol in self.moved:
+            index = self._ids.get(symbol)
+            if index is not None:
+                self.mark[index] = float(marks.get(symbol, 0))
+            for asset in self._priced.get(symbol, ()):
+                with localcontext(EXACT):
+                    price = marks.get(symbol, Decimal(0))
+                    self._asset_unit[asset] = float(price.scaleb(-self._decimals[asset]))
+                self._asset_live[asset] = symbol in marks and live.get(symbol, False)
+            for moved in self._moves.get(symbol, ()):
+                self._price(moved, marks, live)
+        self.moved.clear()
+
+    def _price(self, symbol: str, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
+        instrument = self._parameters.instruments[symbol]
+        settle = self._parameters.assets.get(instrument.settle_asset)
+        if settle is None:
+            return
+        index = self._ids[symbol]
+        needed = [symbol] if settle.price_symbol is None else [symbol, settle.price_symbol]
+        self.live[index] = all(name in marks and live.get(name, False) for name in needed)
+        with localcontext(EXACT):
+            unit = Decimal(1) if settle.price_symbol is None else marks.get(settle.price_symbol, Decimal(0))
+            mark = marks.get(symbol, Decimal(0))
+            self.lot_value[index] = float(instrument.quantity_increment * mark * unit)
+            self.cash_value[index] = float(unit.scaleb(-self._decimals[settle.asset]))
+            for tier, step in enumerate(instrument.steps):
+                self._floors[tier, index] = float(step.notional_floor * unit)
+                self._deductions[tier, index] = float(step.maintenance_deduction * unit)
+
+    # --- positions ---------------------------------------------------------------------------------------------------
+
+    def maintenance(self, symbol: Ints, size: Floats) -> Floats:
+        """Maintenance margins, float64[m], of positions of notional ``size`` in the unit of account."""
+        margin: Floats = size * self._rates[0][symbol]
+        for tier, above in self._above(symbol, size):
+            held = symbol[above]
+            line = size[above] * self._rates[tier][held] - self._deductions[tier][held]
+            margin[above] = np.maximum(margin[above], line)
+        return margin
+
+    def exposures(self, owner: Ints, symbol: Ints, value: Floats, cash: Floats, reach: float) -> "list[Exposures]":
+        """Exposures of positions of signed ``value`` and ``cash`` to their own marks and to their settle asset's."""
+        size = np.abs(value)
+        settle = self.settle_symbol[symbol]
+        scaled = settle >= 0
+        parts = [
+            Exposures(
+                owner,
+                symbol,
+                value,
+                size * self._rates[0][symbol],
+                size * self._rate(symbol, size),
+                size * self._rate(symbol, size * (1 + reach)),
+                size * self._top_rate[symbol],
+                size,
+                scaled,
+                no := np.zeros(symbol.size, dtype=np.bool_),
+                no,
+            )
+        ]
+        if scaled.any():
+            margin = self.maintenance(symbol[scaled], size[scaled])
+            worth, gross = value[scaled] + cash[scaled], size[scaled] + np.abs(cash[scaled])
+            no, yes = no[scaled], ~no[scaled]
+            held = owner[scaled], settle[scaled]
+            parts.append(Exposures(*held, worth, margin, margin, margin, margin, gross, no, yes, no))
+        return parts
+
+    def _rate(self, symbol: Ints, size: Floats) -> Floats:
+        """The maintenance rate of the tier of each ``size``."""
+        rate: Floats = self._rates[0][symbol]
+        for tier, above in self._above(symbol, size):
+            rate[above] = self._rates[tier][symbol[above]]
+        return rate
+
+    def _above(self, symbol: Ints, size: Floats) -> "list[tuple[int, Ints]]":
+        """(tier, indices of the positions above its floor) of every tier but the first that has any."""
+        found: list[tuple[int, Ints]] = []
+        if len(self._rates) == 1:
+            return found
+        above = np.flatnonzero(size > self._floors[1][symbol])
+        for tier in range(1, len(self._rates)):
+            if not above.size:
+                break
+            found.append((tier, above))
+            if tier + 1 < len(self._rates):
+                above = above[size[above] > self._floors[tier + 1][symbol[above]]]
+        return found
+
+    # --- collateral --------------------------------------------------------------------------------------------------
+
+    def is_live(self, asset: str) -> bool:
+        """Whether the mark that prices ``asset``, if it needs one, is there and live."""
+        return self._asset_live[asset]
+
+    def collateral(self, asset: str, units: Ints) -> tuple[Floats, Floats]:
+        """Balances of ``units`` in the unit of account: what they count for, and their size times the debt's weight."""
+        rules, unit = self._parameters.assets[asset], self._asset_unit[asset]
+        value = units * unit
+        worth = np.minimum(value * float(rules.liability_weight), value * rules.weights[0])
+        scale = unit * 10.0 ** self._decimals[asset]
+        for weight, offset in zip(rules.weights[1:], rules.offsets[1:], strict=True):
+            np.minimum(worth, value * weight + offset * scale, out=worth)
+        return worth, np.abs(value) * float(rules.liability_weight)
+
+    def collateral_exposures(self, asset: str, units: Ints) -> Exposures | None:
+        """Exposures of balances of ``units`` (index: the row) to the mark that prices them; None if nothing does."""
+        rules: AssetRules = self._parameters.assets[asset]
+        if rules.price_symbol is None:
+            return None
+        owner = np.flatnonzero(units)
+        worth, _ = self.collateral(asset, units[owner])
+        none, no = np.zeros(owner.size), np.zeros(owner.size, dtype=np.bool_)
+        symbol = np.full(owner.size, self._ids[rules.price_symbol], dtype=np.int64)
+        return Exposures(owner, symbol, worth, none, none, none, none, np.abs(worth), no, no, no)
+
+
+def sums(owners: Ints, values: Floats, n: int) -> Floats:
+    """float64[n]: the sum of ``values`` by owner. (Of nothing, NumPy makes integers.)"""
+    return np.bincount(owners, weights=values, minlength=n).astype(np.float64, copy=False)

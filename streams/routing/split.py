@@ -1,0 +1,84 @@
+"""From the bytes of the exchange's records to frames by shard: decode, drop repeats, split, count.
+
+Pure, so the whole of what the router does to a record can be tested without a broker. Offsets, partitions and
+transactions are the router's business.
+"""
+
+from dataclasses import dataclass, field
+
+from schemas.codec import Decoder
+from schemas.messages import LiquidationReport, Trade, Transfer
+from schemas.topics import REPORTS, TRADES, TRANSFERS
+from streams.routing.frames import ShardFrames
+from streams.routing.trade_ids import REPEATED, TradeIds
+
+INPUTS = (TRADES, TRANSFERS, REPORTS)
+GAPS_NAMED_MAX = 20
+
+
+@dataclass(slots=True)
+class Gap:
+    """Trade ids that were skipped: ``missing`` of them before ``trade_id``."""
+
+    symbol: str
+    trade_id: int
+    missing: int
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one batch held. ``gaps`` names the first ``GAPS_NAMED_MAX``; ``missing`` counts the ids of all of them."""
+
+    fills: int = 0
+    repeats: int = 0
+    missing: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+
+
+class Splitter:
+    """Takes records until :meth:`take`, which gives their frames and counts and begins anew."""
+
+    def __init__(self, shards: int) -> None:
+        self._frames = ShardFrames(shards)
+        self._counts = Counts()
+        self._trade = Decoder[Trade](Trade)
+        self._transfer = Decoder[Transfer](Transfer)
+        self._report = Decoder[LiquidationReport](LiquidationReport)
+
+    def add(self, topic: str, value: bytes | None, trade_ids: TradeIds) -> None:
+        """Take one record of ``topic``; ``trade_ids`` is the memory of its partition.
+
+        Raises:
+            DecodeError: it is not a valid message. Nothing of it was taken.
+        """
+        if topic == TRADES:
+            self._add_trade(self._trade(value), trade_ids)
+        elif topic == TRANSFERS:
+            self._frames.add_transfer(self._transfer(value))
+        else:
+            self._frames.add_report(self._report(value))
+
+    def take(self, time_us: int) -> tuple[list[tuple[int, bytes]], Counts]:
+        """The frames as (shard, bytes), stamped with ``time_us``, and what was counted."""
+        counts, self._counts = self._counts, Counts()
+        return self._frames.take(time_us), counts
+
+    def clear(self) -> None:
+        """Forget what has been taken. The trade ids are the caller's to restore."""
+        self._frames.clear()
+        self._counts = Counts()
+
+    def _add_trade(self, trade: Trade, trade_ids: TradeIds) -> None:
+        missing = trade_ids.accept(trade.symbol, trade.trade_id)
+        if missing == REPEATED:
+            self._counts.repeats += 1
+            return
+        if missing:
+            self._note_gap(trade, missing)
+        self._frames.add_trade(trade)
+        self._counts.fills += 2
+
+    def _note_gap(self, trade: Trade, missing: int) -> None:
+        self._counts.missing += missing
+        if len(self._counts.gaps) < GAPS_NAMED_MAX:
+            self._counts.gaps.append(Gap(trade.symbol, trade.trade_id, missing))
