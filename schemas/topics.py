@@ -71,7 +71,7 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None),
     Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS),
     Topic(ROUTER, "topic:partition", "trades", cleanup="compact", retention_ms=None),
-    Topic(ORACLE, "symbol source", "prices", cleanup="compact", retention_ms=None),
+    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None),
 )
 
 

@@ -56,7 +56,7 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     group_id: str = "margin-router"
     batch_records_max: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
-    linger_ms: Milliseconds = 5
+    linger_ms: Milliseconds = 20
 
 
 class OracleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

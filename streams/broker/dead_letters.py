@@ -1,4 +1,8 @@
-"""Dead letters: a record that cannot be read or applied goes, as it came, to ``<topic>.dlq`` with the reason."""
+"""Dead letters: a record that cannot be read or applied goes, as it came, to ``<topic>.dlq`` with the reason.
+
+Only a record that the dead-letter topic would refuse for its size is cut, and says so (``dlq.cut``: its length before):
+were it refused, the transaction could never commit. The original stands where the other headers say.
+"""
 
 import logging
 
@@ -11,6 +15,9 @@ from streams.logs import event
 
 log = logging.getLogger(__name__)
 
+DEAD_LETTER_BYTES_MAX = 1_040_000
+"""Most bytes of key and value together: with the headers this fits the 1,048,588 that a topic takes by default."""
+
 
 def produce_dead_letter(producer: TransactionalProducer, message: Message, error: Exception) -> None:
     """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why."""
@@ -18,10 +25,17 @@ def produce_dead_letter(producer: TransactionalProducer, message: Message, error
     assert topic is not None
     assert partition is not None
     assert offset is not None
-    producer.produce(
-        dead_letter_topic(topic),
-        message.value(),
-        key=message.key(),
-        headers=headers.dead_letter(topic, partition, offset, message.timestamp()[1], type(error).__name__, str(error)),
-    )
+    key, value, cut = _fitting(message.key(), message.value())
+    where = headers.dead_letter(topic, partition, offset, message.timestamp()[1], type(error).__name__, str(error))
+    producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut)
     event(log, logging.WARNING, "dead_letter", topic=topic, partition=partition, offset=offset, reason=str(error))
+
+
+def _fitting(key: bytes | str | None, value: bytes | None) -> tuple[bytes | str | None, bytes | None, headers.Headers]:
+    """Key and value as they are, or cut to what a topic takes, with the header that says so."""
+    length = len(key or b"") + len(value or b"")
+    if length <= DEAD_LETTER_BYTES_MAX:
+        return key, value, []
+    key = None if key is None else key[:DEAD_LETTER_BYTES_MAX]
+    value = None if value is None else value[: DEAD_LETTER_BYTES_MAX - len(key or b"")]
+    return key, value, [("dlq.cut", str(length).encode())]

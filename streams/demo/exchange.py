@@ -31,8 +31,8 @@ from streams.demo.recording import RecordedQuote, RecordedTrade, canonical
 from streams.settings import Settings
 
 DRAWS_MAX = 8
-LEVERAGE_HEADROOM = Decimal("0.6")
-"""A trader takes a recorded trade only while the position stays below this share of the largest leverage."""
+TRADING_LEVERAGE_MAX = 20
+"""A trader takes a recorded trade only if it reduces the position or leaves it below this many times the deposit."""
 
 
 def now_us() -> int:
@@ -174,7 +174,6 @@ class Exchange:
 
     def _draw_trader(self, symbol: str, price: Decimal, signed: Decimal) -> tuple[str, MarginMode]:
         """A trader whose margin allows the trade; a market maker takes what nobody can."""
-        limit = self.market.contracts[symbol].leverage_max * LEVERAGE_HEADROOM
         isolated = self._isolated_traders[symbol]
         for _ in range(DRAWS_MAX):
             pick = self._rng.randrange(len(self._quote_traders) + len(isolated))
@@ -184,8 +183,9 @@ class Exchange:
                 account, book, mode = isolated[pick - len(self._quote_traders)], symbol, "isolated"
             if (account, book) in self._busy:
                 continue
-            after = abs(self._positions[account, book, symbol] + signed) * price
-            if after <= limit * self._deposited[account, book] / 2:
+            before = self._positions[account, book, symbol]
+            after = abs(before + signed)
+            if after < abs(before) or after * price <= TRADING_LEVERAGE_MAX * self._deposited[account, book]:
                 return account, "isolated" if mode == "isolated" else "cross"
         return self._rng.choice(self.people.makers), "cross"
 

@@ -27,7 +27,7 @@ from streams.broker.reader import Follower, LogReader
 from streams.errors import SettingsError
 from streams.logs import event
 from streams.oracle.leadership import Leadership
-from streams.oracle.marks import MarkBook, MarkState, SourceState
+from streams.oracle.marks import MarkBook, SymbolState
 from streams.settings import Settings
 from streams.tables.faust_store import Store
 
@@ -40,6 +40,7 @@ DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could n
 
 _PRICE = Decoder[OraclePrice](OraclePrice)
 _PARAMETER = Decoder[Parameter](Parameter)
+_SYMBOL = Decoder[SymbolState](SymbolState)
 _LEADERSHIP_POLL_S = 0.1
 _STOP_TIMEOUT_S = 10.0
 _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
@@ -53,6 +54,7 @@ class Oracle:
         self._book = MarkBook()
         self._rules: dict[str, OracleParameters] = {}
         self._unknown: set[str] = set()
+        self._remembered: dict[str, int] = {}
         self._clock_us = 0
         self._restored = False
         self._failure: BaseException | None = None
@@ -143,12 +145,16 @@ class Oracle:
         mark = self._book.form(price.symbol, clock)
         if mark is not None:
             await self._send(MarkFrame(time=clock, marks=(mark,)))
-        self._table[f"{price.symbol} {price.source}".encode()] = encode(
-            self._book.source_state(price.symbol, price.source)
-        )
-        state = self._book.mark_state(price.symbol)
-        if state is not None:
-            self._table[price.symbol.encode()] = encode(state)
+        self._remember(price.symbol, clock)
+
+    def _remember(self, symbol: str, clock: int) -> None:
+        """Write a symbol's state to the table, at most once a heartbeat: each write is a record of the changelog.
+
+        After a crash the prices since the last write are read again, or forgotten; either way newer ones follow.
+        """
+        if clock - self._remembered.get(symbol, 0) >= 1000 * self._settings.oracle.heartbeat_ms:
+            self._remembered[symbol] = clock
+            self._table[symbol.encode()] = encode(self._book.state(symbol))
 
     async def _beat(self) -> None:
         """Every heartbeat: rules, freshness, leadership, and a frame of all marks."""
@@ -198,11 +204,7 @@ class Oracle:
             return
         self._restored = True
         for key, value in self._table.items():
-            symbol, separator, source = key.decode().partition(" ")
-            if separator:
-                self._book.restore_source(symbol, source, Decoder[SourceState](SourceState)(value))
-            else:
-                self._book.restore_mark(symbol, Decoder[MarkState](MarkState)(value))
+            self._book.restore(key.decode(), _SYMBOL(value))
         event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules))
 
     def _read_parameters_from_the_beginning(self) -> None:

@@ -30,11 +30,18 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MarkState(msgspec.Struct, frozen=True, kw_only=True):
-    """What must survive a restart of a symbol's mark; ``jump_since`` is when a jump that halts it was first seen."""
+    """The last live mark of a symbol; ``jump_since`` is when a jump that halts it was first seen."""
 
     price: str
     publish_time: int
     jump_since: int | None = None
+
+
+class SymbolState(msgspec.Struct, frozen=True, kw_only=True):
+    """What must survive a restart of a symbol: each source's last price, and the last live mark."""
+
+    sources: dict[str, SourceState]
+    mark: MarkState | None
 
 
 @dataclass(slots=True)
@@ -55,13 +62,14 @@ class MarkBook:
         """Put these rules in force, and no others."""
         self._rules = {found.symbol: found for found in rules}
 
-    def restore_source(self, symbol: str, source: str, state: SourceState) -> None:
-        """Remember a source's last price from before a restart."""
-        self._symbols.setdefault(symbol, _Symbol()).sources[source] = state
+    def restore(self, symbol: str, state: SymbolState) -> None:
+        """Remember a symbol from before a restart."""
+        self._symbols[symbol] = _Symbol(dict(state.sources), state.mark)
 
-    def restore_mark(self, symbol: str, state: MarkState) -> None:
-        """Remember a symbol's last live mark from before a restart."""
-        self._symbols.setdefault(symbol, _Symbol()).state = state
+    def state(self, symbol: str) -> SymbolState:
+        """What :meth:`restore` needs."""
+        found = self._symbols[symbol]
+        return SymbolState(sources=found.sources, mark=found.state)
 
     def accept(self, price: OraclePrice, clock: int) -> Outcome:
         """Take in a source's price, or say why it does not count."""
@@ -80,12 +88,6 @@ class MarkBook:
             price=price.price, confidence=price.confidence, sequence=price.sequence, publish_time=price.publish_time
         )
         return "accepted"
-
-    def source_state(self, symbol: str, source: str) -> SourceState:
-        return self._symbols[symbol].sources[source]
-
-    def mark_state(self, symbol: str) -> MarkState | None:
-        return self._symbols[symbol].state
 
     def form(self, symbol: str, clock: int) -> Mark | None:
         """The mark of ``symbol`` at ``clock`` if its price or status is not that of the one before, else None."""

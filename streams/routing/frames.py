@@ -5,7 +5,6 @@ which they came. Which messages are collected is the splitter's business.
 """
 
 from collections.abc import Iterator
-from operator import attrgetter
 
 from schemas.codec import encode
 from schemas.messages import (
@@ -155,5 +154,5 @@ _KINDS = ("transfers", "fills", "reports")
 
 
 def _columns(frame: EventFrame, kind: str) -> Columns:
-    columns: Columns = attrgetter(kind)(frame)
+    columns: Columns = getattr(frame, kind)
     return columns

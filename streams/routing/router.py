@@ -1,7 +1,18 @@
 """The router's loop: the exchange's topics in, frames by shard out, one transaction a batch.
 
 One transaction holds the frames, the memory of trade ids, the dead letters and the offsets, so after any crash the next
-owner of a partition begins exactly where the last committed batch ended, and knows the trade ids that were in it.
+owner of a partition begins exactly where the last committed batch ended, and knows the trade ids that were in it. What
+happens to a record is the splitter's business, where a partition goes on is the ownership's.
+
+A batch:
+
+1. Consume until there are ``batch_records_max`` records or ``linger_ms`` have passed since the first.
+2. Split what is valid into frames; keep what is not as dead letters. Records of partitions that are no longer owned, or
+   that were routed before, are left out.
+3. Begin; produce the frames, one memory row for every trades partition in the batch, and the dead letters.
+4. Send the offsets (tracked here: last record + 1) under the group's present generation, and commit.
+
+If 3 or 4 fails, everything in memory is forgotten and read again from Kafka, beginning at the committed offsets.
 """
 
 import logging
@@ -10,38 +21,29 @@ import threading
 import time
 from types import FrameType
 
-import orjson
-from confluent_kafka import Consumer, Message, TopicPartition
-from prometheus_client import Counter, Histogram, start_http_server
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from prometheus_client import start_http_server
 
-from schemas.codec import DecodeError, Decoder
-from schemas.messages import LiquidationReport, Trade, Transfer
-from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS
+from schemas.codec import DecodeError, encode
+from schemas.topics import EVENTS, ROUTER, TRADES
 from streams.broker import config
 from streams.broker.admin import require_topics
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import LogReader, poll_batch
-from streams.errors import BrokerError, ProducerFenced, TransactionAborted
+from streams.errors import BrokerError, ProducerFenced, SettingsError, TransactionAborted
 from streams.logs import event
-from streams.routing.frames import ShardFrames, TradeMemory
+from streams.routing import metrics
+from streams.routing.ownership import TIMEOUT_S, Owned, Ownership, memory_key
+from streams.routing.split import INPUTS, Counts, Splitter
 from streams.settings import Settings
 
 log = logging.getLogger(__name__)
 
-RECORDS = Counter("margin_router_records", "Records routed", ["topic"])
-REPEATS = Counter("margin_router_repeated_trades", "Trades dropped because their id had been seen")
-GAPS = Counter("margin_router_missing_trades", "Trade ids that never came")
-DEAD_LETTERS = Counter("margin_router_dead_letters", "Records that could not be read", ["topic"])
-COMMITS = Histogram(
-    "margin_router_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
-)
-
-_INPUTS = [TRADES, TRANSFERS, REPORTS]
 _IDLE_POLL_S = 0.1
 _FAILURES_MAX = 10
-
-Place = tuple[str, int]
+_BACKOFF_FIRST_S = 0.05
+_BACKOFF_MAX_S = 2.0
 
 
 class Router:
@@ -51,12 +53,6 @@ class Router:
         self._settings = settings
         self._stop = stop
         self._client_id = f"{settings.router.group_id}-{settings.worker_name}"
-        self._trade = Decoder[Trade](Trade)
-        self._transfer = Decoder[Transfer](Transfer)
-        self._report = Decoder[LiquidationReport](LiquidationReport)
-        self._memory: dict[int, TradeMemory] = {}
-        self._next: dict[Place, int] = {}
-        self._touched: set[Place] = set()
         self._clock_us = 0
         self._failures = 0
 
@@ -66,23 +62,17 @@ class Router:
         Raises:
             MarginClearingError: what cannot be mended by reading the log again; the process should exit and restart.
         """
-        counts = require_topics(self._settings)
-        self._frames = ShardFrames(counts[EVENTS])
+        shards = require_topics(self._settings)[EVENTS]
+        self._splitter = Splitter(shards)
         self._producer = self._new_producer()
         self._reader = LogReader(self._settings.kafka, self._client_id)
-        self._consumer = Consumer(
-            config.consumer(
-                self._settings.kafka,
-                self._client_id,
-                self._settings.router.group_id,
-                instance_id=self._settings.service.instance_id,
-            )
-        )
+        self._ownership = Ownership(self._reader)
+        self._consumer = self._new_consumer()
         try:
             self._consumer.subscribe(
-                _INPUTS, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+                list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
-            event(log, logging.INFO, "router_started", shards=counts[EVENTS])
+            event(log, logging.INFO, "router_started", shards=shards, transactional_id=self._client_id)
             while not self._stop.is_set():
                 self._cycle()
         finally:
@@ -90,6 +80,8 @@ class Router:
             self._producer.close()
             self._reader.close()
             event(log, logging.INFO, "router_stopped")
+
+    # --- one batch ---------------------------------------------------------------------------------------------------
 
     def _cycle(self) -> None:
         batch = self._collect()
@@ -102,7 +94,7 @@ class Router:
             self._recover(error)
 
     def _collect(self) -> list[Message]:
-        """Records for one batch: until it is full or has been open for ``linger_ms``."""
+        """Records for one batch. Partitions may come and go while it is collected."""
         most = self._settings.router.batch_records_max
         batch = poll_batch(self._consumer, _IDLE_POLL_S, most)
         deadline = time.monotonic() + self._settings.router.linger_ms / 1000
@@ -111,29 +103,16 @@ class Router:
         return batch
 
     def _route(self, batch: list[Message]) -> None:
-        started = time.monotonic()
         letters = [(message, error) for message in batch if (error := self._add(message)) is not None]
-        if not self._touched:
+        touched = self._ownership.touched()
+        if not touched:
             return
         self._clock_us = max(self._clock_us + 1, time.time_ns() // 1000)
-        producer = self._producer
-        producer.begin()
-        for shard, frame in self._frames.take(self._clock_us):
-            producer.produce(EVENTS, frame, partition=shard)
-        for topic, partition in self._touched:
-            if topic == TRADES:
-                memory = self._memory[partition].last
-                producer.produce(ROUTER, orjson.dumps(memory), key=_memory_key(partition), partition=partition)
-        for message, error in letters:
-            DEAD_LETTERS.labels(message.topic()).inc()
-            produce_dead_letter(producer, message, error)
-        producer.send_offsets(
-            [TopicPartition(topic, partition, self._next[topic, partition]) for topic, partition in self._touched],
-            self._consumer.consumer_group_metadata(),
-        )
-        producer.commit()
-        self._touched.clear()
-        COMMITS.observe(time.monotonic() - started)
+        frames, counts = self._splitter.take(self._clock_us)
+        started = time.monotonic()
+        self._commit(frames, letters, touched)
+        metrics.COMMITS.observe(time.monotonic() - started)
+        self._count(touched, letters, counts)
 
     def _add(self, message: Message) -> DecodeError | None:
         """Take one record into the frames; the reason if it cannot be read."""
@@ -141,74 +120,88 @@ class Router:
         assert topic is not None
         assert partition is not None
         assert offset is not None
-        place = (topic, partition)
-        if place not in self._next or offset < self._next[place]:
+        owned = self._ownership.find(topic, partition)
+        if owned is None or offset < owned.next_offset:
             return None
-        self._next[place] = offset + 1
-        self._touched.add(place)
-        RECORDS.labels(topic).inc()
+        owned.next_offset = offset + 1
+        owned.taken += 1
         try:
-            if topic == TRADES:
-                self._add_trade(partition, self._trade(message.value()))
-            elif topic == TRANSFERS:
-                self._frames.add_transfer(self._transfer(message.value()))
-            else:
-                self._frames.add_report(self._report(message.value()))
+            self._splitter.add(topic, message.value(), owned.trade_ids)
         except DecodeError as error:
             return error
         return None
 
-    def _add_trade(self, partition: int, trade: Trade) -> None:
-        missing = self._memory[partition].accept(trade)
-        if missing < 0:
-            REPEATS.inc()
-            event(log, logging.INFO, "trade_repeated", symbol=trade.symbol, trade_id=trade.trade_id)
-            return
-        if missing:
-            GAPS.inc(missing)
-            event(log, logging.WARNING, "trades_missing", symbol=trade.symbol, before=trade.trade_id, missing=missing)
-        self._frames.add_trade(trade)
+    def _commit(
+        self, frames: list[tuple[int, bytes]], letters: list[tuple[Message, DecodeError]], touched: list[Owned]
+    ) -> None:
+        producer = self._producer
+        producer.begin()
+        for shard, frame in frames:
+            producer.produce(EVENTS, frame, partition=shard)
+        for owned in touched:
+            if owned.topic == TRADES:
+                row = encode(owned.trade_ids.last)
+                producer.produce(ROUTER, row, key=memory_key(owned.partition), partition=owned.partition)
+        for message, error in letters:
+            produce_dead_letter(producer, message, error)
+        producer.send_offsets(
+            [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in touched],
+            self._consumer.consumer_group_metadata(),
+        )
+        producer.commit()
+
+    def _count(self, touched: list[Owned], letters: list[tuple[Message, DecodeError]], counts: Counts) -> None:
+        """Count what has been committed."""
+        for owned in touched:
+            metrics.RECORDS.labels(owned.topic).inc(owned.taken)
+            owned.taken = 0
+        for message, _ in letters:
+            metrics.DEAD_LETTERS.labels(message.topic()).inc()
+        metrics.FILLS.inc(counts.fills)
+        if counts.repeats:
+            metrics.REPEATS.inc(counts.repeats)
+            event(log, logging.WARNING, "trades_repeated", count=counts.repeats)
+        if counts.missing:
+            metrics.GAPS.inc(counts.missing)
+            event(log, logging.WARNING, "trades_missing", count=counts.missing, gaps=counts.gaps)
 
     # --- owning partitions -------------------------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Begin at the committed offsets, with the memory that was committed beside them."""
-        self._begin_at_committed(partitions)
-        consumer.incremental_assign(
-            [TopicPartition(p.topic, p.partition, self._next[p.topic, p.partition]) for p in partitions]
-        )
+        consumer.incremental_assign(self._ownership.begin(consumer, partitions))
+        self._owns("partitions_assigned", partitions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """Nothing is in hand here: a batch is committed, or dropped, before the consumer is polled again."""
-        for found in partitions:
-            self._next.pop((found.topic, found.partition), None)
-            if found.topic == TRADES:
-                self._memory.pop(found.partition, None)
+        """Whatever was finished is committed; what has only been collected is left to the next owner."""
+        self._ownership.drop(partitions)
+        self._owns("partitions_revoked", partitions)
 
-    def _begin_at_committed(self, partitions: list[TopicPartition]) -> None:
-        committed = self._consumer.committed(partitions, timeout=60)
-        for found in committed:
-            if found.error is not None:
-                raise BrokerError(f"{found.topic}[{found.partition}]: no committed offset: {found.error.str()}")
-            low, _ = self._reader.watermarks(found.topic, found.partition)
-            self._next[found.topic, found.partition] = max(found.offset, low)
-            if found.topic == TRADES:
-                self._memory[found.partition] = self._remember(found.partition)
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        """No transaction is open while the consumer is polled, so there is nothing to abort."""
+        self._ownership.drop(partitions)
+        self._owns("partitions_lost", partitions)
 
-    def _remember(self, partition: int) -> TradeMemory:
-        memory = TradeMemory()
-        for message in self._reader.read_range(ROUTER, partition, 0):
-            if message.key() == _memory_key(partition) and message.value() is not None:
-                memory = TradeMemory(orjson.loads(message.value() or b"{}"))
-        return memory
+    def _owns(self, what: str, partitions: list[TopicPartition]) -> None:
+        metrics.PARTITIONS.set(len(self._ownership))
+        if partitions:
+            event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
 
     def _recover(self, error: BrokerError) -> None:
         """Forget what is in memory, and the producer if it may be fenced; begin again at the committed offsets."""
         self._failures += 1
+        metrics.DROPPED_BATCHES.inc()
         event(log, logging.WARNING, "batch_dropped", reason=str(error), failures=self._failures)
         if self._failures > _FAILURES_MAX:
             raise BrokerError(f"no batch could be committed in {_FAILURES_MAX} attempts; the last: {error}") from error
-        self._stop.wait(min(0.02 * 2**self._failures, 2.0))
+        self._stop.wait(min(_BACKOFF_FIRST_S * 2 ** (self._failures - 1), _BACKOFF_MAX_S))
+        self._end_transaction(error)
+        self._splitter.clear()
+        places = self._consumer.assignment()
+        self._ownership.drop(places)
+        for place in self._ownership.begin(self._consumer, places):
+            self._seek(place)
+
+    def _end_transaction(self, error: BrokerError) -> None:
         try:
             if isinstance(error, ProducerFenced):
                 raise error
@@ -216,22 +209,44 @@ class Router:
         except (ProducerFenced, TransactionAborted):
             self._producer.close()
             self._producer = self._new_producer()
-        self._frames.take(0)
-        self._touched.clear()
-        places = self._consumer.assignment()
-        self._next.clear()
-        self._begin_at_committed(places)
-        for place in places:
-            self._consumer.seek(TopicPartition(place.topic, place.partition, self._next[place.topic, place.partition]))
+
+    def _seek(self, place: TopicPartition) -> None:
+        """Fetch ``place`` from its offset on. A partition that has just been assigned takes a moment to begin."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self._consumer.seek(place)
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() != KafkaError._STATE or time.monotonic() > deadline:
+                    raise BrokerError(f"{place.topic}[{place.partition}]: cannot seek: {cause.str()}") from error
+                time.sleep(0.005)
 
     def _new_producer(self) -> TransactionalProducer:
         producer = TransactionalProducer(self._settings.kafka, self._client_id)
-        producer.init()
+        try:
+            producer.init(TIMEOUT_S)
+        except BrokerError:
+            producer.close()
+            raise
         return producer
+
+    def _new_consumer(self) -> Consumer:
+        """A consumer that refuses to go on elsewhere when the log no longer holds what comes next."""
+        settings = self._settings
+        properties = config.consumer(
+            settings.kafka, self._client_id, settings.router.group_id, instance_id=settings.service.instance_id
+        )
+        return config.created(Consumer, properties | {"auto.offset.reset": "error"})
 
 
 def run(settings: Settings) -> None:
-    """Run one router process until SIGTERM or SIGINT."""
+    """Run one router process until SIGTERM or SIGINT.
+
+    Raises:
+        MarginClearingError: what cannot be mended by reading the log again; the process should exit and restart.
+    """
     stop = threading.Event()
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -240,10 +255,10 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    if settings.service.metrics_port:
-        start_http_server(settings.service.metrics_port)
+    port = settings.service.metrics_port
+    if port:
+        try:
+            start_http_server(port)
+        except OSError as error:
+            raise SettingsError(f"MARGIN_SERVICE__METRICS_PORT={port}: {error.strerror}") from None
     Router(settings, stop).run()
-
-
-def _memory_key(partition: int) -> bytes:
-    return f"{TRADES}:{partition}".encode()

@@ -163,10 +163,7 @@ def test_a_restart_remembers_sequences_and_the_last_mark() -> None:
     old = Book()
     old.prices(a="100", b="100")
     new = Book()
-    state = old.book.mark_state("X")
-    assert state is not None
-    new.book.restore_mark("X", state)
-    new.book.restore_source("X", "a", old.book.source_state("X", "a"))
+    new.book.restore("X", old.book.state("X"))
     assert new.price("a", "90", sequence=1) == "repeated"
     new.sequence = 10
     assert new.prices(a="120", b="120").status == "halted", "a jump over the restart is a jump"

@@ -1,0 +1,19 @@
+"""The router's Prometheus metrics.
+
+Everything about records is counted after the commit, so a batch that is tried again counts once.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECORDS = Counter("margin_router_records", "Records routed, dead letters and repeats included", ["topic"])
+FILLS = Counter("margin_router_fills", "Fills sent to the shards, two a trade")
+REPEATS = Counter("margin_router_repeated_trades", "Trades dropped because their id had been seen")
+GAPS = Counter("margin_router_missing_trades", "Trade ids that never came")
+DEAD_LETTERS = Counter("margin_router_dead_letters", "Records that could not be read", ["topic"])
+COMMITS = Histogram(
+    "margin_router_commit_seconds",
+    "Transaction time, from its begin to its commit",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
+)
+DROPPED_BATCHES = Counter("margin_router_dropped_batches", "Batches whose transaction failed and that were read again")
+PARTITIONS = Gauge("margin_router_partitions", "Input partitions owned")

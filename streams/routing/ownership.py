@@ -1,0 +1,154 @@
+"""The partitions that this router owns: where each goes on and, for trades, which ids it has routed.
+
+Both are read from Kafka when a partition is assigned and again after a transaction has failed, never guessed: the
+committed offset and the memory row come from one transaction. Writing them is the router's business.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from schemas.codec import DecodeError, Decoder
+from schemas.topics import ROUTER, TRADES
+from streams.broker.reader import LogReader
+from streams.errors import BrokerError, TopicError
+from streams.routing.trade_ids import TradeIds
+
+TIMEOUT_S = 60.0
+_BACKOFF_FIRST_S = 0.05
+_BACKOFF_MAX_S = 1.0
+_TAIL_OFFSETS = 64
+_TAIL_GROWTH = 16
+
+_ROW = Decoder[dict[str, int]](dict[str, int])
+
+
+@dataclass(slots=True)
+class Owned:
+    """One owned partition. ``taken`` records since the last commit: its offset and memory must go into the next one."""
+
+    topic: str
+    partition: int
+    next_offset: int
+    trade_ids: TradeIds = field(default_factory=TradeIds)
+    taken: int = 0
+
+
+class Ownership:
+    """Every owned partition by topic and number. Not thread-safe."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+        self._owned: dict[tuple[str, int], Owned] = {}
+
+    def __len__(self) -> int:
+        return len(self._owned)
+
+    def find(self, topic: str, partition: int) -> Owned | None:
+        """The partition if this router owns it."""
+        return self._owned.get((topic, partition))
+
+    def touched(self) -> list[Owned]:
+        """The partitions of which records were taken since the last commit."""
+        return [owned for owned in self._owned.values() if owned.taken]
+
+    def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Own ``partitions`` from their committed offsets on, or from their first record if there are none.
+
+        Returns the partitions with the offsets at which they go on.
+
+        Raises:
+            BrokerError: Kafka does not say, or the log no longer holds what comes next.
+            TopicError: a partition has no place for its memory.
+        """
+        begun = []
+        for found in _committed(consumer, partitions) if partitions else []:
+            place = (found.topic, found.partition)
+            first = self._next_offset(found)
+            memory = self._trade_ids(found.partition) if found.topic == TRADES else TradeIds()
+            self._owned[place] = Owned(*place, first, memory)
+            begun.append(TopicPartition(found.topic, found.partition, first))
+        return begun
+
+    def drop(self, partitions: Iterable[TopicPartition]) -> None:
+        """Forget ``partitions``."""
+        for found in partitions:
+            self._owned.pop((found.topic, found.partition), None)
+
+    def _next_offset(self, committed: TopicPartition) -> int:
+        low, high = self._reader.watermarks(committed.topic, committed.partition)
+        if committed.offset < 0:
+            return low
+        where = f"{committed.topic}[{committed.partition}]"
+        if committed.offset < low:
+            raise BrokerError(
+                f"{where}: the records from {committed.offset} to {low - 1} are gone before they were routed "
+                "(retention or deletion): the accounts they concern are wrong; to go on without them set the group's "
+                f"offset to {low} with kafka-consumer-groups --reset-offsets"
+            )
+        if committed.offset > high:
+            raise BrokerError(
+                f"{where}: the group has committed {committed.offset} but the log ends at {high}: "
+                "the topic was deleted and created anew; take another ROUTER__GROUP_ID or reset the group's offsets"
+            )
+        return committed.offset
+
+    def _trade_ids(self, partition: int) -> TradeIds:
+        """The memory row of a trades partition: the last one in its log, so the log is read from its end."""
+        count = self._reader.partitions(ROUTER)
+        if partition >= count:
+            raise TopicError(
+                f"{TRADES} has a partition {partition} and {ROUTER} has {count} partitions: give it as many"
+            )
+        low, high = self._reader.watermarks(ROUTER, partition)
+        span = _TAIL_OFFSETS
+        while True:
+            first = max(low, high - span)
+            row = None
+            for message in self._reader.read_range(ROUTER, partition, first, high):
+                if message.key() == memory_key(partition):
+                    row = message.value()
+            if row is not None or first == low:
+                return TradeIds(_decoded(row, partition))
+            span *= _TAIL_GROWTH
+
+
+def memory_key(partition: int) -> bytes:
+    """The key of a trades partition's memory row in ``margin.router.v1``."""
+    return f"{TRADES}:{partition}".encode()
+
+
+def _decoded(row: bytes | None, partition: int) -> dict[str, int]:
+    if row is None:
+        return {}
+    try:
+        return _ROW(row)
+    except DecodeError as error:
+        raise BrokerError(f"{ROUTER}[{partition}]: the memory of trade ids cannot be read: {error}") from None
+
+
+def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """The group's committed offsets; waits for a coordinator, and until open transactions of the group are decided."""
+    deadline = time.monotonic() + TIMEOUT_S
+    backoff_s = _BACKOFF_FIRST_S
+    while True:
+        try:
+            found = consumer.committed(partitions, timeout=max(0.1, deadline - time.monotonic()))
+            error = next((place.error for place in found if place.error is not None), None)
+        except KafkaException as raised:
+            error = raised.args[0]
+        if error is None:
+            return found
+        if error.code() in _FOR_GOOD or time.monotonic() > deadline:
+            raise BrokerError(f"the group's committed offsets cannot be read: {error.str()}")
+        time.sleep(backoff_s)
+        backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+
+
+_FOR_GOOD = {
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
