@@ -239,7 +239,7 @@ def demo(
     """
     from streams.demo.run import DemoOptions, run_demo
 
-    given = {
+    given: dict[str, Any] = {
         "trades": trades,
         "quotes": quotes,
         "speed": speed,

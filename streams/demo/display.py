@@ -1,6 +1,7 @@
 """What a person sees of the demo: progress while it runs, then the liquidations, the latency and the checks."""
 
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Display:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +48,7 @@ class Display:
         if self._task is not None:
             self._progress.stop()
             self._task = None
-        self._console.print(f"- {text}", highlight=False)
+        self._console.print(f"[dim]{time.monotonic() - self._began:5.1f} s[/]  {text}", highlight=False)
 
     def begin(self, seconds: float) -> None:
         """The market begins to play."""
@@ -164,27 +166,24 @@ def show_result(
 
 def _liquidations(found: Evidence, latencies: Latencies) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("command", "margin", "stage", "order", "quantity", "mark", "limit", "health", "latency"):
-        table.add_column(
-            name, justify="right" if name in ("quantity", "mark", "limit", "health", "latency") else "left"
-        )
+    for name in ("command", "margin", "stage", "order", "mark", "health", "latency"):
+        numeric = name in ("mark", "health", "latency")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     shown = found.commands[:ROWS_SHOWN]
     for command in shown:
         latency = latencies.by_command.get(command["command_id"])
         for order in command["orders"][:1]:
             table.add_row(
-                command["command_id"],
+                command["command_id"].removeprefix(found.prefix),
                 command["margin"],
                 command["stage"],
-                f"{order['order_side']} {order['symbol']}",
-                order["quantity"],
+                f"{order['order_side']} {order['quantity']} {order['symbol']}",
                 order["mark_price"],
-                order["limit_price"],
                 command["evidence"]["health_ratio"][:6],
                 "by fill" if latency is None else f"{latency / 1000:.1f} ms",
             )
     if len(found.commands) > len(shown):
-        table.add_row(f"and {len(found.commands) - len(shown):,} more")
+        table.caption = f"the first {len(shown)} of {len(found.commands):,}"
     return table
 
 

@@ -122,6 +122,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
             bootstrap_servers=options.bootstrap_servers, redis_url=options.redis_url, progress=display.say
         )
         with stack:
+            display.say(f"Kafka {stack.bootstrap_servers}, Redis {stack.redis_url}")
             settings = _settings(stack)
             report = ensure_topics(settings)
             if report.wrong:
@@ -175,6 +176,7 @@ def _play(
             seconds = time.monotonic() - began
             display.say("waiting until nothing is on its way")
             quiet = _settle(exchange, feed, roles)
+            display.say("reading everything back and checking it")
             found = read_evidence(settings, starts, prefix)
             if not quiet:
                 display.say(f"not quiet within {QUIET_TIMEOUT_S:g} s; the checks judge what there is")

@@ -190,7 +190,7 @@ def test_frames_of_long_ids_stay_below_what_a_topic_takes(records: Any, rows_of:
         record
         for n in range(FRAME_ROWS_MAX)
         for record in (
-            (TRANSFERS, records.transfer(long_id(n), n)),
+            (TRANSFERS, records.transfer(long_id(n), n, transfer_id=long_id(n))),
             (REPORTS, records.report(long_id(n), command_id=long_id(n), order_id=long_id(n))),
         )
     ]

@@ -1,0 +1,526 @@
+"""The router on a real broker: every record once, whatever fails; what cannot be read is kept beside."""
+
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from confluent_kafka import Producer
+
+from schemas.codec import Decoder
+from schemas.messages import EventFrame
+from schemas.partitioning import partition_of, shard_of
+from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS, dead_letter_topic
+from streams.broker import config
+from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
+from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import Follower, LogReader
+from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
+from streams.routing import router as router_module
+from streams.routing.ownership import memory_key
+from streams.routing.router import Router
+from streams.settings import Settings
+
+DEADLINE_S = 60.0
+_FRAME = Decoder[EventFrame](EventFrame)
+_names = itertools.count(1)
+
+
+def eventually(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of ``condition``; fails with ``what`` after the deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > end:
+            pytest.fail(f"not within {DEADLINE_S:g} s: {what}")
+        threading.Event().wait(0.02)
+
+
+class Log:
+    """Everything committed to a topic since this was made."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._followers = []
+        self._records: list[Any] = []
+        with LogReader(settings.kafka, "test") as reader:
+            for partition in range(reader.partitions(topic)):
+                follower = Follower(settings.kafka, "test", topic, partition)
+                follower.start(reader.watermarks(topic, partition)[1])
+                self._followers.append(follower)
+
+    def records(self) -> list[Any]:
+        for follower in self._followers:
+            while found := follower.poll(0.01):
+                self._records += found
+        return self._records
+
+    def close(self) -> None:
+        for follower in self._followers:
+            follower.close()
+
+
+class Exchange:
+    """An exchange with a symbol and accounts of its own, and what the router made of its records."""
+
+    def __init__(self, settings: Settings, records: Any, rows_of: Any) -> None:
+        self.settings, self.records = settings, records
+        self._rows_of = rows_of
+        name = f"{os.getpid()}-{next(_names)}"
+        self.symbol = f"R{name}-PERP"
+        self.alice, self.bob = f"alice-{name}", f"bob-{name}"
+        self._producer = Producer(config.producer(settings.kafka, "test"))
+        self._logs: dict[str, Log] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._seen: dict[str, int] = defaultdict(int)
+        self.log(EVENTS)
+
+    def log(self, topic: str) -> Log:
+        if topic not in self._logs:
+            self._logs[topic] = Log(self.settings, topic)
+        return self._logs[topic]
+
+    def send(self, topic: str, value: Any, key: str | None = None) -> None:
+        data = value if isinstance(value, bytes) or value is None else orjson.dumps(value)
+        self._producer.produce(topic, data, key=key or self.symbol)
+
+    def flush(self) -> None:
+        assert self._producer.flush(30) == 0
+
+    def trades(self, trade_ids: range | list[int]) -> None:
+        """Trades of one unit each, Alice buying from Bob."""
+        for trade_id in trade_ids:
+            trade = self.records.trade(
+                trade_id,
+                symbol=self.symbol,
+                quantity="1",
+                taker=self.records.side(self.alice),
+                maker=self.records.side(self.bob),
+            )
+            self.send(TRADES, trade)
+        self.flush()
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The routed rows of these accounts, each checked to be on its account's shard."""
+        messages = self.log(EVENTS).records()
+        frames = [(message.partition(), message.value()) for message in messages[self._seen[kind] :]]
+        self._seen[kind] = len(messages)
+        for shard, row in self._rows_of(frames, kind):
+            if row["account"] in (self.alice, self.bob):
+                assert shard == shard_of(row["account"], self.settings.topics.shards)
+                self._rows[kind].append(row)
+        return self._rows[kind]
+
+    def ids(self, account: str) -> list[int]:
+        return [row["trade_id"] for row in self.rows("fills") if row["account"] == account]
+
+    def wait_for_trade(self, trade_id: int) -> None:
+        eventually(lambda: trade_id in self.ids(self.alice) and trade_id in self.ids(self.bob), f"trade {trade_id}")
+
+    def assert_routed_once(self, trade_ids: range) -> None:
+        assert self.ids(self.alice) == list(trade_ids)
+        assert self.ids(self.bob) == list(trade_ids)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+
+
+@pytest.fixture
+def exchange(settings: Settings, records: Any, rows_of: Any) -> Iterator[Exchange]:
+    found = Exchange(settings, records, rows_of)
+    yield found
+    found.close()
+
+
+class Process:
+    """A router as a process of its own."""
+
+    def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from streams.routing.router import run\n" + _MAIN],
+                env={
+                    **os.environ,
+                    "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+                    "MARGIN_TOPICS__SHARDS": str(settings.topics.shards),
+                    "MARGIN_KAFKA__SESSION_TIMEOUT_MS": "6000",
+                    **environment,
+                },
+                stdout=output,
+                stderr=output,
+            )
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=DEADLINE_S)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+_MAIN = """
+from streams import logs, settings
+found = settings.load()
+logs.configure("INFO", "json", found.worker_name)
+run(found)
+"""
+
+
+@pytest.fixture
+def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts router processes, which end with the test."""
+    started: list[Process] = []
+
+    def process(**environment: str) -> Process:
+        started.append(Process(settings, tmp_path / f"router-{len(started)}.log", **environment))
+        return started[-1]
+
+    yield process
+    for one in started:
+        one.close()
+
+
+class InThread:
+    """A router in a thread of the test's process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self.router = Router(settings, self._stop)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.router.run()
+        except Exception as error:
+            self._error = error
+
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop it; raises what ended it."""
+        self._stop.set()
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+        if self._error is not None:
+            raise self._error
+
+
+def in_small_batches(settings: Settings, records_max: int = 50) -> Settings:
+    router = msgspec.structs.replace(settings.router, batch_records_max=records_max)
+    return msgspec.structs.replace(settings, router=router)
+
+
+@pytest.fixture
+def run(settings: Settings) -> Iterator[Callable[..., InThread]]:
+    """Runs routers in threads, which end with the test."""
+    started: list[InThread] = []
+
+    def thread(given: Settings = settings) -> InThread:
+        started.append(InThread(given))
+        return started[-1]
+
+    yield thread
+    for one in started:
+        if not one.ended():
+            one.close()
+
+
+# --- what cannot be read ---------------------------------------------------------------------------------------------
+
+Make = Callable[[Any], Any]
+BAD: dict[str, dict[str, Make]] = {
+    TRADES: {
+        "no value": lambda _: None,
+        "empty": lambda _: b"",
+        "not JSON": lambda _: b"{",
+        "not UTF-8": lambda _: b'{"trade_id":"\xff\xfe"}',
+        "a list": lambda _: b"[]",
+        "deeply nested": lambda _: b"[" * 100_000,
+        "fields missing": lambda _: b'{"trade_id":1}',
+        "a number for money": lambda r: r.trade(1, price=61800.5),
+        "no quantity": lambda r: r.trade(1, quantity="0"),
+        "an id too large": lambda r: r.trade(2**63),
+        "an unknown side": lambda r: r.trade(1, aggressor_side="BUY"),
+        "no maker": lambda r: r.trade(1, maker=None),
+        "an account with a space": lambda r: r.trade(1, maker=r.side("a b")),
+        "an unknown margin mode": lambda r: r.trade(1, maker=r.side("a", margin="both")),
+        "too long": lambda _: b'"' + b"x" * 1_000_001 + b'"',
+    },
+    TRANSFERS: {
+        "no value": lambda _: None,
+        "not JSON": lambda _: b"nope",
+        "nothing moved": lambda r: r.transfer("a", amount="0"),
+        "a number for money": lambda r: r.transfer("a", amount=1),
+        "a negative sequence": lambda r: r.transfer("a", -1),
+        "an asset with a space": lambda r: r.transfer("a", asset="US DC"),
+    },
+    REPORTS: {
+        "no value": lambda _: None,
+        "not JSON": lambda _: b"\x00",
+        "an unknown status": lambda r: r.report("a", status="maybe"),
+        "a negative quantity": lambda r: r.report("a", filled_quantity="-1"),
+        "a time that is no integer": lambda r: r.report("a", event_time="now"),
+    },
+}
+CASES = [(topic, name) for topic, cases in BAD.items() for name in cases]
+
+
+def bytes_of(value: Any) -> bytes | None:
+    return value if isinstance(value, bytes) or value is None else orjson.dumps(value)
+
+
+def test_what_cannot_be_read_is_kept_as_it_came_and_its_neighbours_are_routed(
+    exchange: Exchange, records: Any, run: Callable[..., InThread]
+) -> None:
+    letters = {topic: exchange.log(dead_letter_topic(topic)) for topic in BAD}
+    inputs = {topic: exchange.log(topic) for topic in BAD}
+    exchange.trades([1])
+    for number, (topic, name) in enumerate(CASES):
+        exchange.send(topic, BAD[topic][name](records), key=f"{exchange.symbol}/{name}")
+        exchange.trades([number + 2])
+        exchange.send(TRANSFERS, records.transfer(exchange.alice, number + 1), key=exchange.alice)
+        exchange.send(REPORTS, records.report(exchange.bob, number + 1), key=exchange.bob)
+    exchange.flush()
+    run()
+    last = len(CASES) + 1
+    exchange.wait_for_trade(last)
+    eventually(lambda: len(exchange.rows("transfers")) >= len(CASES), "the transfers")
+    eventually(lambda: len(exchange.rows("reports")) >= len(CASES), "the reports")
+    exchange.assert_routed_once(range(1, last + 1))
+    assert [row["sequence"] for row in exchange.rows("transfers")] == list(range(1, len(CASES) + 1))
+    assert [row["command_id"] for row in exchange.rows("reports")] == [
+        f"{exchange.bob}:{n}" for n in range(1, len(CASES) + 1)
+    ]
+    for topic, cases in BAD.items():
+        sent = {m.key(): m for m in inputs[topic].records() if m.key().startswith(exchange.symbol.encode() + b"/")}
+        found = [m for m in letters[topic].records() if m.key() in sent]
+        assert Counter(m.key() for m in found) == Counter(dict.fromkeys(sent, 1))
+        assert len(sent) == len(cases)
+        for letter in found:
+            original = sent[letter.key()]
+            assert letter.value() == original.value()
+            headers = dict(letter.headers())
+            assert headers.pop("dlq.reason")
+            assert headers == {
+                "dlq.topic": topic.encode(),
+                "dlq.partition": str(original.partition()).encode(),
+                "dlq.offset": str(original.offset()).encode(),
+                "dlq.timestamp": str(original.timestamp()[1]).encode(),
+                "dlq.error": b"DecodeError",
+            }
+
+
+def test_a_record_that_no_dead_letter_topic_would_take_is_cut_and_says_so(
+    exchange: Exchange, run: Callable[..., InThread]
+) -> None:
+    letters = exchange.log(dead_letter_topic(TRADES))
+    value = os.urandom(1_048_000)
+    exchange.send(TRADES, value)
+    exchange.trades([1])
+    run()
+    exchange.wait_for_trade(1)
+    (letter,) = (m for m in letters.records() if m.key() == exchange.symbol.encode())
+    assert letter.value() == value[: DEAD_LETTER_BYTES_MAX - len(exchange.symbol)]
+    assert dict(letter.headers())["dlq.cut"] == str(len(value) + len(exchange.symbol)).encode()
+
+
+# --- exactly once ----------------------------------------------------------------------------------------------------
+
+
+def wait_for_more_than(exchange: Exchange, trade_id: int) -> None:
+    eventually(lambda: max(exchange.ids(exchange.alice), default=0) > trade_id, f"trades after {trade_id}")
+
+
+def test_a_killed_router_neither_loses_nor_repeats(
+    exchange: Exchange, settings: Settings, start: Callable[..., Process]
+) -> None:
+    """Killed in the middle of many transactions, twice; the exchange repeats everything it ever sent after each."""
+    environment = {"MARGIN_SERVICE__INSTANCE_ID": exchange.symbol, "MARGIN_ROUTER__BATCH_RECORDS_MAX": "20"}
+    for first, last in ((1, 2000), (2001, 4000)):
+        exchange.trades(range(first, last + 1))
+        process = start(**environment)
+        wait_for_more_than(exchange, first + 100)
+        process.kill()
+        assert exchange.ids(exchange.alice)[-1] < last, "killed too late to show anything"
+        exchange.trades(range(1, last + 1))
+    process = start(**environment)
+    exchange.trades([4001])
+    exchange.wait_for_trade(4001)
+    assert process.stop() == 0, process.log()
+    exchange.assert_routed_once(range(1, 4002))
+    with LogReader(settings.kafka, "test") as reader:
+        partition = partition_of(exchange.symbol.encode(), reader.partitions(TRADES))
+        rows = [m for m in reader.read_range(ROUTER, partition, 0) if m.key() == memory_key(partition)]
+    assert orjson.loads(rows[-1].value() or b"")[exchange.symbol] == 4001
+
+
+def test_a_second_router_takes_over_from_a_killed_one(exchange: Exchange, start: Callable[..., Process]) -> None:
+    """Other transactional ids: the open transaction of the dead one has to time out before its offsets are known."""
+    environment = {"MARGIN_ROUTER__BATCH_RECORDS_MAX": "20", "MARGIN_KAFKA__TRANSACTION_TIMEOUT_MS": "2000"}
+    routers = [start(**environment), start(**environment)]
+    exchange.trades([1])
+    exchange.wait_for_trade(1)
+    exchange.trades(range(2, 2001))
+    wait_for_more_than(exchange, 100)
+    routers[0].kill()
+    exchange.trades(range(1, 3001))
+    exchange.wait_for_trade(3000)
+    assert routers[1].stop() == 0, routers[1].log()
+    exchange.assert_routed_once(range(1, 3001))
+
+
+def test_routers_that_come_and_go_neither_lose_nor_repeat(exchange: Exchange, start: Callable[..., Process]) -> None:
+    first = start(MARGIN_ROUTER__BATCH_RECORDS_MAX="20")
+    exchange.trades(range(1, 1001))
+    exchange.wait_for_trade(1000)
+    second = start(MARGIN_ROUTER__BATCH_RECORDS_MAX="20")
+    exchange.trades(range(1001, 2001))
+    eventually(lambda: "partitions_assigned" in second.log(), "a share for the second router")
+    exchange.trades(range(2001, 3001))
+    assert first.stop() == 0, first.log()
+    exchange.wait_for_trade(3000)
+    assert second.stop() == 0, second.log()
+    exchange.assert_routed_once(range(1, 3001))
+
+
+class FaultyProducer(TransactionalProducer):
+    """Ends its transactions as ``script`` says, then well."""
+
+    script: Iterator[str] = iter(())
+
+    def send_offsets(self, *arguments: Any) -> None:
+        self._outcome = next(FaultyProducer.script, "ok")
+        if self._outcome == "no offsets":
+            raise TransactionAborted("the group has moved on")
+        super().send_offsets(*arguments)
+
+    def commit(self) -> None:
+        if self._outcome == "aborted":
+            raise TransactionAborted("must abort")
+        if self._outcome == "fenced":
+            raise ProducerFenced("another took over")
+        super().commit()
+        if self._outcome == "unknown":
+            raise ProducerFenced("no answer, but it did commit")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["aborted", "ok", "aborted", "aborted"],
+        ["fenced", "ok", "fenced"],
+        ["unknown", "unknown", "ok", "unknown"],
+        ["no offsets", "aborted", "fenced", "unknown", "ok", "ok", "unknown", "aborted"],
+    ],
+    ids=" ".join,
+)
+def test_however_transactions_end_each_trade_is_routed_once(
+    exchange: Exchange,
+    settings: Settings,
+    run: Callable[..., InThread],
+    monkeypatch: pytest.MonkeyPatch,
+    script: list[str],
+) -> None:
+    monkeypatch.setattr(router_module, "TransactionalProducer", FaultyProducer)
+    monkeypatch.setattr(FaultyProducer, "script", iter(script))
+    exchange.trades([*range(1, 301), *range(200, 501)])
+    router = run(in_small_batches(settings))
+    exchange.wait_for_trade(500)
+    router.close()
+    exchange.assert_routed_once(range(1, 501))
+
+
+def test_a_router_that_is_fenced_reads_the_log_again(
+    exchange: Exchange, settings: Settings, run: Callable[..., InThread]
+) -> None:
+    router = run(in_small_batches(settings))
+    exchange.trades(range(1, 101))
+    exchange.wait_for_trade(100)
+    thief = TransactionalProducer(settings.kafka, f"{settings.router.group_id}-{settings.worker_name}")
+    thief.init()
+    exchange.trades(range(101, 201))
+    exchange.wait_for_trade(200)
+    thief.close()
+    router.close()
+    exchange.assert_routed_once(range(1, 201))
+
+
+def test_a_router_that_can_never_commit_gives_up_and_says_why(
+    exchange: Exchange, settings: Settings, run: Callable[..., InThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_module, "TransactionalProducer", FaultyProducer)
+    monkeypatch.setattr(FaultyProducer, "script", itertools.repeat("aborted"))
+    monkeypatch.setattr(router_module, "_BACKOFF_MAX_S", 0.001)
+    exchange.trades([1])
+    router = run()
+    eventually(router.ended, "the router's end")
+    with pytest.raises(BrokerError, match="no batch could be committed in 10 attempts; the last: must abort"):
+        router.close()
+    run().ended()
+    monkeypatch.setattr(FaultyProducer, "script", iter(()))
+    exchange.wait_for_trade(1)
+
+
+# --- starting and stopping -------------------------------------------------------------------------------------------
+
+
+def test_the_clock_of_the_frames_never_goes_back(
+    exchange: Exchange, run: Callable[..., InThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.cycle([1723161300000000_000, 1723161200000000_000])
+    monkeypatch.setattr(time, "time_ns", lambda: next(times))
+    run()
+    for trade_id in (1, 2, 3):
+        exchange.trades([trade_id])
+        exchange.wait_for_trade(trade_id)
+    frames = [_FRAME(m.value()) for m in exchange.log(EVENTS).records()]
+    times_us = [frame.time for frame in frames if exchange.alice in frame.fills.account]
+    assert times_us == sorted(times_us)
+    assert times_us[0] >= 1723161200000000
+
+
+def test_topics_that_are_not_as_the_contract_says_stop_the_router(settings: Settings) -> None:
+    topics = msgspec.structs.replace(settings.topics, shards=settings.topics.shards + 1)
+    with pytest.raises(TopicError, match=r"margin\.events\.v1 has 4 partitions and MARGIN_TOPICS__SHARDS is 5"):
+        Router(msgspec.structs.replace(settings, topics=topics), threading.Event()).run()
+
+
+def test_gaps_and_repeats_are_logged_once_a_batch(
+    exchange: Exchange, run: Callable[..., InThread], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "streams.routing.router")
+    exchange.trades([1, 2, 2, 2, 7])
+    run()
+    exchange.wait_for_trade(7)
+
+    def said() -> dict[str, Any]:
+        return {record.getMessage(): record.fields for record in caplog.records if hasattr(record, "fields")}
+
+    eventually(lambda: "trades_missing" in said(), "the line about the gap")
+    assert said()["trades_repeated"] == {"count": 2}
+    (gap,) = said()["trades_missing"]["gaps"]
+    assert (gap.symbol, gap.trade_id, gap.missing) == (exchange.symbol, 7, 4)
