@@ -1,0 +1,258 @@
+"""Each check of the demo passes on records that are right and finds the one thing that was changed in them."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from streams.demo.checks import CHECKS, run_checks
+from streams.demo.evidence import Evidence
+from streams.demo.reference import ParameterLog
+
+PREFIX = "demo-"
+SYMBOL = "X-PERP"
+
+
+def side(account: str, order: str, fee: str) -> dict[str, Any]:
+    return {"account": f"{PREFIX}{account}", "order_id": order, "fee": fee, "margin": "cross"}
+
+
+def trade(number: int, price: str, quantity: str, aggressor: str, taker: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "trade_id": number,
+        "symbol": SYMBOL,
+        "price": price,
+        "quantity": quantity,
+        "aggressor_side": aggressor,
+        "maker": side("maker", f"m{number}", "0"),
+        "taker": taker,
+    }
+
+
+def row(account: str, balance: str, quantity: str, cash: str) -> bytes:
+    positions = [{"symbol": SYMBOL, "quantity": quantity, "cash": cash}] if quantity != "0" else []
+    return orjson.dumps(
+        {
+            "account": f"{PREFIX}{account}",
+            "groups": [{"margin": "cross", "balances": {"USDC": balance}, "positions": positions, "command": None}],
+        }
+    )
+
+
+def transfer(account: str, amount: str) -> dict[str, Any]:
+    return {"account": f"{PREFIX}{account}", "asset": "USDC", "amount": amount, "sequence": 1, "margin": "cross"}
+
+
+def fills(*rows: tuple[str, str, str, str]) -> dict[str, Any]:
+    accounts, quantities, prices, fees = zip(*rows, strict=True)
+    return {
+        "account": [f"{PREFIX}{account}" for account in accounts],
+        "margin": ["cross"] * len(rows),
+        "symbol": [SYMBOL] * len(rows),
+        "quantity": list(quantities),
+        "price": list(prices),
+        "fee": list(fees),
+    }
+
+
+NO_TRANSFERS: dict[str, list[Any]] = {"account": [], "margin": [], "asset": [], "amount": []}
+
+
+@pytest.fixture
+def right() -> Evidence:
+    """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1."""
+    found = Evidence(PREFIX)
+    found.parameters = ParameterLog(
+        [
+            (0, "asset:USDC", {"asset": "USDC", "price_symbol": None}),
+            (
+                1,
+                f"instrument:{SYMBOL}",
+                {
+                    "settle_asset": "USDC",
+                    "margin_tiers": [{"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}],
+                },
+            ),
+        ]
+    )
+    found.transfers = [transfer("alice", "100"), transfer("maker", "10000")]
+    found.trades = [
+        trade(1, "100", "10", "buy", side("alice", "o1", "0")),
+        trade(2, "94", "2", "sell", side("alice", f"{PREFIX}alice:1:0", "1")),
+    ]
+    deposits = {
+        "account": [f"{PREFIX}alice", f"{PREFIX}maker"],
+        "margin": ["cross"] * 2,
+        "asset": ["USDC"] * 2,
+        "amount": ["100", "10000"],
+    }
+    opening = fills(("alice", "10", "100", "0"), ("maker", "-10", "100", "0"))
+    closing = fills(("alice", "-2", "94", "1"), ("maker", "2", "94", "0"))
+    found.frames = {
+        0: [(0, {"transfers": deposits, "fills": opening}), (2, {"transfers": NO_TRANSFERS, "fills": closing})]
+    }
+    found.marks = [
+        (0, {"time": 10, "full": True, "marks": [mark("100", 10)]}),
+        (1, {"time": 20, "full": False, "marks": [mark("94", 20)]}),
+        (2, {"time": 30, "full": False, "marks": [mark("95", 30)]}),
+    ]
+    found.commands = [
+        {
+            "command_id": f"{PREFIX}alice:1",
+            "account": f"{PREFIX}alice",
+            "margin": "cross",
+            "sequence": 1,
+            "stage": "reduce",
+            "issued_at": 20,
+            "orders": [
+                {
+                    "order_id": f"{PREFIX}alice:1:0",
+                    "symbol": SYMBOL,
+                    "position_side": "long",
+                    "order_side": "sell",
+                    "quantity": "2",
+                    "limit_price": "90",
+                    "mark_price": "94",
+                }
+            ],
+            "evidence": {
+                "equity": "40",
+                "maintenance_margin": "47",
+                "health_ratio": "0.85106382",
+                "shard": 0,
+                "events_offset": 0,
+                "marks_offset": 1,
+                "parameters_version": 1,
+                "marks": {SYMBOL: "94"},
+            },
+        }
+    ]
+    found.reports = [
+        {"order_id": f"{PREFIX}alice:1:0", "status": "accepted", "filled_quantity": "0"},
+        {"order_id": f"{PREFIX}alice:1:0", "status": "filled", "filled_quantity": "2"},
+    ]
+    found.rows = {
+        f"{PREFIX}alice": row("alice", "99", "8", "-812"),
+        f"{PREFIX}maker": row("maker", "10000", "-8", "812"),
+    }
+    found.tables = dict(found.rows)
+    return found
+
+
+def mark(price: str, time: int) -> dict[str, Any]:
+    return {"symbol": SYMBOL, "price": price, "status": "live", "publish_time": time}
+
+
+def test_records_that_are_right_pass_every_check(right: Evidence) -> None:
+    assert run_checks(right) == {name: [] for name in CHECKS}
+
+
+def repeat_a_command(found: Evidence) -> None:
+    found.commands.append(found.commands[0])
+
+
+def skip_a_sequence(found: Evidence) -> None:
+    found.commands[0] |= {"sequence": 2, "command_id": f"{PREFIX}alice:2"}
+
+
+def lose_a_report(found: Evidence) -> None:
+    found.reports.pop()
+
+
+def report_more_than_was_traded(found: Evidence) -> None:
+    found.reports[1]["filled_quantity"] = "3"
+
+
+def drop_evidence(found: Evidence) -> None:
+    del found.commands[0]["evidence"]["equity"]
+
+
+def lose_a_unit(found: Evidence) -> None:
+    found.rows[f"{PREFIX}alice"] = found.tables[f"{PREFIX}alice"] = row("alice", "98.999999", "8", "-812")
+
+
+def lose_a_contract(found: Evidence) -> None:
+    found.rows[f"{PREFIX}alice"] = found.tables[f"{PREFIX}alice"] = row("alice", "99", "7", "-812")
+
+
+def change_redis(found: Evidence) -> None:
+    found.tables[f"{PREFIX}alice"] += b" "
+
+
+def lose_a_row_in_redis(found: Evidence) -> None:
+    del found.tables[f"{PREFIX}maker"]
+
+
+def keep_a_row_too_many_in_redis(found: Evidence) -> None:
+    found.tables[f"{PREFIX}ghost"] = b"{}"
+
+
+def swap_two_accounts(found: Evidence) -> None:
+    found.rows[f"{PREFIX}alice"], found.rows[f"{PREFIX}maker"] = (
+        found.rows[f"{PREFIX}maker"],
+        found.rows[f"{PREFIX}alice"],
+    )
+    found.tables = dict(found.rows)
+
+
+def liquidate_a_healthy_account(found: Evidence) -> None:
+    found.commands[0]["evidence"]["marks_offset"] = 0
+
+
+def misstate_equity(found: Evidence) -> None:
+    found.commands[0]["evidence"]["equity"] = "40.01"
+
+
+def liquidate_on_a_halted_mark(found: Evidence) -> None:
+    found.marks[1][1]["marks"][0]["status"] = "halted"
+
+
+def liquidate_on_an_old_mark(found: Evidence) -> None:
+    found.marks[1][1]["time"] = 10_000_000
+
+
+def leave_somebody_below_maintenance(found: Evidence) -> None:
+    found.marks.append((3, {"time": 40, "full": False, "marks": [mark("90", 40)]}))
+
+
+def lose_the_parameters(found: Evidence) -> None:
+    found.parameters.records.pop()
+
+
+TAMPERED: list[tuple[Callable[[Evidence], None], str]] = [
+    (repeat_a_command, "commands_once_and_complete"),
+    (skip_a_sequence, "commands_once_and_complete"),
+    (lose_a_report, "commands_once_and_complete"),
+    (report_more_than_was_traded, "commands_once_and_complete"),
+    (drop_evidence, "commands_once_and_complete"),
+    (lose_a_unit, "money_conserved"),
+    (lose_a_contract, "money_conserved"),
+    (lose_a_unit, "changelog_equals_recomputation"),
+    (swap_two_accounts, "changelog_equals_recomputation"),
+    (change_redis, "redis_equals_changelog"),
+    (lose_a_row_in_redis, "redis_equals_changelog"),
+    (keep_a_row_too_many_in_redis, "redis_equals_changelog"),
+    (liquidate_a_healthy_account, "nobody_healthy_liquidated"),
+    (misstate_equity, "nobody_healthy_liquidated"),
+    (liquidate_on_a_halted_mark, "nobody_healthy_liquidated"),
+    (liquidate_on_an_old_mark, "nobody_healthy_liquidated"),
+    (leave_somebody_below_maintenance, "nobody_liquidatable_left"),
+    (lose_the_parameters, "money_conserved"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "check"), TAMPERED, ids=[f"{t.__name__}-{c}" for t, c in TAMPERED])
+def test_a_check_finds_what_was_changed(right: Evidence, tamper: Callable[[Evidence], None], check: str) -> None:
+    changed = copy.deepcopy(right)
+    tamper(changed)
+    assert run_checks(changed)[check]
+
+
+def test_an_open_command_excuses_a_group_below_maintenance(right: Evidence) -> None:
+    leave_somebody_below_maintenance(right)
+    content = orjson.loads(right.rows[f"{PREFIX}alice"])
+    content["groups"][0]["command"] = {"command_id": f"{PREFIX}alice:1"}
+    right.rows[f"{PREFIX}alice"] = orjson.dumps(content)
+    assert CHECKS["nobody_liquidatable_left"](right) == []

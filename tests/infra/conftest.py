@@ -1,0 +1,56 @@
+"""What the tests of the local stack share: waiting for a condition, and an owner process whose end can be chosen."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DEADLINE_S = 30.0
+
+
+def _eventually(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {DEADLINE_S:g} s: {what}")
+        time.sleep(0.01)
+
+
+def _ended(pid: int) -> bool:
+    """Whether no process ``pid`` is left, not even as a zombie of ours."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    stated = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    # Where nothing reaps orphans, the zombie of a dead owner's child stays; it holds nothing any more.
+    return stated.strip().startswith("Z") or not stated.strip()
+
+
+def _owner(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    """A Python process that runs ``code``; its first line of output is ready when it has started what it owns."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object], str], None]:
+    """Wait until a condition holds, or fail with what was waited for."""
+    return _eventually
+
+
+@pytest.fixture
+def ended() -> Callable[[int], bool]:
+    return _ended
+
+
+@pytest.fixture
+def owner() -> Callable[..., "subprocess.Popen[str]"]:
+    return _owner

@@ -1,0 +1,152 @@
+"""A managed process ends with its owner, whatever way the owner ends, and its temporary folder with it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infra.local.errors import StartError, StillRunning
+from infra.local.process import ManagedProcess, TemporaryFolder
+
+Eventually = Callable[[Callable[[], object], str], None]
+Owner = Callable[..., "subprocess.Popen[str]"]
+
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
+]
+
+# Starts a process and a folder in a thread that has ended before the owner does, as a pool's would.
+OWNER = """
+import os, sys, threading, time
+from infra.local.process import ManagedProcess, TemporaryFolder
+
+def start():
+    folder = TemporaryFolder()
+    code = "import time; print('up', flush=True); time.sleep(600)"
+    process = ManagedProcess([sys.executable, "-c", code], name="it", log_path=folder.path / "it.log", orphan_grace_s=1)
+    while "up" not in process.log_tail():
+        time.sleep(0.01)
+    held.extend([folder, process])
+
+held = []
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+forked = 0
+if sys.argv[1] == "fork":
+    forked = os.fork()
+    if forked == 0:
+        os.close(1)
+        time.sleep(600)
+print(held[1].pid, held[0].path, forked, flush=True)
+if sys.argv[1] == "pause":
+    held[1].pause()
+if sys.argv[1] == "exception":
+    raise SystemError("on purpose")
+if sys.argv[1] == "exit":
+    os._exit(3)
+time.sleep(600)
+"""
+
+
+def started(argv: list[str], folder: Path, eventually: Eventually, **options: float) -> ManagedProcess:
+    process = ManagedProcess(argv, name="it", log_path=folder / "it.log", **options)  # type: ignore[arg-type]
+    eventually(lambda: "up" in process.log_tail(), "the process is up")
+    return process
+
+
+def test_output_and_exit_code(tmp_path: Path) -> None:
+    code = "import os, sys; print(os.environ['WORD']); print('bad', file=sys.stderr); sys.exit(7)"
+    process = ManagedProcess([sys.executable, "-c", code], name="it", log_path=tmp_path / "log", env={"WORD": "good"})
+    assert process.wait(20) == 7
+    assert set(process.log_tail().split()) == {"good", "bad"}
+    assert process.poll() == 7
+    process.signal(signal.SIGTERM)  # nothing is there any more: no error
+
+
+def test_pid_is_the_commands_own(tmp_path: Path) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    with ManagedProcess([sys.executable, "-c", code], name="it", log_path=tmp_path / "log") as process:
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(20) == 128 + signal.SIGKILL
+    assert int(process.log_tail()) == process.pid
+
+
+def test_terminate_is_orderly_first(tmp_path: Path, eventually: Eventually) -> None:
+    assert started(SLEEPER, tmp_path, eventually).terminate() == 128 + signal.SIGTERM
+
+
+def test_terminate_kills_what_does_not_listen(
+    tmp_path: Path, eventually: Eventually, ended: Callable[[int], bool]
+) -> None:
+    process = started(STUBBORN, tmp_path, eventually)
+    with pytest.raises(StillRunning, match="is still running after 0 s"):
+        process.wait(0)
+    assert process.terminate(grace_s=0.1) == 128 + signal.SIGKILL
+    assert ended(process.pid)
+
+
+def test_terminate_reaches_a_paused_process(tmp_path: Path, eventually: Eventually) -> None:
+    process = started(SLEEPER, tmp_path, eventually)
+    process.pause()
+    assert process.poll() is None
+    assert process.terminate() == 128 + signal.SIGTERM
+
+
+def test_what_it_started_itself_ends_with_it(
+    tmp_path: Path, eventually: Eventually, ended: Callable[[int], bool]
+) -> None:
+    code = "import subprocess, sys; print('up', subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
+    process = ManagedProcess(
+        [sys.executable, "-c", code + "; import time; time.sleep(600)"], name="it", log_path=tmp_path / "log"
+    )
+    eventually(lambda: "EOFError" in process.log_tail(), "it has no input")
+    grandchild = int(process.log_tail().split()[1])
+    process.wait(20)
+    eventually(lambda: ended(grandchild), "the grandchild has ended")
+
+
+def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"it could not be started: .*no-such-program"):
+        ManagedProcess(["/no-such-program"], name="it", log_path=tmp_path / "log")
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "exception", "exit", "pause", "fork"])
+def test_nothing_outlives_the_owner(
+    end: str, owner: Owner, eventually: Eventually, ended: Callable[[int], bool]
+) -> None:
+    with owner(OWNER, end) as process:
+        assert process.stdout is not None
+        pid, folder, forked = process.stdout.readline().split()
+        assert os.path.isdir(folder)
+        if end not in ("exception", "exit"):
+            process.send_signal(getattr(signal, end, signal.SIGKILL))
+    eventually(lambda: ended(int(pid)), f"the process ends with its owner ({end})")
+    eventually(lambda: not os.path.exists(folder), "its folder is removed")
+    if end == "fork":
+        assert not ended(int(forked)), "the owner's fork lives, and did not keep the process"
+        os.kill(int(forked), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a child to its parent")
+def test_it_ends_with_its_supervisor(tmp_path: Path, eventually: Eventually, ended: Callable[[int], bool]) -> None:
+    process = started(STUBBORN, tmp_path, eventually)
+    listed = subprocess.run(["ps", "-o", "ppid=", "-p", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(listed.stdout), signal.SIGKILL)
+    assert process.wait(20) == 128 + signal.SIGKILL
+    eventually(lambda: ended(process.pid), "the command ends with its supervisor")
+
+
+def test_a_folder_is_removed_after_those_who_use_it(eventually: Eventually) -> None:
+    with TemporaryFolder() as folder:
+        process = started(SLEEPER, folder.path, eventually)
+        assert process.kill() == 128 + signal.SIGKILL
+    assert not folder.path.exists()
+    folder.close()  # again: nothing to do

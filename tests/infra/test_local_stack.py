@@ -1,0 +1,164 @@
+"""The real servers: they keep their data and port through kill -9, say why they fail, and leave nothing behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from infra.local import valkey
+from infra.local.errors import MissingError, StartError
+from infra.local.kafka import KafkaServer
+from infra.local.stack import LocalStack
+from infra.local.valkey import ValkeyServer
+
+Eventually = Callable[[Callable[[], object], str], None]
+Owner = Callable[..., "subprocess.Popen[str]"]
+
+OWNER = """
+import sys, time
+from infra.local.stack import LocalStack
+with LocalStack.start(environment={}) as stack:
+    print(stack.kafka.process.pid, stack.valkey.process.pid, stack.folder, flush=True)
+    time.sleep(600)
+"""
+LOCAL = "import pathlib, sys; from infra.local.stack import run_local; run_local(keep_data=pathlib.Path(sys.argv[1]))"
+
+
+def commit(bootstrap_servers: str, topic: str, value: bytes) -> None:
+    """Write one record in a transaction, as the pipeline does."""
+    producer = Producer(
+        {"bootstrap.servers": bootstrap_servers, "transactional.id": "test", "transaction.timeout.ms": 10_000}
+    )
+    producer.list_topics(timeout=20)
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(topic, value, partition=0)
+    producer.commit_transaction(20)
+
+
+def committed(bootstrap_servers: str, topic: str, count: int) -> list[bytes | None]:
+    """The first ``count`` committed values of partition 0."""
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "test", "enable.auto.commit": False})
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        return [message.value() for message in consumer.consume(count, timeout=20)]
+    finally:
+        consumer.close()
+
+
+def test_what_is_given_is_not_started() -> None:
+    given = {"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092", "MARGIN_REDIS__URL": "redis://redis.example/0"}
+    with LocalStack.start(environment=given) as stack:
+        assert stack.environment == given
+        assert (stack.kafka, stack.valkey) == (None, None)
+    with LocalStack.start(environment={}, bootstrap_servers="kafka.example:9092") as stack:
+        assert stack.valkey is not None
+        assert stack.valkey.healthy()
+        folder = stack.folder
+    assert not folder.exists()
+
+
+def test_kafka_comes_back_after_kill_with_what_was_committed(tmp_path: Path) -> None:
+    said: list[str] = []
+    with KafkaServer(tmp_path, progress=said.append) as kafka:
+        assert said[-1] == "starting Kafka"
+        AdminClient({"bootstrap.servers": kafka.bootstrap_servers}).create_topics([NewTopic("t", 1)])["t"].result(20)
+        commit(kafka.bootstrap_servers, "t", b"before")
+        place, pid = kafka.bootstrap_servers, kafka.process.pid
+        kafka.kill()
+        assert not kafka.running
+        assert not kafka.healthy(0.2)
+        kafka.start()
+        assert (kafka.bootstrap_servers, kafka.process.pid != pid) == (place, True)
+        commit(place, "t", b"after")
+        assert committed(place, "t", 2) == [b"before", b"after"]
+        kafka.pause()
+        assert not kafka.healthy(0.2)
+        kafka.resume()
+        assert kafka.healthy(20)
+        with pytest.raises(KafkaException, match="UNKNOWN_TOPIC_OR_PART"):
+            committed_topic(place, "not-created")
+    assert not kafka.running
+
+
+def committed_topic(bootstrap_servers: str, topic: str) -> None:
+    """Raises unless the topic is there: nothing is created by being asked for."""
+    error = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(topic, timeout=20).topics[topic].error
+    if error is not None:
+        raise KafkaException(error)
+
+
+def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
+    kafka = KafkaServer(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", kafka.port))
+        taken.listen()
+        with pytest.raises(StartError, match=r"(?s)Kafka ended with \d+ while starting; .*Address already in use"):
+            kafka.start()
+        with pytest.raises(MissingError, match=f"port {kafka.port} for Valkey is taken"):
+            ValkeyServer(tmp_path, port=kafka.port)
+    assert not kafka.running
+
+
+def test_valkey_keeps_data_only_if_asked(tmp_path: Path) -> None:
+    for keep_data, expected in ((True, b"1"), (False, None)):
+        with ValkeyServer(tmp_path / str(keep_data), keep_data=keep_data) as server:
+            with redis.Redis.from_url(server.url) as client:
+                client.set("a", 1)
+                server.pause()
+                assert not server.healthy(0.1)
+                server.resume()
+                server.restart()
+                assert client.get("a") == expected
+                server.kill()
+                assert not server.healthy(0.1)
+
+
+def test_no_valkey_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(valkey, "_packaged_server", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingError, match="or name a server that runs already in MARGIN_REDIS__URL"):
+        valkey.find_server()
+    (tmp_path / "redis-server").touch(mode=0o755)
+    assert valkey.find_server() == str(tmp_path / "redis-server")
+
+
+def test_kill_9_of_the_owner_leaves_nothing(owner: Owner, eventually: Eventually, ended: Callable[[int], bool]) -> None:
+    with owner(OWNER) as process:
+        assert process.stdout is not None
+        *pids, folder = process.stdout.readline().split()
+        assert os.path.isdir(folder)
+        process.kill()
+    for pid in pids:
+        eventually(lambda pid=pid: ended(int(pid)), "the server ends with its owner")  # type: ignore[misc]
+    eventually(lambda: not os.path.exists(folder), "its data is removed")
+
+
+def test_run_local_keeps_data_and_ends_in_order(tmp_path: Path, owner: Owner) -> None:
+    for run in (1, 2):
+        with owner(LOCAL, str(tmp_path / "data")) as process:
+            assert process.stdout is not None
+            said = ""
+            while "Ctrl-C" not in said:
+                line = process.stdout.readline()
+                assert line, f"it ended early: {said}"
+                said += line
+            url = re.search(r"^export MARGIN_REDIS__URL=(.*)$", said, re.MULTILINE)
+            servers = re.search(r"^export MARGIN_KAFKA__BOOTSTRAP_SERVERS=(.*)$", said, re.MULTILINE)
+            assert url
+            assert servers
+            committed_topic(servers[1], "liquidation.commands.v1")
+            with redis.Redis.from_url(url[1]) as client:
+                assert client.incr("runs") == run
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.read().endswith("stopped\n")
+        assert process.returncode == 0
+        assert (tmp_path / "data" / "kafka.log").exists()

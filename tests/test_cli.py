@@ -1,0 +1,132 @@
+"""The command line: it teaches, it refuses in one line, and it never shows a traceback for a user's mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streams.settings import Settings
+
+COMMANDS = ["router", "oracle", "engine", "topics", "account", "evaluate", "demo", "local", "settings"]
+
+
+def run(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "streams.cli", *arguments],
+        input=stdin,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_names_every_command() -> None:
+    shown = run("--help").stdout
+    assert all(command in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_its_options(command: str) -> None:
+    done = run(command, "--help", COLUMNS="200")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("settings",), {"MARGIN_KAFKA__BOOTSTRAP": "x"}, "MARGIN_KAFKA__BOOTSTRAP"),
+        (("settings",), {"MARGIN_TOPICS__SHARDS": "many"}, "MARGIN_TOPICS__SHARDS"),
+        (("settings",), {"MARGIN_REDIS__URL": "localhost"}, "MARGIN_REDIS__URL"),
+        (("router",), {"MARGIN_ROUTER__GROUP_ID": "margin-engine"}, "must differ"),
+        (("engine",), {"MARGIN_KAFKA__SASL_MECHANISM": "PLAIN"}, "SASL_MECHANISM"),
+        (("demo", "--speed", "0"), {}, "--speed"),
+        (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], environment: dict[str, str], said: str
+) -> None:
+    done = run(*arguments, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_are_shown_without_secrets() -> None:
+    done = run(
+        "settings",
+        MARGIN_KAFKA__SECURITY_PROTOCOL="SASL_SSL",
+        MARGIN_KAFKA__SASL_MECHANISM="PLAIN",
+        MARGIN_KAFKA__SASL_USERNAME="me",
+        MARGIN_KAFKA__SASL_PASSWORD="hunter2",
+        MARGIN_REDIS__URL="redis://user:hunter3@host:1/0",
+        COLUMNS="200",
+    )
+    assert done.returncode == 0
+    assert "hunter" not in done.stdout
+    assert "***" in done.stdout
+
+
+REQUEST = {
+    "parameters": [
+        {"type": "asset", "asset": "USDC", "decimals": 6},
+        {
+            "type": "instrument",
+            "symbol": "BTC-PERP",
+            "settle_asset": "USDC",
+            "price_increment": "0.1",
+            "quantity_increment": "0.001",
+            "margin_tiers": [{"notional_floor": "0", "maintenance_rate": "0.1", "initial_rate": "0.2"}],
+        },
+    ],
+    "marks": {"BTC-PERP": "50000"},
+    "account": {
+        "account": "a",
+        "balances": {"USDC": "499"},
+        "positions": [{"symbol": "BTC-PERP", "quantity": "0.1", "entry_price": "50000"}],
+    },
+}
+
+
+def test_evaluate_reads_a_file_or_standard_input(tmp_path: Path) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(REQUEST))
+    from_file, from_input = run("evaluate", str(path)), run("evaluate", stdin=json.dumps(REQUEST))
+    assert from_file.stdout == from_input.stdout
+    (group,) = json.loads(from_file.stdout)["groups"]
+    assert group["liquidatable"] is True
+    assert group["equity"] == "499"
+    assert group["plan"]["orders"][0]["symbol"] == "BTC-PERP"
+    assert isinstance(json.loads(run("evaluate", stdin=json.dumps([REQUEST])).stdout), list)
+
+
+def test_evaluate_refuses_bad_input_in_one_line() -> None:
+    done = run("evaluate", stdin='{"parameters": []}')
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_topics_says_what_is_right_and_what_is_wrong(settings: Settings) -> None:
+    where = {
+        "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "MARGIN_TOPICS__SHARDS": str(settings.topics.shards),
+    }
+    right = run("topics", "--verify", **where)
+    assert right.returncode == 0
+    assert "wrong" not in right.stdout
+    wrong = run("topics", "--verify", "--shards", "64", **where)
+    assert wrong.returncode == 1
+    assert "MARGIN_TOPICS__SHARDS is 64" in " ".join(wrong.stdout.split())
+
+
+def test_kafka_away_is_said() -> None:
+    done = run("topics", MARGIN_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert done.returncode == 2
+    assert "MARGIN_KAFKA__BOOTSTRAP_SERVERS" in done.stderr
