@@ -8,11 +8,11 @@ import base64
 import os
 import shutil
 import subprocess
-import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from infra.local.archive import Archive
@@ -126,24 +126,36 @@ class KafkaServer(LocalServer):
         admin = AdminClient(self._client())
         while not _answers(admin, 0.5):
             self._still_starting(deadline)
-        groups = admin.describe_consumer_groups([_PROBE], request_timeout=max(1.0, deadline - time.monotonic()))
-        self._await_transactions(deadline)
-        while not groups[_PROBE].done():
-            self._still_starting(deadline)
+        _ = admin.describe_consumer_groups([_PROBE])  # has the topic of group offsets created meanwhile
+        self._await_coordinator(self._ask_for_transactions, deadline)
+        self._await_coordinator(self._ask_for_group, deadline)
 
-    def _await_transactions(self, deadline: float) -> None:
-        """A new client for each attempt: librdkafka repeats a question for a coordinator only after 500 ms."""
+    def _await_coordinator(self, ask: Callable[[float], None], deadline: float) -> None:
+        """Ask with a new client each time: librdkafka repeats such a question after 500 ms only, and keeps answers."""
         patience_s = 0.05
         while True:
-            producer = Producer(self._client() | {"transactional.id": _PROBE})
             try:
-                producer.list_topics(timeout=1)
-                return producer.init_transactions(patience_s)
+                return ask(patience_s)
+            except TimeoutError:
+                pass
             except KafkaException as error:
-                if not error.args[0].retriable():
-                    raise StartError(f"Kafka has no transactions: {error.args[0].str()}; {self._log_end()}") from error
+                if error.args[0].fatal():
+                    raise StartError(f"Kafka has no coordinator: {error.args[0].str()}; {self._log_end()}") from error
             self._still_starting(deadline)
             patience_s = min(2 * patience_s, 2.0)
+
+    def _ask_for_transactions(self, patience_s: float) -> None:
+        producer = Producer(self._client() | {"transactional.id": _PROBE})
+        producer.list_topics(timeout=1)
+        producer.init_transactions(patience_s)
+
+    def _ask_for_group(self, patience_s: float) -> None:
+        admin = AdminClient(self._client())
+        try:
+            admin.describe_consumer_groups([_PROBE])[_PROBE].result(timeout=patience_s)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                raise
 
     def _client(self) -> dict[str, str | int | float | bool]:
         return _CLIENT | {"bootstrap.servers": self.bootstrap_servers}

@@ -29,7 +29,7 @@ def admin_client(settings: Settings) -> AdminClient:
     return config.created(AdminClient, config.common(settings.kafka, "margin-admin"))
 
 
-def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float = 30.0) -> TopicReport:
+def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float = 15.0) -> TopicReport:
     """Create what is missing (unless ``create`` is False) and verify the rest.
 
     Raises:

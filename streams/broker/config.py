@@ -78,7 +78,8 @@ def producer(kafka: KafkaSettings, client_id: str, transactional_id: str | None 
 def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id: str = "") -> dict[str, Any]:
     """Consumer configuration: committed records only, offsets in our hands, from the beginning if there are none.
 
-    A cooperative-sticky classic group: a rebalance stops only the partitions that move. ``fetch.queue.backoff.ms=5``: at
+    A cooperative-sticky classic group: a rebalance stops only the partitions that move.
+    ``fetch.queue.backoff.ms=5``: at
     librdkafka's default of 1000 a consumer that takes all that is queued at once waits up to a second for more
     (63,000 records/s instead of 1,700,000).
     """

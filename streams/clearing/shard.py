@@ -33,6 +33,7 @@ from schemas.types import AlertKind
 from streams.clearing.account import AccountState, CommandState, GroupState, OrderState, account_row
 from streams.errors import InputError, ShardError
 from streams.logs import event
+from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import format_decimal
 from streams.margin.health import Health, evaluate
 from streams.margin.levels import margin_call_level
@@ -87,6 +88,8 @@ class Shard:
         self.shard = shard
         self.parameters = parameters or RiskParameters.empty()
         self.portfolio = Portfolio(self.parameters)
+        self._index = TriggerIndex(self.portfolio)
+        self._index_current = True
         self.accounts: dict[str, AccountState] = {}
         self.events_next = 0
         self.marks_next = 0
@@ -118,6 +121,7 @@ class Shard:
     def adopt(self, state: AccountState) -> None:
         """Take in an account that was restored from its row (its ledger is in the portfolio already)."""
         self.accounts[state.account] = state
+        self._index_current = False
         for group in state.groups.values():
             self._register(state, group)
             if group.command is not None:
@@ -128,6 +132,7 @@ class Shard:
         marks_next = self.marks_next
         self._learn(offset, frame)
         self.marks_next = marks_next
+        self._index_current = False
 
     def resume(self, record: JournalRecord) -> None:
         """Stand where ``record``, the last of the shard's journal, left off."""
@@ -179,17 +184,20 @@ class Shard:
         rows = set(self._owner) if everything else set(self._touched)
         self._touched.clear()
         rows |= self._due()
-        self._decide(np.fromiter(rows, dtype=np.int64, count=len(rows)))
+        self._index_current = self._index_current and not everything
+        self._decide(_array(rows))
 
     def apply_marks(self, offset: int, frame: MarkFrame) -> None:
-        """Walk one mark frame: new prices, new time; decide the groups that either concerns."""
-        moved = self._learn(offset, frame)
-        rows = self.portfolio.rows_with(moved) if moved else np.empty(0, dtype=np.int64)
-        due = self._due()
-        if due:
-            rows = np.union1d(rows, np.fromiter(due, dtype=np.int64, count=len(due)))
-        if rows.size:
-            self._decide(rows)
+        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due."""
+        self._renew_index()
+        moved, revived = self._learn(offset, frame)
+        found = [self._index.crossed_all(moved)] if moved else []
+        if revived:
+            found.append(self.portfolio.rows_with(revived))
+        if due := self._due():
+            found.append(_array(due))
+        if found:
+            self._decide(np.unique(np.concatenate(found)))
 
     # --- output ------------------------------------------------------------------------------------------------------
 
@@ -338,36 +346,41 @@ class Shard:
 
     # --- marks and time ----------------------------------------------------------------------------------------------
 
-    def _learn(self, offset: int, frame: MarkFrame) -> set[str]:
-        """Take in prices and time; the symbols whose price or liveness changed."""
+    def _learn(self, offset: int, frame: MarkFrame) -> tuple[dict[str, Decimal], set[str]]:
+        """Take in prices and time; the prices that changed, and the symbols whose marks have become live."""
         self.marks_next = offset + 1
         self.clock_us = max(self.clock_us, frame.time)
         if frame.full:
             self.marks_full = offset
-        moved = {mark.symbol for mark in frame.marks if self._learn_mark(mark)}
-        return moved | self._refresh_liveness()
+        moved: dict[str, Decimal] = {}
+        revived: set[str] = set()
+        for mark in frame.marks:
+            self._learn_mark(mark, moved, revived)
+        self._refresh_liveness()
+        return moved, revived
 
-    def _learn_mark(self, mark: Mark) -> bool:
+    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], revived: set[str]) -> None:
         known = self._marks.get(mark.symbol)
         price = Decimal(mark.price)
         live = mark.status == "live" and self._age_limit(mark.symbol, mark.publish_time) >= self.clock_us
-        changed = known is None or known.live != live or self.portfolio.marks.get(mark.symbol) != price
+        if self.portfolio.marks.get(mark.symbol) != price:
+            moved[mark.symbol] = price
+        if live and (known is None or not known.live):
+            revived.add(mark.symbol)
         self._marks[mark.symbol] = _MarkState(mark.status, mark.publish_time, live)
         if live:
             self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, mark.publish_time))
-        if changed:
+        if mark.symbol in moved or known is None or known.live != live:
             self.portfolio.set_mark(mark.symbol, price, live)
-        return changed
 
     def _age_limit(self, symbol: str, publish_time: int) -> int:
         rules = self.parameters.oracle.get(symbol)
         return publish_time + 1000 * (MARK_AGE_MS_DEFAULT if rules is None else rules.max_age_ms)
 
-    def _refresh_liveness(self, *, force: bool = False) -> set[str]:
+    def _refresh_liveness(self, *, force: bool = False) -> None:
         """Marks that grew older than their symbol allows are not live any more, whoever stopped publishing them."""
         if self.clock_us <= self._stale_at_us and not force:
-            return set()
-        changed = set()
+            return
         self._stale_at_us = 2**62
         for symbol, mark in self._marks.items():
             limit = self._age_limit(symbol, mark.publish_time)
@@ -377,8 +390,6 @@ class Shard:
             if live != mark.live:
                 mark.live = live
                 self.portfolio.set_live(symbol, live)
-                changed.add(symbol)
-        return changed
 
     def _due(self) -> set[int]:
         """The groups whose command has expired, until they have been decided again."""
@@ -395,8 +406,9 @@ class Shard:
         """Screen ``rows`` as columns, decide exactly those that the screen cannot rule out."""
         if not rows.size:
             return
-        rows = np.sort(rows)
         columns = self.portfolio.evaluate(rows)
+        if self._index_current:
+            self._index.update(rows, columns)
         equity, maintenance, error = columns.equity, columns.maintenance, columns.error
         margined = maintenance > 0
         suspect = margined & (equity - maintenance <= error)
@@ -411,6 +423,11 @@ class Shard:
             state, group = self._owner[row]
             if not state.suspended:
                 self._decide_exactly(state, group)
+
+    def _renew_index(self) -> None:
+        if not self._index_current:
+            self._index.rebuild()
+            self._index_current = True
 
     def _decide_exactly(self, state: AccountState, group: GroupState) -> None:
         command = group.command
@@ -583,6 +600,10 @@ class Shard:
             commands=tuple(command.command_id for command in self._commands),
             worker=worker,
         )
+
+
+def _array(rows: set[int]) -> Rows:
+    return np.array(sorted(rows), dtype=np.int64)
 
 
 def _one_row(frame: EventFrame, kind: str, index: int) -> bytes:

@@ -140,8 +140,8 @@ def show_result(
     kinds = Counter(alert["kind"] for alert in found.alerts)
     sent = exchange.sent
     lines = [
-        f"market        {sent.trades:,} trades ({sent.liquidation_trades:,} of them liquidations), {sent.prices:,} prices "
-        f"in {seconds[0]:.1f} s; {seconds[1]:.1f} s in all",
+        f"market        {sent.trades:,} trades ({sent.liquidation_trades:,} of them liquidations), "
+        f"{sent.prices:,} prices in {seconds[0]:.1f} s; {seconds[1]:.1f} s in all",
         f"accounts      {len(found.rows):,}, {found.fills:,} fills",
         f"commands      {len(found.commands):,}: " + _counts(stages),
         f"alerts        {len(found.alerts):,}: " + _counts(kinds),

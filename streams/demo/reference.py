@@ -1,8 +1,8 @@
 """A second, plain implementation of the ledger and of the risk mathematics, to check the pipeline's against.
 
 Exact decimals and dictionaries, one event after the other, straight from the records of the topics as plain JSON. It
-shares no line with the engine's mathematics (``streams.margin``, ``streams.clearing``) and is as slow as it looks: tiers
-are summed slice by slice, nothing is kept between two evaluations. Reading logs and comparing is left to the checks.
+shares no line with the engine's mathematics (``streams.margin``, ``streams.clearing``) and is as slow as it looks:
+tiers are summed slice by slice, nothing is kept between two evaluations. Reading logs and comparing is left to the checks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -75,11 +75,6 @@ class ShardFrames:
                 taken += [(shard, data) for data in _encoded(frame)]
         return taken
 
-    def clear(self) -> None:
-        """Forget what has been collected."""
-        for rows in self._shards:
-            rows.take()
-
     def _add_fill(self, trade: Trade, side: TradeSide, quantity: str) -> None:
         account = side.account
         columns = self._row_of(account).fills

@@ -195,7 +195,6 @@ class Router:
             raise BrokerError(f"no batch could be committed in {_FAILURES_MAX} attempts; the last: {error}") from error
         self._stop.wait(min(_BACKOFF_FIRST_S * 2 ** (self._failures - 1), _BACKOFF_MAX_S))
         self._end_transaction(error)
-        self._splitter.clear()
         places = self._consumer.assignment()
         self._ownership.drop(places)
         for place in self._ownership.begin(self._consumer, places):

@@ -63,11 +63,6 @@ class Splitter:
         counts, self._counts = self._counts, Counts()
         return self._frames.take(time_us), counts
 
-    def clear(self) -> None:
-        """Forget what has been taken. The trade ids are the caller's to restore."""
-        self._frames.clear()
-        self._counts = Counts()
-
     def _add_trade(self, trade: Trade, trade_ids: TradeIds) -> None:
         missing = trade_ids.accept(trade.symbol, trade.trade_id)
         if missing == REPEATED:

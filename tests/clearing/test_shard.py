@@ -1,9 +1,14 @@
 """What a shard decides, event by event: the rules a risk manager would read, on the engine's own state machine."""
 
 from decimal import Decimal
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as configure
+from hypothesis import strategies as st
 
 from schemas.messages import (
     EventFrame,
@@ -350,6 +355,63 @@ def test_the_journal_says_which_marks_were_walked_before_the_events(driver: Driv
     driver.shard.apply_marks(3, frame)
     following = driver.commit().journal
     assert (following.sequence, following.marks.first, following.events.first) == (journal.sequence + 1, 3, 1)
+
+
+class LooksAtEverything:
+    """Stands in for the trigger index: every mark wakes every group."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def crossed_all(self, _: object) -> object:
+        return np.arange(self._shard.portfolio.row_count, dtype=np.int64)
+
+    def update(self, *_: object) -> None:
+        """Nothing to keep."""
+
+    def rebuild(self) -> None:
+        """Nothing to keep."""
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("mark"), st.integers(8800, 11200), st.sampled_from([100, 250, 3000, 6000])),
+        st.tuples(st.just("fill"), st.integers(-3, 3), st.sampled_from(["a", "b", "c"])),
+        st.tuples(st.just("transfer"), st.integers(-400, 900), st.sampled_from(["a", "b", "c"])),
+        st.tuples(st.just("stale"), st.just(0), st.just(0)),
+        st.tuples(st.just("buffer"), st.integers(0, 30), st.just(0)),
+    ),
+    max_size=30,
+)
+
+
+@given(steps)
+@configure(max_examples=150, deadline=None)
+def test_waking_only_what_a_mark_crosses_decides_what_looking_at_everything_decides(
+    walk: list[tuple[str, int, Any]],
+) -> None:
+    woken, everything = Driver(), Driver()
+    everything.shard._index = LooksAtEverything(everything.shard)  # type: ignore[assignment]
+    for driver in (woken, everything):
+        driver.mark("10000")
+    for kind, number, other in walk:
+        outputs = [step(driver, kind, number, other) for driver in (woken, everything)]
+        assert outputs[0] == outputs[1]
+
+
+def step(driver: Driver, kind: str, number: int, other: Any) -> Output | None:
+    if kind == "mark":
+        return driver.mark(str(number), after_ms=other)
+    if kind == "fill":
+        return driver.fill(other, str(number), "10000") if number else None
+    if kind == "transfer":
+        return driver.transfer(other, str(number)) if number else None
+    if kind == "stale":
+        return driver.mark("9000", status="stale")
+    rules = driver.shard.parameters.with_record(PolicyParameters(liquidation_buffer_rate=f"0.0{number:02d}"))
+    driver.shard.apply_parameters(driver.shard.parameters_next, rules)
+    driver.shard.decide_touched(everything=True)
+    return driver.commit()
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:

@@ -1,10 +1,11 @@
 """What the tests of the local stack share: waiting for a condition, and an owner process whose end can be chosen."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,6 @@ def _ended(pid: int) -> bool:
     return stated.strip().startswith("Z") or not stated.strip()
 
 
-def _owner(code: str, *arguments: str) -> "subprocess.Popen[str]":
-    """A Python process that runs ``code``; its first line of output is ready when it has started what it owns."""
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    )
-
-
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], object], str], None]:
     """Wait until a condition holds, or fail with what was waited for."""
@@ -52,5 +44,20 @@ def ended() -> Callable[[int], bool]:
 
 
 @pytest.fixture
-def owner() -> Callable[..., "subprocess.Popen[str]"]:
-    return _owner
+def owner() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start a Python process that runs code with arguments; killed and reaped after the test at the latest."""
+    root = Path(__file__).resolve().parents[2]
+    with contextlib.ExitStack() as owners:
+
+        def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(root)},
+            )
+            owners.enter_context(process)
+            owners.callback(process.kill)
+            return process
+
+        yield start

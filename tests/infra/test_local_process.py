@@ -71,12 +71,12 @@ def test_output_and_exit_code(tmp_path: Path) -> None:
     process.signal(signal.SIGTERM)  # nothing is there any more: no error
 
 
-def test_pid_is_the_commands_own(tmp_path: Path) -> None:
-    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    with ManagedProcess([sys.executable, "-c", code], name="it", log_path=tmp_path / "log") as process:
+def test_pid_is_the_commands_own(tmp_path: Path, eventually: Eventually) -> None:
+    code = "import os, time; print(os.getpid(), 'up', flush=True); time.sleep(600)"
+    with started([sys.executable, "-c", code], tmp_path, eventually) as process:
+        assert process.log_tail().split() == [str(process.pid), "up"]
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(20) == 128 + signal.SIGKILL
-    assert int(process.log_tail()) == process.pid
 
 
 def test_terminate_is_orderly_first(tmp_path: Path, eventually: Eventually) -> None:
@@ -122,12 +122,12 @@ def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_nothing_outlives_the_owner(
     end: str, owner: Owner, eventually: Eventually, ended: Callable[[int], bool]
 ) -> None:
-    with owner(OWNER, end) as process:
-        assert process.stdout is not None
-        pid, folder, forked = process.stdout.readline().split()
+    process = owner(OWNER, end)
+    assert process.stdout is not None
+    pid, folder, forked = process.stdout.readline().split()
+    if end not in ("exception", "exit"):
         assert os.path.isdir(folder)
-        if end not in ("exception", "exit"):
-            process.send_signal(getattr(signal, end, signal.SIGKILL))
+        process.send_signal(signal.Signals[end] if end.startswith("SIG") else signal.SIGKILL)
     eventually(lambda: ended(int(pid)), f"the process ends with its owner ({end})")
     eventually(lambda: not os.path.exists(folder), "its folder is removed")
     if end == "fork":

@@ -54,6 +54,13 @@ def committed(bootstrap_servers: str, topic: str, count: int) -> list[bytes | No
         consumer.close()
 
 
+def require_topic(bootstrap_servers: str, topic: str) -> None:
+    """Raises unless the topic is there: nothing is created by being asked for."""
+    error = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(topic, timeout=20).topics[topic].error
+    if error is not None:
+        raise KafkaException(error)
+
+
 def test_what_is_given_is_not_started() -> None:
     given = {"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092", "MARGIN_REDIS__URL": "redis://redis.example/0"}
     with LocalStack.start(environment=given) as stack:
@@ -70,7 +77,8 @@ def test_kafka_comes_back_after_kill_with_what_was_committed(tmp_path: Path) -> 
     said: list[str] = []
     with KafkaServer(tmp_path, progress=said.append) as kafka:
         assert said[-1] == "starting Kafka"
-        AdminClient({"bootstrap.servers": kafka.bootstrap_servers}).create_topics([NewTopic("t", 1)])["t"].result(20)
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+        admin.create_topics([NewTopic("t", 1)])["t"].result(20)
         commit(kafka.bootstrap_servers, "t", b"before")
         place, pid = kafka.bootstrap_servers, kafka.process.pid
         kafka.kill()
@@ -85,15 +93,8 @@ def test_kafka_comes_back_after_kill_with_what_was_committed(tmp_path: Path) -> 
         kafka.resume()
         assert kafka.healthy(20)
         with pytest.raises(KafkaException, match="UNKNOWN_TOPIC_OR_PART"):
-            committed_topic(place, "not-created")
+            require_topic(place, "not-created")
     assert not kafka.running
-
-
-def committed_topic(bootstrap_servers: str, topic: str) -> None:
-    """Raises unless the topic is there: nothing is created by being asked for."""
-    error = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(topic, timeout=20).topics[topic].error
-    if error is not None:
-        raise KafkaException(error)
 
 
 def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
@@ -110,16 +111,16 @@ def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
 
 def test_valkey_keeps_data_only_if_asked(tmp_path: Path) -> None:
     for keep_data, expected in ((True, b"1"), (False, None)):
-        with ValkeyServer(tmp_path / str(keep_data), keep_data=keep_data) as server:
-            with redis.Redis.from_url(server.url) as client:
-                client.set("a", 1)
-                server.pause()
-                assert not server.healthy(0.1)
-                server.resume()
-                server.restart()
-                assert client.get("a") == expected
-                server.kill()
-                assert not server.healthy(0.1)
+        server = ValkeyServer(tmp_path / str(keep_data), keep_data=keep_data)
+        with server, redis.Redis.from_url(server.url) as client:
+            client.set("a", 1)
+            server.pause()
+            assert not server.healthy(0.1)
+            server.resume()
+            server.restart()
+            assert client.get("a") == expected
+            server.kill()
+            assert not server.healthy(0.1)
 
 
 def test_no_valkey_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,11 +133,11 @@ def test_no_valkey_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_kill_9_of_the_owner_leaves_nothing(owner: Owner, eventually: Eventually, ended: Callable[[int], bool]) -> None:
-    with owner(OWNER) as process:
-        assert process.stdout is not None
-        *pids, folder = process.stdout.readline().split()
-        assert os.path.isdir(folder)
-        process.kill()
+    process = owner(OWNER)
+    assert process.stdout is not None
+    *pids, folder = process.stdout.readline().split()
+    assert os.path.isdir(folder)
+    process.kill()
     for pid in pids:
         eventually(lambda pid=pid: ended(int(pid)), "the server ends with its owner")  # type: ignore[misc]
     eventually(lambda: not os.path.exists(folder), "its data is removed")
@@ -144,21 +145,21 @@ def test_kill_9_of_the_owner_leaves_nothing(owner: Owner, eventually: Eventually
 
 def test_run_local_keeps_data_and_ends_in_order(tmp_path: Path, owner: Owner) -> None:
     for run in (1, 2):
-        with owner(LOCAL, str(tmp_path / "data")) as process:
-            assert process.stdout is not None
-            said = ""
-            while "Ctrl-C" not in said:
-                line = process.stdout.readline()
-                assert line, f"it ended early: {said}"
-                said += line
-            url = re.search(r"^export MARGIN_REDIS__URL=(.*)$", said, re.MULTILINE)
-            servers = re.search(r"^export MARGIN_KAFKA__BOOTSTRAP_SERVERS=(.*)$", said, re.MULTILINE)
-            assert url
-            assert servers
-            committed_topic(servers[1], "liquidation.commands.v1")
-            with redis.Redis.from_url(url[1]) as client:
-                assert client.incr("runs") == run
-            process.send_signal(signal.SIGTERM)
-            assert process.stdout.read().endswith("stopped\n")
-        assert process.returncode == 0
+        process = owner(LOCAL, str(tmp_path / "data"))
+        assert process.stdout is not None
+        said = ""
+        while "Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, f"it ended early: {said}"
+            said += line
+        url = re.search(r"^export MARGIN_REDIS__URL=(.*)$", said, re.MULTILINE)
+        servers = re.search(r"^export MARGIN_KAFKA__BOOTSTRAP_SERVERS=(.*)$", said, re.MULTILINE)
+        assert url
+        assert servers
+        require_topic(servers[1], "liquidation.commands.v1")
+        with redis.Redis.from_url(url[1]) as client:
+            assert client.incr("runs") == run
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().endswith("stopped\n")
+        assert process.wait(20) == 0
         assert (tmp_path / "data" / "kafka.log").exists()

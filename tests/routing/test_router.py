@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
@@ -25,7 +25,7 @@ from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS, dead_lett
 from streams.broker import config
 from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
 from streams.broker.producer import TransactionalProducer
-from streams.broker.reader import Follower, LogReader
+from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
 from streams.routing import router as router_module
 from streams.routing.ownership import memory_key
@@ -77,9 +77,9 @@ class Exchange:
     def __init__(self, settings: Settings, records: Any, rows_of: Any) -> None:
         self.settings, self.records = settings, records
         self._rows_of = rows_of
-        name = f"{os.getpid()}-{next(_names)}"
-        self.symbol = f"R{name}-PERP"
-        self.alice, self.bob = f"alice-{name}", f"bob-{name}"
+        self.name = f"{os.getpid()}-{next(_names)}"
+        self.symbol = f"R{self.name}-PERP"
+        self.alice, self.bob = f"alice-{self.name}", f"bob-{self.name}"
         self._producer = Producer(config.producer(settings.kafka, "test"))
         self._logs: dict[str, Log] = {}
         self._rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -111,13 +111,19 @@ class Exchange:
             self.send(TRADES, trade)
         self.flush()
 
+    def transfers(self, sequences: range) -> None:
+        """Transfers of Alice's; unlike trades the router passes on whatever it reads, so a repeat would show."""
+        for sequence in sequences:
+            self.send(TRANSFERS, self.records.transfer(self.alice, sequence), key=self.alice)
+        self.flush()
+
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The routed rows of these accounts, each checked to be on its account's shard."""
         messages = self.log(EVENTS).records()
         frames = [(message.partition(), message.value()) for message in messages[self._seen[kind] :]]
         self._seen[kind] = len(messages)
         for shard, row in self._rows_of(frames, kind):
-            if row["account"] in (self.alice, self.bob):
+            if row["account"].endswith(f"-{self.name}"):
                 assert shard == shard_of(row["account"], self.settings.topics.shards)
                 self._rows[kind].append(row)
         return self._rows[kind]
@@ -128,9 +134,13 @@ class Exchange:
     def wait_for_trade(self, trade_id: int) -> None:
         eventually(lambda: trade_id in self.ids(self.alice) and trade_id in self.ids(self.bob), f"trade {trade_id}")
 
-    def assert_routed_once(self, trade_ids: range) -> None:
+    def wait_for_transfer(self, sequence: int) -> None:
+        eventually(lambda: sequence in [row["sequence"] for row in self.rows("transfers")], f"transfer {sequence}")
+
+    def assert_routed_once(self, trade_ids: range, transfers: range = range(0)) -> None:
         assert self.ids(self.alice) == list(trade_ids)
         assert self.ids(self.bob) == list(trade_ids)
+        assert [row["sequence"] for row in self.rows("transfers")] == list(transfers)
 
     def close(self) -> None:
         for log in self._logs.values():
@@ -145,13 +155,13 @@ def exchange(settings: Settings, records: Any, rows_of: Any) -> Iterator[Exchang
 
 
 class Process:
-    """A router as a process of its own."""
+    """A router as a process of its own. ``CRASH=before commit 3`` kills it (SIGKILL) just before its third commit."""
 
     def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from streams.routing.router import run\n" + _MAIN],
+                [sys.executable, "-c", _MAIN],
                 env={
                     **os.environ,
                     "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
@@ -166,9 +176,8 @@ class Process:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    def wait_for_crash(self) -> None:
+        assert self._process.wait(timeout=DEADLINE_S) == -signal.SIGKILL, self.log()
 
     def stop(self) -> int:
         self._process.send_signal(signal.SIGTERM)
@@ -176,11 +185,31 @@ class Process:
 
     def close(self) -> None:
         if self._process.poll() is None:
-            self.kill()
+            self._process.kill()
+            self._process.wait()
 
 
 _MAIN = """
+import itertools, os, signal
 from streams import logs, settings
+from streams.broker.producer import TransactionalProducer
+from streams.routing.router import run
+
+if crash := os.environ.get("CRASH"):
+    when, name, number = crash.split()
+    calls, original = itertools.count(1), getattr(TransactionalProducer, name)
+
+    def die(now):
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying(*arguments, **named):
+        last = next(calls) == int(number)
+        die(last and when == "before")
+        original(*arguments, **named)
+        die(last)
+
+    setattr(TransactionalProducer, name, dying)
 found = settings.load()
 logs.configure("INFO", "json", found.worker_name)
 run(found)
@@ -308,10 +337,9 @@ def test_what_cannot_be_read_is_kept_as_it_came_and_its_neighbours_are_routed(
     run()
     last = len(CASES) + 1
     exchange.wait_for_trade(last)
-    eventually(lambda: len(exchange.rows("transfers")) >= len(CASES), "the transfers")
+    exchange.wait_for_transfer(len(CASES))
     eventually(lambda: len(exchange.rows("reports")) >= len(CASES), "the reports")
-    exchange.assert_routed_once(range(1, last + 1))
-    assert [row["sequence"] for row in exchange.rows("transfers")] == list(range(1, len(CASES) + 1))
+    exchange.assert_routed_once(range(1, last + 1), range(1, len(CASES) + 1))
     assert [row["command_id"] for row in exchange.rows("reports")] == [
         f"{exchange.bob}:{n}" for n in range(1, len(CASES) + 1)
     ]
@@ -351,46 +379,40 @@ def test_a_record_that_no_dead_letter_topic_would_take_is_cut_and_says_so(
 # --- exactly once ----------------------------------------------------------------------------------------------------
 
 
-def wait_for_more_than(exchange: Exchange, trade_id: int) -> None:
-    eventually(lambda: max(exchange.ids(exchange.alice), default=0) > trade_id, f"trades after {trade_id}")
+CRASHES = ["before produce 20", "before send_offsets 3", "before commit 5", "after commit 4", "before begin 2"]
 
 
-def test_a_killed_router_neither_loses_nor_repeats(
+def test_a_router_killed_at_any_point_neither_loses_nor_repeats(
     exchange: Exchange, settings: Settings, start: Callable[..., Process]
 ) -> None:
-    """Killed in the middle of many transactions, twice; the exchange repeats everything it ever sent after each."""
+    """Killed at each point in turn; after each the exchange repeats everything that it ever sent, and sends more."""
     environment = {"MARGIN_SERVICE__INSTANCE_ID": exchange.symbol, "MARGIN_ROUTER__BATCH_RECORDS_MAX": "20"}
-    for first, last in ((1, 2000), (2001, 4000)):
-        exchange.trades(range(first, last + 1))
-        process = start(**environment)
-        wait_for_more_than(exchange, first + 100)
-        process.kill()
-        assert exchange.ids(exchange.alice)[-1] < last, "killed too late to show anything"
-        exchange.trades(range(1, last + 1))
+    for number, crash in enumerate(CRASHES, start=1):
+        exchange.transfers(range(50 * number - 49, 50 * number + 1))
+        exchange.trades(range(1, 200 * number))
+        start(CRASH=crash, **environment).wait_for_crash()
+    exchange.trades(range(1, 1201))
     process = start(**environment)
-    exchange.trades([4001])
-    exchange.wait_for_trade(4001)
+    exchange.wait_for_trade(1200)
+    exchange.wait_for_transfer(50 * len(CRASHES))
     assert process.stop() == 0, process.log()
-    exchange.assert_routed_once(range(1, 4002))
+    exchange.assert_routed_once(range(1, 1201), range(1, 50 * len(CRASHES) + 1))
     with LogReader(settings.kafka, "test") as reader:
         partition = partition_of(exchange.symbol.encode(), reader.partitions(TRADES))
         rows = [m for m in reader.read_range(ROUTER, partition, 0) if m.key() == memory_key(partition)]
-    assert orjson.loads(rows[-1].value() or b"")[exchange.symbol] == 4001
+    assert orjson.loads(rows[-1].value() or b"")[exchange.symbol] == 1200
 
 
-def test_a_second_router_takes_over_from_a_killed_one(exchange: Exchange, start: Callable[..., Process]) -> None:
-    """Other transactional ids: the open transaction of the dead one has to time out before its offsets are known."""
+def test_another_router_takes_over_from_a_killed_one(exchange: Exchange, start: Callable[..., Process]) -> None:
+    """Other names: the open transaction of the dead one has to time out before its offsets are known."""
     environment = {"MARGIN_ROUTER__BATCH_RECORDS_MAX": "20", "MARGIN_KAFKA__TRANSACTION_TIMEOUT_MS": "2000"}
-    routers = [start(**environment), start(**environment)]
-    exchange.trades([1])
-    exchange.wait_for_trade(1)
-    exchange.trades(range(2, 2001))
-    wait_for_more_than(exchange, 100)
-    routers[0].kill()
-    exchange.trades(range(1, 3001))
-    exchange.wait_for_trade(3000)
-    assert routers[1].stop() == 0, routers[1].log()
-    exchange.assert_routed_once(range(1, 3001))
+    exchange.trades(range(1, 501))
+    start(CRASH="before commit 10", **environment).wait_for_crash()
+    exchange.trades(range(1, 601))
+    process = start(**environment)
+    exchange.wait_for_trade(600)
+    assert process.stop() == 0, process.log()
+    exchange.assert_routed_once(range(1, 601))
 
 
 def test_routers_that_come_and_go_neither_lose_nor_repeat(exchange: Exchange, start: Callable[..., Process]) -> None:
@@ -405,6 +427,72 @@ def test_routers_that_come_and_go_neither_lose_nor_repeat(exchange: Exchange, st
     exchange.wait_for_trade(3000)
     assert second.stop() == 0, second.log()
     exchange.assert_routed_once(range(1, 3001))
+
+
+def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
+    exchange: Exchange, run: Callable[..., InThread], start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka checks only that the group's member is a present one, so an old owner could commit what is not its own."""
+    collect = Router._collect
+    second: list[Process] = []
+
+    def until_partitions_move(self: Router) -> list[Message]:
+        batch = collect(self)
+        if batch and not second:
+            owned = len(self._ownership)
+            second.append(start())
+            while len(self._ownership) >= owned:
+                batch += poll_batch(self._consumer, 0.05, 1000)
+        return batch
+
+    monkeypatch.setattr(Router, "_collect", until_partitions_move)
+    accounts = [f"{number}-{exchange.name}" for number in range(60)]
+    for account in accounts:
+        exchange.send(TRANSFERS, exchange.records.transfer(account), key=account)
+        exchange.send(REPORTS, exchange.records.report(account), key=account)
+    exchange.flush()
+    first = run()
+    eventually(lambda: {row["account"] for row in exchange.rows("transfers")} == set(accounts), "the transfers")
+    eventually(lambda: {row["account"] for row in exchange.rows("reports")} == set(accounts), "the reports")
+    first.close()
+    assert second[0].stop() == 0, second[0].log()
+    for kind in ("transfers", "reports"):
+        assert Counter(row["account"] for row in exchange.rows(kind)) == Counter(accounts)
+
+
+def test_a_router_that_the_group_has_expelled_commits_nothing(
+    exchange: Exchange,
+    settings: Settings,
+    run: Callable[..., InThread],
+    start: Callable[..., Process],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told of its loss only when it polls. Until then it knows no generation, which Kafka takes from anybody."""
+    collect = Router._collect
+    routed_by_another = threading.Event()
+    expelled = threading.Event()
+
+    def stuck(self: Router) -> list[Message]:
+        batch = collect(self)
+        if batch and not expelled.is_set():
+            eventually(lambda: not self._consumer.memberid(), "the end of the membership")
+            expelled.set()
+            assert routed_by_another.wait(DEADLINE_S)
+        return batch
+
+    monkeypatch.setattr(Router, "_collect", stuck)
+    kafka = msgspec.structs.replace(settings.kafka, session_timeout_ms=6000, options="max.poll.interval.ms=6000")
+    exchange.transfers(range(1, 101))
+    first = run(msgspec.structs.replace(settings, kafka=kafka))
+    assert expelled.wait(DEADLINE_S)
+    second = start()
+    exchange.wait_for_transfer(100)
+    routed_by_another.set()
+    exchange.transfers(range(101, 201))
+    exchange.wait_for_transfer(200)
+    first.close()
+    assert second.stop() == 0, second.log()
+    exchange.assert_routed_once(range(0), range(1, 201))
 
 
 class FaultyProducer(TransactionalProducer):
@@ -448,10 +536,12 @@ def test_however_transactions_end_each_trade_is_routed_once(
     monkeypatch.setattr(router_module, "TransactionalProducer", FaultyProducer)
     monkeypatch.setattr(FaultyProducer, "script", iter(script))
     exchange.trades([*range(1, 301), *range(200, 501)])
+    exchange.transfers(range(1, 201))
     router = run(in_small_batches(settings))
     exchange.wait_for_trade(500)
+    exchange.wait_for_transfer(200)
     router.close()
-    exchange.assert_routed_once(range(1, 501))
+    exchange.assert_routed_once(range(1, 501), range(1, 201))
 
 
 def test_a_router_that_is_fenced_reads_the_log_again(

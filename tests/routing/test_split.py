@@ -101,11 +101,8 @@ def test_every_frame_of_a_batch_has_the_batchs_time(records: Any) -> None:
     assert {Decoder[EventFrame](EventFrame)(data).time for _, data in frames} == {TIME_US}
 
 
-def test_a_splitter_that_was_cleared_or_taken_holds_nothing(records: Any) -> None:
+def test_what_was_taken_is_gone(records: Any) -> None:
     splitter = Splitter(SHARDS)
-    splitter.add(TRADES, orjson.dumps(records.trade(1)), TradeIds())
-    splitter.clear()
-    assert splitter.take(TIME_US) == ([], Counts())
     splitter.add(TRADES, orjson.dumps(records.trade(1)), TradeIds())
     assert splitter.take(TIME_US) != ([], Counts())
     assert splitter.take(TIME_US) == ([], Counts())

@@ -1,4 +1,4 @@
-"""A Valkey of its own for the tables' tests, which kill and flush it, and changelogs of their own on the run's Kafka."""
+"""A Valkey of their own for the tables' tests, which kill and flush it, and changelogs on the run's Kafka."""
 
 import itertools
 import os

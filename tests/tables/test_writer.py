@@ -141,7 +141,7 @@ def test_rows_that_are_long_are_cut_by_bytes(
     monkeypatch.setattr(writer_module, "BYTES_PER_SCRIPT_MAX", 10)
     before = client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
     table.open(SHARD, 1)
-    table.write(SHARD, 1, 7, {name: b"x" * 20 for name in "abc"})
+    table.write(SHARD, 1, 7, dict.fromkeys("abc", b"x" * 20))
     assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before >= 4
     assert len(rows_of(client)) == 3
 
