@@ -128,7 +128,7 @@ class Roles:
         except KafkaException:
             return False
         assigned = sum(len(member.assignment.topic_partitions) for member in found.members)
-        return found.state.name == "STABLE" and len(found.members) == members and assigned > 0
+        return found.state.name == "STABLE" and len(found.members) >= members and assigned > 0
 
     def _are_shards_taken(self) -> bool:
         """Every shard has a committed offset: its claim carried one."""

@@ -232,6 +232,44 @@ def test_the_account_command_shows_an_account(pipeline: Pipeline) -> None:
     assert group["positions"][0]["liquidation_price"].startswith("94.737")
 
 
+def test_the_oracle_remembers_its_prices_over_a_kill(pipeline: Pipeline) -> None:
+    market = Market(pipeline)
+
+    def kept() -> bool:
+        with redis.Redis.from_url(pipeline.settings.redis.url) as client:
+            state = client.hget(f"faust:{{{pipeline.settings.oracle.app_id}:prices}}", market.symbol)
+        return state is not None and len(json.loads(state)["sources"]) == 2
+
+    def price_again() -> bool:
+        market.price("100")
+        return kept()
+
+    eventually(price_again, "the prices in the oracle's Redis table")
+    pipeline.oracle.kill()
+    pipeline.oracle.restart()
+    after = pipeline.reader(topics.MARKS)
+
+    def beats() -> list[dict[str, Any]]:
+        return [
+            mark
+            for frame in after.values()
+            if frame["full"]
+            for mark in frame["marks"]
+            if mark["symbol"] == market.symbol
+        ]
+
+    eventually(beats, "a heartbeat with the remembered mark")
+    for source in ("one", "two"):
+        price = {"source": source, "symbol": market.symbol, "price": "105", "sequence": 1, "publish_time": now_us()}
+        pipeline.send(topics.PRICES, price, key=market.symbol)
+    pipeline.flush()
+    seen = len(beats())
+    eventually(lambda: len(beats()) >= seen + 4, "further heartbeats")
+    assert {mark["price"] for mark in beats()} == {"100"}, (
+        "a repeated sequence counts for nothing, also after a restart"
+    )
+
+
 BAD: dict[str, list[tuple[str, bytes | None]]] = {
     topics.TRADES: [
         ("not JSON", b"{"),
