@@ -122,8 +122,18 @@ class Engine:
             while not self._stop.is_set():
                 self._cycle()
             self._commit(journal_idle=True)
+        except BaseException:
+            self._abandon()
+            raise
         finally:
             self._close()
+
+    def _abandon(self) -> None:
+        """Forget everything uncommitted: what stopped half-way must not be committed on the way out."""
+        for shard in self._shards:
+            self._tables.release(shard, flush=False)
+        self._shards.clear()
+        self._letters.clear()
 
     def _close(self) -> None:
         """Hand over: leaving the group revokes every shard, which commits and releases it."""
@@ -280,8 +290,9 @@ class Engine:
 
     def _commit(self, *, journal_idle: bool = False) -> None:
         """Commit everything that is waiting; with ``journal_idle`` also how far quiet shards have walked the marks."""
+        journal_idle = journal_idle or bool(self._letters)  # a dead letter is written with the offset it stood at
         waiting = [shard for shard in self._shards.values() if shard.has_output or journal_idle]
-        if not waiting and not self._letters:
+        if not waiting:
             return
         started = time.monotonic()
         producer = self._producer
@@ -444,11 +455,8 @@ class Engine:
             self._producer = self._new_producer()
         owned = sorted({*self._shards, *self._to_take})
         self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
-        for shard in self._shards:
-            self._tables.release(shard, flush=False)
-        self._shards.clear()
+        self._abandon()
         self._held.clear()
-        self._letters.clear()
         self._to_take = owned
         SHARDS_OWNED.set(0)
 
