@@ -10,7 +10,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from schemas.types import Asset, DurationMs, PositiveDecimal, Sequence, Symbol, UnsignedDecimal
+from schemas.types import (
+    Asset,
+    DurationMs,
+    Identifier,
+    PositiveDecimal,
+    Sequence,
+    SignedDecimal,
+    Symbol,
+    UnsignedDecimal,
+)
 
 
 class MarginTier(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +31,7 @@ class MarginTier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CollateralTier(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantity tier of a collateral asset: ``weight`` applies to the part of the quantity inside the tier."""
+    """One quantity tier of a collateral asset: ``weight`` applies to the part of the quantity inside it."""
 
     quantity_floor: UnsignedDecimal
     weight: UnsignedDecimal
@@ -31,8 +40,12 @@ class CollateralTier(msgspec.Struct, frozen=True, kw_only=True):
 class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="instrument"):
     """A linear perpetual or future and its margin rules. Key ``instrument:SYMBOL``.
 
-    Closing a notional of ``depth_notional`` at once is expected to move the price by ``impact_rate`` of it: that decides
-    in which order, and how evenly, a liquidation closes several positions.
+    Closing a notional of ``depth_notional`` at once is expected to move the price by ``impact_rate`` of it: that
+    decides in which order, and how evenly, a liquidation closes several positions.
+
+    Under portfolio margin, positions of one ``scan_group`` are valued together in each scenario. ``scan_range`` is the
+    price move scanned, as a fraction; ``scan_array``, if given, is the profit of a long of notional 1 in each of the
+    scenarios instead (as a pricing model finds it), and ``scan_floor_rate`` the least margin on a notional of 1.
     """
 
     symbol: Symbol
@@ -45,6 +58,10 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     max_order_notional: PositiveDecimal | None = None
     depth_notional: PositiveDecimal | None = None
     impact_rate: UnsignedDecimal = "0"
+    scan_group: Symbol | None = None
+    scan_range: PositiveDecimal | None = None
+    scan_array: Annotated[tuple[SignedDecimal, ...], Meta(max_length=64)] = ()
+    scan_floor_rate: UnsignedDecimal = "0"
     version: Sequence = 0
 
     @property
@@ -69,12 +86,39 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
         return f"asset:{self.asset}"
 
 
+class ScanOffset(msgspec.Struct, frozen=True, kw_only=True):
+    """Two scan groups that hedge each other when they lean opposite ways: ``rate`` of the smaller risk is forgiven."""
+
+    first: Symbol
+    second: Symbol
+    rate: UnsignedDecimal
+
+
+class ScaleLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Between what a scale of margin rates stays, and how much it may change in a minute."""
+
+    floor: PositiveDecimal = "1"
+    cap: PositiveDecimal = "4"
+    change_per_minute: PositiveDecimal = "0.5"
+
+
 class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="policy"):
-    """What holds for every account. Key ``policy:default``."""
+    """What holds for every account. Key ``policy:default``.
+
+    ``portfolio_margin_accounts`` are margined by scanning scenarios instead of by tiers: extreme moves are
+    ``scan_extreme_multiple`` times the range and count ``scan_extreme_weight``; the initial margin is
+    ``scan_initial_scale`` times the maintenance margin.
+    """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"
     margin_call_levels: Annotated[tuple[PositiveDecimal, ...], Meta(max_length=16)] = ()
     command_ttl_ms: DurationMs = 5000
+    portfolio_margin_accounts: Annotated[tuple[Identifier, ...], Meta(max_length=10_000)] = ()
+    scan_offsets: Annotated[tuple[ScanOffset, ...], Meta(max_length=1000)] = ()
+    scan_extreme_multiple: PositiveDecimal = "2"
+    scan_extreme_weight: UnsignedDecimal = "0.35"
+    scan_initial_scale: PositiveDecimal = "1.25"
+    scale_limits: ScaleLimits = ScaleLimits()
     version: Sequence = 0
 
     @property

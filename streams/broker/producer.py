@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.headers import Headers
 from streams.broker import config
@@ -20,6 +20,21 @@ from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.settings import KafkaSettings
 
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
+
+
+def group_metadata(consumer: Consumer) -> Any:
+    """The membership under which offsets are sent: Kafka refuses them if the group has moved on since.
+
+    A member that was expelled and has not polled since may have neither an id nor a generation left, and from such a
+    one Kafka takes a transaction's offsets unchecked (as from producers older than KIP-447). So it is refused here.
+
+    Raises:
+        TransactionAborted: the consumer is no member of its group at present.
+    """
+    metadata = consumer.consumer_group_metadata()
+    if not consumer.memberid():  # asked afterwards: an id that is lost does not come back before the next poll
+        raise TransactionAborted("the group has expelled this member; its partitions may have another owner")
+    return metadata
 
 
 class TransactionalProducer:

@@ -2,7 +2,8 @@
 
 Exact decimals and dictionaries, one event after the other, straight from the records of the topics as plain JSON. It
 shares no line with the engine's mathematics (``streams.margin``, ``streams.clearing``) and is as slow as it looks:
-tiers are summed slice by slice, nothing is kept between two evaluations. Reading logs and comparing is left to the checks.
+tiers are summed slice by slice, nothing is kept between two evaluations. Reading logs and comparing is left to the
+checks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

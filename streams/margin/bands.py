@@ -24,13 +24,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
-import numpy.typing as npt
 
 from streams.margin.levels import decision_edges
 from streams.margin.portfolio import Columns, Portfolio, Rows
 from streams.margin.prices import Bools, Exposures, Floats, Ints
-
-Generations = npt.NDArray[np.int32]
 
 REACH = 0.25
 """Largest relative distance of a band upwards: rates above the tier reached there are not looked at."""
@@ -46,7 +43,13 @@ _VARIANCE_START = 1e-8
 _VARIANCE_LEAST = 1e-14
 _VARIANCE_MEMORY = 0.99
 
-REBAND_SHARE = 128
+_ROW_SHIFT = 32
+"""A ticket is a row, shifted so far, plus how often its bands have been made anew; only a row's latest counts."""
+
+_ENTERED_MAX = 512
+"""Most batches of triggers that wait for their symbol to move before they are sorted in."""
+
+REBAND_SHARE = 256
 REBAND_LEAST = 4096
 """At most this many rows, or this part of all of them, get new bands in one update. The others wait, awake."""
 
@@ -63,7 +66,7 @@ class TriggerIndex:
     def __init__(self, portfolio: Portfolio) -> None:
         """Index every row of ``portfolio`` at its marks."""
         self._portfolio = portfolio
-        self._generation: Generations = np.zeros(0, dtype=np.int32)
+        self._ticket: Ints = np.zeros(0, dtype=np.int64)
         self._awake: Bools = np.zeros(0, dtype=np.bool_)
         self._awake_count = 0
         self._ladders: list[_Ladder] = []
@@ -75,6 +78,11 @@ class TriggerIndex:
     def awake_count(self) -> int:
         """Rows without a band: they are in every answer of :meth:`crossed` until an update reaches them."""
         return self._awake_count
+
+    @property
+    def trigger_count(self) -> int:
+        """Triggers held, those that no longer count included."""
+        return sum(len(ladder) for ladder in self._ladders)
 
     def rebuild(self) -> None:
         """Give every row new bands at once: at the start and after a change of parameters."""
@@ -119,10 +127,11 @@ class TriggerIndex:
 
     def _fit(self) -> None:
         """Make room for the rows and symbols the portfolio has got since."""
-        rows = self._portfolio.row_count - self._generation.size
+        known, rows = self._ticket.size, self._portfolio.row_count - self._ticket.size
         if rows > 0:
-            more = max(rows, self._generation.size)
-            self._generation = np.concatenate([self._generation, np.zeros(more, dtype=np.int32)])
+            more = max(rows, known)
+            fresh = np.arange(known, known + more, dtype=np.int64) << _ROW_SHIFT
+            self._ticket = np.concatenate([self._ticket, fresh])
             self._awake = np.concatenate([self._awake, np.zeros(more, dtype=np.bool_)])
         symbols = self._portfolio.symbol_count - self._variance.size
         if symbols > 0:
@@ -133,14 +142,14 @@ class TriggerIndex:
         rows = rows[~self._awake[rows]]
         self._awake_count += rows.size
         self._awake[rows] = True
-        self._generation[rows] += 1
+        self._ticket[rows] += 1
 
     def _sleep(self, rows: Rows) -> None:
-        """Forget the bands of ``rows``: entries of an older generation count for nothing."""
+        """Forget the bands of ``rows``: triggers with an older ticket count for nothing."""
         if self._awake_count:
             self._awake_count -= int(np.count_nonzero(self._awake[rows]))
             self._awake[rows] = False
-        self._generation[rows] += 1
+        self._ticket[rows] += 1
 
     def _with_waiting(self, rows: Rows, most: int) -> Rows:
         self._awake_count -= int(np.count_nonzero(self._awake[rows]))
@@ -169,11 +178,11 @@ class TriggerIndex:
         if not ladder.size:
             return
         order = np.lexsort((key, ladder))
-        ladder, key, row = ladder[order], key[order], row[order].astype(np.int32)
-        generation = self._generation[row]
+        ladder, key, ticket = ladder[order], key[order], self._ticket[row[order]]
         starts = np.flatnonzero(np.diff(ladder, prepend=-1))
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), ladder.size], strict=True):
-            self._ladders[ladder[start]].enter(key[start:end], row[start:end], generation[start:end])
+        ends = [*starts[1:].tolist(), ladder.size]
+        for name, start, end in zip(ladder[starts].tolist(), starts.tolist(), ends, strict=True):
+            self._ladders[name].enter(key[start:end], ticket[start:end], self._ticket)
 
     def _crossed(self, symbol: str, price: float) -> list[Rows]:
         index, before = self._portfolio.symbol_id(symbol), self._price.get(symbol)
@@ -185,7 +194,7 @@ class TriggerIndex:
         move = price / before - 1
         self._variance[index] += (1 - _VARIANCE_MEMORY) * (move * move + _VARIANCE_LEAST - self._variance[index])
         down, up = self._ladders[2 * index], self._ladders[2 * index + 1]
-        return [*down.leave(-price, self._generation), *up.leave(price, self._generation)]
+        return [*down.leave(-price, self._ticket), *up.leave(price, self._ticket)]
 
 
 # --- the distances of a band -----------------------------------------------------------------------------------------
@@ -195,9 +204,9 @@ class TriggerIndex:
 class _Bracket:
     """Between which edges each row is.
 
-    ``below``, ``above``: float64[n], the edge it has reached and the next one, nan if there is none. ``fall``,
-    ``rise``: float64[n], at least 0, the slack to each in money. ``unsure``: bool[n], it may be on the other side of
-    one of them.
+    ``below``, ``above``: float64[n], the edge it has reached and the next one. ``fall``, ``rise``: float64[n], at
+    least 0, the slack to each in money, nan if there is no such edge. ``unsure``: bool[n], it may be on the other
+    side of one.
     """
 
     below: Floats
@@ -208,17 +217,15 @@ class _Bracket:
 
     @classmethod
     def of(cls, columns: Columns, edges: Floats) -> "_Bracket":
-        """The bracket of each row of ``columns``; rows without a maintenance margin are in none."""
+        """The bracket of each row of ``columns``; rows without a maintenance margin have no edges."""
         equity, maintenance, error = columns.equity, columns.maintenance, columns.error
-        reached = np.zeros(equity.size, dtype=np.int64)
-        for edge in edges:
-            reached += equity >= edge * maintenance
-        padded = np.concatenate([[np.nan], edges, [np.nan]])
-        below, above = padded[reached], padded[reached + 1]
         margined = maintenance > 0
-        below, above = np.where(margined, below, np.nan), np.where(margined, above, np.nan)
+        reached = np.searchsorted(edges, equity / np.where(margined, maintenance, 1), side="right")
+        below, above = np.concatenate([[0.0], edges])[reached], np.concatenate([edges, [0.0]])[reached]
         fall = equity - below * maintenance - error * (1 + below)
         rise = above * maintenance - equity - error * (1 + above)
+        fall[~margined | (reached == 0)] = np.nan
+        rise[~margined | (reached == edges.size)] = np.nan
         return cls(below, above, np.maximum(fall, 0), np.maximum(rise, 0), (fall <= 0) | (rise <= 0))
 
 
@@ -232,41 +239,37 @@ class _Distances:
     @classmethod
     def of(cls, exposures: Exposures, bracket: _Bracket, variance: Floats) -> "_Distances":
         """The distances that split each row's slack where its bands are left least often."""
-        owner = exposures.owner
-        scale = np.where(exposures.scaled, 1 + REACH, 1.0)
-        below, above = bracket.below[owner], bracket.above[owner]
-        lower, upper = np.nan_to_num(below), np.nan_to_num(above)
+        owner, smooth = exposures.owner, exposures.smooth
+        lower, upper = bracket.below[owner], bracket.above[owner]
+        falls, rises = ~np.isnan(bracket.fall)[owner], ~np.isnan(bracket.rise)[owner]
         gross = exposures.gross + np.maximum(lower, upper) * exposures.margin_top
         more = np.where(exposures.tangled, 2 * gross, _SLOPE_ERROR * gross)
-        smooth = exposures.smooth
-        loss_down = _rate(smooth - lower * exposures.margin_low + more, scale, below)
-        loss_up = _rate(lower * exposures.margin_high - smooth + more, scale, below)
-        gain_down = _rate(upper * exposures.margin_at - smooth + more, scale, above)
-        gain_up = _rate(smooth - upper * exposures.margin_at + more, scale, above)
+        loss_down = (smooth - lower * exposures.margin_low + more) * falls
+        loss_up = (lower * exposures.margin_high - smooth + more) * falls
+        gain_down = (upper * exposures.margin_at - smooth + more) * rises
+        gain_up = (smooth - upper * exposures.margin_at + more) * rises
+        scale = np.where(exposures.scaled, 1 + REACH, 1.0)
         spread = variance[exposures.symbol]
-        fall = _split(np.maximum(loss_down, loss_up), spread, bracket.fall, owner)
-        rise = _split(np.maximum(gain_down, gain_up), spread, bracket.rise, owner)
+        fall = _split(np.maximum(loss_down, loss_up) * scale, spread, bracket.fall, owner)
+        rise = _split(np.maximum(gain_down, gain_up) * scale, spread, bracket.rise, owner)
         down = np.minimum(np.where(loss_down > 0, fall, np.inf), np.where(gain_down > 0, rise, np.inf))
         up = np.minimum(np.where(loss_up > 0, fall, np.inf), np.where(gain_up > 0, rise, np.inf))
-        steeper = (lower * exposures.margin_top - smooth + more > 0) & ~np.isnan(below)
-        capped = steeper | (exposures.settles & (~np.isnan(below) | ~np.isnan(above)))
+        steeper = falls & (lower * exposures.margin_top - smooth + more > 0)
+        capped = steeper | (exposures.settles & (falls | rises))
         up = np.where(capped, np.minimum(up, REACH), up)
         still = bracket.unsure[owner]
         return cls(np.where(still, 0, _narrowed(down)), np.where(still, 0, _narrowed(up)))
 
 
-def _rate(slope: Floats, scale: Floats, edge: Floats) -> Floats:
-    """Money a relative move takes towards an edge; 0 where it leads away or there is no edge."""
-    return np.where(np.isnan(edge), 0.0, np.maximum(slope, 0) * scale)
-
-
 def _split(rate: Floats, variance: Floats, slack: Floats, owner: Ints) -> Floats:
-    """float64[m]: distances d with sum over a row of rate * d = slack, d ~ (variance / rate)**(1/3); inf at rate 0."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        share = np.where(rate > 0, np.cbrt(variance / rate), 0.0)
-        total = np.bincount(owner, weights=rate * share, minlength=slack.size)
-        distance: Floats = slack[owner] * share / total[owner]
-    return np.where(rate > 0, distance, np.inf)
+    """float64[m]: distances d with sum over a row of rate * d = slack, d ~ (variance / rate)**(1/3); inf at rate 0.
+
+    ``rate``: money a relative move takes towards the edge, at most 0 where every move leads away.
+    """
+    moves = rate > 0
+    share = np.cbrt(variance / np.where(moves, rate, np.inf))
+    total = np.bincount(owner, weights=np.where(moves, rate, 0) * share, minlength=slack.size)[owner]
+    return np.where(moves, slack[owner] * share / np.where(moves, total, 1), np.inf)
 
 
 def _narrowed(distance: Floats) -> Floats:
@@ -278,11 +281,10 @@ def _narrowed(distance: Floats) -> Floats:
 
 @dataclass(slots=True)
 class _Run:
-    """Triggers in ascending order; those before ``next`` have been taken."""
+    """Triggers, float64 and their tickets, int64, in ascending order; those before ``next`` have been taken."""
 
     key: Floats
-    row: npt.NDArray[np.int32]
-    generation: Generations
+    ticket: Ints
     next: int = 0
 
     @property
@@ -293,51 +295,66 @@ class _Run:
 class _Ladder:
     """The triggers of one symbol in one direction, as sorted runs of falling size (a log-structured merge).
 
-    Entering costs O(log n) a trigger over time, leaving O(log n + k). An entry counts only while its generation is its
+    Entering costs O(log n) a trigger over time, leaving O(log n + k). A trigger counts only while its ticket is its
     row's.
     """
 
-    __slots__ = ("_entered", "_runs")
+    __slots__ = ("_keys", "_runs", "_tickets")
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
-        self._entered: list[_Run] = []
+        self._keys: list[Floats] = []
+        self._tickets: list[Ints] = []
 
-    def enter(self, key: Floats, row: npt.NDArray[np.int32], generation: Generations) -> None:
-        """Add triggers, ascending in ``key``. They are sorted in when the symbol moves next."""
-        self._entered.append(_Run(key, row, generation))
+    def __len__(self) -> int:
+        """Triggers held: at most about twice those that count, and the last entered."""
+        return sum(key.size for key in self._keys) + sum(run.left for run in self._runs)
 
-    def leave(self, bound: float, current: Generations) -> list[Rows]:
-        """Take out every trigger at or below ``bound``; the rows of those that count."""
-        if self._entered:
+    def enter(self, key: Floats, ticket: Ints, current: Ints) -> None:
+        """Add triggers. They are sorted in when the symbol moves next, or when many have come."""
+        self._keys.append(key)
+        self._tickets.append(ticket)
+        if len(self._keys) > _ENTERED_MAX:
             self._sort_in(current)
+            self._merge(current)
+
+    def leave(self, bound: float, current: Ints) -> list[Rows]:
+        """Take out every trigger at or below ``bound``; the rows of those that count."""
         found = []
+        if self._keys:
+            self._sort_in(current)
         for run in self._runs:
             if run.left and run.key[run.next] <= bound:
                 end = int(np.searchsorted(run.key, bound, side="right"))
-                row = run.row[run.next : end]
-                counts = current[row] == run.generation[run.next : end]
+                ticket = run.ticket[run.next : end]
+                row = ticket >> _ROW_SHIFT
+                found.append(row[current[row] == ticket])
                 run.next = end
-                found.append(row[counts].astype(np.int64))
+        self._merge(current)
         return found
 
-    def _sort_in(self, current: Generations) -> None:
-        run = _merged(self._entered, current)
-        self._entered = []
-        while self._runs and self._runs[-1].left <= 2 * run.left:
-            run = _merged([self._runs.pop(), run], current)
-        if run.left:
-            self._runs.append(run)
+    def _sort_in(self, current: Ints) -> None:
+        self._runs.append(_sorted_run(self._keys, self._tickets, current))
+        self._keys, self._tickets = [], []
+
+    def _merge(self, current: Ints) -> None:
+        """Keep every run more than twice as long as the one after it."""
+        runs = self._runs
+        while len(runs) > 1 and runs[-2].left <= 2 * runs[-1].left:
+            last, run = runs.pop(), runs.pop()
+            keys, tickets = (
+                [run.key[run.next :], last.key[last.next :]],
+                [run.ticket[run.next :], last.ticket[last.next :]],
+            )
+            runs.append(_sorted_run(keys, tickets, current))
 
 
-def _merged(runs: list[_Run], current: Generations) -> _Run:
-    """One run of what is left of ``runs`` and still counts."""
-    key = np.concatenate([run.key[run.next :] for run in runs])
-    row = np.concatenate([run.row[run.next :] for run in runs])
-    generation = np.concatenate([run.generation[run.next :] for run in runs])
-    counts = np.flatnonzero(current[row] == generation)
-    order = counts[np.argsort(key[counts], kind="stable")]
-    return _Run(key[order], row[order], generation[order])
+def _sorted_run(keys: list[Floats], tickets: list[Ints], current: Ints) -> _Run:
+    """One run of those triggers that count."""
+    key, ticket = np.concatenate(keys), np.concatenate(tickets)
+    counts = (current[ticket >> _ROW_SHIFT] == ticket).nonzero()[0]
+    order = counts[key[counts].argsort(kind="stable")]
+    return _Run(key[order], ticket[order])
 
 
 def _distinct(found: list[Rows], count: int) -> Rows:

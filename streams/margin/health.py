@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
+from schemas.types import INTEGER_DIGITS_MAX
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
-from streams.margin.group import Group, Position
-from streams.margin.parameters import HEALTH_RATIO_PLACES, AssetRules, Instrument, RiskParameters
+from streams.margin.group import Group
+from streams.margin.models import Holding, model_of
+from streams.margin.parameters import HEALTH_RATIO_PLACES, AssetRules, RiskParameters
 
 Marks = Mapping[str, Decimal]
 
@@ -21,13 +23,14 @@ LIQUIDATION_PRICE_PLACES = 12
 
 _RATIO_INCREMENT = Decimal(1).scaleb(-HEALTH_RATIO_PLACES)
 _PRICE_INCREMENT = Decimal(1).scaleb(-LIQUIDATION_PRICE_PLACES)
+_MARK_MOST = Decimal(10) ** INTEGER_DIGITS_MAX
 _ZERO = Decimal(0)
 _ONE = Decimal(1)
 
 
 @dataclass(frozen=True, slots=True)
 class PositionHealth:
-    """A position's part: |quantity| * mark, and the margins on it, all in the unit of account."""
+    """A position's part: |quantity| * mark, and the margins it needs alone, all in the unit of account."""
 
     symbol: str
     quantity: Decimal
@@ -54,34 +57,42 @@ class Health:
 def evaluate(group: Group, marks: Marks, parameters: RiskParameters) -> Health:
     """Equity, margins and the verdict on ``group``.
 
-    equity = sum of weighted(balance) * price(asset) + sum of (quantity * mark + cash) * price(settle asset);
-    maintenance = sum of (N * r_n - D_n) * price(settle asset), N = |quantity| * mark.
+    equity = sum of weighted(balance) * price(asset) + sum of (quantity * mark + cash) * price(settle asset); the
+    margins are those of the account's model, by default sum of (N * r_n - D_n) * price(settle asset), N = |quantity|
+    * mark.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing; the text names it.
     """
+    held = holdings(group, marks, parameters)
+    margins = model_of(group.account, parameters).margins(held)
     with localcontext(EXACT):
         equity = collateral_value(group.balances, marks, parameters)
         parts = []
-        for position in group.positions:
-            instrument = parameters.instrument(position.symbol)
-            unit = price_of(parameters.asset(instrument.settle_asset), marks)
-            mark = mark_of(position.symbol, marks)
-            notional = abs(position.quantity) * mark
-            equity += (position.quantity * mark + position.cash) * unit
+        for position, holding, (maintenance, initial) in zip(group.positions, held, margins.by_holding, strict=True):
+            value = position.quantity * holding.mark
+            equity += (value + position.cash) * holding.unit
             parts.append(
-                PositionHealth(
-                    position.symbol,
-                    position.quantity,
-                    notional * unit,
-                    instrument.maintenance(notional) * unit,
-                    instrument.initial(notional) * unit,
-                )
+                PositionHealth(position.symbol, position.quantity, abs(value) * holding.unit, maintenance, initial)
             )
-        maintenance = sum((part.maintenance_margin for part in parts), _ZERO)
-        initial = sum((part.initial_margin for part in parts), _ZERO)
-    ratio = divide_floor(equity, maintenance, _RATIO_INCREMENT) if maintenance > 0 else None
-    return Health(equity, maintenance, initial, maintenance > 0 and equity < maintenance, ratio, tuple(parts))
+    total = margins.maintenance
+    ratio = divide_floor(equity, total, _RATIO_INCREMENT) if total > 0 else None
+    return Health(equity, total, margins.initial, total > 0 and equity < total, ratio, tuple(parts))
+
+
+def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Holding]:
+    """The positions of ``group`` as the margin models see them, in the same order.
+
+    Raises:
+        InputError: a mark, an instrument or an asset is missing; the text names it.
+    """
+    found = []
+    for position in group.positions:
+        instrument = parameters.instrument(position.symbol)
+        settle = parameters.asset(instrument.settle_asset)
+        mark, unit = mark_of(position.symbol, marks), price_of(settle, marks)
+        found.append(Holding(instrument, position.quantity, mark, unit, settle.price_symbol))
+    return found
 
 
 def mark_of(symbol: str, marks: Marks) -> Decimal:
@@ -117,8 +128,8 @@ def collateral_value(balances: Mapping[str, Decimal], marks: Marks, parameters: 
 def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
     """The price of each position at which closing all of them leaves the group with nothing and owing nothing.
 
-    mark - side * equity * (MM_s / MM_total) / |q|: each position is allotted equity by its share of the maintenance
-    margin. Rounded to the price increment in the fund's favour (a long's up, a short's down). It may be zero or
+    mark - side * equity * (MM_s / sum of MM) / |q|: each position is allotted equity by its share of the maintenance
+    margins. Rounded to the price increment in the fund's favour (a long's up, a short's down). It may be zero or
     negative for a short so far under water that no price would save the fund.
 
     Raises:
@@ -130,14 +141,16 @@ def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) ->
 def bankruptcy_prices_of(health: Health, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
     """:func:`bankruptcy_prices` of a group whose verdict at the same marks is known."""
     prices = {}
+    with localcontext(EXACT):
+        shares = sum((part.maintenance_margin for part in health.positions), _ZERO)
     for part in health.positions:
-        if not part.quantity:
+        if not part.quantity or not shares:
             continue
         instrument = parameters.instrument(part.symbol)
         with localcontext(EXACT):
             unit = price_of(parameters.asset(instrument.settle_asset), marks)
-            # mark - equity * MM_s / (MM_total * q * unit) over one denominator; q carries the side
-            denominator = health.maintenance_margin * part.quantity * unit
+            # mark - equity * MM_s / (sum of MM * q * unit) over one denominator; q carries the side
+            denominator = shares * part.quantity * unit
             numerator = mark_of(part.symbol, marks) * denominator - health.equity * part.maintenance_margin
         divide = divide_ceiling if part.quantity > 0 else divide_floor
         prices[part.symbol] = divide(numerator, denominator, instrument.price_increment)
@@ -147,80 +160,92 @@ def bankruptcy_prices_of(health: Health, marks: Marks, parameters: RiskParameter
 def liquidation_price(group: Group, symbol: str, marks: Marks, parameters: RiskParameters) -> Decimal | None:
     """The mark of ``symbol`` at which equity equals the maintenance margin, every other mark held.
 
-    As a function of this mark P alone, equity - maintenance is the least of the lines
-
-        a_n + b_n * P,  a_n = A + u * D_n,  b_n = B - u * r_n * |q|,  one for each tier n of the symbol,
-
-    because a margin with rising rates is the greatest of its tiers' lines. ``u`` is the price of the settle asset, A
-    and B collect what does not and what does move with P: balances and settle assets priced by ``symbol`` are in B.
-    So the group is safe between the highest root of the rising lines and the lowest of the falling ones.
+    As a function of this mark P alone, equity is a line and the margin convex, so f = equity - maintenance is concave
+    and the least of its tangents; the group is safe between the highest root of the rising tangents and the lowest of
+    the falling ones. Each end is found by cutting: take the tangent where the group should be safe and is not, move
+    to its root, until it is. f has finitely many lines (tiers, scenarios), so this ends, and exactly.
 
     Of the two ends the one on the losing side is given: the lower for a long or for a symbol that only prices
-    collateral, the upper for a short; the other one where that does not exist. It is rounded to 12 decimal places
-    into the safe region: at the price returned the group is not liquidatable, one last place further it is.
+    collateral, the upper for a short; the other one where that does not exist. It is rounded to 12 decimal places into
+    the safe region: at the price returned the group is not liquidatable, one last place further it is.
 
     Returns:
-        None if no positive mark of the symbol alone makes the group liquidatable, none makes it safe, or the group
-        has no maintenance margin.
+        None if no positive mark of the symbol alone makes the group liquidatable, none makes it safe, or the group has
+        no maintenance margin.
 
     Raises:
         InputError: another mark, an instrument or an asset is missing.
     """
-    lines = _lines(group, symbol, marks, parameters)
-    if not lines:
+    if not any(position.quantity for position in group.positions):
         return None
-    lower, upper = _ZERO, None
-    for constant, slope in lines:
-        if slope > 0:
-            lower = max(lower, divide_ceiling(-constant, slope, _PRICE_INCREMENT))
-        elif slope < 0:
-            bound = divide_floor(-constant, slope, _PRICE_INCREMENT)
-            upper = bound if upper is None else min(upper, bound)
-        elif constant < 0:
-            return None
-    if upper is not None and (upper <= 0 or upper < lower):
+    region = _safe_region(_Section(group, symbol, marks, parameters))
+    if region is None:
         return None
+    lower, upper = region
     short = any(position.symbol == symbol and position.quantity < 0 for position in group.positions)
     if short and upper is not None:
         return upper
     return lower if lower > 0 else upper
 
 
-def _lines(group: Group, symbol: str, marks: Marks, parameters: RiskParameters) -> list[tuple[Decimal, Decimal]]:
-    """(a_n, b_n) of :func:`liquidation_price`; empty if the group has no maintenance margin."""
-    with localcontext(EXACT):
+class _Section:
+    """equity - maintenance of a group as a function of one mark, the others held."""
+
+    def __init__(self, group: Group, symbol: str, marks: Marks, parameters: RiskParameters) -> None:
+        self._symbol = symbol
+        self._model = model_of(group.account, parameters)
+        self._holdings = holdings(group, {**marks, symbol: _ONE}, parameters)
         constant, slope = _ZERO, _ZERO
-        margin_steps: tuple[tuple[Decimal, Decimal], ...] = ()
-        for asset, quantity in group.balances.items():
-            rules = parameters.asset(asset)
-            if quantity and rules.price_symbol == symbol:
-                slope += rules.weighted(quantity)
-            elif quantity:
-                constant += rules.weighted(quantity) * price_of(rules, marks)
-        for position in group.positions:
-            instrument = parameters.instrument(position.symbol)
-            settle = parameters.asset(instrument.settle_asset)
-            if position.symbol == symbol:
-                unit = price_of(settle, marks)
-                constant += position.cash * unit
-                slope += position.quantity * unit
-                size = abs(position.quantity) * unit
-                margin_steps = tuple(
-                    (unit * step.maintenance_deduction, size * step.maintenance_rate) for step in instrument.steps
-                )
-            else:
-                surplus = _surplus(position, instrument, marks)
-                if settle.price_symbol == symbol:
-                    slope += surplus
+        with localcontext(EXACT):
+            for asset, quantity in group.balances.items():
+                rules = parameters.asset(asset)
+                if quantity and rules.price_symbol == symbol:
+                    slope += rules.weighted(quantity)
+                elif quantity:
+                    constant += rules.weighted(quantity) * price_of(rules, marks)
+            for position, holding in zip(group.positions, self._holdings, strict=True):
+                if position.symbol == symbol:
+                    constant += position.cash * holding.unit
+                    slope += position.quantity * holding.unit
+                elif holding.unit_symbol == symbol:
+                    slope += position.quantity * holding.mark + position.cash
                 else:
-                    constant += surplus * price_of(settle, marks)
-        if margin_steps:
-            return [(constant + deduction, slope - rate) for deduction, rate in margin_steps]
-        return [(constant, slope)] if any(position.quantity for position in group.positions) else []
+                    constant += (position.quantity * holding.mark + position.cash) * holding.unit
+        self._constant, self._slope = constant, slope
+
+    def tangent(self, mark: Decimal) -> tuple[Decimal, Decimal]:
+        """(a, b): f is a + b * P at ``mark`` and nowhere more."""
+        constant, slope = self._model.tangent([held.at(self._symbol, mark) for held in self._holdings], self._symbol)
+        with localcontext(EXACT):
+            return self._constant - constant, self._slope - slope
 
 
-def _surplus(position: Position, instrument: Instrument, marks: Marks) -> Decimal:
-    """Value less maintenance margin of a position at its mark, in its settle asset."""
-    mark = mark_of(position.symbol, marks)
-    value = position.quantity * mark + position.cash
-    return value - instrument.maintenance(abs(position.quantity) * mark)
+def _safe_region(section: _Section) -> tuple[Decimal, Decimal | None] | None:
+    """(lower, upper): the marks at which f >= 0, in multiples of the last place; None if there are none.
+
+    ``lower`` 0: every mark down to nothing; ``upper`` None: every mark the contract can hold.
+    """
+    lower: Decimal = _ZERO
+    upper: Decimal | None = None
+    while (cut := _cut(section, _MARK_MOST if upper is None else upper)) is not None:
+        constant, slope = cut
+        if slope >= 0:
+            return None
+        upper = divide_floor(-constant, slope, _PRICE_INCREMENT)
+        if upper <= 0:
+            return None
+    while (cut := _cut(section, lower or _PRICE_INCREMENT)) is not None:
+        constant, slope = cut
+        if slope <= 0:
+            return None
+        lower = divide_ceiling(-constant, slope, _PRICE_INCREMENT)
+        if upper is not None and upper < lower:
+            return None
+    return lower, upper
+
+
+def _cut(section: _Section, mark: Decimal) -> tuple[Decimal, Decimal] | None:
+    """The tangent of f at ``mark`` if f is below zero there, else None."""
+    constant, slope = section.tangent(mark)
+    with localcontext(EXACT):
+        return (constant, slope) if constant + slope * mark < 0 else None

@@ -20,10 +20,11 @@ from schemas.parameters import (
     OracleParameters,
     Parameter,
     PolicyParameters,
+    ScaleLimits,
 )
 from schemas.types import FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
-from streams.margin.fixed_point import EXACT, fraction_digits, parse_decimal
+from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, parse_decimal
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,6 +37,14 @@ HEALTH_RATIO_PLACES = 8
 LEVEL_PLACES_MAX = 6
 """Most decimal places of a margin-call level: with those of the hysteresis no more than a health ratio has, so that a
 ratio rounded down is below an edge exactly when the ratio itself is."""
+
+
+SCENARIOS = 16
+"""Scenarios of a scan: price moves of 0, 1, 2 and 3 thirds of the range, up and down, each with volatility up and down,
+and an extreme move either way."""
+
+_THIRDS = (0, 0, 1, 1, -1, -1, 2, 2, -2, -2, 3, 3, -3, -3)
+_SCALED_RATE_MOST = Decimal("0.99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,7 @@ class Instrument:
     floors: Floats
     maintenance_rates: Floats
     maintenance_deductions: Floats
+    scan: "ScanProfile | None"
 
     @property
     def fees(self) -> Decimal:
@@ -152,6 +162,51 @@ class AssetRules:
 
 
 @dataclass(frozen=True, slots=True)
+class ScanProfile:
+    """How a position is scanned: together with those of its ``group``, at least ``floor_rate`` of its notional.
+
+    ``array`` is the profit of a long of notional 1 by scenario; empty where it follows from ``range``.
+    """
+
+    group: str
+    range: Decimal
+    array: tuple[Decimal, ...]
+    floor_rate: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """How portfolio margin is scanned: the extremes, the groups that offset each other, the initial margin's scale."""
+
+    offsets: tuple[tuple[str, str, Decimal], ...]
+    extreme_multiple: Decimal
+    extreme_weight: Decimal
+    initial_scale: Decimal
+
+    def profits(self, profile: ScanProfile) -> tuple[Decimal, ...]:
+        """The profit of a long of notional 1 in each of the 16 scenarios, thirds rounded down at 18 places.
+
+        A linear contract does not depend on volatility; one that does brings its own array.
+        """
+        if profile.array:
+            return profile.array
+        third, place = Decimal(3), Decimal(1).scaleb(-FRACTION_DIGITS_MAX)
+        with localcontext(EXACT):
+            extreme = profile.range * self.extreme_multiple * self.extreme_weight
+            moves = tuple(divide_floor(profile.range * part, third, place) for part in _THIRDS)
+            return (*moves, extreme, -extreme)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Between what a scale stays, and how much it may change in a minute."""
+
+    floor: Decimal
+    cap: Decimal
+    change_per_minute: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What holds for every account. ``margin_call_levels`` are strictly decreasing and above 1."""
 
@@ -159,21 +214,26 @@ class Policy:
     margin_call_levels: tuple[Decimal, ...]
     command_ttl_ms: int
     version: int
+    portfolio_margin_accounts: frozenset[str]
+    scan: Scan
+    scale_limits: Limits
 
 
 class RiskParameters:
     """An immutable, checked set of parameter records.
 
     ``instruments``, ``assets`` and ``oracle`` map a symbol or asset to its rules. An instrument whose settle asset is
-    not known yet is there; whoever needs the asset raises InputError.
+    not known yet is there; whoever needs the asset raises InputError. ``scales`` maps a record's key to the scale at
+    which its rates or haircuts are in force; what is not in it is at 1.
     """
 
-    __slots__ = ("_records", "assets", "instruments", "oracle", "policy")
+    __slots__ = ("_records", "assets", "instruments", "oracle", "policy", "scales")
 
     instruments: Mapping[str, Instrument]
     assets: Mapping[str, AssetRules]
     oracle: Mapping[str, OracleParameters]
     policy: Policy
+    scales: Mapping[str, Decimal]
 
     def __init__(
         self,
@@ -182,6 +242,7 @@ class RiskParameters:
         assets: Mapping[str, AssetRules],
         oracle: Mapping[str, OracleParameters],
         policy: Policy,
+        scales: Mapping[str, Decimal],
     ) -> None:
         """Use :meth:`empty`, :meth:`build` and :meth:`with_record` instead: they check."""
         self._records = records
@@ -189,11 +250,12 @@ class RiskParameters:
         self.assets = MappingProxyType(dict(assets))
         self.oracle = MappingProxyType(dict(oracle))
         self.policy = policy
+        self.scales = MappingProxyType(dict(scales))
 
     @classmethod
     def empty(cls) -> "RiskParameters":
         """No instrument, no asset, the default policy."""
-        return cls({}, {}, {}, {}, _policy(PolicyParameters()))
+        return cls({}, {}, {}, {}, _policy(PolicyParameters()), {})
 
     @classmethod
     def build(cls, records: Iterable[Parameter]) -> "RiskParameters":
@@ -202,7 +264,7 @@ class RiskParameters:
         Raises:
             ParameterError: a record breaks a rule, or two of them contradict each other.
         """
-        return cls._derive({record.key: record for record in records})
+        return cls._derive({record.key: record for record in records}, {})
 
     @property
     def records(self) -> Mapping[str, Parameter]:
@@ -218,12 +280,12 @@ class RiskParameters:
         instruments, assets, oracle, policy = dict(self.instruments), dict(self.assets), dict(self.oracle), self.policy
         match record:
             case InstrumentParameters():
-                instrument = _instrument(record)
+                instrument = _instrument(record, self._scale(record))
                 instruments[record.symbol] = instrument
                 if instrument.settle_asset in assets:
                     _check_settlement(instrument, assets[instrument.settle_asset])
             case AssetParameters():
-                asset = _asset(record)
+                asset = _asset(record, self._scale(record))
                 assets[record.asset] = asset
                 for instrument in instruments.values():
                     if instrument.settle_asset == asset.asset:
@@ -232,7 +294,24 @@ class RiskParameters:
                 policy = _policy(record)
             case OracleParameters():
                 oracle[record.symbol] = _oracle(record)
-        return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy)
+        return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
+
+    def with_scales(self, scales: Mapping[str, Decimal]) -> "RiskParameters":
+        """The set with the margin rates of instruments, and the haircuts of assets, times their scales.
+
+        ``scales`` maps record keys (``instrument:SYMBOL``, ``asset:ASSET``) to factors above 0; others go back to 1.
+        Scaled rates stay below 1 and weights at or above 0. Records that come later are scaled as well.
+
+        Raises:
+            ParameterError: a scale is not above 0.
+        """
+        for key, scale in scales.items():
+            if not scale.is_finite() or scale <= 0:
+                raise ParameterError(f"{key}: a scale of {scale} is not above 0")
+        return self._derive(dict(self._records), scales)
+
+    def _scale(self, record: Parameter) -> Decimal:
+        return self.scales.get(record.key, Decimal(1))
 
     def without(self, key: str) -> "RiskParameters":
         """The set without the record of ``key`` (``type:id``), as a tombstone leaves it; a policy falls back to the
@@ -246,6 +325,7 @@ class RiskParameters:
             {asset: rules for asset, rules in self.assets.items() if (kind, asset) != ("asset", name)},
             {symbol: rules for symbol, rules in self.oracle.items() if (kind, symbol) != ("oracle", name)},
             _policy(PolicyParameters()) if kind == "policy" else self.policy,
+            self.scales,
         )
 
     def instrument(self, symbol: str) -> Instrument:
@@ -277,15 +357,16 @@ class RiskParameters:
         return max(self.asset(asset).decimals, *settled, 0)
 
     @classmethod
-    def _derive(cls, records: dict[str, Parameter]) -> "RiskParameters":
+    def _derive(cls, records: dict[str, Parameter], scales: Mapping[str, Decimal]) -> "RiskParameters":
         instruments, assets, oracle = {}, {}, {}
         policy = _policy(PolicyParameters())
-        for record in records.values():
+        for key, record in records.items():
+            scale = scales.get(key, Decimal(1))
             match record:
                 case InstrumentParameters():
-                    instruments[record.symbol] = _instrument(record)
+                    instruments[record.symbol] = _instrument(record, scale)
                 case AssetParameters():
-                    assets[record.asset] = _asset(record)
+                    assets[record.asset] = _asset(record, scale)
                 case PolicyParameters():
                     policy = _policy(record)
                 case OracleParameters():
@@ -293,15 +374,15 @@ class RiskParameters:
         for instrument in instruments.values():
             if instrument.settle_asset in assets:
                 _check_settlement(instrument, assets[instrument.settle_asset])
-        return cls(records, instruments, assets, oracle, policy)
+        return cls(records, instruments, assets, oracle, policy, scales)
 
 
 # --- one record ------------------------------------------------------------------------------------------------------
 
 
-def _instrument(record: InstrumentParameters) -> Instrument:
+def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
     number = _Reader(record.key)
-    steps = _margin_steps(record, number)
+    steps = _margin_steps(record, number, scale)
     liquidation_fee = number("liquidation_fee", record.liquidation_fee)
     insurance_fee = number("insurance_fee", record.insurance_fee)
     with localcontext(EXACT):
@@ -327,6 +408,7 @@ def _instrument(record: InstrumentParameters) -> Instrument:
         floors=_floats([step.notional_floor for step in steps]),
         maintenance_rates=_floats([step.maintenance_rate for step in steps]),
         maintenance_deductions=_floats([step.maintenance_deduction for step in steps]),
+        scan=_scan_profile(record, number, scale),
     )
     number.require(
         instrument.cash_decimals <= FRACTION_DIGITS_MAX,
@@ -335,7 +417,26 @@ def _instrument(record: InstrumentParameters) -> Instrument:
     return instrument
 
 
-def _margin_steps(record: InstrumentParameters, number: "_Reader") -> tuple[MarginStep, ...]:
+def _scan_profile(record: InstrumentParameters, number: "_Reader", scale: Decimal) -> ScanProfile | None:
+    """How portfolio margin sees the instrument; None if its record does not say."""
+    array = tuple(number.signed("scan_array", profit) for profit in record.scan_array)
+    number.require(len(array) in (0, SCENARIOS), f"scan_array must have {SCENARIOS} profits")
+    move = None if record.scan_range is None else number.positive("scan_range", record.scan_range)
+    floor_rate = number("scan_floor_rate", record.scan_floor_rate)
+    number.require(floor_rate < 1, "scan_floor_rate must be below 1")
+    if move is None and not array:
+        return None
+    number.require(floor_rate > 0, "scan_floor_rate must be above 0: a hedged book needs a margin to fall below")
+    with localcontext(EXACT):
+        return ScanProfile(
+            group=record.scan_group or record.symbol,
+            range=(move or Decimal(0)) * scale,
+            array=tuple(profit * scale for profit in array),
+            floor_rate=min(floor_rate * scale, _SCALED_RATE_MOST),
+        )
+
+
+def _margin_steps(record: InstrumentParameters, number: "_Reader", scale: Decimal) -> tuple[MarginStep, ...]:
     number.require(bool(record.margin_tiers), "margin_tiers must not be empty")
     floors = [number("margin_tiers.notional_floor", tier.notional_floor) for tier in record.margin_tiers]
     rates = [number("margin_tiers.maintenance_rate", tier.maintenance_rate) for tier in record.margin_tiers]
@@ -351,6 +452,10 @@ def _margin_steps(record: InstrumentParameters, number: "_Reader") -> tuple[Marg
         all(initial >= rate for initial, rate in zip(initials, rates, strict=True)),
         "margin_tiers: initial_rate must be at least maintenance_rate",
     )
+    if scale != 1:
+        with localcontext(EXACT):
+            rates = [min(rate * scale, _SCALED_RATE_MOST) for rate in rates]
+            initials = [min(initial * scale, Decimal(1)) for initial in initials]
     maintenance, initial = _deductions(floors, rates), _deductions(floors, initials)
     return tuple(MarginStep(*fields) for fields in zip(floors, rates, initials, maintenance, initial, strict=True))
 
@@ -364,7 +469,7 @@ def _deductions(floors: list[Decimal], rates: list[Decimal]) -> list[Decimal]:
     return deductions
 
 
-def _asset(record: AssetParameters) -> AssetRules:
+def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     number = _Reader(record.key)
     number.require(bool(record.collateral_tiers), "collateral_tiers must not be empty")
     floors = [number("collateral_tiers.quantity_floor", tier.quantity_floor) for tier in record.collateral_tiers]
@@ -377,6 +482,9 @@ def _asset(record: AssetParameters) -> AssetRules:
     number.require(liability_weight >= 1, "liability_weight must be at least 1")
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
     with localcontext(EXACT):
+        if scale != 1:
+            weights = [max(1 - (1 - weight) * scale, Decimal(0)) for weight in weights]
+            liability_weight = 1 + (liability_weight - 1) * scale
         offsets = [-deduction for deduction in _deductions(floors, weights)]
     return AssetRules(
         asset=record.asset,
@@ -401,7 +509,39 @@ def _policy(record: PolicyParameters) -> Policy:
         all(fraction_digits(level) <= LEVEL_PLACES_MAX for level in levels),
         f"margin_call_levels have at most {LEVEL_PLACES_MAX} decimals",
     )
-    return Policy(buffer, levels, record.command_ttl_ms, record.version)
+    return Policy(
+        liquidation_buffer_rate=buffer,
+        margin_call_levels=levels,
+        command_ttl_ms=record.command_ttl_ms,
+        version=record.version,
+        portfolio_margin_accounts=frozenset(record.portfolio_margin_accounts),
+        scan=_scan(record, number),
+        scale_limits=_scale_limits(record.scale_limits, number),
+    )
+
+
+def _scan(record: PolicyParameters, number: "_Reader") -> Scan:
+    offsets = []
+    paired: set[str] = set()
+    for offset in record.scan_offsets:
+        rate = number("scan_offsets.rate", offset.rate)
+        number.require(rate <= 1, "scan_offsets: rate must be at most 1")
+        number.require(offset.first != offset.second, "scan_offsets: a group cannot offset itself")
+        number.require(not paired & {offset.first, offset.second}, "scan_offsets: a group is in more than one offset")
+        paired |= {offset.first, offset.second}
+        offsets.append((offset.first, offset.second, rate))
+    extreme_weight = number("scan_extreme_weight", record.scan_extreme_weight)
+    number.require(extreme_weight <= 1, "scan_extreme_weight must be at most 1")
+    initial_scale = number("scan_initial_scale", record.scan_initial_scale)
+    number.require(initial_scale >= 1, "scan_initial_scale must be at least 1")
+    multiple = number.positive("scan_extreme_multiple", record.scan_extreme_multiple)
+    return Scan(tuple(offsets), multiple, extreme_weight, initial_scale)
+
+
+def _scale_limits(record: ScaleLimits, number: "_Reader") -> Limits:
+    floor, cap = number.positive("scale_limits.floor", record.floor), number.positive("scale_limits.cap", record.cap)
+    number.require(floor <= cap, "scale_limits: floor must be at most cap")
+    return Limits(floor, cap, number.positive("scale_limits.change_per_minute", record.change_per_minute))
 
 
 def _oracle(record: OracleParameters) -> OracleParameters:
@@ -442,12 +582,15 @@ class _Reader:
         self._key = key
 
     def __call__(self, field: str, text: str) -> Decimal:
-        try:
-            value = parse_decimal(text)
-        except InputError as error:
-            raise ParameterError(f"{self._key}: {field}: {error}") from None
+        value = self.signed(field, text)
         self.require(value >= 0, f"{field} must not be negative")
         return value
+
+    def signed(self, field: str, text: str) -> Decimal:
+        try:
+            return parse_decimal(text)
+        except InputError as error:
+            raise ParameterError(f"{self._key}: {field}: {error}") from None
 
     def positive(self, field: str, text: str) -> Decimal:
         value = self(field, text)

@@ -157,6 +157,7 @@ class Portfolio:
         self._ledger: dict[str, _Account] = {}
         self._ledger_by_id: list[_Account] = []
         self._contracts: dict[str, _Contract] = {}
+        self._scanned: frozenset[str] = frozenset()
         self._caches = _Caches()
         self._slots_used = 0
         self._free_slot = -1
@@ -260,6 +261,7 @@ class Portfolio:
             if symbol not in self._symbol_ids:
                 self._symbol_ids[symbol] = len(self._symbols)
                 self._symbols.append(symbol)
+        self._scanned = parameters.policy.portfolio_margin_accounts
         self._contracts = {
             symbol: self._contract(instrument, parameters.assets[instrument.settle_asset])
             for symbol, instrument in parameters.instruments.items()
@@ -583,7 +585,16 @@ class Portfolio:
                 decidable[units != 0] = False
         terms = len(self._symbols) + len(self._ledger_by_id)
         error: Floats = gross * ((80 + 6 * terms) * _UNIT_ROUNDOFF)
+        if self._scanned:
+            error[self._scanned_rows()[rows]] = np.inf
         return Columns(equity, maintenance, error, decidable)
+
+    def _scanned_rows(self) -> Bools:
+        """bool[row_count]: whether the row's account is under portfolio margin."""
+        found = np.zeros(self.row_count, dtype=np.bool_)
+        for account in self._scanned:
+            found[self.groups_of(account)] = True
+        return found
 
     def exposures(self, rows: Rows, reach: float) -> Exposures:
         """How equity and maintenance of ``rows`` move with each mark (see :class:`Exposures`)."""

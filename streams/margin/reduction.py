@@ -5,12 +5,13 @@ first. Prices, sides and slices of the orders are the plan's business.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group, Position
-from streams.margin.health import Marks, collateral_value, mark_of, price_of
+from streams.margin.health import Marks, collateral_value, holdings
+from streams.margin.models import TIERED, Holding, model_of
 from streams.margin.parameters import AssetRules, Instrument, RiskParameters
 
 _ZERO = Decimal(0)
@@ -21,6 +22,9 @@ _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
 """Only for the marginal cost at which closes are spread: a starting point, never an amount."""
 _BISECTIONS = 64
 _THIN_PARTS = Decimal(256)
+
+_STEPS_MAX = 5000
+"""Far more than there are kinks; a plan that has not ended by then closes everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +55,29 @@ def reduce_positions(group: Group, marks: Marks, parameters: RiskParameters) -> 
 
 @dataclass(slots=True)
 class _Leg:
-    """One position being closed. ``unit`` is the price of its settle asset, ``closed`` a quantity."""
+    """One position being closed, of which ``closed`` (a quantity) is closed already."""
 
     position: Position
-    instrument: Instrument
     settle: AssetRules
-    mark: Decimal
-    unit: Decimal
-    size: Decimal
+    whole: Holding
     closed: Decimal = _ZERO
+
+    @property
+    def instrument(self) -> Instrument:
+        return self.whole.instrument
+
+    @property
+    def size(self) -> Decimal:
+        return abs(self.position.quantity)
 
     @property
     def left(self) -> Decimal:
         return self.size - self.closed
+
+    @property
+    def holding(self) -> Holding:
+        """What is left of the position."""
+        return replace(self.whole, quantity=self.left if self.position.quantity > 0 else -self.left)
 
 
 class _Reducing:
@@ -76,31 +90,41 @@ class _Reducing:
     def __init__(self, group: Group, marks: Marks, parameters: RiskParameters) -> None:
         self._group, self._marks, self._parameters = group, marks, parameters
         self._buffer = parameters.policy.liquidation_buffer_rate
-        self._legs = [self._leg(position) for position in group.positions if position.quantity]
+        self._model = model_of(group.account, parameters)
+        self._legs = [
+            _Leg(position, parameters.asset(holding.instrument.settle_asset), holding)
+            for position, holding in zip(group.positions, holdings(group, marks, parameters), strict=True)
+            if position.quantity
+        ]
 
     def run(self) -> Reduction:
         with localcontext(EXACT):
             balances = self._balances()
             shortage = self._shortage(balances)
-            if shortage > 0 and any(leg.instrument.impact_rate for leg in self._legs):
+            if shortage > 0 and self._model is TIERED and any(leg.instrument.impact_rate for leg in self._legs):
                 self._spread(shortage, balances)
                 balances = self._balances()
                 shortage = self._shortage(balances)
-            while shortage > 0 and any(leg.left for leg in self._legs):
-                leg = self._cheapest(balances)
-                if leg is None:
-                    self._close_all()
-                else:
-                    leg.closed += self._step(leg, shortage, balances)
+            for _ in range(_STEPS_MAX):
+                if shortage <= 0 or not any(leg.left for leg in self._legs):
+                    break
+                self._close_next(shortage, balances)
+                balances = self._balances()
+                shortage = self._shortage(balances)
+            else:
+                self._close_all()
                 balances = self._balances()
                 shortage = self._shortage(balances)
         return Reduction({leg.position.symbol: leg.closed for leg in self._legs if leg.closed}, shortage, balances)
 
-    def _leg(self, position: Position) -> _Leg:
-        instrument = self._parameters.instrument(position.symbol)
-        settle = self._parameters.asset(instrument.settle_asset)
-        mark = mark_of(position.symbol, self._marks)
-        return _Leg(position, instrument, settle, mark, price_of(settle, self._marks), abs(position.quantity))
+    def _close_next(self, shortage: Decimal, balances: Mapping[str, Decimal]) -> None:
+        """Close as much of the cheapest leg as its slope allows; everything if no leg restores anything."""
+        found = self._cheapest(balances)
+        if found is None:
+            self._close_all()
+            return
+        leg, restored, stretch = found
+        leg.closed += self._step(leg, shortage, restored, stretch)
 
     def _close_all(self) -> None:
         for leg in self._legs:
@@ -108,57 +132,55 @@ class _Reducing:
 
     def _shortage(self, balances: Mapping[str, Decimal]) -> Decimal:
         """Target less equity once every leg's ``closed`` is closed at its mark and the fees are paid."""
-        shortage = -collateral_value(balances, self._marks, self._parameters)
-        for leg in self._legs:
-            if leg.left:
-                notional = leg.left * leg.mark
-                target = leg.instrument.maintenance(notional) + self._buffer * notional
-                value = leg.position.quantity * leg.mark + leg.position.cash
-                shortage += (target - value) * leg.unit
+        left = [leg for leg in self._legs if leg.left]
+        shortage = self._model.margins([leg.holding for leg in left]).maintenance
+        shortage -= collateral_value(balances, self._marks, self._parameters)
+        for leg in left:
+            buffer = self._buffer * leg.left * leg.whole.mark
+            value = leg.position.quantity * leg.whole.mark + leg.position.cash
+            shortage += (buffer - value) * leg.whole.unit
         return shortage
 
     def _balances(self) -> dict[str, Decimal]:
         balances = dict(self._group.balances)
         for leg in self._legs:
-            change = -leg.closed * leg.mark * leg.instrument.fees
+            change = -leg.closed * leg.whole.mark * leg.instrument.fees
             if not leg.left:
-                change += leg.position.quantity * leg.mark + leg.position.cash
+                change += leg.position.quantity * leg.whole.mark + leg.position.cash
             if change:
                 asset = leg.settle.asset
                 balances[asset] = balances.get(asset, _ZERO) + change
         return balances
 
-    def _restored(self, leg: _Leg, balances: Mapping[str, Decimal]) -> Decimal:
-        """Shortage restored per notional closed, from where the leg stands."""
-        rate = leg.instrument.step_of(leg.left * leg.mark).maintenance_rate
-        return rate + self._buffer - leg.instrument.fees * self._weight(leg, balances)
-
-    def _cheapest(self, balances: Mapping[str, Decimal]) -> _Leg | None:
+    def _cheapest(self, balances: Mapping[str, Decimal]) -> tuple[_Leg, Decimal, Decimal] | None:
         """The leg whose next increment restores most for its cost, None if none restores anything.
 
-        Of equals the one that will not grow dearer, then the one that restores most per notional, so that least is
-        traded, then the first by symbol.
+        With it, what it restores per notional and the notional for which it does. Of equals the one that will not grow
+        dearer, then the one that restores most per notional, so that least is traded, then the first by symbol.
         """
         ranked = []
-        for leg in self._legs:
-            restored = self._restored(leg, balances)
-            if leg.left and restored > 0:
+        left = [leg for leg in self._legs if leg.left]
+        held = [leg.holding for leg in left]
+        for index, leg in enumerate(left):
+            rate, stretch = self._model.released(held, index)
+            restored = rate + self._buffer - leg.instrument.fees * self._weight(leg, balances)
+            if restored > 0:
                 cost = divide_floor(_cost(leg), restored, _COST_INCREMENT)
-                ranked.append(((cost, leg.instrument.impact_rate, -restored, leg.position.symbol), leg))
+                rank = (cost, leg.instrument.impact_rate, -restored, leg.position.symbol)
+                ranked.append((rank, (leg, restored, stretch)))
         return min(ranked, key=lambda entry: entry[0])[1] if ranked else None
 
-    def _step(self, leg: _Leg, shortage: Decimal, balances: Mapping[str, Decimal]) -> Decimal:
-        """How much more of ``leg`` to close: at most to the end of its tier, to flat, or until the shortage is gone.
+    @staticmethod
+    def _step(leg: _Leg, shortage: Decimal, restored: Decimal, stretch: Decimal) -> Decimal:
+        """How much more of ``leg`` to close: at most to its next kink, to flat, or until the shortage is gone.
 
         Where the market is thin the next leg may soon be cheaper: only a small part at a time.
         """
         increment = leg.instrument.quantity_increment
-        wanted = divide_ceiling(shortage, leg.mark * leg.unit * self._restored(leg, balances), increment)
-        floor = leg.instrument.step_of(leg.left * leg.mark).notional_floor
-        in_tier = divide_ceiling(leg.left * leg.mark - floor, leg.mark, increment)
+        wanted = divide_ceiling(shortage, leg.whole.mark * leg.whole.unit * restored, increment)
         if leg.instrument.impact_rate:
             wanted = min(wanted, divide_ceiling(leg.left, _THIN_PARTS, increment))
-        return min(wanted, in_tier, leg.left)
+        return min(wanted, divide_ceiling(stretch, leg.whole.mark, increment), leg.left)
 
     # --- thin markets ------------------------------------------------------------------------------------------------
 
@@ -181,7 +203,7 @@ class _Reducing:
                     high = middle
             closed = [curve.closed(low) for curve in curves]
         for leg, notional in zip(self._legs, closed, strict=True):
-            quantity = divide_floor(notional, leg.mark * leg.unit, leg.instrument.quantity_increment)
+            quantity = divide_floor(notional, leg.whole.mark * leg.whole.unit, leg.instrument.quantity_increment)
             leg.closed = min(quantity, leg.size)
 
     @staticmethod
@@ -204,16 +226,16 @@ class _Curve:
     def of(cls, leg: _Leg, buffer: Decimal, weight: Decimal) -> "_Curve":
         """The parts of ``leg`` that restore anything, tier by tier from where it stands down to flat."""
         instrument, parts = leg.instrument, []
-        top = whole = leg.size * leg.mark
+        top = whole = leg.size * leg.whole.mark
         for step in reversed(instrument.steps):
             restored = step.maintenance_rate + buffer - instrument.fees * weight
             if top > step.notional_floor and restored > 0:
-                parts.append(((whole - top) * leg.unit, (whole - step.notional_floor) * leg.unit, restored))
+                parts.append(((whole - top) * leg.whole.unit, (whole - step.notional_floor) * leg.whole.unit, restored))
                 top = step.notional_floor
         impact = _ZERO
         if instrument.depth_notional is not None:
             with localcontext(_SPREADING):
-                impact = instrument.impact_rate / (instrument.depth_notional * leg.unit)
+                impact = instrument.impact_rate / (instrument.depth_notional * leg.whole.unit)
         return cls(tuple(parts), instrument.fees, impact)
 
     @property
@@ -244,5 +266,6 @@ def _cost(leg: _Leg) -> Decimal:
     instrument = leg.instrument
     if instrument.depth_notional is None:
         return instrument.fees
-    impact = divide_floor(leg.closed * leg.mark * instrument.impact_rate, instrument.depth_notional, _COST_INCREMENT)
+    closed = leg.closed * leg.whole.mark
+    impact = divide_floor(closed * instrument.impact_rate, instrument.depth_notional, _COST_INCREMENT)
     return instrument.fees + impact

@@ -29,7 +29,7 @@ from schemas.topics import EVENTS, ROUTER, TRADES
 from streams.broker import config
 from streams.broker.admin import require_topics
 from streams.broker.dead_letters import produce_dead_letter
-from streams.broker.producer import TransactionalProducer
+from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, SettingsError, TransactionAborted
 from streams.logs import event
@@ -146,7 +146,7 @@ class Router:
             produce_dead_letter(producer, message, error)
         producer.send_offsets(
             [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in touched],
-            self._consumer.consumer_group_metadata(),
+            group_metadata(self._consumer),
         )
         producer.commit()
 
@@ -177,7 +177,10 @@ class Router:
         self._owns("partitions_revoked", partitions)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """No transaction is open while the consumer is polled, so there is nothing to abort."""
+        """No transaction is open while the consumer is polled, so there is nothing to abort.
+
+        One that began before the loss was known was refused by Kafka or by :func:`group_metadata`.
+        """
         self._ownership.drop(partitions)
         self._owns("partitions_lost", partitions)
 

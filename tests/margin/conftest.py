@@ -15,10 +15,11 @@ from schemas.parameters import (
     MarginTier,
     Parameter,
     PolicyParameters,
+    ScanOffset,
 )
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group, Position
-from streams.margin.parameters import RiskParameters
+from streams.margin.parameters import SCENARIOS, RiskParameters
 
 settings.register_profile(
     "margin", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -155,9 +156,29 @@ def collateral_tiers(draw: st.DrawFn) -> tuple[CollateralTier, ...]:
 
 
 @st.composite
+def scan_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """How portfolio margin sees an instrument: alone, in a group, by its own array, or not at all."""
+    if not draw(st.integers(0, 3)):
+        return {}
+    fields = {
+        "scan_group": draw(st.sampled_from([None, "G", "H"])),
+        "scan_range": str(draw(decimals("0.01", "0.3", 2))),
+        "scan_floor_rate": str(draw(decimals("0.001", "0.02", 3))),
+    }
+    if not draw(st.integers(0, 3)):
+        profits = draw(st.lists(decimals("-0.3", "0.3", 2).map(str), min_size=SCENARIOS, max_size=SCENARIOS))
+        fields["scan_array"] = tuple(profits)
+    return fields
+
+
+@st.composite
 def parameter_sets(draw: st.DrawFn, *, plain: bool = False) -> RiskParameters:
-    """Rules of the three symbols. ``plain``: USD and EUR count at weight 1, whether credit or debt."""
+    """Rules of the three symbols; account ``a`` may be under portfolio margin.
+
+    ``plain``: USD and EUR count at weight 1, whether credit or debt.
+    """
     fees = decimals("0", "0.02", 3).map(str)
+    scanned = draw(st.booleans())
     instruments = [
         InstrumentParameters(
             symbol=symbol,
@@ -167,6 +188,7 @@ def parameter_sets(draw: st.DrawFn, *, plain: bool = False) -> RiskParameters:
             margin_tiers=draw(margin_tiers()),
             liquidation_fee=draw(fees),
             insurance_fee=draw(fees),
+            **(draw(scan_fields()) if scanned else {}),
         )
         for symbol in SYMBOLS
     ]
@@ -179,7 +201,11 @@ def parameter_sets(draw: st.DrawFn, *, plain: bool = False) -> RiskParameters:
             asset="BTC", price_symbol="A-PERP", collateral_tiers=draw(collateral_tiers()), liability_weight=draw(weight)
         ),
     ]
-    policy = PolicyParameters(liquidation_buffer_rate=str(draw(decimals("0", "0.02", 3))))
+    policy = PolicyParameters(
+        liquidation_buffer_rate=str(draw(decimals("0", "0.02", 3))),
+        portfolio_margin_accounts=("a",) if scanned else (),
+        scan_offsets=(ScanOffset(first="G", second="H", rate=str(draw(decimals("0", "1", 2)))),),
+    )
     return RiskParameters.build([*instruments, *assets, policy])
 
 

@@ -234,6 +234,18 @@ def test_in_a_crash_rows_wait_awake_for_their_bands_and_are_reported_until_they_
     assert len(waiting) < 12
 
 
+def test_bands_made_anew_again_and_again_do_not_pile_up_at_a_symbol_that_rests() -> None:
+    portfolio = crowd(50, seed=8)
+    index = TriggerIndex(portfolio)
+    rows = np.arange(50)
+    counts = []
+    for _ in range(2000):
+        index.update(rows)
+        counts.append(index.trigger_count)
+    assert max(counts) < 600 * counts[0]
+    assert max(counts[1000:]) <= max(counts[:1000]) + 2 * counts[0]
+
+
 def test_a_first_mark_concerns_everyone_who_needs_it() -> None:
     portfolio = Portfolio(rules())
     portfolio.load_group(portfolio.open_group("a", "cross"), {"USD": "1"}, [("X-PERP", "1", "-100")])

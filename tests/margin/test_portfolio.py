@@ -492,6 +492,18 @@ def test_thousands_of_books_are_screened_within_their_error_at_any_marks() -> No
     assert 300 < total < 8700
 
 
+def test_many_rows_are_picked_out_of_a_full_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, row = with_book()
+    rows = np.array([found.open_group("b", "cross"), row])
+    found.load_group(int(rows[0]), {"BTC": "-3"}, [("B-PERP", "-10", "210")])
+    picked = found.evaluate(rows)
+    monkeypatch.setattr("streams.margin.portfolio._SPARSE_ROWS", 0)
+    passed = found.evaluate(rows)
+    for name in ("equity", "maintenance", "error", "decidable"):
+        np.testing.assert_allclose(getattr(picked, name), getattr(passed, name), rtol=1e-14)
+    assert picked.equity[0] < 0 < picked.equity[1]
+
+
 def test_the_error_is_small_beside_the_book() -> None:
     found, row = with_book()
     columns = found.evaluate(np.array([row]))

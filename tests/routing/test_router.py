@@ -11,12 +11,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import orjson
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, Message, Producer
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
@@ -24,7 +24,7 @@ from schemas.partitioning import partition_of, shard_of
 from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS, dead_letter_topic
 from streams.broker import config
 from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
-from streams.broker.producer import TransactionalProducer
+from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
 from streams.routing import router as router_module
@@ -155,7 +155,11 @@ def exchange(settings: Settings, records: Any, rows_of: Any) -> Iterator[Exchang
 
 
 class Process:
-    """A router as a process of its own. ``CRASH=before commit 3`` kills it (SIGKILL) just before its third commit."""
+    """A router as a process of its own.
+
+    ``CRASH="before commit 3"`` kills it (SIGKILL) just before its third commit; ``CRASH="frozen"`` stops it (SIGSTOP)
+    with its first batch in hand, and lets it go on with that once the group has expelled it.
+    """
 
     def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
         self._log = log
@@ -179,6 +183,13 @@ class Process:
     def wait_for_crash(self) -> None:
         assert self._process.wait(timeout=DEADLINE_S) == -signal.SIGKILL, self.log()
 
+    def wait_until_frozen(self) -> None:
+        _, status = os.waitpid(self._process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), self.log()
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> int:
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=DEADLINE_S)
@@ -190,12 +201,24 @@ class Process:
 
 
 _MAIN = """
-import itertools, os, signal
+import itertools, os, signal, time
 from streams import logs, settings
 from streams.broker.producer import TransactionalProducer
-from streams.routing.router import run
+from streams.routing.router import Router, run
 
-if crash := os.environ.get("CRASH"):
+crash = os.environ.get("CRASH")
+if crash == "frozen":
+    route = Router._route
+
+    def frozen(self, batch):
+        Router._route = route
+        os.kill(os.getpid(), signal.SIGSTOP)
+        while self._consumer.memberid():
+            time.sleep(0.01)
+        route(self, batch)
+
+    Router._route = frozen
+elif crash:
     when, name, number = crash.split()
     calls, original = itertools.count(1), getattr(TransactionalProducer, name)
 
@@ -461,38 +484,33 @@ def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
 
 
 def test_a_router_that_the_group_has_expelled_commits_nothing(
-    exchange: Exchange,
-    settings: Settings,
-    run: Callable[..., InThread],
-    start: Callable[..., Process],
-    monkeypatch: pytest.MonkeyPatch,
+    exchange: Exchange, start: Callable[..., Process]
 ) -> None:
-    """It is told of its loss only when it polls. Until then it knows no generation, which Kafka takes from anybody."""
-    collect = Router._collect
-    routed_by_another = threading.Event()
-    expelled = threading.Event()
-
-    def stuck(self: Router) -> list[Message]:
-        batch = collect(self)
-        if batch and not expelled.is_set():
-            eventually(lambda: not self._consumer.memberid(), "the end of the membership")
-            expelled.set()
-            assert routed_by_another.wait(DEADLINE_S)
-        return batch
-
-    monkeypatch.setattr(Router, "_collect", stuck)
-    kafka = msgspec.structs.replace(settings.kafka, session_timeout_ms=6000, options="max.poll.interval.ms=6000")
+    """A process that was frozen learns of its loss only when it polls; until then it has a batch in hand."""
     exchange.transfers(range(1, 101))
-    first = run(msgspec.structs.replace(settings, kafka=kafka))
-    assert expelled.wait(DEADLINE_S)
+    frozen = start(CRASH="frozen")
+    frozen.wait_until_frozen()
     second = start()
     exchange.wait_for_transfer(100)
-    routed_by_another.set()
+    frozen.thaw()
+    eventually(lambda: "batch_dropped" in frozen.log(), "the end of the stale batch")
     exchange.transfers(range(101, 201))
     exchange.wait_for_transfer(200)
-    first.close()
+    assert frozen.stop() == 0, frozen.log()
     assert second.stop() == 0, second.log()
     exchange.assert_routed_once(range(0), range(1, 201))
+
+
+def test_offsets_are_not_sent_without_a_membership() -> None:
+    class Expelled:
+        def consumer_group_metadata(self) -> bytes:
+            return b"no id, no generation"
+
+        def memberid(self) -> None:
+            return None
+
+    with pytest.raises(TransactionAborted, match="expelled"):
+        group_metadata(cast(Consumer, Expelled()))
 
 
 class FaultyProducer(TransactionalProducer):

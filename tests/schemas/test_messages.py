@@ -1,0 +1,265 @@
+"""The messages: golden samples survive the codec byte for byte; what breaks a rule is refused, and the field named."""
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import generate
+from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
+from schemas.messages import LiquidationCommand, Trade
+from schemas.topics import COMMANDS, EVENTS, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
+
+DECODERS: dict[str, Decoder[Any]] = {topic: Decoder(kind) for topic, kind in generate.MESSAGE_TYPES.items()}
+SAMPLES = [(topic, path) for topic in generate.MESSAGE_TYPES for path in generate.samples(topic)]
+OTHERS_WRITE = {TRADES, TRANSFERS, PRICES, REPORTS, PARAMETERS}
+Step = str | int
+
+
+def sample(topic: str, which: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((generate.GOLDEN / f"{topic}{which}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def only_given(value: Any, given_value: Any) -> Any:
+    """``value`` without the fields that ``given_value`` does not have (they have their defaults)."""
+    if isinstance(value, dict) and isinstance(given_value, dict):
+        return {name: only_given(item, given_value[name]) for name, item in value.items() if name in given_value}
+    if isinstance(value, list) and isinstance(given_value, list):
+        return [only_given(item, was) for item, was in zip(value, given_value, strict=True)]
+    return value
+
+
+# --- golden samples --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("topic", "path"), SAMPLES, ids=[path.stem for _, path in SAMPLES])
+def test_a_golden_sample_is_written_as_it_was_read(topic: str, path: Path) -> None:
+    compact = orjson.dumps(orjson.loads(path.read_bytes()))
+    written = encode(DECODERS[topic](compact))
+    if topic in OTHERS_WRITE:
+        written = orjson.dumps(only_given(orjson.loads(written), orjson.loads(compact)))
+    assert written == compact
+
+
+@pytest.mark.parametrize(("topic", "path"), SAMPLES, ids=[path.stem for _, path in SAMPLES])
+def test_reading_what_was_written_changes_nothing(topic: str, path: Path) -> None:
+    message = DECODERS[topic](path.read_bytes())
+    assert DECODERS[topic](encode(message)) == message
+
+
+def test_the_command_sample_is_the_one_in_the_design() -> None:
+    command: LiquidationCommand = DECODERS[COMMANDS](orjson.dumps(sample(COMMANDS)))
+    assert command.command_id == "acct-17:3" == f"{command.account}:{command.sequence}"
+    assert [order.order_id for order in command.orders] == ["acct-17:3:0"]
+    assert command.evidence.reason == "equity_below_maintenance"
+
+
+@pytest.mark.parametrize(("topic", "path"), SAMPLES, ids=[path.stem for _, path in SAMPLES])
+def test_fields_that_are_not_known_are_ignored(topic: str, path: Path) -> None:
+    value = orjson.loads(path.read_bytes())
+    assert DECODERS[topic](orjson.dumps(value | {"venue": {"x": [1]}})) == DECODERS[topic](orjson.dumps(value))
+
+
+def test_a_side_of_a_trade_is_cross_unless_it_says_otherwise() -> None:
+    trade = sample(TRADES)
+    del trade["maker"]["margin"]
+    decoded: Trade = DECODERS[TRADES](orjson.dumps(trade))
+    assert decoded.maker.margin == "cross"
+
+
+# --- variants that break a rule --------------------------------------------------------------------------------------
+
+
+def resolved(schema: dict[str, Any], root: dict[str, Any], value: Any) -> list[dict[str, Any]]:
+    """The alternatives of a schema that may describe ``value``, references followed."""
+    if "$ref" in schema:
+        return resolved(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, value)
+    found = [one for part in schema["anyOf"] for one in resolved(part, root, value)] if "anyOf" in schema else [schema]
+    if isinstance(value, dict) and "type" in value:
+        tagged = [one for one in found if value["type"] in one["properties"]["type"].get("enum", [])]
+        return tagged or found
+    return found
+
+
+def nodes(schema: dict[str, Any], root: dict[str, Any], value: Any, path: tuple[Step, ...] = ()) -> Iterator[Any]:
+    """Every place in ``value`` as (path, the schemas that describe it)."""
+    alternatives = resolved(schema, root, value)
+    yield path, alternatives
+    for one in alternatives:
+        if isinstance(value, dict) and one.get("type") == "object":
+            for name, item in value.items():
+                part = one.get("properties", {}).get(name) or one.get("additionalProperties")
+                if isinstance(part, dict):
+                    yield from nodes(part, root, item, (*path, name))
+        elif isinstance(value, list) and one.get("type") == "array" and value:
+            parts = one.get("prefixItems") or [one.get("items", {})] * len(value)
+            yield from nodes(parts[0], root, value[0], (*path, 0))
+
+
+def changed(value: Any, path: tuple[Step, ...], to: Any) -> Any:
+    if not path:
+        return to
+    copy = deepcopy(value)
+    inner = copy
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = to
+    return copy
+
+
+def without(value: Any, path: tuple[Step, ...], name: str) -> Any:
+    copy = deepcopy(value)
+    inner = copy
+    for step in path:
+        inner = inner[step]
+    del inner[name]
+    return copy
+
+
+NOT_TEXT: list[Any] = [1, 1.5, True, [], {}]
+NOT_DECIMAL = [
+    *NOT_TEXT,
+    "",
+    " 1",
+    "1 ",
+    "1\n",
+    "+1",
+    "1e5",
+    "1,5",
+    ".5",
+    "1.",
+    "01",
+    "NaN",
+    "--1",
+    "٣",
+    "1" * 19,
+    "0." + "1" * 19,
+]
+NOT_ID = [*NOT_TEXT, "", "a b", "a\n", "ä", "\u0000", "x" * 129]
+NOT_INTEGER: list[Any] = ["1", 1.5, True, [], {}]
+
+
+def forbidden(alternatives: list[dict[str, Any]]) -> list[Any]:
+    """Values that a place with these schemas must not have."""
+    kinds = {one.get("type", "enum") for one in alternatives} - {"null"}
+    one = next(one for one in alternatives if one.get("type", "enum") in kinds)
+    about = one.get("description", "")
+    if kinds == {"object"}:
+        return [[], "x", 1]
+    if kinds == {"array"}:
+        return [{}, "x", 1]
+    if kinds == {"integer"}:
+        below, above = one.get("minimum"), one.get("maximum")
+        return [*NOT_INTEGER, *([] if below is None else [below - 1]), *([] if above is None else [above + 1])]
+    if kinds == {"boolean"}:
+        return [1, "true", []]
+    if kinds == {"enum"}:
+        return [*NOT_TEXT, "x", ""]
+    if about.startswith("decimal"):
+        signed = ["-1"] if ">" in about else []
+        return NOT_DECIMAL + signed + (["0", "0.000"] if "> 0" in about or "not 0" in about else [])
+    return NOT_ID if "pattern" in one else NOT_TEXT
+
+
+def broken(topic: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """Variants of a sample that its JSON Schema forbids, one a place and rule."""
+    value, root = orjson.loads(path.read_bytes()), generate.json_schema(topic)
+    for place, alternatives in nodes(root, root, value):
+        name = ".".join(map(str, place)) or "everything"
+        if not any(one.get("type") == "null" for one in alternatives):
+            yield f"{name}=None", changed(value, place, None)
+        for item in forbidden(alternatives):
+            yield f"{name}={item!r:.20}", changed(value, place, item)
+        for field in sorted(set.intersection(*(set(one.get("required", ())) for one in alternatives))):
+            yield f"{name}: no {field}", without(value, place, field)
+
+
+BROKEN = [(topic, f"{path.stem} {what}", value) for topic, path in SAMPLES for what, value in broken(topic, path)]
+
+
+def test_every_kind_of_rule_is_tried_on_every_topic_of_others() -> None:
+    for topic in OTHERS_WRITE:
+        tried = " ".join(what for found, what, _ in BROKEN if found == topic)
+        assert all(rule in tried for rule in ("no ", "=1", "='1e5'", "='a b'", "='1'")), topic
+
+
+@pytest.mark.parametrize("topic", generate.MESSAGE_TYPES)
+def test_what_breaks_the_schema_is_refused(topic: str) -> None:
+    taken = []
+    for found, what, value in BROKEN:
+        if found == topic:
+            try:
+                DECODERS[topic](json.dumps(value).encode())
+            except DecodeError:
+                continue
+            taken.append(what)
+    assert taken == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("price", 61800.3, r"Expected `str`, got `float` - at `\$.price`"),
+        ("quantity", "0.000", r"\$.quantity"),
+        ("trade_id", 2**63, r"\$.trade_id"),
+        ("aggressor_side", "BUY", r"Invalid enum value 'BUY' - at `\$.aggressor_side`"),
+        ("maker", {"account": "a", "order_id": "o", "fee": 1}, r"\$.maker.fee"),
+        ("taker", {"account": "a", "order_id": "o", "fee": "1", "margin": "both"}, r"\$.taker.margin"),
+        ("event_time", -1, r"\$.event_time"),
+    ],
+)
+def test_the_reason_names_the_field(field: str, value: Any, named: str) -> None:
+    with pytest.raises(DecodeError, match=named):
+        DECODERS[TRADES](orjson.dumps(sample(TRADES) | {field: value}))
+
+
+@pytest.mark.parametrize("value", ["9" * 18 + "." + "9" * 18, "0.000000000000000001", "1", "1.0", "10.50"])
+def test_decimals_of_18_digits_on_either_side_are_kept_as_written(value: str) -> None:
+    trade: Trade = DECODERS[TRADES](orjson.dumps(sample(TRADES) | {"price": value}))
+    assert trade.price == value
+
+
+def test_a_record_may_have_so_many_bytes_and_no_more() -> None:
+    trade = orjson.dumps(sample(TRADES))
+    assert DECODERS[TRADES](trade.ljust(MESSAGE_BYTES_MAX))
+    with pytest.raises(DecodeError, match="1000001 bytes"):
+        DECODERS[TRADES](trade.ljust(MESSAGE_BYTES_MAX + 1))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_another_error(data: bytes) -> None:
+    for decode in DECODERS.values():
+        try:
+            decode(data)
+        except DecodeError:
+            continue
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(JSON, st.sampled_from([(topic, path) for topic, path in SAMPLES if topic != EVENTS]), st.randoms())
+def test_no_json_in_a_field_makes_another_error(value: Any, chosen: tuple[str, Path], random: Any) -> None:
+    topic, path = chosen
+    record = orjson.loads(path.read_bytes())
+    record[random.choice(list(record))] = value
+    try:
+        DECODERS[topic](json.dumps(record).encode())
+    except DecodeError:
+        return
+
+
+def test_deep_nesting_is_refused_without_a_crash() -> None:
+    for decode in DECODERS.values():
+        with pytest.raises(DecodeError):
+            decode(b'{"a":' * 100_000)
