@@ -103,14 +103,10 @@ class Engine:
         self._parameter_log = Follower(settings.kafka, self._client_id, PARAMETERS)
         self._marks_log = Follower(settings.kafka, self._client_id, MARKS)
         self._tables = TableWriter(settings, cluster_id, counts[EVENTS])
-        self._consumer = Consumer(
-            config.consumer(
-                settings.kafka,
-                self._client_id,
-                settings.engine.group_id,
-                instance_id=settings.service.instance_id,
-            )
+        properties = config.consumer(
+            settings.kafka, self._client_id, settings.engine.group_id, instance_id=settings.service.instance_id
         )
+        self._consumer = config.created(Consumer, properties)
         try:
             self._marks_next = self._reader.watermarks(MARKS, 0)[1]
             self._marks_log.start(self._marks_next)
