@@ -19,7 +19,7 @@ from infra.local.archive import Archive
 from infra.local.errors import StartError
 from infra.local.jars import KafkaJars, Progress, kafka_jars
 from infra.local.java import Java, find_java
-from infra.local.ports import free_port
+from infra.local.ports import free_port, is_free
 from infra.local.process import ManagedProcess
 from infra.local.server import LocalServer
 
@@ -54,6 +54,7 @@ _SETTINGS = {
 _CLIENT: dict[str, str | int | float | bool] = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
 _CLIENT["log_level"] = 0  # until it is ready, refused connections are no news
 _PROBE = "margin-local-probe"
+_PORT_ATTEMPTS = 3
 
 
 class KafkaServer(LocalServer):
@@ -81,7 +82,15 @@ class KafkaServer(LocalServer):
     def start(self, timeout_s: float = 60.0) -> None:
         if self.running:
             return
-        super().start(timeout_s)
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+            try:
+                super().start(timeout_s)
+                break
+            except StartError:
+                # Nobody but this node knows the controller's port, so when it was taken meanwhile another one will do.
+                if not attempts_left or is_free(self._controller_port):
+                    raise
+                self._controller_port = free_port()
         if self._archive is not None and self._archiving is None:
             self._archiving = self._archive.begin()
 

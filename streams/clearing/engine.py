@@ -33,7 +33,7 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, P
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics
 from streams.broker.dead_letters import produce_dead_letter
-from streams.broker.producer import TransactionalProducer
+from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.clearing.restore import MARK_FRAME, take_shard
 from streams.clearing.shard import Output, Shard
@@ -299,7 +299,7 @@ class Engine:
             produce_dead_letter(producer, message, error)
         producer.send_offsets(
             [TopicPartition(EVENTS, shard.shard, shard.events_next) for shard in waiting],
-            self._consumer.consumer_group_metadata(),
+            group_metadata(self._consumer),
         )
         producer.commit()
         self._letters.clear()

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import AccountRow, JournalRecord, MarkFrame, Range
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
-from streams.broker.producer import TransactionalProducer
+from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader
 from streams.clearing.account import restore_account
 from streams.clearing.shard import Shard
@@ -174,7 +174,7 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
         partition=shard.shard,
         on_delivery=lambda _, message: offsets.append(message.offset() or 0),
     )
-    producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], consumer.consumer_group_metadata())
+    producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], group_metadata(consumer))
     producer.commit()
     shard.claim = shard.journal_previous = offsets[0]
     shard.journal_sequence += 1

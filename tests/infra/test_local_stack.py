@@ -97,6 +97,12 @@ def test_kafka_comes_back_after_kill_with_what_was_committed(tmp_path: Path) -> 
     assert not kafka.running
 
 
+def test_a_controller_port_that_was_taken_meanwhile_is_replaced(tmp_path: Path) -> None:
+    server = KafkaServer(tmp_path)
+    with socket.create_server(("127.0.0.1", server._controller_port)), server:
+        assert server.healthy()
+
+
 def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
     kafka = KafkaServer(tmp_path)
     with socket.socket() as taken:
