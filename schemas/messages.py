@@ -21,6 +21,7 @@ from schemas.types import (
     MarkStatus,
     NonZeroDecimal,
     Offset,
+    ParameterKey,
     PositionSide,
     PositiveDecimal,
     ReportStatus,
@@ -169,11 +170,16 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
-    """``margin.marks.v1``: the marks that changed, or all of them when ``full`` (every heartbeat is)."""
+    """``margin.marks.v1``: the marks that changed, or all of them when ``full`` (every heartbeat is).
+
+    ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
+    keys; what is not named is at 1.
+    """
 
     time: TimeUs
     marks: tuple[Mark, ...]
     full: bool = False
+    scales: dict[ParameterKey, PositiveDecimal] = {}
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------
@@ -204,6 +210,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     parameters_version: Offset
     marks: dict[str, str]
     reason: str
+    scales: dict[str, str] = {}
 
 
 class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -307,6 +314,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     rises by one a record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
     ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
+    ``open_interest``, now and then, is the quantity of the shard's long positions by symbol.
     """
 
     kind: Literal["claim", "commit"]
@@ -321,4 +329,5 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     marks_full: Offset = -1
     accounts: int = 0
     commands: tuple[str, ...] = ()
+    open_interest: dict[Symbol, UnsignedDecimal] | None = None
     worker: Text = ""

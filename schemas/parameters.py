@@ -37,11 +37,26 @@ class CollateralTier(msgspec.Struct, frozen=True, kw_only=True):
     weight: UnsignedDecimal
 
 
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How rates follow a measure: they are multiplied by measure / ``reference``, held between ``floor`` and ``cap``.
+
+    ``change_per_minute`` is how much the factor may change in a minute.
+    """
+
+    reference: PositiveDecimal
+    floor: PositiveDecimal = "1"
+    cap: PositiveDecimal = "4"
+    change_per_minute: PositiveDecimal = "0.5"
+
+
 class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="instrument"):
     """A linear perpetual or future and its margin rules. Key ``instrument:SYMBOL``.
 
     Closing a notional of ``depth_notional`` at once is expected to move the price by ``impact_rate`` of it: that
     decides in which order, and how evenly, a liquidation closes several positions.
+
+    Its margin rates are multiplied by ``volatility_scale`` (measure: the standard deviation of its mark in a day, as a
+    fraction) and by ``open_interest_scale`` (measure: the notional of all long positions, in the settle asset).
 
     Under portfolio margin, positions of one ``scan_group`` are valued together in each scenario. ``scan_range`` is the
     price move scanned, as a fraction; ``scan_array``, if given, is the profit of a long of notional 1 in each of the
@@ -62,6 +77,8 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     scan_range: PositiveDecimal | None = None
     scan_array: Annotated[tuple[SignedDecimal, ...], Meta(max_length=64)] = ()
     scan_floor_rate: UnsignedDecimal = "0"
+    volatility_scale: Scale | None = None
+    open_interest_scale: Scale | None = None
     version: Sequence = 0
 
     @property
@@ -70,7 +87,11 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
 
 
 class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="asset"):
-    """A collateral or settle asset. Key ``asset:ASSET``. ``price_symbol`` null: worth one unit of account."""
+    """A collateral or settle asset. Key ``asset:ASSET``. ``price_symbol`` null: worth one unit of account.
+
+    Its haircuts (1 - weight) are multiplied by ``volatility_scale`` (measure: the standard deviation of the mark of
+    ``price_symbol`` in a day, as a fraction).
+    """
 
     asset: Asset
     decimals: Annotated[int, Meta(ge=0, le=18)] = 8
@@ -79,6 +100,7 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
         CollateralTier(quantity_floor="0", weight="1"),
     )
     liability_weight: PositiveDecimal = "1"
+    volatility_scale: Scale | None = None
     version: Sequence = 0
 
     @property
@@ -94,20 +116,15 @@ class ScanOffset(msgspec.Struct, frozen=True, kw_only=True):
     rate: UnsignedDecimal
 
 
-class ScaleLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Between what a scale of margin rates stays, and how much it may change in a minute."""
-
-    floor: PositiveDecimal = "1"
-    cap: PositiveDecimal = "4"
-    change_per_minute: PositiveDecimal = "0.5"
-
-
 class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="policy"):
     """What holds for every account. Key ``policy:default``.
 
     ``portfolio_margin_accounts`` are margined by scanning scenarios instead of by tiers: extreme moves are
     ``scan_extreme_multiple`` times the range and count ``scan_extreme_weight``; the initial margin is
     ``scan_initial_scale`` times the maintenance margin.
+
+    Volatility is an average whose weights halve every ``volatility_half_life_ms``; rates are scaled anew at most every
+    ``scale_interval_ms``.
     """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"
@@ -118,7 +135,8 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     scan_extreme_multiple: PositiveDecimal = "2"
     scan_extreme_weight: UnsignedDecimal = "0.35"
     scan_initial_scale: PositiveDecimal = "1.25"
-    scale_limits: ScaleLimits = ScaleLimits()
+    volatility_half_life_ms: DurationMs = 600_000
+    scale_interval_ms: DurationMs = 10_000
     version: Sequence = 0
 
     @property

@@ -31,6 +31,8 @@ Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=1
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
 """A traded or priced symbol, such as ``BTC-PERP``."""
 Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]
+ParameterKey = Annotated[str, Meta(pattern=rf"^[!-~]{{1,64}}{_END}", max_length=64, description="type:id")]
+"""The key of a record of ``risk.parameters.v1``, such as ``instrument:BTC-PERP``."""
 Text = Annotated[str, Meta(max_length=1024)]
 
 TimeUs = Annotated[int, Meta(ge=0, le=TIME_US_MAX, description="microseconds since the Unix epoch")]

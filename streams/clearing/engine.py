@@ -28,7 +28,6 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from schemas import headers
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import EventFrame, MarkFrame
-from schemas.parameters import Parameter
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, dead_letter_topic
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics
@@ -41,6 +40,7 @@ from streams.errors import InputError, ProducerFenced, ShardError, TransactionAb
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
+from streams.tables.restore_point import RestorePoint
 from streams.tables.write_behind import TableWriter
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ COMMANDS_ISSUED = Counter("margin_engine_commands", "Liquidation commands commit
 COMMITS = Histogram(
     "margin_engine_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 )
+PARAMETERS_REFUSED = Counter("margin_engine_parameters_refused", "Parameter records refused: the version before stays")
 RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
 SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
 
@@ -60,7 +61,6 @@ ALERT_EVENT = "margin.alert.v1"
 ACCOUNT_EVENT = "margin.account.v1"
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
-_PARAMETER = Decoder[Parameter](Parameter)
 _POLL_S = 0.002
 _IDLE_POLL_S = 0.1
 _TAKE_TIMEOUT_S = 60.0
@@ -103,6 +103,7 @@ class Engine:
         self._parameter_log = Follower(settings.kafka, self._client_id, PARAMETERS)
         self._marks_log = Follower(settings.kafka, self._client_id, MARKS)
         self._tables = TableWriter(settings, cluster_id, counts[EVENTS])
+        self._restore_point = RestorePoint(settings, cluster_id, counts[EVENTS])
         properties = config.consumer(
             settings.kafka, self._client_id, settings.engine.group_id, instance_id=settings.service.instance_id
         )
@@ -135,6 +136,7 @@ class Engine:
         """Hand over: leaving the group revokes every shard, which commits and releases it."""
         self._consumer.close()
         self._tables.close()
+        self._restore_point.close()
         self._producer.close()
         for part in (self._parameter_log, self._marks_log, self._reader):
             part.close()
@@ -171,24 +173,17 @@ class Engine:
             offset = _offset(message)
             self._parameters_next = offset + 1
             try:
-                self._rules = self._with(message)
+                self._rules = self._rules.with_encoded(message.key(), message.value())
             except (DecodeError, InputError) as error:
                 self._refused.append((message, error))
                 if _DEAD_LETTER_SHARD in self._shards:
                     self._letters.append((message, error))
-                event(log, logging.WARNING, "parameters_refused", offset=offset, reason=str(error))
+                PARAMETERS_REFUSED.inc()
+                event(log, logging.ERROR, "parameters_refused", offset=offset, reason=str(error))
             for shard in self._shards.values():
                 self._adopt(shard, offset)
         for shard in self._shards.values():
             shard.decide_touched(everything=True)
-
-    def _with(self, message: Message) -> RiskParameters:
-        if message.value() is None:
-            return self._rules.without((message.key() or b"").decode("utf-8", "replace"))
-        record = _PARAMETER(message.value())
-        if (message.key() or b"") != record.key.encode():
-            raise InputError(f"the key is {message.key()!r} and must be {record.key!r}")
-        return self._rules.with_record(record)
 
     def _adopt(self, shard: Shard, offset: int) -> None:
         try:
@@ -293,7 +288,7 @@ class Engine:
         started = time.monotonic()
         producer = self._producer
         producer.begin()
-        outputs = [(shard, shard.take(self._worker)) for shard in waiting]
+        outputs = [(shard, shard.take(self._worker, with_open_interest=journal_idle)) for shard in waiting]
         delivered = [self._produce(shard, output) for shard, output in outputs]
         for message, error in self._letters:
             produce_dead_letter(producer, message, error)
@@ -402,6 +397,7 @@ class Engine:
             rules=self._rules,
             parameters_next=self._parameters_next,
             marks_next=self._marks_next,
+            restore_point=self._restore_point,
             worker=self._worker,
             timeout_s=_TAKE_TIMEOUT_S,
         )

@@ -7,6 +7,7 @@ Deciding and committing belong to the engine.
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -21,6 +22,7 @@ from streams.clearing.shard import Shard
 from streams.errors import InputError, ShardError
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
+from streams.tables.restore_point import RestorePoint
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def take_shard(
     rules: RiskParameters,
     parameters_next: int,
     marks_next: int,
+    restore_point: RestorePoint,
     worker: str,
     timeout_s: float,
 ) -> TakenShard:
@@ -63,10 +66,11 @@ def take_shard(
     2. Find the last record of the shard's journal; its event offset and the committed offset must agree.
     3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
        group that has moved on refuses it.
-    4. Load the last row of every account from the whole changelog.
-    5. Decide everything once if the parameters moved on since.
-    6. Learn the prices as of the last journal record, then walk every mark from there to ``marks_next``, deciding as
-       if the shard had never been without an owner.
+    4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog.
+    5. Learn the prices as of the last journal record.
+    6. Decide everything once if the parameters moved on since.
+    7. Walk every mark from the last journal record to ``marks_next``, deciding as if the shard had never been without
+       an owner.
 
     Raises:
         ShardError: the logs disagree with each other or hold rows that cannot be loaded.
@@ -88,7 +92,8 @@ def take_shard(
         shard.resume(record)
         shard.journal_previous = offset
     _claim(shard, producer, consumer, worker)
-    _load_rows(shard, reader)
+    from_redis = _load_rows(shard, reader, restore_point)
+    _recall_marks(shard, reader, marks_next)
     parameters_first = shard.parameters_next
     if shard.parameters_next < parameters_next:
         shard.apply_parameters(parameters_next - 1, rules)
@@ -103,6 +108,7 @@ def take_shard(
         accounts=len(shard.accounts),
         events_next=shard.events_next,
         marks_next=shard.marks_next,
+        from_redis=from_redis,
         seconds=round(time.monotonic() - started, 3),
     )
     return TakenShard(shard, refused, parameters_first)
@@ -127,8 +133,7 @@ def _last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecor
         for message in reader.read_range(JOURNAL, shard_id, first, high):
             found = message
         if found is not None:
-            offset = found.offset()
-            assert offset is not None
+            offset = _offset(found)
             try:
                 return _JOURNAL(found.value()), offset
             except DecodeError as error:
@@ -180,39 +185,48 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
     shard.journal_sequence += 1
 
 
-def _load_rows(shard: Shard, reader: LogReader) -> None:
-    rows: dict[bytes, bytes] = {}
-    end = reader.watermarks(ACCOUNTS, shard.shard)[1]
-    for message in reader.read_range(ACCOUNTS, shard.shard, 0, end):
+def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> int:
+    """Take in every account's last row; how many came from Redis."""
+    low, end = reader.watermarks(ACCOUNTS, shard.shard)
+    table = restore_point.read(shard.shard, shard.claim, low, end)
+    rows, first = ({}, 0) if table is None else (dict(table.rows), table.stamp)
+    for message in reader.read_range(ACCOUNTS, shard.shard, first, end):
         key, value = message.key(), message.value()
         if key is None:
             raise ShardError(f"{ACCOUNTS}[{shard.shard}] offset {message.offset()} has no key")
         if value is None:
-            rows.pop(bytes(key), None)
+            rows.pop(bytes(key).decode(), None)
         else:
-            rows[bytes(key)] = bytes(value)
+            rows[bytes(key).decode()] = bytes(value)
     for account in sorted(rows):
         try:
             shard.adopt(restore_account(_ROW(rows[account]), shard.portfolio))
         except (DecodeError, InputError) as error:
             raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
+    return 0 if table is None else len(table.rows)
+
+
+def _recall_marks(shard: Shard, reader: LogReader, marks_next: int) -> None:
+    """Learn the prices as of the shard's last record."""
+    first = shard.marks_full if shard.marks_full >= 0 else max(0, marks_next - MARKS_LOOKBACK)
+    for message in reader.read_range(MARKS, 0, first, shard.marks_next):
+        with suppress(DecodeError):  # it was refused when it was walked
+            shard.recall_marks(_offset(message), MARK_FRAME(message.value()))
 
 
 def _walk_marks(shard: Shard, reader: LogReader, marks_next: int) -> list[tuple[Message, Exception]]:
-    known_from = shard.marks_full if shard.marks_full >= 0 else max(0, marks_next - MARKS_LOOKBACK)
+    """Walk the marks that came while nobody owned the shard; those that are no frames, with the reason."""
     refused: list[tuple[Message, Exception]] = []
-    for message in reader.read_range(MARKS, 0, known_from, marks_next):
-        offset = message.offset()
-        assert offset is not None
+    for message in reader.read_range(MARKS, 0, shard.marks_next, marks_next):
         try:
-            frame = MARK_FRAME(message.value())
+            shard.apply_marks(_offset(message), MARK_FRAME(message.value()))
         except DecodeError as error:
-            if offset >= shard.marks_next:
-                refused.append((message, error))
-            continue
-        if offset < shard.marks_next:
-            shard.recall_marks(offset, frame)
-        else:
-            shard.apply_marks(offset, frame)
+            refused.append((message, error))
     shard.marks_next = max(shard.marks_next, marks_next)
     return refused
+
+
+def _offset(message: Message) -> int:
+    offset = message.offset()
+    assert offset is not None
+    return offset

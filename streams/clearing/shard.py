@@ -102,6 +102,7 @@ class Shard:
         self._owner: dict[int, tuple[AccountState, GroupState]] = {}
         self._levels = np.full(64, np.inf)
         self._marks: dict[str, _MarkState] = {}
+        self._scales: dict[str, str] = {}
         self._stale_at_us = 2**62
         self._orders: dict[str, tuple[AccountState, GroupState, OrderState]] = {}
         self._expiries: list[tuple[int, str, int]] = []
@@ -128,7 +129,7 @@ class Shard:
                 self._track(state, group, group.command)
 
     def recall_marks(self, offset: int, frame: MarkFrame) -> None:
-        """Learn the prices of a frame that was walked before the restart, without deciding anything again."""
+        """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
         marks_next = self.marks_next
         self._learn(offset, frame)
         self.marks_next = marks_next
@@ -153,9 +154,13 @@ class Shard:
         """
         self._open_batch()
         self.parameters_next = offset + 1
-        self.portfolio.set_parameters(parameters)
-        self.parameters = parameters
+        self._put_in_force(parameters)
         self._refresh_liveness(force=True)
+
+    def _put_in_force(self, parameters: RiskParameters) -> None:
+        scaled = parameters.with_scales({key: Decimal(scale) for key, scale in self._scales.items()})
+        self.portfolio.set_parameters(scaled)
+        self.parameters = scaled
 
     def skip_events(self, offset: int) -> None:
         """Count a record that is no frame as applied."""
@@ -190,7 +195,12 @@ class Shard:
     def apply_marks(self, offset: int, frame: MarkFrame) -> None:
         """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due."""
         self._renew_index()
+        scales = self._scales
         moved, revived = self._learn(offset, frame)
+        if self._scales is not scales:
+            self._index_current = False
+            self._decide(_array(set(self._owner)))
+            return
         found = [self._index.crossed_all(moved)] if moved else []
         if revived:
             found.append(self.portfolio.rows_with(revived))
@@ -216,7 +226,7 @@ class Shard:
         """Whether a command is waiting to be committed."""
         return bool(self._commands)
 
-    def take(self, worker: str = "") -> Output:
+    def take(self, worker: str = "", *, with_open_interest: bool = False) -> Output:
         """Hand over everything since the last call, with the journal record that says how it came about."""
         rows: dict[str, bytes | None] = {}
         for account in sorted(self._dirty):
@@ -224,7 +234,8 @@ class Shard:
             rows[account] = None if row is None else encode(row)
             if row is None:
                 self._forget(account)
-        output = Output(self._journal(worker, len(rows)), rows, self._commands, self._alerts, self._unapplied)
+        journal = self._journal(worker, len(rows), self.portfolio.open_interest() if with_open_interest else None)
+        output = Output(journal, rows, self._commands, self._alerts, self._unapplied)
         self._dirty.clear()
         self._commands, self._alerts, self._unapplied = [], [], []
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
@@ -352,6 +363,9 @@ class Shard:
         self.clock_us = max(self.clock_us, frame.time)
         if frame.full:
             self.marks_full = offset
+            if frame.scales != self._scales:
+                self._scales = frame.scales
+                self._put_in_force(self.parameters)
         moved: dict[str, Decimal] = {}
         revived: set[str] = set()
         for mark in frame.marks:
@@ -533,6 +547,7 @@ class Shard:
             parameters_version=self.parameters_next - 1,
             marks={symbol: format_decimal(self.portfolio.marks[symbol]) for symbol in sorted(symbols)},
             reason="equity_not_positive" if health.equity <= 0 else "equity_below_maintenance",
+            scales={key: scale for key in sorted(self._scaled_by(group)) if (scale := self._scales.get(key))},
         )
 
     def _alert(
@@ -573,6 +588,13 @@ class Shard:
         priced = (assets[asset].price_symbol for asset in named)
         return {*held, *(symbol for symbol in priced if symbol is not None)}
 
+    def _scaled_by(self, group: GroupState) -> set[str]:
+        """The keys of the parameter records whose rates or haircuts the group's verdict depends on."""
+        held = [symbol for symbol, _, _ in self.portfolio.positions(group.row)]
+        return {f"instrument:{symbol}" for symbol in held} | {
+            f"asset:{asset}" for asset in self.portfolio.balances(group.row)
+        }
+
     # --- journal -----------------------------------------------------------------------------------------------------
 
     def _open_batch(self) -> None:
@@ -582,7 +604,7 @@ class Shard:
         if self._marks_before < 0:
             self._marks_before = self.marks_next
 
-    def _journal(self, worker: str, accounts: int) -> JournalRecord:
+    def _journal(self, worker: str, accounts: int, open_interest: dict[str, str] | None) -> JournalRecord:
         self.journal_sequence += 1
         events_first, marks_first, parameters_first = self._taken
         return JournalRecord(
@@ -598,6 +620,7 @@ class Shard:
             marks_full=self.marks_full,
             accounts=accounts,
             commands=tuple(command.command_id for command in self._commands),
+            open_interest=open_interest,
             worker=worker,
         )
 

@@ -11,10 +11,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from schemas.codec import DecodeError, Decoder
+from schemas.codec import DecodeError
 from schemas.messages import AccountRow, GroupRow
-from schemas.parameters import Parameter
 from schemas.topics import PARAMETERS
+from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
 from streams.errors import InputError
 from streams.margin.fixed_point import format_decimal
@@ -23,8 +23,6 @@ from streams.margin.health import Health, evaluate, liquidation_price
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
 from streams.tables.reader import TableReader
-
-_PARAMETER = Decoder[Parameter](Parameter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +73,17 @@ def read_account(settings: Settings, account: str) -> AccountView | None:
 
 
 def read_parameters(settings: Settings) -> RiskParameters:
-    """The parameters in force: every record of ``risk.parameters.v1`` that breaks no rule."""
+    """The parameters in force: every record of ``risk.parameters.v1`` that breaks no rule, at the scales in force."""
     rules = RiskParameters.empty()
     with LogReader(settings.kafka, "margin-console") as reader:
         for message in reader.read_range(PARAMETERS, 0, 0):
             try:
-                if message.value() is None:
-                    rules = rules.without((message.key() or b"").decode("utf-8", "replace"))
-                else:
-                    rules = rules.with_record(_PARAMETER(message.value()))
+                rules = rules.with_encoded(message.key(), message.value())
             except (DecodeError, InputError):
                 continue
-    return rules
+        frame = last_full_frame(reader)
+    scales = {} if frame is None else frame.scales
+    return rules.with_scales({key: Decimal(scale) for key, scale in scales.items()})
 
 
 def show_account(console: Console, view: AccountView) -> None:

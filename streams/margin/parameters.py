@@ -14,13 +14,14 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from schemas.codec import Decoder
 from schemas.parameters import (
     AssetParameters,
     InstrumentParameters,
     OracleParameters,
     Parameter,
     PolicyParameters,
-    ScaleLimits,
+    Scale,
 )
 from schemas.types import FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
@@ -43,6 +44,7 @@ SCENARIOS = 16
 """Scenarios of a scan: price moves of 0, 1, 2 and 3 thirds of the range, up and down, each with volatility up and down,
 and an extreme move either way."""
 
+_RECORD = Decoder[Parameter](Parameter)
 _THIRDS = (0, 0, 1, 1, -1, -1, 2, 2, -2, -2, 3, 3, -3, -3)
 _SCALED_RATE_MOST = Decimal("0.99")
 
@@ -91,6 +93,8 @@ class Instrument:
     maintenance_rates: Floats
     maintenance_deductions: Floats
     scan: "ScanProfile | None"
+    volatility_scale: "ScaleRules | None"
+    open_interest_scale: "ScaleRules | None"
 
     @property
     def fees(self) -> Decimal:
@@ -138,6 +142,7 @@ class AssetRules:
     version: int
     weights: Floats
     offsets: Floats
+    volatility_scale: "ScaleRules | None"
 
     @property
     def decimals_given(self) -> bool:
@@ -198,9 +203,10 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Between what a scale stays, and how much it may change in a minute."""
+class ScaleRules:
+    """A factor follows measure / ``reference`` between ``floor`` and ``cap``, no faster than ``change_per_minute``."""
 
+    reference: Decimal
     floor: Decimal
     cap: Decimal
     change_per_minute: Decimal
@@ -216,7 +222,8 @@ class Policy:
     version: int
     portfolio_margin_accounts: frozenset[str]
     scan: Scan
-    scale_limits: Limits
+    volatility_half_life_ms: int
+    scale_interval_ms: int
 
 
 class RiskParameters:
@@ -296,6 +303,20 @@ class RiskParameters:
                 oracle[record.symbol] = _oracle(record)
         return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
 
+    def with_encoded(self, key: bytes | None, value: bytes | None) -> "RiskParameters":
+        """The set after a record of ``risk.parameters.v1`` as it stands in the log; no value removes what is at the key.
+
+        Raises:
+            DecodeError: the value is no parameter record.
+            InputError: the key is not the record's, or the record breaks a rule or contradicts another.
+        """
+        if value is None:
+            return self.without((key or b"").decode("utf-8", "replace"))
+        record = _RECORD(value)
+        if key != record.key.encode():
+            raise InputError(f"the key is {key!r} and must be {record.key!r}")
+        return self.with_record(record)
+
     def with_scales(self, scales: Mapping[str, Decimal]) -> "RiskParameters":
         """The set with the margin rates of instruments, and the haircuts of assets, times their scales.
 
@@ -305,6 +326,8 @@ class RiskParameters:
         Raises:
             ParameterError: a scale is not above 0.
         """
+        if not scales and not self.scales:
+            return self
         for key, scale in scales.items():
             if not scale.is_finite() or scale <= 0:
                 raise ParameterError(f"{key}: a scale of {scale} is not above 0")
@@ -409,6 +432,8 @@ def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
         maintenance_rates=_floats([step.maintenance_rate for step in steps]),
         maintenance_deductions=_floats([step.maintenance_deduction for step in steps]),
         scan=_scan_profile(record, number, scale),
+        volatility_scale=_scale_rules("volatility_scale", record.volatility_scale, number),
+        open_interest_scale=_scale_rules("open_interest_scale", record.open_interest_scale, number),
     )
     number.require(
         instrument.cash_decimals <= FRACTION_DIGITS_MAX,
@@ -481,6 +506,8 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     number.require(weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
     number.require(liability_weight >= 1, "liability_weight must be at least 1")
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
+    priced = record.price_symbol is not None
+    number.require(priced or record.volatility_scale is None, "volatility_scale needs a price_symbol")
     with localcontext(EXACT):
         if scale != 1:
             weights = [max(1 - (1 - weight) * scale, Decimal(0)) for weight in weights]
@@ -495,6 +522,7 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
         version=record.version,
         weights=_floats(weights),
         offsets=_floats(offsets),
+        volatility_scale=_scale_rules("volatility_scale", record.volatility_scale, number),
     )
 
 
@@ -516,7 +544,8 @@ def _policy(record: PolicyParameters) -> Policy:
         version=record.version,
         portfolio_margin_accounts=frozenset(record.portfolio_margin_accounts),
         scan=_scan(record, number),
-        scale_limits=_scale_limits(record.scale_limits, number),
+        volatility_half_life_ms=record.volatility_half_life_ms,
+        scale_interval_ms=record.scale_interval_ms,
     )
 
 
@@ -538,10 +567,13 @@ def _scan(record: PolicyParameters, number: "_Reader") -> Scan:
     return Scan(tuple(offsets), multiple, extreme_weight, initial_scale)
 
 
-def _scale_limits(record: ScaleLimits, number: "_Reader") -> Limits:
-    floor, cap = number.positive("scale_limits.floor", record.floor), number.positive("scale_limits.cap", record.cap)
-    number.require(floor <= cap, "scale_limits: floor must be at most cap")
-    return Limits(floor, cap, number.positive("scale_limits.change_per_minute", record.change_per_minute))
+def _scale_rules(field: str, scale: Scale | None, number: "_Reader") -> ScaleRules | None:
+    if scale is None:
+        return None
+    names = ("reference", "floor", "cap", "change_per_minute")
+    rules = ScaleRules(*(number.positive(f"{field}.{name}", getattr(scale, name)) for name in names))
+    number.require(rules.floor <= rules.cap, f"{field}: floor must be at most cap")
+    return rules
 
 
 def _oracle(record: OracleParameters) -> OracleParameters:

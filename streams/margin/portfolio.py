@@ -352,6 +352,21 @@ class Portfolio:
         """Open positions of all groups."""
         return int(np.count_nonzero(self._slot_symbol[: self._slots_used]))
 
+    def open_interest(self) -> dict[str, str]:
+        """The quantity of all long positions by symbol, those without any left out."""
+        used = slice(0, self._slots_used)
+        lots, symbols = np.maximum(self._lots[used], 0), self._slot_symbol[used]
+        halves = np.zeros((2, len(self._symbols)), dtype=np.int64)  # apart, so that no sum can overflow
+        np.add.at(halves[0], symbols, lots >> 32)
+        np.add.at(halves[1], symbols, lots & 0xFFFFFFFF)
+        found = {}
+        for symbol, instrument in sorted(self._parameters.instruments.items()):
+            high, low = halves[:, self._symbol_ids[symbol]].tolist()
+            if total := (high << 32) + low:
+                digits = fraction_digits(instrument.quantity_increment)
+                found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
+        return found
+
     # --- the ledger --------------------------------------------------------------------------------------------------
 
     def apply_fill(self, row: int, symbol: str, quantity: str, price: str, fee: str) -> None:

@@ -1,59 +1,54 @@
 """Dynamic scales: how margin rates and haircuts follow volatility and open interest, slowly and within limits.
 
-Pure: the targets come in as data with the marks, the time between two steps as a number. Measuring volatility, and
-putting the scaled parameters in force (``RiskParameters.with_scales``), are the caller's business.
+Pure: measures come in as data, the time between two steps as a number. Measuring, and publishing the scales for all
+shards alike, are the oracle's business; putting them in force is ``RiskParameters.with_scales``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from collections.abc import Sequence
+from decimal import ROUND_CEILING, Decimal, localcontext
 
 from streams.errors import InputError
-from streams.margin.fixed_point import EXACT, divide_floor
-from streams.margin.parameters import Limits
+from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
+from streams.margin.parameters import ScaleRules
+
+SCALE_INCREMENT = Decimal("0.01")
+"""Scales are multiples of this: a change so small that it decides nothing should not have every account looked at."""
 
 _MINUTE_US = Decimal(60_000_000)
-_PLACE = Decimal("0.000001")
 _ONE = Decimal(1)
 
 
-@dataclass(frozen=True, slots=True)
-class ScaleTarget:
-    """What the rates of one record should be multiplied by: the product of the two."""
-
-    volatility_scale: Decimal = _ONE
-    open_interest_scale: Decimal = _ONE
-
-
-def step_scales(
-    scales: Mapping[str, Decimal], targets: Mapping[str, ScaleTarget], elapsed_us: int, limits: Limits
-) -> dict[str, Decimal]:
-    """The scales after ``elapsed_us`` microseconds on the way from ``scales`` to ``targets``, both by record key.
-
-    A target is first brought between floor and cap; a scale then moves towards it by at most ``change_per_minute`` for
-    each minute passed, in steps of a millionth. What has no target goes back to 1, what has no scale starts there;
-    scales of 1 are left out.
+def target_scale(measure: Decimal, rules: ScaleRules) -> Decimal:
+    """measure / reference between floor and cap; the quotient is rounded up to ``SCALE_INCREMENT``.
 
     Raises:
-        InputError: a target is not a finite number above 0, or time runs backwards.
+        InputError: the measure is not a finite number of at least 0.
+    """
+    if not measure.is_finite() or measure < 0:
+        raise InputError(f"a measure of {measure} is no volatility and no open interest")
+    return min(max(divide_ceiling(measure, rules.reference, SCALE_INCREMENT), rules.floor), rules.cap)
+
+
+def step_scale(scale: Decimal, measures: Sequence[tuple[ScaleRules, Decimal | None]], elapsed_us: int) -> Decimal:
+    """The scale of one record after ``elapsed_us`` microseconds on the way from ``scale`` to the product of the targets.
+
+    It moves by at most the smallest ``change_per_minute`` for each minute passed. While a measure is not known (None)
+    it stays; without any rules it is 1 at once.
+
+    Raises:
+        InputError: a measure is no measure, or time runs backwards.
     """
     if elapsed_us < 0:
         raise InputError(f"scales: {elapsed_us} microseconds have passed")
-    stepped = {}
+    if not measures:
+        return _ONE
     with localcontext(EXACT):
-        most = divide_floor(limits.change_per_minute * elapsed_us, _MINUTE_US, _PLACE)
-        for key in sorted({*scales, *targets}):
-            target = _bounded(key, targets.get(key, ScaleTarget()), limits)
-            scale = scales.get(key, _ONE)
-            scale += min(max(target - scale, -most), most)
-            if scale != 1:
-                stepped[key] = scale
-    return stepped
-
-
-def _bounded(key: str, target: ScaleTarget, limits: Limits) -> Decimal:
-    volatility, open_interest = target.volatility_scale, target.open_interest_scale
-    if not (volatility.is_finite() and open_interest.is_finite() and volatility > 0 and open_interest > 0):
-        raise InputError(f"{key}: the scales {volatility} and {open_interest} must be above 0")
-    product = divide_floor(volatility * open_interest, _ONE, _PLACE)
-    return min(max(product, limits.floor), limits.cap)
+        target = _ONE
+        for rules, measure in measures:
+            if measure is None:
+                return scale
+            target *= target_scale(measure, rules)
+        target = target.quantize(SCALE_INCREMENT, rounding=ROUND_CEILING)
+        fastest = min(rules.change_per_minute for rules, _ in measures)
+        most = divide_floor(fastest * elapsed_us, _MINUTE_US, SCALE_INCREMENT)
+        return scale + min(max(target - scale, -most), most)

@@ -10,24 +10,28 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from typing import Any
 
 import faust
+import msgspec
 from faust.types import StreamT
 from prometheus_client import Counter, Gauge, start_http_server
 
 from schemas import headers
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import MarkFrame, OraclePrice
-from schemas.parameters import OracleParameters, Parameter
-from schemas.topics import MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
+from schemas.messages import Mark, MarkFrame, OraclePrice
+from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
 from streams.broker.admin import require_topics
+from streams.broker.marks import last_full_frame
 from streams.broker.reader import Follower, LogReader
-from streams.errors import SettingsError
+from streams.errors import InputError, SettingsError
 from streams.logs import event
+from streams.margin.parameters import RiskParameters
+from streams.oracle.journals import JournalFollower
 from streams.oracle.leadership import Leadership
 from streams.oracle.marks import MarkBook, SymbolState
+from streams.oracle.scales import ScaleBook
 from streams.settings import Settings
 from streams.tables.faust_store import Store
 
@@ -39,7 +43,6 @@ MARKS_LIVE = Gauge("margin_oracle_marks_live", "Marks that are live")
 DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could not be read")
 
 _PRICE = Decoder[OraclePrice](OraclePrice)
-_PARAMETER = Decoder[Parameter](Parameter)
 _SYMBOL = Decoder[SymbolState](SymbolState)
 _LEADERSHIP_POLL_S = 0.1
 _STOP_TIMEOUT_S = 10.0
@@ -49,10 +52,12 @@ _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 class Oracle:
     """One oracle process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shards: int) -> None:
         self._settings = settings
+        self._shards = shards
         self._book = MarkBook()
-        self._rules: dict[str, OracleParameters] = {}
+        self._scales = ScaleBook(shards)
+        self._rules = RiskParameters.empty()
         self._unknown: set[str] = set()
         self._remembered: dict[str, int] = {}
         self._clock_us = 0
@@ -77,6 +82,7 @@ class Oracle:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._leadership = Leadership(self._settings)
+        self._journals = JournalFollower(self._settings, self._shards)
         self._parameters = Follower(self._settings.kafka, self._settings.oracle.app_id, PARAMETERS)
         self._read_parameters_from_the_beginning()
         try:
@@ -88,6 +94,7 @@ class Oracle:
         finally:
             self._leadership.close()
             self._parameters.close()
+            self._journals.close()
         if self._failure is not None:
             event(log, logging.ERROR, "oracle_failed", reason=repr(self._failure))
             return 1
@@ -154,7 +161,8 @@ class Oracle:
         """
         if clock - self._remembered.get(symbol, 0) >= 1000 * self._settings.oracle.heartbeat_ms:
             self._remembered[symbol] = clock
-            self._table[symbol.encode()] = encode(self._book.state(symbol))
+            state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
+            self._table[symbol.encode()] = encode(state)
 
     async def _beat(self) -> None:
         """Every heartbeat: rules, freshness, leadership, and a frame of all marks."""
@@ -170,13 +178,20 @@ class Oracle:
                     raise RuntimeError("another oracle process publishes now")
                 marks = self._book.form_all(clock := self._now())
                 MARKS_LIVE.set(sum(mark.status == "live" for mark in marks))
-                await self._send(MarkFrame(time=clock, marks=marks, full=True))
+                self._scale(marks, clock)
+                await self._send(MarkFrame(time=clock, marks=marks, full=True, scales=self._scales.scales))
                 due = max(due + period_s, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._fail(error)
+
+    def _scale(self, marks: Sequence[Mark], clock: int) -> None:
+        for shard, quantities in self._journals.open_interest():
+            self._scales.observe_open_interest(shard, quantities)
+        self._scales.observe_marks(marks, clock)
+        self._scales.step(marks, clock)
 
     async def _send(self, frame: MarkFrame) -> None:
         if self._leadership.lost:
@@ -204,8 +219,15 @@ class Oracle:
             return
         self._restored = True
         for key, value in self._table.items():
-            self._book.restore(key.decode(), _SYMBOL(value))
-        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules))
+            symbol, state = key.decode(), _SYMBOL(value)
+            self._book.restore(symbol, state)
+            if state.volatility is not None:
+                self._scales.restore_volatility(symbol, state.volatility)
+        with LogReader(self._settings.kafka, self._settings.oracle.app_id) as reader:
+            frame = last_full_frame(reader)
+        if frame is not None:
+            self._scales.restore(frame.scales)
+        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules.oracle))
 
     def _read_parameters_from_the_beginning(self) -> None:
         with LogReader(self._settings.kafka, self._settings.oracle.app_id) as reader:
@@ -213,24 +235,23 @@ class Oracle:
             for message in reader.read_range(PARAMETERS, 0, 0, end):
                 self._read_parameter(message.key(), message.value())
         self._parameters.start(end)
-        self._book.set_rules(self._rules.values())
+        self._set_rules()
 
     def _poll_parameters(self) -> None:
         messages = self._parameters.poll(0)
         for message in messages:
             self._read_parameter(message.key(), message.value())
         if messages:
-            self._book.set_rules(self._rules.values())
+            self._set_rules()
+
+    def _set_rules(self) -> None:
+        self._book.set_rules(self._rules.oracle)
+        self._scales.set_parameters(self._rules)
 
     def _read_parameter(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in oracle rules; other records, and those that cannot be read, are the engine's business."""
-        if value is None:
-            self._rules.pop((key or b"").decode("utf-8", "replace").removeprefix("oracle:"), None)
-            return
-        with contextlib.suppress(DecodeError):
-            record = _PARAMETER(value)
-            if isinstance(record, OracleParameters):
-                self._rules[record.symbol] = record
+        """Take in a record; to say what is wrong with one that is refused is the engine's business."""
+        with contextlib.suppress(DecodeError, InputError):
+            self._rules = self._rules.with_encoded(key, value)
 
 
 def _faust_app(settings: Settings) -> faust.App:
@@ -284,14 +305,14 @@ def _credentials(settings: Settings) -> Any:
 
 def run(settings: Settings) -> None:
     """Run one oracle process until SIGTERM or SIGINT; exits with code 1 on a failure."""
-    require_topics(settings)
+    counts = require_topics(settings)
     for name in _SILENCE_FAUST:
         logging.getLogger(name).setLevel(logging.WARNING)
     if settings.service.metrics_port:
         start_http_server(settings.service.metrics_port)
 
     async def main() -> int:
-        code = await Oracle(settings).run()
+        code = await Oracle(settings, counts[EVENTS]).run()
         if code:
             logging.shutdown()
             os._exit(code)  # what Faust started may never stop by itself

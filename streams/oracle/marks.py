@@ -6,7 +6,7 @@ sources make it stale; a jump halts it until the new level has lasted. Repeated 
 a source's sequence must rise.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
@@ -16,6 +16,7 @@ import msgspec
 from schemas.messages import Mark, OraclePrice
 from schemas.parameters import OracleParameters
 from schemas.types import MarkStatus
+from streams.oracle.scales import VolatilityState
 
 Outcome = Literal["accepted", "unknown_symbol", "unknown_source", "repeated", "from_the_future"]
 
@@ -38,10 +39,11 @@ class MarkState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SymbolState(msgspec.Struct, frozen=True, kw_only=True):
-    """What must survive a restart of a symbol: each source's last price, and the last live mark."""
+    """What must survive a restart of a symbol: each source's last price, the last live mark, and its volatility."""
 
     sources: dict[str, SourceState]
     mark: MarkState | None
+    volatility: VolatilityState | None = None
 
 
 @dataclass(slots=True)
@@ -58,9 +60,9 @@ class MarkBook:
         self._rules: dict[str, OracleParameters] = {}
         self._symbols: dict[str, _Symbol] = {}
 
-    def set_rules(self, rules: Iterable[OracleParameters]) -> None:
-        """Put these rules in force, and no others."""
-        self._rules = {found.symbol: found for found in rules}
+    def set_rules(self, rules: Mapping[str, OracleParameters]) -> None:
+        """Put these rules, by symbol, in force, and no others."""
+        self._rules = dict(rules)
 
     def restore(self, symbol: str, state: SymbolState) -> None:
         """Remember a symbol from before a restart."""

@@ -39,7 +39,7 @@ def catch_up(table: AccountTable, kafka: KafkaSettings, shard: int, token: int) 
     with LogReader(kafka, "margin-tables") as reader:
         as_of_ms = time.time_ns() // 1_000_000
         low, end = reader.watermarks(table.topic, shard)
-        if not _can_be_built_upon(state, low, end, as_of_ms):
+        if not can_be_built_upon(state, low, end, as_of_ms):
             event(log, logging.WARNING, "table_built_anew", shard=shard, stamp=state.stamp, log=[low, end])
             state = table.clear(shard, token)
         stamp = first = state.stamp
@@ -61,7 +61,7 @@ def catch_up(table: AccountTable, kafka: KafkaSettings, shard: int, token: int) 
     yield end
 
 
-def _can_be_built_upon(state: TableState, low: int, end: int, now_ms: int) -> bool:
+def can_be_built_upon(state: TableState, low: int, end: int, now_ms: int) -> bool:
     """Whether every change since the table's stamp is still in the log, removals included."""
     if state.stamp in (0, end):
         return True

@@ -213,14 +213,7 @@ class TableWriter:
 
     def _connected_table(self) -> AccountTable:
         if self._table is None:
-            ids = topic_ids(self._settings, (self._topic, JOURNAL))  # tokens are offsets of the journal
-            self._table = AccountTable(
-                self._settings.redis,
-                self._cluster_id,
-                self._shard_count,
-                topic=self._topic,
-                topic_id=f"{ids[self._topic]}/{ids[JOURNAL]}",
-            )
+            self._table = account_table(self._settings, self._cluster_id, self._shard_count, self._topic)
         return self._table
 
     def _measure(self) -> None:
@@ -325,6 +318,16 @@ class TableWriter:
             if shard.leaving:
                 self._forget(number, shard)
             raise
+
+
+def account_table(settings: Settings, cluster_id: str, shards: int, topic: str = ACCOUNTS) -> AccountTable:
+    """The tables in the settings' Redis as copies of ``topic`` in the settings' Kafka.
+
+    Raises:
+        BrokerError: Kafka does not say which topics these are.
+    """
+    ids = topic_ids(settings, (topic, JOURNAL))  # tokens are offsets of the journal
+    return AccountTable(settings.redis, cluster_id, shards, topic=topic, topic_id=f"{ids[topic]}/{ids[JOURNAL]}")
 
 
 def _now_ms() -> int:

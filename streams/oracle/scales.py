@@ -1,0 +1,131 @@
+"""What is measured for the dynamic scales, and the scales in force, without Faust and without a clock.
+
+Volatility is that of the marks, at every heartbeat; open interest is summed from what each shard's journal says. How a
+scale follows its measures is ``streams.margin.scales``. No shard can know a global figure by itself: what is computed
+here travels in the mark frames, so that all shards agree and a replay finds the same.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from schemas.messages import Mark
+from streams.margin.parameters import RiskParameters, ScaleRules
+from streams.margin.scales import step_scale
+
+_DAY_US = 86_400_000_000
+
+
+class VolatilityState(msgspec.Struct, frozen=True, kw_only=True):
+    """An average of squared logarithmic returns: ``weighted`` per day, ``weight`` (to 1) how much of it is measured."""
+
+    price: str
+    time: int
+    weighted: float = 0.0
+    weight: float = 0.0
+
+
+class ScaleBook:
+    """The scales of every record that has rules for them. Times are microseconds."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+        self._parameters = RiskParameters.empty()
+        self._volatility: dict[str, VolatilityState] = {}
+        self._open_interest: dict[int, Mapping[str, str]] = {}
+        self._scales: dict[str, Decimal] = {}
+        self._stepped: int | None = None
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """The scales in force that are not 1, as decimal strings by record key."""
+        return {key: format(scale.normalize(), "f") for key, scale in sorted(self._scales.items()) if scale != 1}
+
+    def set_parameters(self, parameters: RiskParameters) -> None:
+        """Put these rules in force."""
+        self._parameters = parameters
+
+    def restore(self, scales: Mapping[str, str]) -> None:
+        """Go on from the scales that the last full frame carried."""
+        self._scales = {key: Decimal(scale) for key, scale in scales.items()}
+
+    def restore_volatility(self, symbol: str, state: VolatilityState) -> None:
+        """Go on from what was measured before a restart."""
+        self._volatility[symbol] = state
+
+    def volatility(self, symbol: str) -> VolatilityState | None:
+        """What :meth:`restore_volatility` needs."""
+        return self._volatility.get(symbol)
+
+    def observe_marks(self, marks: Iterable[Mark], clock: int) -> None:
+        """Take in the live marks of a heartbeat; the weight of what was seen before halves every half-life."""
+        half_life_us = 1000 * self._parameters.policy.volatility_half_life_ms
+        for mark in marks:
+            if mark.status != "live":
+                continue
+            last = self._volatility.get(mark.symbol)
+            if last is None:
+                self._volatility[mark.symbol] = VolatilityState(price=mark.price, time=clock)
+                continue
+            elapsed = clock - last.time
+            if elapsed <= 0:
+                continue
+            kept = 0.5 ** (elapsed / half_life_us)
+            moved = math.log(float(mark.price) / float(last.price))
+            self._volatility[mark.symbol] = VolatilityState(
+                price=mark.price,
+                time=clock,
+                weighted=kept * last.weighted + (1 - kept) * moved * moved * _DAY_US / elapsed,
+                weight=kept * last.weight + (1 - kept),
+            )
+
+    def observe_open_interest(self, shard: int, quantities: Mapping[str, str]) -> None:
+        """Take in the quantity of a shard's long positions by symbol."""
+        self._open_interest[shard] = quantities
+
+    def step(self, marks: Sequence[Mark], clock: int) -> None:
+        """Move the scales towards their measures, if ``scale_interval_ms`` has passed since the last time."""
+        if self._stepped is None:
+            self._stepped = clock
+        elapsed = clock - self._stepped
+        if elapsed < 1000 * self._parameters.policy.scale_interval_ms:
+            return
+        self._stepped = clock
+        prices = {mark.symbol: Decimal(mark.price) for mark in marks}
+        measures = self._measures(prices)
+        self._scales = {
+            key: step_scale(self._scales.get(key, Decimal(1)), found, elapsed) for key, found in measures.items()
+        }
+
+    def _measures(self, prices: Mapping[str, Decimal]) -> dict[str, list[tuple[ScaleRules, Decimal | None]]]:
+        """By record key: its rules, each with its measure (None: not known)."""
+        found: dict[str, list[tuple[ScaleRules, Decimal | None]]] = {}
+        for symbol, instrument in self._parameters.instruments.items():
+            if instrument.volatility_scale is not None:
+                found.setdefault(f"instrument:{symbol}", []).append(
+                    (instrument.volatility_scale, self._daily_volatility(symbol))
+                )
+            if instrument.open_interest_scale is not None:
+                found.setdefault(f"instrument:{symbol}", []).append(
+                    (instrument.open_interest_scale, self._notional(symbol, prices))
+                )
+        for asset, rules in self._parameters.assets.items():
+            if rules.volatility_scale is not None and rules.price_symbol is not None:
+                found[f"asset:{asset}"] = [(rules.volatility_scale, self._daily_volatility(rules.price_symbol))]
+        return found
+
+    def _daily_volatility(self, symbol: str) -> Decimal | None:
+        """The standard deviation of the mark in a day, as a fraction; None before half of the average is measured."""
+        state = self._volatility.get(symbol)
+        if state is None or state.weight < 0.5:
+            return None
+        return Decimal(f"{math.sqrt(state.weighted / state.weight):.12f}")
+
+    def _notional(self, symbol: str, prices: Mapping[str, Decimal]) -> Decimal | None:
+        """The notional of all long positions; None before every shard has said how many it has."""
+        price = prices.get(symbol)
+        if price is None or len(self._open_interest) < self._shards:
+            return None
+        return price * sum((Decimal(shard.get(symbol, "0")) for shard in self._open_interest.values()), Decimal(0))

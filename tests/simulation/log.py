@@ -1,0 +1,308 @@
+"""An in-memory Kafka cluster: partitions, transactions, producer epochs, and offsets committed in transactions.
+
+Every operation is one atomic step of the brokers; latencies, lost requests and lost answers are the clients' business.
+As in Kafka, a transaction is decided at once by its coordinator, while the markers that make its records visible (or
+skip them) are written to each partition a little later, each in its own time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from schemas.partitioning import partition_of
+from tests.simulation.groups import Group
+from tests.simulation.scheduler import EPOCH_US, Scheduler
+
+Place = tuple[str, int]
+"""Topic and partition."""
+Headers = list[tuple[str, bytes]]
+
+OPEN, COMMITTED, ABORTED = "open", "committed", "aborted"
+
+
+class Fenced(Exception):
+    """The producer's epoch is not the present one."""
+
+
+class Concurrent(Exception):
+    """The last transaction of the producer is decided but not completed; try again in a moment."""
+
+
+class InvalidState(Exception):
+    """There is no such transaction to end, or it was ended the other way."""
+
+
+class Record:
+    """A record of a partition; ``control`` records take an offset and are never delivered."""
+
+    __slots__ = ("control", "decoded", "headers", "key", "offset", "time_ms", "txn", "value")
+
+    def __init__(
+        self,
+        offset: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        time_ms: int,
+        txn: "Transaction | None",
+        control: bool = False,
+    ) -> None:
+        self.offset = offset
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.time_ms = time_ms
+        self.txn = txn
+        self.control = control
+        self.decoded: Any = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether a reader of committed records gets it, once it is below the last stable offset."""
+        return not self.control and (self.txn is None or self.txn.state == COMMITTED)
+
+
+class Partition:
+    """One log. ``open`` holds the first offset of every transaction without a marker yet."""
+
+    __slots__ = ("number", "open", "records", "topic")
+
+    def __init__(self, topic: str, number: int) -> None:
+        self.topic = topic
+        self.number = number
+        self.records: list[Record] = []
+        self.open: dict[Transaction, int] = {}
+
+    @property
+    def end(self) -> int:
+        return len(self.records)
+
+    @property
+    def stable_end(self) -> int:
+        """The last stable offset: everything below it is decided."""
+        return min(self.open.values(), default=len(self.records))
+
+    def read(self, position: int, most: int) -> tuple[list[Record], int]:
+        """Up to ``most`` committed records from ``position`` on, and the position after them."""
+        end, records = self.stable_end, self.records
+        found: list[Record] = []
+        while position < end and len(found) < most:
+            record = records[position]
+            position += 1
+            if record.readable:
+                found.append(record)
+        return found, position
+
+    def committed(self, first: int = 0, end: int | None = None) -> Iterator[Record]:
+        """The committed records in a range, decided or not being the coordinator's word, markers or not."""
+        return (record for record in self.records[first:end] if record.readable)
+
+
+class Transaction:
+    """One transaction: what it wrote and the offsets it carries."""
+
+    __slots__ = ("epoch", "offsets", "producer", "records", "state", "touched")
+
+    def __init__(self, producer: str, epoch: int) -> None:
+        self.producer = producer
+        self.epoch = epoch
+        self.state = OPEN
+        self.records: list[tuple[Partition, Record]] = []
+        self.touched: dict[Partition, int] = {}
+        self.offsets: dict[str, dict[Place, int]] = {}
+
+
+class _Identity:
+    """What the transaction coordinator knows of one transactional id."""
+
+    __slots__ = ("epoch", "last_commit", "txn")
+
+    def __init__(self) -> None:
+        self.epoch = -1
+        self.txn: Transaction | None = None
+        self.last_commit: bool | None = None
+
+
+class Cluster:
+    """The brokers. ``on_decided`` is told of every transaction when its coordinator has decided it."""
+
+    def __init__(
+        self, scheduler: Scheduler, partitions: Mapping[str, int], on_decided: Callable[[Transaction], None]
+    ) -> None:
+        self.scheduler = scheduler
+        self.topics = {
+            topic: [Partition(topic, number) for number in range(count)] for topic, count in partitions.items()
+        }
+        self.offsets: dict[str, dict[Place, int]] = {}
+        self.marker_delay_us: Callable[[], int] = lambda: 0
+        self.groups: dict[str, Group] = {}
+        self.aborted = self.committed = self.timed_out = 0
+        self._pending: dict[str, dict[Transaction, dict[Place, int]]] = {}
+        self._identities: dict[str, _Identity] = {}
+        self._on_decided = on_decided
+
+    def group(self, name: str) -> Group:
+        """The consumer group of that name."""
+        if name not in self.groups:
+            self.groups[name] = Group(self.scheduler, name, {topic: len(found) for topic, found in self.topics.items()})
+        return self.groups[name]
+
+    # --- plain records -----------------------------------------------------------------------------------------------
+
+    def partition(self, topic: str, key: bytes | None, number: int = -1) -> Partition:
+        """Where a record goes: the given partition, or that of its key."""
+        found = self.topics[topic]
+        return found[number if number >= 0 else partition_of(key or b"", len(found))]
+
+    def append(self, topic: str, key: bytes | None, value: bytes | None, number: int = -1) -> Record:
+        """Write a record outside any transaction."""
+        return self._append(self.partition(topic, key, number), key, value, None, None)
+
+    def _append(
+        self,
+        partition: Partition,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        txn: Transaction | None,
+        control: bool = False,
+    ) -> Record:
+        time_ms = (EPOCH_US + self.scheduler.now) // 1000
+        record = Record(partition.end, key, value, headers, time_ms, txn, control)
+        partition.records.append(record)
+        return record
+
+    # --- transactions ------------------------------------------------------------------------------------------------
+
+    def init(self, producer: str) -> int:
+        """Take over a transactional id: abort what is open, fence every older producer; the new epoch.
+
+        Raises:
+            Concurrent: what was open is not completed yet.
+        """
+        identity = self._identities.setdefault(producer, _Identity())
+        if identity.txn is not None:
+            if identity.txn.state == OPEN:
+                identity.epoch += 1
+                self._decide(identity, identity.txn, commit=False)
+            if identity.txn is not None:
+                raise Concurrent
+        identity.epoch += 1
+        identity.last_commit = None
+        return identity.epoch
+
+    def produce(
+        self,
+        producer: str,
+        epoch: int,
+        timeout_us: int,
+        partition: Partition,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+    ) -> Record:
+        """Write a record in the producer's transaction, which begins with its first one.
+
+        Raises:
+            Fenced: the epoch is old. Concurrent: the last transaction is not completed yet.
+        """
+        txn = self._transaction(producer, epoch, timeout_us)
+        record = self._append(partition, key, value, headers, txn)
+        txn.records.append((partition, record))
+        if partition not in txn.touched:
+            txn.touched[partition] = partition.open[txn] = record.offset
+        return record
+
+    def add_offsets(
+        self,
+        producer: str,
+        epoch: int,
+        timeout_us: int,
+        group: str,
+        offsets: Mapping[Place, int],
+        member: tuple[str, int, str],
+    ) -> int | None:
+        """Add a group's offsets to the transaction; the error code if the group refuses the member.
+
+        Raises:
+            Fenced: the epoch is old. Concurrent: the last transaction is not completed yet.
+        """
+        txn = self._transaction(producer, epoch, timeout_us)
+        refused = self.group(group).refuses(*member)
+        if refused is not None:
+            return refused
+        txn.offsets.setdefault(group, {}).update(offsets)
+        self._pending.setdefault(group, {}).setdefault(txn, {}).update(offsets)
+        return None
+
+    def end(self, producer: str, epoch: int, *, commit: bool) -> None:
+        """End the transaction; saying it again is answered as the first time.
+
+        Raises:
+            Fenced: the epoch is old. InvalidState: it was ended the other way, or there is none.
+        """
+        identity = self._identities[producer]
+        if epoch != identity.epoch:
+            raise Fenced
+        txn = identity.txn
+        if txn is not None and txn.state == OPEN:
+            self._decide(identity, txn, commit=commit)
+        elif identity.last_commit is not commit:
+            raise InvalidState
+
+    def _transaction(self, producer: str, epoch: int, timeout_us: int) -> Transaction:
+        identity = self._identities[producer]
+        if epoch != identity.epoch:
+            raise Fenced
+        txn = identity.txn
+        if txn is None:
+            txn = identity.txn = Transaction(producer, epoch)
+            started = txn
+            self.scheduler.after(timeout_us, lambda: self._time_out(identity, started))
+        elif txn.state != OPEN:
+            raise Concurrent
+        return txn
+
+    def _time_out(self, identity: _Identity, txn: Transaction) -> None:
+        if txn.state == OPEN and identity.txn is txn:
+            self.timed_out += 1
+            self.scheduler.note("kafka", f"{txn.producer}: transaction timed out")
+            identity.epoch += 1
+            self._decide(identity, txn, commit=False)
+
+    def _decide(self, identity: _Identity, txn: Transaction, *, commit: bool) -> None:
+        txn.state = COMMITTED if commit else ABORTED
+        identity.last_commit = commit
+        if commit:
+            self.committed += 1
+        else:
+            self.aborted += 1
+        self.scheduler.note("kafka", f"{txn.producer}@{txn.epoch} {txn.state}")
+        self._on_decided(txn)
+        left: list[Partition | str] = [*txn.touched, *txn.offsets]
+        if not left:
+            identity.txn = None
+
+        def mark(place: Partition | str) -> None:
+            if isinstance(place, Partition):
+                del place.open[txn]
+                self._append(place, None, None, None, txn, control=True)
+            else:
+                offsets = self._pending[place].pop(txn)
+                if commit:
+                    self.offsets.setdefault(place, {}).update(offsets)
+            left.remove(place)
+            if not left:
+                identity.txn = None
+
+        for place in list(left):
+            self.scheduler.after(self.marker_delay_us(), lambda place=place: mark(place))  # type: ignore[misc]
+
+    # --- committed offsets -------------------------------------------------------------------------------------------
+
+    def committed_offsets(self, group: str, places: list[Place]) -> list[int] | None:
+        """The group's committed offsets (-1: none), or None while a transaction that carries one of them is open."""
+        for pending in self._pending.get(group, {}).values():
+            if any(place in pending for place in places):
+                return None
+        found = self.offsets.get(group, {})
+        return [found.get(place, -1) for place in places]
