@@ -22,6 +22,9 @@ _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
 """Only for the marginal cost at which closes are spread: a starting point, never an amount."""
 _BISECTIONS = 64
 _THIN_PARTS = Decimal(256)
+_THIN_PARTS_SCANNED = Decimal(32)
+"""In a thin market at most this part is closed at a time: of what is left, which after the spread is little, or, where
+nothing was spread, of the whole position, so that the steps stay few whatever its size."""
 
 _STEPS_MAX = 5000
 """Far more than there are kinks; a plan that has not ended by then closes everything."""
@@ -170,8 +173,7 @@ class _Reducing:
                 ranked.append((rank, (leg, restored, stretch)))
         return min(ranked, key=lambda entry: entry[0])[1] if ranked else None
 
-    @staticmethod
-    def _step(leg: _Leg, shortage: Decimal, restored: Decimal, stretch: Decimal) -> Decimal:
+    def _step(self, leg: _Leg, shortage: Decimal, restored: Decimal, stretch: Decimal) -> Decimal:
         """How much more of ``leg`` to close: at most to its next kink, to flat, or until the shortage is gone.
 
         Where the market is thin the next leg may soon be cheaper: only a small part at a time.
@@ -179,7 +181,8 @@ class _Reducing:
         increment = leg.instrument.quantity_increment
         wanted = divide_ceiling(shortage, leg.whole.mark * leg.whole.unit * restored, increment)
         if leg.instrument.impact_rate:
-            wanted = min(wanted, divide_ceiling(leg.left, _THIN_PARTS, increment))
+            whole, parts = (leg.left, _THIN_PARTS) if self._model is TIERED else (leg.size, _THIN_PARTS_SCANNED)
+            wanted = min(wanted, divide_ceiling(whole, parts, increment))
         return min(wanted, divide_ceiling(stretch, leg.whole.mark, increment), leg.left)
 
     # --- thin markets ------------------------------------------------------------------------------------------------
