@@ -304,7 +304,7 @@ class RiskParameters:
         return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
 
     def with_encoded(self, key: bytes | None, value: bytes | None) -> "RiskParameters":
-        """The set after a record of ``risk.parameters.v1`` as it stands in the log; no value removes what is at the key.
+        """The set after a record of ``risk.parameters.v1`` as it is in the log; no value removes what is at the key.
 
         Raises:
             DecodeError: the value is no parameter record.
