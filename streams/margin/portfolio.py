@@ -794,6 +794,8 @@ def _grown(column: Ints, size: int, fill: int = 0) -> Ints:
 
 def _restated(units: Ints, old: int, new: int, what: str) -> Ints:
     """Multiples of ``old`` as multiples of ``new``, exactly."""
+    if old == new:
+        return units
     values = [int(value) * old for value in units.tolist()]
     if any(value % new for value in values):
         raise ParameterError(f"{what} are not whole numbers of the new increment")
