@@ -44,8 +44,8 @@ class PositionHealth:
 class Health:
     """The verdict. ``liquidatable`` iff maintenance_margin > 0 and equity < maintenance_margin, strictly.
 
-    ``health_ratio`` is equity / maintenance_margin rounded down to 8 places and held within the 18 digits that a message
-    can carry before the point; None without a maintenance margin.
+    ``health_ratio`` is equity / maintenance_margin rounded down to 8 places and held within the 18 digits before the
+    point that a message can carry; None without a maintenance margin.
     """
 
     equity: Decimal

@@ -3,7 +3,7 @@ refused with an InputError and nothing changed. No other exception, no overflow,
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from decimal import Decimal, Inexact, localcontext
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,19 @@ INCREMENTS = st.sampled_from(
 """Of price and quantity; together at most 18 decimals."""
 POSITIVE = st.sampled_from([LEAST, "0.00001", "0.5", "1", "100.25", "999999999999999999", MOST])
 AMOUNT = st.sampled_from(
-    [LEAST, "0.00000001", "0.01", "1", "9.223372036854775807", "9.3", "92233720368.54775807", "92233720368.54775808"]
-    + ["1000000", "999999999999999999", MOST]
+    [
+        LEAST,
+        "0.00000001",
+        "0.01",
+        "1",
+        "9.223372036854775807",
+        "9.3",
+        "92233720368.54775807",
+        "92233720368.54775808",
+        "1000000",
+        "999999999999999999",
+        MOST,
+    ]
 )
 RATE = st.sampled_from([LEAST, "0.004", "0.5", "0.999999999999999999"])
 FRACTION = st.sampled_from(["0", LEAST, "0.02", "0.5", "0.999999999999999999"])
@@ -208,12 +219,12 @@ class Corner:
         health = evaluate(group, portfolio.marks, parameters)
         assert np.isfinite(columns.equity[0])
         assert np.isfinite(columns.maintenance[0])
-        if np.isfinite(columns.error[0]):
-            equity, maintenance, error = (
-                Decimal.from_float(float(column[0])) for column in (columns.equity, columns.maintenance, columns.error)
-            )
-            with localcontext(EXACT):
-                assert abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) <= error
+        assert np.isfinite(columns.error[0])
+        equity, maintenance, error = (
+            Decimal.from_float(float(column[0])) for column in (columns.equity, columns.maintenance, columns.error)
+        )
+        with localcontext(EXACT):
+            assert abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) <= error
         if health.health_ratio is not None:
             parse_decimal(format_decimal(health.health_ratio))
         for symbol in (*SYMBOLS, *PRICING):
@@ -367,12 +378,13 @@ def test_no_instrument_has_the_name_of_the_cross_group() -> None:
 
 
 def test_the_exact_context_is_wide_enough_for_the_largest_product_and_raises_beyond() -> None:
-    """Quantity, mark, settle price, scan range, its extreme multiple and weight, and a scale, all of 36 digits."""
+    """Twelve numbers of 36 digits: equity times a scanned margin, as a bankruptcy price needs them, has fewer."""
     widest = Decimal(MOST)
     with localcontext(EXACT):
-        product = widest
-        for _ in range(6):
+        product = Decimal(1)
+        for _ in range(12):
             product *= widest
-        assert len(product.as_tuple().digits) <= 7 * 36
-        total = product * 10**18 + product
-        assert total - product == product * 10**18
+        total = product * 10**18 + Decimal(LEAST) ** 12
+        assert total - Decimal(LEAST) ** 12 == product * 10**18
+        with pytest.raises(Inexact):
+            product**3
