@@ -180,8 +180,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     time: TimeUs
     marks: tuple[Mark, ...]
     full: bool = False
-    epoch: Offset = -1
     scales: dict[ParameterKey, PositiveDecimal] = {}
+    epoch: Offset = -1
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------
