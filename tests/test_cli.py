@@ -10,7 +10,7 @@ import pytest
 
 from streams.settings import Settings
 
-COMMANDS = ["router", "oracle", "engine", "topics", "account", "evaluate", "demo", "local", "settings"]
+COMMANDS = ["router", "oracle", "engine", "topics", "account", "status", "evaluate", "demo", "local", "settings"]
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":

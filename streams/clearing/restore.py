@@ -91,14 +91,14 @@ def take_shard(
     if last is None:
         shard.resume(_first_record(shard_id, max(committed, 0), marks_next(), parameters_next))
     else:
-        record, offset = last
+        record, message = last
         if committed >= 0 and committed != record.events.next:
             raise ShardError(
                 f"shard {shard_id}: the group's offset of {EVENTS}[{shard_id}] is {committed} and the journal says "
                 f"{record.events.next}; the offsets were changed by hand: set them back to {record.events.next}"
             )
         shard.resume(record)
-        shard.journal_previous = offset
+        shard.journal_previous = _offset(message)
     _claim(shard, producer, consumer, worker)
     from_redis = yield from _load_rows(shard, reader, restore_point)
     yield from _recall_marks(shard, reader, marks_next())
@@ -140,8 +140,8 @@ def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> Ge
         yield
 
 
-def last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord, int] | None:
-    """The last record of a shard's journal and its offset, or None if it has none.
+def last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord, Message] | None:
+    """The last record of a shard's journal and the message it came in, or None if it has none.
 
     Raises:
         ShardError: the record cannot be read. BrokerError: Kafka does not answer.
@@ -154,11 +154,11 @@ def last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord
         for message in reader.read_range(JOURNAL, shard_id, first, high):
             found = message
         if found is not None:
-            offset = _offset(found)
             try:
-                return _JOURNAL(found.value()), offset
+                return _JOURNAL(found.value()), found
             except DecodeError as error:
-                raise ShardError(f"{JOURNAL}[{shard_id}] offset {offset} is no journal record: {error}") from error
+                where = f"{JOURNAL}[{shard_id}] offset {found.offset()}"
+                raise ShardError(f"{where} is no journal record: {error}") from error
         if first <= low:
             return None
         span *= 8
