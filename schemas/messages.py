@@ -173,13 +173,15 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.marks.v1``: the marks that changed, or all of them when ``full`` (every heartbeat is).
 
     ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
-    keys; what is not named is at 1.
+    keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
+    right to: a frame of a lower epoch than one before it is void.
     """
 
     time: TimeUs
     marks: tuple[Mark, ...]
     full: bool = False
     scales: dict[ParameterKey, PositiveDecimal] = {}
+    epoch: Offset = -1
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ InstanceId = Annotated[
     str | None,
     typer.Option(help="A name that survives restarts: static group membership [MARGIN_SERVICE__INSTANCE_ID]"),
 ]
-MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics here [MARGIN_SERVICE__METRICS_PORT]")]
+MetricsPort = Annotated[
+    int | None, typer.Option(help="Serve /metrics, /livez and /readyz here [MARGIN_SERVICE__METRICS_PORT]")
+]
 LogLevel = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR [MARGIN_SERVICE__LOG_LEVEL]")]
 LogFormat = Annotated[str | None, typer.Option(help="json or text [MARGIN_SERVICE__LOG_FORMAT]")]
 Shards = Annotated[int | None, typer.Option(help="Partitions of margin.events.v1 [MARGIN_TOPICS__SHARDS]")]
@@ -204,6 +206,30 @@ def account(
         print(json.dumps(view.as_json(), indent=2))
     else:
         show_account(console, view)
+
+
+@app.command()
+def status(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    shards: Shards = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Show how a running deployment is doing: who owns what, lags, marks, tables. Exit code 1 if anything is wrong.
+
+    Read from Kafka and Redis only; nothing is written and no process is asked.
+    """
+    from streams.console.status import judge, read_status, show_status
+
+    given = _settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)
+    found = read_status(given)
+    faults = judge(found, given)
+    if as_json:
+        print(json.dumps(found.as_json() | {"faults": faults}, indent=2))
+    else:
+        show_status(console, found, faults)
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()

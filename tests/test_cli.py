@@ -10,7 +10,19 @@ import pytest
 
 from streams.settings import Settings
 
-COMMANDS = ["router", "oracle", "engine", "topics", "account", "evaluate", "demo", "local", "settings", "bench"]
+COMMANDS = [
+    "router",
+    "oracle",
+    "engine",
+    "topics",
+    "account",
+    "status",
+    "evaluate",
+    "demo",
+    "local",
+    "settings",
+    "bench",
+]
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":

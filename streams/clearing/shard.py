@@ -81,7 +81,8 @@ class Shard:
     """The accounts of one shard.
 
     ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
-    ``marks_full`` is the offset of the last full mark frame applied (-1: none).
+    ``marks_full`` is the offset of the last full mark frame applied (-1: none); ``marks_epoch`` is the highest epoch of
+    the frames walked.
     """
 
     def __init__(self, shard: int, parameters: RiskParameters | None = None) -> None:
@@ -95,6 +96,7 @@ class Shard:
         self.marks_next = 0
         self.parameters_next = 0
         self.marks_full = -1
+        self.marks_epoch = -1
         self.clock_us = 0
         self.claim = -1
         self.journal_sequence = 0
@@ -130,6 +132,8 @@ class Shard:
 
     def recall_marks(self, offset: int, frame: MarkFrame) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
+        if frame.epoch < self.marks_epoch:
+            return
         marks_next = self.marks_next
         self._learn(offset, frame)
         self.marks_next = marks_next
@@ -167,6 +171,10 @@ class Shard:
         self._open_batch()
         self.events_next = offset + 1
 
+    def skip_marks(self, offset: int) -> None:
+        """Count a record of the marks' log that is void as walked."""
+        self.marks_next = max(self.marks_next, offset + 1)
+
     def knows(self, frame: EventFrame) -> bool:
         """Whether every symbol and asset that ``frame`` names is in the parameters in force."""
         return self.parameters.instruments.keys() >= set(frame.fills.symbol) and self.parameters.assets.keys() >= set(
@@ -193,7 +201,13 @@ class Shard:
         self._decide(_array(rows))
 
     def apply_marks(self, offset: int, frame: MarkFrame) -> None:
-        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due."""
+        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due.
+
+        A frame of a lower epoch comes late from an oracle that has been replaced: it changes nothing.
+        """
+        if frame.epoch < self.marks_epoch:
+            self.skip_marks(offset)
+            return
         self._renew_index()
         moved, concerned = self._learn(offset, frame)
         found = [self._index.crossed_all(moved)] if moved else []
@@ -356,6 +370,7 @@ class Shard:
         """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
         their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
+        self.marks_epoch = frame.epoch
         self.clock_us = max(self.clock_us, frame.time)
         if frame.full:
             self.marks_full = offset

@@ -142,6 +142,7 @@ class AssetRules:
     price_symbol: str | None
     steps: tuple[CollateralStep, ...]
     liability_weight: Decimal
+    liquidation_fee: Decimal | None
     version: int
     weights: Floats
     offsets: Floats
@@ -497,6 +498,8 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     number.require(_rising(weights[::-1]), "collateral_tiers: weight must not increase from tier to tier")
     number.require(weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
     number.require(liability_weight >= 1, "liability_weight must be at least 1")
+    fee = None if record.liquidation_fee is None else number("liquidation_fee", record.liquidation_fee)
+    number.require(fee is None or fee < 1, "liquidation_fee must be below 1")
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
     priced = record.price_symbol is not None
     number.require(priced or record.volatility_scale is None, "volatility_scale needs a price_symbol")
@@ -511,6 +514,7 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
         price_symbol=record.price_symbol,
         steps=tuple(CollateralStep(*fields) for fields in zip(floors, weights, offsets, strict=True)),
         liability_weight=liability_weight,
+        liquidation_fee=fee,
         version=record.version,
         weights=_floats(weights),
         offsets=_floats(offsets),

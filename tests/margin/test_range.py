@@ -109,6 +109,7 @@ def corner_records(draw: st.DrawFn) -> list[Parameter]:
             price_symbol=price_symbol,
             liability_weight=draw(debt),
             collateral_tiers=draw(haircuts()),
+            liquidation_fee=draw(st.none() | FRACTION),
             **draw(st.sampled_from([{}, {"decimals": coarse}, {"decimals": 18}])),
         )
         for asset, price_symbol, coarse in (("USD", None, 8), ("EUR", "A-SETTLE", 8), ("COIN", "C-SPOT", 0))
