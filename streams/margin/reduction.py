@@ -20,10 +20,9 @@ _ZERO = Decimal(0)
 _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
 """Only for the marginal cost at which closes are spread: a starting point, never an amount."""
 _BISECTIONS = 64
-_THIN_PARTS = Decimal(256)
-_THIN_PARTS_SCANNED = Decimal(32)
-"""In a thin market at most this part is closed at a time: of what is left, which after the spread is little, or, where
-nothing was spread, of the whole position, so that the steps stay few whatever its size."""
+_THIN_PARTS, _THIN_PARTS_SCANNED = Decimal(256), Decimal(32)
+"""In a thin market at most this part of the whole position is closed at a time: the steps stay few whatever its size.
+Under portfolio margin nothing was spread before, and every step scans the whole book anew."""
 
 _STEPS_MAX = 5000
 """Far more than there are kinks; a plan that has not ended by then closes everything."""
@@ -203,8 +202,8 @@ class _Reducing:
         increment = leg.instrument.quantity_increment
         wanted = divide_ceiling(-shortage, leg.whole.mark * leg.whole.unit * close.restored_negated, increment)
         if leg.instrument.impact_rate:
-            whole, parts = (leg.left, _THIN_PARTS) if self._model is TIERED else (leg.size, _THIN_PARTS_SCANNED)
-            wanted = min(wanted, divide_ceiling(whole, parts, increment))
+            parts = _THIN_PARTS if self._model is TIERED else _THIN_PARTS_SCANNED
+            wanted = min(wanted, divide_ceiling(leg.size, parts, increment))
         return min(wanted, divide_ceiling(close.stretch, leg.whole.mark, increment), leg.left)
 
     # --- thin markets ------------------------------------------------------------------------------------------------
