@@ -79,9 +79,9 @@ class Group:
     def refuses(self, member: str, generation: int, instance: str) -> int | None:
         """The error code with which transactional offsets of a member are refused, if they are.
 
-        Offsets that name neither a member nor a generation are taken unchecked.
+        Offsets that name neither a member nor a generation nor an instance are taken unchecked.
         """
-        if not member and generation < 0:
+        if not member and generation < 0 and not instance:
             return None
         if member not in self.members:
             replaced = instance and any(found.instance == instance for found in self.members.values())
