@@ -207,8 +207,11 @@ class Engine:
             try:
                 frame = MARK_FRAME(message.value())
             except DecodeError as error:
-                if _DEAD_LETTER_SHARD in self._shards:
+                writer = self._shards.get(_DEAD_LETTER_SHARD)
+                if writer is not None and offset >= writer.marks_next:
                     self._letters.append((message, error))
+                for shard in self._shards.values():
+                    shard.skip_marks(offset)
                 continue
             self._walk(offset, frame)
             if any(shard.has_command for shard in self._shards.values()):
@@ -224,10 +227,10 @@ class Engine:
     def _poll_events(self) -> None:
         waiting = any(shard.has_events for shard in self._shards.values())
         if waiting:
-            self._held.extend(poll_batch(self._consumer, 0, 1))
+            self._hold(0, 1)
             return
         timeout_s = 0 if self._held else (_POLL_S if self._shards else _IDLE_POLL_S)
-        self._held.extend(poll_batch(self._consumer, timeout_s, self._settings.engine.batch_frames_max))
+        self._hold(timeout_s, self._settings.engine.batch_frames_max)
         if not self._held:
             return
         frames = [(message, self._decoded(message)) for message in self._held]
@@ -238,6 +241,11 @@ class Engine:
         touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
         for shard in touched:
             self._shards[shard].decide_touched()
+
+    def _hold(self, timeout_s: float, frames_max: int) -> None:
+        """Poll. A rebalance within the poll puts another deque in place of the one that was there before it."""
+        polled = poll_batch(self._consumer, timeout_s, frames_max)
+        self._held.extend(polled)
 
     def _decoded(self, message: Message) -> EventFrame | None:
         try:
@@ -384,9 +392,11 @@ class Engine:
                 self._to_take.remove(shard)
             event(log, logging.INFO, "shard_left", shard=shard)
         self._held = deque(message for message in self._held if message.partition() not in shards)
+        self._letters = [(message, error) for message, error in self._letters if _writer(message) not in shards]
         SHARDS_OWNED.set(len(self._shards))
 
     def _take(self, shard_id: int) -> None:
+        self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
         if any(shard.has_output for shard in self._shards.values()):
             self._commit()
         taken = take_shard(
@@ -449,6 +459,9 @@ class Engine:
         self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
         self._abandon()
         self._held.clear()
+        # Whatever was polled with the record at which a commit failed has not been applied: it is read again.
+        self._parameter_log.start(self._parameters_next)
+        self._marks_log.start(self._marks_next)
         self._to_take = owned
         SHARDS_OWNED.set(0)
 
@@ -466,6 +479,12 @@ def run(settings: Settings) -> None:
     if settings.service.metrics_port:
         start_http_server(settings.service.metrics_port)
     Engine(settings, stop).run()
+
+
+def _writer(message: Message) -> int:
+    """The shard whose owner writes ``message`` to the dead letters."""
+    partition = message.partition()
+    return partition if message.topic() == EVENTS and partition is not None else _DEAD_LETTER_SHARD
 
 
 def _offset(message: Message) -> int:

@@ -209,6 +209,10 @@ class Shard:
         if found:
             self._decide(np.unique(np.concatenate(found)))
 
+    def skip_marks(self, offset: int) -> None:
+        """Count a record that is no frame as walked."""
+        self.marks_next = max(self.marks_next, offset + 1)
+
     # --- output ------------------------------------------------------------------------------------------------------
 
     @property
@@ -433,8 +437,9 @@ class Shard:
         suspect |= level_now != self._levels[rows]
         if self._commanded:
             suspect |= np.isin(rows, np.fromiter(self._commanded, dtype=np.int64, count=len(self._commanded)))
-        for row in rows[suspect & columns.decidable].tolist():
-            state, group = self._owner[row]
+        # By name, not by row: which row a group has depends on when it was restored, and a replay must give the same.
+        owners = [self._owner[row] for row in rows[suspect & columns.decidable].tolist()]
+        for state, group in sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin)):
             if not state.suspended:
                 self._decide_exactly(state, group)
 
