@@ -141,6 +141,7 @@ class Shard:
         self.marks_next = record.marks.next
         self.parameters_next = record.parameters.next
         self.marks_full = record.marks_full
+        self.clock_us = record.clock
         self.journal_sequence = record.sequence
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
 
@@ -623,6 +624,7 @@ class Shard:
             parameters=Range(first=parameters_first, next=self.parameters_next),
             marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
             marks_full=self.marks_full,
+            clock=self.clock_us,
             accounts=accounts,
             commands=tuple(command.command_id for command in self._commands),
             open_interest=open_interest,
