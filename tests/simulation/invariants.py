@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any
 
 from schemas.codec import DecodeError, Decoder, encode
@@ -380,8 +381,8 @@ class ShardTruth:
         output = self._replayed(journal)
         pairs: list[tuple[str, Any, Any]] = [
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in found.rows]),
-            ("commands", [encode(command) for command in output.commands], [r.value for r in found.commands]),
-            ("alerts", [encode(alert) for alert in output.alerts], [r.value for r in found.alerts]),
+            ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in found.commands)),
+            ("alerts", sorted(map(encode, output.alerts)), sorted(r.value or b"" for r in found.alerts)),
             ("dead letters", [letter.frame for letter in output.unapplied], [r.value for r in found.letters]),
             ("journal", encode(output.journal), written.value),
         ]
@@ -389,7 +390,7 @@ class ShardTruth:
             require(
                 replayed == committed,
                 f"a replay of the journal gives the same {what}",
-                lambda: f"shard {self.number} at {written.offset}:\nreplayed  {replayed}\ncommitted {committed}",
+                lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
         for account, record in found.rows:
             row = None if record.value is None else _ROW(record.value)
@@ -507,6 +508,15 @@ class ShardTruth:
         if server.hashes.get(self.accounts_key, {}) == truth and int(meta.get(b"stamp", -1)) >= end:
             return None if b"building" not in meta else f"the table of shard {self.number} is being built"
         return f"the table of shard {self.number} is not its changelog: {meta}, changelog to {end}"
+
+
+def _difference(replayed: Any, committed: Any) -> str:
+    """Where two outputs part, with a little around it."""
+    pairs = [(replayed, committed)] if isinstance(replayed, bytes) else list(zip_longest(replayed, committed))
+    one, other = next((repr(one), repr(other)) for one, other in pairs if one != other)
+    at = next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    first = max(0, at - 150)
+    return f"at character {at}\nreplayed  …{one[first : at + 150]}\ncommitted …{other[first : at + 150]}"
 
 
 def _count_events(found: Counter[tuple[Any, ...]], shard: int, frame: EventFrame) -> None:
