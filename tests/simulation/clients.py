@@ -627,6 +627,12 @@ class FakeConsumer:
     def rejoin_later(self) -> None:
         self._rejoin = True
 
+    def settled(self) -> bool:
+        return bool(self._member) and not self.busy() and not self._rejoin and self.process.silent_until <= self._now()
+
+    def _now(self) -> int:
+        return self._cluster.scheduler.now
+
     def joined(self, member: str, generation: int) -> None:
         self._member, self._generation = member, generation
 
@@ -656,8 +662,14 @@ class FakeConsumer:
 
     def _join_later(self) -> None:
         group = self._group
-        delay_us = self._random.randrange(1_000, HEARTBEAT_US // 2)
-        group.background(self, delay_us, lambda: group.join(self, self._member))
+
+        def join() -> None:
+            if self.busy():  # what was lost meanwhile must be given up first
+                self._rejoin = True
+            else:
+                group.join(self, self._member)
+
+        group.background(self, self._random.randrange(1_000, HEARTBEAT_US // 2), join)
 
     def _serve(self) -> None:
         """Run the rebalance callbacks that wait, as librdkafka does within the application's poll."""

@@ -14,7 +14,7 @@ from tests.simulation.clients import Rates
 Mode = Literal["safety", "liveness"]
 MODES: tuple[Mode, ...] = ("safety", "liveness")
 
-BUSY_US = {"safety": 2_000_000, "liveness": 1_400_000}
+BUSY_US = {"safety": 1_200_000, "liveness": 800_000}
 """How long the exchange trades and faults happen."""
 SETTLE_US = 40_000_000
 """How long everything may take to settle when nothing goes wrong any more: every timeout of the pipeline, twice."""
@@ -113,7 +113,7 @@ def _slots(random: Random) -> tuple[Slot, ...]:
     slots = []
     for role, counts in (("router", (1, 1, 2, 3)), ("engine", (1, 2, 2, 3))):
         for number in range(random.choice(counts)):
-            late_us = 0 if not number or random.random() < 0.6 else random.randrange(1_000_000)
+            late_us = 0 if not number or random.random() < 0.6 else random.randrange(600_000)
             slots.append(Slot(role, f"{role}-{number}", random.random() < 0.5, late_us))  # type: ignore[arg-type]
     return tuple(slots)
 
@@ -121,7 +121,7 @@ def _slots(random: Random) -> tuple[Slot, ...]:
 def _settings(random: Random, shards: int) -> Settings:
     return Settings(
         kafka=KafkaSettings(
-            transaction_timeout_ms=random.choice((250, 500, 1000)), session_timeout_ms=random.choice((250, 500, 800))
+            transaction_timeout_ms=random.choice((150, 250, 500)), session_timeout_ms=random.choice((150, 250, 400))
         ),
         redis=RedisSettings(timeout_ms=20),
         topics=TopicsSettings(shards=shards),
@@ -129,7 +129,7 @@ def _settings(random: Random, shards: int) -> Settings:
         engine=EngineSettings(
             commit_interval_ms=random.choice((20, 50, 60)),
             batch_frames_max=random.choice((1, 3, 256)),
-            journal_interval_ms=random.choice((100, 300, 1500)),
+            journal_interval_ms=random.choice((100, 300, 1000)),
             redis_backlog_rows_max=random.choice((4, 1000, 1000)),
         ),
     )
@@ -138,8 +138,8 @@ def _settings(random: Random, shards: int) -> Settings:
 def _constants(random: Random) -> dict[str, Any]:
     """Production's own constants, made so small that a short run reaches what they bound."""
     return {
-        "streams.clearing.engine._POLL_S": 0.008,
-        "streams.tables.write_behind.CONFIRM_S": random.choice((0.2, 1.0)),
+        "streams.clearing.engine._POLL_S": 0.012,
+        "streams.tables.write_behind.CONFIRM_S": random.choice((0.1, 0.5)),
         "streams.tables.write_behind.KAFKA_SILENCE_S": 1.0,
         "streams.tables.catch_up.ROWS_PER_STEP": random.choice((2, 5_000)),
         "streams.tables.catch_up.TOMBSTONES_KEPT_MS": random.choice((300, 43_200_000)),

@@ -115,10 +115,10 @@ class Workload:
         self._trade_ids = dict.fromkeys(STEPS, 0) | {UNKNOWN: 0}
         self._sequences: dict[str, int] = {}
         self._sent: dict[str, deque[tuple[bytes, Any]]] = {TRADES: deque(maxlen=6), TRANSFERS: deque(maxlen=6)}
-        self._trade_pause_us = random.choice((8_000, 20_000, 50_000))
-        self._mark_pause_us = random.choice((15_000, 40_000, 120_000))
+        self._trade_pause_us = random.choice((10_000, 20_000, 40_000))
+        self._mark_pause_us = random.choice((25_000, 50_000, 100_000))
         self._wild = random.choice((0.002, 0.006, 0.015))
-        self._full_us = random.choice((80_000, 250_000))
+        self._full_us = random.choice((100_000, 200_000))
 
     def begin(self) -> None:
         """Write what is there before the pipeline starts, and go on from then."""
@@ -131,7 +131,7 @@ class Workload:
         self._every(self._trade_pause_us, self._trade_or_so)
         self._every(self._mark_pause_us, self._mark_change, when_calm=True)
         self._every(self._full_us, lambda: self._marks(full=True), when_calm=True)
-        self._every(400_000, self._set_parameters)
+        self._every(200_000, self._set_parameters)
 
     def calm(self) -> None:
         """No more trades, transfers and parameters, prices stand still and are live; the clock and the fills go on."""

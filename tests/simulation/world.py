@@ -38,6 +38,7 @@ class Result:
     aborted: int
     commands: int
     repeated: int
+    attended: int
     faults: Counter[str]
     ends: Counter[str]
     failure: str | None = None
@@ -74,6 +75,7 @@ class World:
         self.faults: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
         self.healed = False
+        self.attended = 0
         self._processes: list[Process] = []
         self.cluster.marker_delay_us = self._marker_delay_us
 
@@ -103,6 +105,7 @@ class World:
             aborted=self.cluster.aborted,
             commands=len(self.watch.commands),
             repeated=self.watch.repeated,
+            attended=self.attended,
             faults=self.faults + self.rates.counts,
             ends=self.ends,
             failure=None if failure is None else _described(failure),
@@ -116,7 +119,7 @@ class World:
             scheduler.after(deployed.slot.starts_us, deployed.start)
         for fault in self.scenario.faults:
             scheduler.after(fault.at_us, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
-        scheduler.after(300_000, self._save_redis)
+        scheduler.after(150_000, self._save_redis)
 
     def _settle(self) -> None:
         """Nothing goes wrong any more: everything must be done within ``SETTLE_US``."""
@@ -135,12 +138,24 @@ class World:
             if scheduler.now > deadline_us:
                 raise Violation(f"everything settles in {SETTLE_US / 1e6:g} s when nothing goes wrong: {left}")
             scheduler.run(scheduler.now + 50_000, STEPS_MAX)
+            self._attend()
         marks_end = self.cluster.topics[MARKS][0].end
         while any(truth.journals[-1].marks.next < marks_end for truth in self.watch.shards):
             if scheduler.now > deadline_us:
                 raise Violation(f"everything settles in {SETTLE_US / 1e6:g} s: the marks are not walked to {marks_end}")
             scheduler.run(scheduler.now + 100_000, STEPS_MAX)
         self.watch.check_settled()
+
+    def _attend(self) -> None:
+        """The operator's part: a group of which partitions are without an owner for good needs another rebalance."""
+        for group in self.cluster.groups.values():
+            if group.unowned() and all(not process.dead for process in self._running()):
+                self.scheduler.note("world", f"{group.name}: nobody has {group.unowned()}")
+                self.attended += 1
+                group.rebalance()
+
+    def _running(self) -> list[Process]:
+        return [deployed.process for deployed in self.slots if deployed.process is not None]
 
     def _end(self) -> None:
         for process in self._processes:
@@ -175,7 +190,7 @@ class World:
 
     def _save_redis(self) -> None:
         self.redis.snapshot()
-        self.scheduler.after(300_000, self._save_redis)
+        self.scheduler.after(150_000, self._save_redis)
 
     def _marker_delay_us(self) -> int:
         random = self.scheduler.random
@@ -264,12 +279,12 @@ class Deployed:
         self.slot = slot
         self._world = world
         self._starts = 0
-        self._process: Process | None = None
+        self.process: Process | None = None
         self._stop: FakeEvent | None = None
 
     def start(self) -> None:
         """Start the process, unless it runs."""
-        if self._process is not None and not self._process.dead:
+        if self.process is not None and not self.process.dead:
             return
         self._starts += 1
         world, slot = self._world, self.slot
@@ -279,11 +294,11 @@ class Deployed:
         process: Process | None = None
 
         def ended(_: BaseException | None) -> None:
-            if self._process is process:
+            if self.process is process:
                 world.scheduler.after(world.scheduler.random.randrange(5_000, 150_000), self.start)
 
         process = world.spawn(f"{slot.name}.{self._starts}", lambda: role(settings, stop).run(), ended)
-        self._process = process
+        self.process = process
 
     def _settings(self) -> Any:
         settings = self._world.scenario.settings
@@ -293,7 +308,7 @@ class Deployed:
 
     def strike(self, kind: str, strength: float) -> None:
         """Something happens to the process."""
-        world, process = self._world, self._process
+        world, process = self._world, self.process
         if process is None or process.dead:
             return
         settings = world.scenario.settings.kafka
@@ -308,7 +323,7 @@ class Deployed:
             process.go_silent(**{"cut_us" if kind == "cut" else "frozen_us": silent_us})
             world.watch_sessions(process)
             if kind == "replace":
-                self._process = None
+                self.process = None
                 world.scheduler.after(int(silent_us * 0.7 * strength), self.start)
 
 
