@@ -316,6 +316,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     rises by one a record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
     ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
+    ``clock`` is the shard's time after it: the latest seen on marks and events.
     ``open_interest``, now and then, is the quantity of the shard's long positions by symbol.
     """
 
@@ -329,6 +330,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Range
     marks_before: Offset = -1
     marks_full: Offset = -1
+    clock: TimeUs = 0
     accounts: int = 0
     commands: tuple[str, ...] = ()
     open_interest: dict[Symbol, UnsignedDecimal] | None = None

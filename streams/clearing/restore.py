@@ -191,6 +191,7 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
         parameters=Range(first=shard.parameters_next, next=shard.parameters_next),
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
+        clock=shard.clock_us,
         worker=worker,
     )
     producer.begin()
