@@ -1,4 +1,4 @@
-"""The latest full frame of ``margin.marks.v1``: every price and scale in force, for whoever has not followed the log."""
+"""The last full frame of ``margin.marks.v1``: all prices and scales in force, for whoever has not followed the log."""
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import MarkFrame

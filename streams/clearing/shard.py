@@ -195,15 +195,10 @@ class Shard:
     def apply_marks(self, offset: int, frame: MarkFrame) -> None:
         """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due."""
         self._renew_index()
-        scales = self._scales
-        moved, revived = self._learn(offset, frame)
-        if self._scales is not scales:
-            self._index_current = False
-            self._decide(_array(set(self._owner)))
-            return
+        moved, concerned = self._learn(offset, frame)
         found = [self._index.crossed_all(moved)] if moved else []
-        if revived:
-            found.append(self.portfolio.rows_with(revived))
+        if concerned:
+            found.append(self.portfolio.rows_with(concerned))
         if due := self._due():
             found.append(_array(due))
         if found:
@@ -358,29 +353,44 @@ class Shard:
     # --- marks and time ----------------------------------------------------------------------------------------------
 
     def _learn(self, offset: int, frame: MarkFrame) -> tuple[dict[str, Decimal], set[str]]:
-        """Take in prices and time; the prices that changed, and the symbols whose marks have become live."""
+        """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
+        their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
         self.clock_us = max(self.clock_us, frame.time)
         if frame.full:
             self.marks_full = offset
-            if frame.scales != self._scales:
-                self._scales = frame.scales
-                self._put_in_force(self.parameters)
+            concerned = self._rescale(frame.scales)
+        else:
+            concerned = set()
         moved: dict[str, Decimal] = {}
-        revived: set[str] = set()
         for mark in frame.marks:
-            self._learn_mark(mark, moved, revived)
+            self._learn_mark(mark, moved, concerned)
         self._refresh_liveness()
-        return moved, revived
+        return moved, concerned
 
-    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], revived: set[str]) -> None:
+    def _rescale(self, scales: dict[str, str]) -> set[str]:
+        """Put ``scales`` in force; the symbols of the records that are scaled anew."""
+        before, self._scales = self._scales, scales
+        changed = {key for key in {**before, **scales} if before.get(key) != scales.get(key)}
+        if not changed:
+            return changed
+        self._put_in_force(self.parameters)
+        instruments = {symbol for symbol in self.parameters.instruments if f"instrument:{symbol}" in changed}
+        priced = {
+            rules.price_symbol
+            for asset, rules in self.parameters.assets.items()
+            if f"asset:{asset}" in changed and rules.price_symbol is not None
+        }
+        return instruments | priced
+
+    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], concerned: set[str]) -> None:
         known = self._marks.get(mark.symbol)
         price = Decimal(mark.price)
         live = mark.status == "live" and self._age_limit(mark.symbol, mark.publish_time) >= self.clock_us
         if self.portfolio.marks.get(mark.symbol) != price:
             moved[mark.symbol] = price
         if live and (known is None or not known.live):
-            revived.add(mark.symbol)
+            concerned.add(mark.symbol)
         self._marks[mark.symbol] = _MarkState(mark.status, mark.publish_time, live)
         if live:
             self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, mark.publish_time))

@@ -15,6 +15,9 @@ while every symbol stays within a relative distance d_s with sum a_s * d_s <= h.
 volatility v_s leaves its band at a rate of (v_s / d_s)**2, and the sum of those rates is least for
 d_s ~ (v_s**2 / a_s)**(1/3). A symbol whose moves only lead away from an edge has no trigger on that side at all.
 
+Under portfolio margin the slope of the maintenance margin depends on which scenario is the worst; at every mark it is
+between minus and plus the largest scenario rate times the position, and that is what a_s is taken to hold.
+
 A position settled in an asset with a price of its own moves with two marks that multiply. While the asset's mark stays
 below (1 + REACH) times today's, which gets a trigger of its own, a_s is at most (1 + REACH) times as large.
 """
@@ -242,8 +245,10 @@ class _Distances:
         owner, smooth = exposures.owner, exposures.smooth
         lower, upper = bracket.below[owner], bracket.above[owner]
         falls, rises = ~np.isnan(bracket.fall)[owner], ~np.isnan(bracket.rise)[owner]
-        gross = exposures.gross + np.maximum(lower, upper) * exposures.margin_top
+        edge = np.maximum(lower, upper)
+        gross = exposures.gross + edge * (exposures.margin_top + exposures.margin_sway)
         more = np.where(exposures.tangled, 2 * gross, _SLOPE_ERROR * gross)
+        more += edge * exposures.margin_sway
         loss_down = (smooth - lower * exposures.margin_low + more) * falls
         loss_up = (lower * exposures.margin_high - smooth + more) * falls
         gain_down = (upper * exposures.margin_at - smooth + more) * rises

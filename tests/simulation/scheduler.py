@@ -252,7 +252,7 @@ class Scheduler:
             raise Killed
 
 
-# --- what stands in for the modules `time` and `threading` -------------------------------------------------------------
+# --- what stands in for the modules `time` and `threading` -----------------------------------------------------------
 
 
 class FakeTime:
