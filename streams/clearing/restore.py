@@ -180,10 +180,19 @@ def load_rows(shard: Shard, rows: Mapping[str, bytes]) -> None:
         ShardError: a row cannot be loaded; the text names the account.
     """
     for account in sorted(rows):
-        try:
-            shard.adopt(restore_account(_ROW(rows[account]), shard.portfolio))
-        except (DecodeError, InputError) as error:
-            raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
+        load_account(shard, account, rows[account])
+
+
+def load_account(shard: Shard, account: str, row: bytes) -> None:
+    """Take in one account's last row.
+
+    Raises:
+        ShardError: the row cannot be loaded.
+    """
+    try:
+        shard.adopt(restore_account(_ROW(row), shard.portfolio))
+    except (DecodeError, InputError) as error:
+        raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
 
 
 def recall_from(shard: Shard) -> int:
