@@ -32,12 +32,14 @@ class Difference:
 
 @dataclass(slots=True)
 class Findings:
-    """The result of an audit. ``notes`` say what was not checked and why; they are no differences."""
+    """The result of an audit. ``notes`` say what was not checked and why, ``facts`` how things stand; neither is a
+    difference."""
 
     differences: list[Difference] = field(default_factory=list)
     found: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -64,6 +66,7 @@ class Findings:
             "differences": [asdict(difference) for difference in self.differences],
             "counts": dict(sorted(self.counts.items())),
             "notes": self.notes,
+            "facts": self.facts,
         }
 
 

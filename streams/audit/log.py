@@ -1,6 +1,6 @@
 """What an audit reads: the logs, any number of them at a time, each once and in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, Self
 
 from streams.broker.reader import LogReader
@@ -15,7 +15,7 @@ class Record(Protocol):
     def key(self) -> bytes | None: ...
     def value(self) -> bytes | None: ...
     def offset(self) -> int | None: ...
-    def headers(self) -> "list[tuple[str, bytes | None]] | None": ...
+    def headers(self) -> "Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None": ...
 
 
 class Log(Protocol):
@@ -127,7 +127,5 @@ def offset_of(record: Record) -> int:
 
 def header(record: Record, name: str) -> str:
     """A header's text, empty if there is none."""
-    for known, value in record.headers() or ():
-        if known == name:
-            return (value or b"").decode("utf-8", "replace")
-    return ""
+    value = dict(record.headers() or ()).get(name) or b""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")

@@ -1,8 +1,8 @@
 """What a shard has committed to the topics that others read, ready to be compared with what a rerun gives.
 
-Commands and alerts are found by their id, rows by the journal sequence that their ``ce_id`` names. Reading goes on while
-the pipeline writes, so the order of looking matters: what is in a topic before the journal's end is read must be in the
-journal, and what is in the journal must be in the topic after.
+Commands and alerts are found by their id, rows by the journal sequence that their ``ce_id`` names. Reading goes on
+while the pipeline writes, so the order of looking matters: what is in a topic before the journal's end is read must be
+in the journal, and what is in the journal must be in the topic after.
 """
 
 import hashlib

@@ -106,8 +106,8 @@ class _Replay:
             )
         if not start.complete:
             self._findings.note(
-                f"begun at sequence {start.record.sequence}, because the logs do not hold what came before; an account "
-                "is compared from its first row that the changelog still holds, and counted as not comparable until then"
+                f"begun at sequence {start.record.sequence}, because the logs do not hold what came before; an "
+                "account is compared from its first row that the changelog still holds, and is not comparable until then"
             )
 
     def _begin(self, start: Start) -> None:

@@ -1,7 +1,7 @@
 """A shard's journal run again from the input topics: the engine's own state machine, driven by what the journal says.
 
-Owns the order of a commit (the marks below ``marks_before``, the parameters, the events, the rest of the marks) and what
-a claim does to memory: everything that is in no row is lost, the rows are loaded, the prices recalled, and newer
+Owns the order of a commit (the marks below ``marks_before``, the parameters, the events, the rest of the marks) and
+what a claim does to memory: everything that is in no row is lost, the rows are loaded, the prices recalled, and newer
 parameters decide everything once. Choosing where to begin and judging what comes out is the caller's business.
 """
 

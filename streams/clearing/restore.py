@@ -207,9 +207,7 @@ def catch_up_parameters(shard: Shard, rules: RiskParameters, parameters_next: in
         shard.decide_touched(everything=True)
 
 
-def _claim(
-    shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str, rules_next: int
-) -> None:
+def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str, rules_next: int) -> None:
     offsets: list[int] = []
     producer.begin()
     producer.produce(

@@ -33,6 +33,19 @@ class Layout:
     cluster_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class TableStand:
+    """Where a shard's table stands: ``token`` is its owner's claim, ``stamp`` the changelog offset after its last row.
+
+    Rows from ``stamp`` up to ``reach`` may be in it already. ``building``: it does not hold every account yet.
+    """
+
+    token: int
+    stamp: int
+    reach: int
+    building: bool
+
+
 class TableReader:
     """Reads accounts and marks. Use as a context manager."""
 
@@ -82,6 +95,18 @@ class TableReader:
             return _decoded(_ROW, value, f"account {account}")
         _require_whole(shard, stamp, building)
         return None
+
+    def stand(self, shard: int) -> TableStand | None:
+        """Where the table of ``shard`` stands, None if there is none.
+
+        Raises:
+            TableError: Redis does not answer.
+        """
+        fields = ["token", "stamp", "writing", "building"]
+        token, stamp, writing, building = self._run(lambda: self._redis.hmget(meta_key(shard), fields))
+        if stamp is None:
+            return None
+        return TableStand(int(token or -1), int(stamp), max(int(stamp), int(writing or 0)), building is not None)
 
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]:
         """Every account of a shard with its row's bytes, in no order, while the table may change.

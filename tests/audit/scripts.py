@@ -85,7 +85,9 @@ class Script:
         self.time += after_ms * 1000
         self.running.mark(MarkFrame(time=self.time, marks=()))
 
-    def transfer(self, account: str, amount: str, *, asset: str = "USDC", shard: int = 0, margin: str = "cross") -> None:
+    def transfer(
+        self, account: str, amount: str, *, asset: str = "USDC", shard: int = 0, margin: str = "cross"
+    ) -> None:
         self.sequence += 1
         columns = TransferColumns(
             account=[account],
