@@ -227,14 +227,12 @@ class _Explaining:
         message = next(self._log.read_range(JOURNAL, shard, record.previous, record.previous + 1), None)
         before = None if message is None else entry_of(message)
         if before is None or before.record is None:
-            return [
-                f"{JOURNAL}[{shard}]@{record.previous}, the record before the commit, is gone: nothing to start from"
-            ]
+            return [f"{JOURNAL}[{shard}]@{record.previous}, the record before the commit, is gone"]
         events_low, marks_low = self._log.watermarks(EVENTS, shard)[0], self._log.watermarks(MARKS, 0)[0]
         if marks_needed(before.record) < marks_low or before.record.events.next < events_low:
             self._notes.append(
-                f"{MARKS} begins at offset {marks_low} and {EVENTS}[{shard}] at {events_low}: the inputs of the decision "
-                "are gone, only the command's own evidence is left"
+                f"{MARKS} begins at offset {marks_low} and {EVENTS}[{shard}] at {events_low}: the inputs of the "
+                "decision are gone, only the command's own evidence is left"
             )
             return []
         row = self._row_before(before.record.sequence)
@@ -252,9 +250,9 @@ class _Explaining:
         if given is None:
             return ["run again, the commit does not give this command"]
         wanted = encode(given)
-        return (
-            [] if wanted == self._data else [f"run again, the commit gives another: {bytes_differ(wanted, self._data)}"]
-        )
+        if wanted != self._data:
+            return [f"run again, the commit gives another: {bytes_differ(wanted, self._data)}"]
+        return []
 
     def _look(self, rerun: Rerun, topic: str, offset: int) -> None:
         """Take the group down if the step that has just been made issued the command."""

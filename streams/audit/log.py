@@ -35,7 +35,7 @@ class Log(Protocol):
 
 
 class KafkaLog:
-    """The logs in Kafka. One consumer is kept for every read that goes on at the same time. Use as a context manager."""
+    """The logs in Kafka; a consumer is kept for every read that goes on at the same time. Use as a context manager."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka

@@ -1,8 +1,8 @@
 """Where the money is: what the inputs brought in, asset by asset, against what the accounts hold.
 
 A fill moves ``quantity * price`` from one account's position cash to the other's and takes a fee out of both; nothing
-but transfers brings money in. So the balances and position cash of a shard are what its frames say, exactly and at every
-commit; and over all shards, once both sides of every trade have arrived, transfers less fees.
+but transfers brings money in. So the balances and position cash of a shard are what its frames say, exactly and at
+every commit; and over all shards, once both sides of every trade have arrived, transfers less fees.
 """
 
 from collections import defaultdict

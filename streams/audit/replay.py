@@ -7,6 +7,7 @@ compacted away is left out until its next row is met.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -48,6 +49,18 @@ class Replayed:
     first: int
     last: int
     findings: Findings
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"shard": self.shard, "first": self.first, "last": self.last, **self.findings.as_json()}
+
+
+def replay_shards(
+    log: Log, shard: int | None, *, first: int | None = None, last: int | None = None, progress: Progress = silent
+) -> list[Replayed]:
+    """:func:`replay` of one shard, or of every shard."""
+    shards = range(log.partitions(JOURNAL)) if shard is None else [shard]
+    return [replay(log, number, first=first, last=last, progress=progress) for number in shards]
 
 
 def replay(
@@ -107,7 +120,7 @@ class _Replay:
         if not start.complete:
             self._findings.note(
                 f"begun at sequence {start.record.sequence}, because the logs do not hold what came before; an "
-                "account is compared from its first row that the changelog still holds, and is not comparable until then"
+                "account is compared from its first row that the changelog still holds on, and not before"
             )
 
     def _begin(self, start: Start) -> None:

@@ -45,9 +45,8 @@ def show_findings(console: Console, findings: Findings) -> None:
     for note in findings.notes:
         console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
     for difference in findings.differences:
-        console.print(
-            f"  [red]differs[/]  {escape(difference.place)}  {escape(difference.what)}", highlight=False, soft_wrap=True
-        )
+        text = escape(f"{difference.place}  {difference.what}" if difference.place else difference.what)
+        console.print(f"  [red]differs[/]  {text}", highlight=False, soft_wrap=True)
     if findings.found > len(findings.differences):
         console.print(f"  and {findings.found - len(findings.differences):,} differences more", highlight=False)
     verdict = "[green]nothing differs[/]" if findings.passed else f"[red]{findings.found:,} differ[/]"

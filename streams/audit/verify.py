@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, JournalRecord
 from schemas.partitioning import partition_of
@@ -29,18 +32,22 @@ from schemas.topics import (
 )
 from streams.audit import money
 from streams.audit.findings import Findings
-from streams.audit.log import Log, Record, header, offset_of
+from streams.audit.log import CLIENT, KafkaLog, Log, Record, header, offset_of
 from streams.audit.outputs import digest_of, row_of
 from streams.audit.replay import Progress, silent
 from streams.audit.rerun import Entry, read_journal
-from streams.errors import AuditError, TableError
+from streams.broker import config
+from streams.broker.admin import admin_client, ensure_topics, partition_counts
+from streams.errors import AuditError, BrokerError, TableError
 from streams.margin.fixed_point import format_decimal
-from streams.tables.reader import Layout, TableStand
+from streams.settings import Settings
+from streams.tables.reader import Layout, TableReader, TableStand
 
 TABLES_TIMEOUT_S = 20.0
-"""How long a table may take to be whole and to reach where the changelog stood."""
+"""How long the tables may take, altogether, to be whole and to reach where the changelog stood."""
 
 _LOOK_AGAIN_S = 0.25
+_TIMEOUT_S = 30.0
 _LAG_COUNTED_MAX = 10_000
 _ROW = Decoder[AccountRow](AccountRow)
 
@@ -51,9 +58,43 @@ Numbers = dict[str, tuple[int, int]]
 class Tables(Protocol):
     """The tables in Redis (:class:`streams.tables.reader.TableReader`)."""
 
-    def read_layout(self) -> Layout: ...
     def stand(self, shard: int) -> TableStand | None: ...
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]: ...
+
+
+class KafkaGroups:
+    """The committed offsets in Kafka."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def router(self, topic: str) -> list[int]:
+        """See :class:`Groups`.
+
+        Raises:
+            BrokerError: Kafka does not answer.
+        """
+        return self._committed(self._settings.router.group_id, topic)
+
+    def engine(self) -> list[int]:
+        """See :class:`Groups`.
+
+        Raises:
+            BrokerError: Kafka does not answer.
+        """
+        return self._committed(self._settings.engine.group_id, EVENTS)
+
+    def _committed(self, group: str, topic: str) -> list[int]:
+        kafka = self._settings.kafka
+        consumer = config.created(Consumer, config.common(kafka, CLIENT) | {"group.id": group})
+        try:
+            count = len(consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic].partitions)
+            places = [TopicPartition(topic, partition) for partition in range(count)]
+            return [place.offset for place in consumer.committed(places, timeout=_TIMEOUT_S)]
+        except KafkaException as error:
+            raise BrokerError(f"group {group}: its committed offsets cannot be read: {error.args[0].str()}") from error
+        finally:
+            consumer.close()
 
 
 class Groups(Protocol):
@@ -86,6 +127,29 @@ class _Shard:
     lag: int = 0
 
 
+def verify_deployment(settings: Settings, progress: Progress = silent) -> Findings:
+    """Verify the deployment that ``settings`` point at.
+
+    Raises:
+        BrokerError: Kafka does not answer. TableError: Redis does not answer, or holds no tables.
+    """
+    admin = admin_client(settings)
+    shards = partition_counts(admin, _TIMEOUT_S).get(EVENTS, settings.topics.shards)
+    topics = msgspec.structs.replace(settings.topics, shards=shards)
+    faults = ensure_topics(msgspec.structs.replace(settings, topics=topics), create=False).wrong
+    if any("is missing" in fault for fault in faults):
+        findings = Findings()
+        for fault in faults:
+            findings.differ(fault)
+        return findings
+    cluster = admin.list_topics(timeout=_TIMEOUT_S).cluster_id or ""
+    with KafkaLog(settings.kafka) as log, TableReader(settings.redis) as tables:
+        layout = tables.read_layout()
+        if layout != (wanted := Layout(shards, ACCOUNTS, cluster)):
+            faults.append(f"Redis says where accounts are by {layout}; it must be {wanted}")
+        return verify(log, tables, KafkaGroups(settings), faults, progress)
+
+
 def verify(
     log: Log,
     tables: Tables,
@@ -105,7 +169,7 @@ def verify(
 class _Verifying:
     def __init__(self, log: Log, tables: Tables, groups: Groups, progress: Progress, tables_timeout_s: float) -> None:
         self._log, self._tables, self._groups, self._progress = log, tables, groups, progress
-        self._tables_timeout_s = tables_timeout_s
+        self._patience_s = tables_timeout_s
         self._findings = Findings()
         self._count = log.partitions(EVENTS)
         self._shards = [_Shard() for _ in range(self._count)]
@@ -148,10 +212,10 @@ class _Verifying:
         for partition in range(count):
             end = self._log.watermarks(topic, partition)[1]
             for message in self._log.read_range(topic, partition, numbered.next[partition], end):
-                self._take_number(numbered, message, partition, count)
+                self._take_in_number(numbered, message, partition, count)
             numbered.next[partition] = max(end, numbered.next[partition])
 
-    def _take_number(self, numbered: _Numbered, message: Record, partition: int, count: int) -> None:
+    def _take_in_number(self, numbered: _Numbered, message: Record, partition: int, count: int) -> None:
         topic, offset = numbered.topic, offset_of(message)
         account, name = bytes(message.key() or b"").decode("utf-8", "replace"), header(message, "ce_id")
         text = name.removeprefix(account + numbered.infix)
@@ -178,18 +242,13 @@ class _Verifying:
         for account, last in said.items():
             _, there = numbered.numbers.get(account, (0, 0))
             if there < last and (there or whole):
-                self._findings.differ(
-                    f"{who} {account}{infix}{last} and the last in the topic is {there}", numbered.topic
-                )
+                self._findings.differ(f"{who} {account}{infix}{last}, the topic ends at {there}", numbered.topic)
+        complete = all(not self._log.watermarks(JOURNAL, shard)[0] for shard in range(self._count))
         for account, (_, last) in numbered.before.items():
-            if last > said.get(account, 0) and (account in said or self._is_complete()):
+            if last > said.get(account, 0) and (account in said or complete):
                 self._findings.differ(
                     f"{account}{infix}{last} is in the topic; {who} up to {said.get(account, 0)}", numbered.topic
                 )
-
-    def _is_complete(self) -> bool:
-        """Whether every journal is there from its first record."""
-        return all(not self._log.watermarks(JOURNAL, shard)[0] for shard in range(self._count))
 
     # --- a shard -----------------------------------------------------------------------------------------------------
 
@@ -283,7 +342,6 @@ class _Verifying:
 
     def _read_table(self, shard: int) -> "_Table | None":
         """The rows in Redis between two looks at where the table stands."""
-        deadline = time.monotonic() + self._tables_timeout_s
         while True:
             problem = "it is being built"
             try:
@@ -298,27 +356,32 @@ class _Verifying:
                         return _Table(before, after, rows)
             except TableError as error:
                 problem = str(error)
-            if time.monotonic() > deadline:
+            if not self._wait():
                 self._findings.differ(f"the table of shard {shard} in Redis cannot be compared: {problem}")
                 return None
-            time.sleep(_LOOK_AGAIN_S)
+
+    def _wait(self) -> bool:
+        """Wait a little for the tables; False once that has been done for as long as they may take altogether."""
+        if self._patience_s <= 0:
+            return False
+        time.sleep(_LOOK_AGAIN_S)
+        self._patience_s -= _LOOK_AGAIN_S
+        return True
 
     def _await_table(self, shard: int, row_end: int, state: _Shard) -> None:
         """The table must come to reach what the changelog held, and belong to the shard's last claim."""
-        deadline = time.monotonic() + self._tables_timeout_s
         while True:
             stand = self._tables.stand(shard)
             token_known = stand is not None and (not state.claims or stand.token >= max(state.claims))
             if stand is not None and stand.stamp >= row_end and token_known:
                 return
-            if time.monotonic() > deadline:
+            if not self._wait():
                 break
-            time.sleep(_LOOK_AGAIN_S)
         if stand is None or stand.stamp < row_end:
             reached = "is gone" if stand is None else f"stands at {stand.stamp}"
             self._findings.differ(
-                f"the table of shard {shard} in Redis {reached}; the changelog has had rows up to {row_end} for "
-                f"{self._tables_timeout_s:g} s",
+                f"the table of shard {shard} in Redis {reached}; the changelog has had rows up to {row_end} since "
+                "it was looked at",
                 ACCOUNTS,
                 shard,
             )
@@ -342,7 +405,7 @@ class _Verifying:
             latest = entry.record or latest
         if not first <= committed <= latest.events.next:
             self._findings.differ(
-                f"the engines' committed offset is {committed} and the journal says {_between(first, latest.events.next)}",
+                f"the engines' committed offset is {committed}, the journal's {_between(first, latest.events.next)}",
                 EVENTS,
                 shard,
             )
@@ -396,8 +459,8 @@ class _Verifying:
             return
         if not (resting and self._router_lag() == 0 and not any(state.lag for state in self._shards)):
             self._findings.note(
-                "the pipeline is not at rest, so trades may have only one side yet: the money of all shards together is "
-                "not compared with the exchange's topics"
+                "the pipeline is not at rest, so trades may have only one side yet: the money of all shards together "
+                "is not compared with the exchange's topics"
             )
             return
         inputs = [(topic, p) for topic in (TRADES, TRANSFERS) for p in range(self._log.partitions(topic))]
