@@ -23,9 +23,9 @@ from schemas.parameters import (
     PolicyParameters,
     Scale,
 )
-from schemas.types import FRACTION_DIGITS_MAX
+from schemas.types import CROSS, FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
-from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, parse_decimal
+from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, parse_decimal, to_units
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,6 +43,9 @@ ratio rounded down is below an edge exactly when the ratio itself is."""
 SCENARIOS = 16
 """Scenarios of a scan: price moves of 0, 1, 2 and 3 thirds of the range, up and down, each with volatility up and down,
 and an extreme move either way."""
+
+SCALE_CAP_MOST = Decimal(1_000_000)
+"""Most that one measure may multiply rates by: the product of two is still a number that a mark frame holds."""
 
 _RECORD = Decoder[Parameter](Parameter)
 _THIRDS = (0, 0, 1, 1, -1, -1, 2, 2, -2, -2, 3, 3, -3, -3)
@@ -399,8 +402,9 @@ def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
     insurance_fee = number("insurance_fee", record.insurance_fee)
     with localcontext(EXACT):
         number.require(liquidation_fee + insurance_fee < 1, "liquidation_fee + insurance_fee must be below 1")
-    price_increment = number.positive("price_increment", record.price_increment)
-    quantity_increment = number.positive("quantity_increment", record.quantity_increment)
+    number.require(record.symbol != CROSS, "no symbol can have the name of the cross group")
+    price_increment = number.increment("price_increment", record.price_increment)
+    quantity_increment = number.increment("quantity_increment", record.quantity_increment)
     limit, depth = record.max_order_notional, record.depth_notional
     impact_rate = number("impact_rate", record.impact_rate)
     number.require(impact_rate < 1, "impact_rate must be below 1")
@@ -565,6 +569,7 @@ def _scale_rules(field: str, scale: Scale | None, number: "_Reader") -> ScaleRul
     names = ("reference", "floor", "cap", "change_per_minute")
     rules = ScaleRules(*(number.positive(f"{field}.{name}", getattr(scale, name)) for name in names))
     number.require(rules.floor <= rules.cap, f"{field}: floor must be at most cap")
+    number.require(rules.cap <= SCALE_CAP_MOST, f"{field}: cap must be at most {SCALE_CAP_MOST}")
     return rules
 
 
@@ -619,6 +624,14 @@ class _Reader:
     def positive(self, field: str, text: str) -> Decimal:
         value = self(field, text)
         self.require(value > 0, f"{field} must be above 0")
+        return value
+
+    def increment(self, field: str, text: str) -> Decimal:
+        value = self.positive(field, text)
+        try:
+            to_units(value, fraction_digits(value))
+        except InputError as error:
+            raise ParameterError(f"{self._key}: {field}: {error}") from None
         return value
 
     def require(self, holds: bool, reason: str) -> None:

@@ -20,7 +20,9 @@ _ZERO = Decimal(0)
 _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
 """Only for the marginal cost at which closes are spread: a starting point, never an amount."""
 _BISECTIONS = 64
-_THIN_PARTS = Decimal(256)
+_THIN_PARTS, _THIN_PARTS_SCANNED = Decimal(256), Decimal(32)
+"""In a thin market at most this part of the whole position is closed at a time: the steps stay few whatever its size.
+Under portfolio margin nothing was spread before, and every step scans the whole book anew."""
 
 _STEPS_MAX = 5000
 """Far more than there are kinks; a plan that has not ended by then closes everything."""
@@ -191,8 +193,7 @@ class _Reducing:
                 ranked.append(_Close(cost, leg.instrument.impact_rate, -restored, leg.position.symbol, leg, stretch))
         return min(ranked, default=None)
 
-    @staticmethod
-    def _step(close: _Close, shortage: Decimal) -> Decimal:
+    def _step(self, close: _Close, shortage: Decimal) -> Decimal:
         """How much more to close: at most to the next kink, to flat, or until the shortage is gone.
 
         Where the market is thin another leg may soon be cheaper: only a small part at a time.
@@ -201,7 +202,8 @@ class _Reducing:
         increment = leg.instrument.quantity_increment
         wanted = divide_ceiling(-shortage, leg.whole.mark * leg.whole.unit * close.restored_negated, increment)
         if leg.instrument.impact_rate:
-            wanted = min(wanted, divide_ceiling(leg.left, _THIN_PARTS, increment))
+            parts = _THIN_PARTS if self._model is TIERED else _THIN_PARTS_SCANNED
+            wanted = min(wanted, divide_ceiling(leg.size, parts, increment))
         return min(wanted, divide_ceiling(close.stretch, leg.whole.mark, increment), leg.left)
 
     # --- thin markets ------------------------------------------------------------------------------------------------

@@ -2,19 +2,21 @@
 
 from dataclasses import replace
 from decimal import Decimal, localcontext
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from schemas.parameters import AssetParameters, CollateralTier
+from schemas.parameters import AssetParameters, CollateralTier, PolicyParameters
 from streams.margin.conversion import Conversion, Converting
 from streams.margin.fixed_point import EXACT
 from streams.margin.group import Group
 from streams.margin.health import bankruptcy_prices, collateral_value, evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, Plan, make_plan
+from streams.margin.reduction import _Reducing
 from tests.margin.conftest import Book, books, closed, decimals, group, rules, underwater
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
@@ -219,6 +221,26 @@ def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more
     assert even == {"S0-PERP": Decimal(20), "S1-PERP": Decimal(20)}
     deeper = totals(make_plan(held, marks, thin(("10000", "30000"), ONE_TIER, fee="0")))
     assert deeper == {"S0-PERP": Decimal(10), "S1-PERP": Decimal(30)}
+
+
+def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step judges the whole book anew, so their number must not grow with the quantity."""
+    fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
+    parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
+        PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
+    )
+    steps = []
+    advance = _Reducing._advance
+
+    def counted(reducing: _Reducing, *args: Any) -> bool:
+        steps.append(args)
+        return advance(reducing, *args)
+
+    monkeypatch.setattr(_Reducing, "_advance", counted)
+    plan = make_plan(group({"USD": "600000"}, ("X-PERP", "1000000", "100")), MARKS, parameters)
+    assert plan.stage == "reduce"
+    assert totals(plan)["X-PERP"] > 900_000
+    assert 10 < len(steps) <= 32
 
 
 # --- collateral for debts --------------------------------------------------------------------------------------------
