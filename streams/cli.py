@@ -233,6 +233,93 @@ def status(
 
 
 @app.command()
+def replay(
+    shard: Annotated[int | None, typer.Option(help="The shard; every one if not given")] = None,
+    first: Annotated[int | None, typer.Option("--from", help="Compare from this journal sequence on")] = None,
+    last: Annotated[int | None, typer.Option("--to", help="Compare up to this journal sequence")] = None,
+    bootstrap_servers: BootstrapServers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Run a shard's journal again from the logs and compare what was committed, byte for byte. Reads only.
+
+    The journal says which events, marks and parameters each commit covered, in which order and where a new owner took
+    the shard; the same code must give the same commands, alerts, account rows and journal records. Whatever differs is
+    named with its place and field, and the exit code is 1.
+
+    It begins where the logs still hold everything that follows, at the first commit of all if they can, and says so.
+    Rows that compaction has removed are counted, not compared.
+    """
+    from streams.audit.log import KafkaLog
+    from streams.audit.replay import replay_shards
+    from streams.audit.show import progress_bar, show_replay
+
+    if shard is None and (first is not None or last is not None):
+        raise typer.BadParameter("sequences are those of one shard: give --shard as well")
+    with KafkaLog(_settings(bootstrap_servers=bootstrap_servers).kafka) as log, progress_bar() as progress:
+        results = replay_shards(log, shard, first=first, last=last, progress=progress)
+    if as_json:
+        print(json.dumps([result.as_json() for result in results], indent=2))
+    else:
+        for result in results:
+            show_replay(console, result)
+    if not all(result.findings.passed for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    command_id: Annotated[str, typer.Argument(metavar="COMMAND_ID", help="ACCOUNT:NUMBER, such as acct-17:3")],
+    bootstrap_servers: BootstrapServers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Explain a liquidation command: the group as it was, every term of its equity and margin, the plan. Reads only.
+
+    The account is set up as it was before the commit that issued the command, and that commit is run again from the
+    logs. Shown are the marks with the source prices they were formed from, the parameter records in force, each balance
+    and position with what it counted for, the shortage, and the orders. Exit code 1 if they do not give the command.
+    """
+    from streams.audit.explain import explain as explain_command
+    from streams.audit.log import KafkaLog
+    from streams.audit.show import progress_bar, show_explanation
+
+    with KafkaLog(_settings(bootstrap_servers=bootstrap_servers).kafka) as log, progress_bar() as progress:
+        found = explain_command(log, command_id, progress)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        show_explanation(console, found)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Verify a deployment while it runs: topics, journals, commands, alerts, offsets, tables, money. Reads only.
+
+    Topics are as the contract needs them; journals have no gaps; commands and alerts are numbered without gaps or
+    repeats and are those that the journals and rows count; committed offsets are the journals'; Redis holds the
+    changelog's rows; what the accounts hold is what the inputs brought, as far as these are still complete. Whatever
+    differs is named with its place, and the exit code is 1. How far anything lags behind is told and no difference.
+    """
+    from streams.audit.show import progress_bar, show_findings
+    from streams.audit.verify import verify_deployment
+
+    settings = _settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url)
+    with progress_bar() as progress:
+        findings = verify_deployment(settings, progress)
+    if as_json:
+        print(json.dumps(findings.as_json(), indent=2))
+    else:
+        show_findings(console, findings)
+    if not findings.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     file: Annotated[Path | None, typer.Argument(help="JSON; standard input if not given", dir_okay=False)] = None,
 ) -> None:

@@ -279,10 +279,11 @@ class Engine:
             try:
                 frame = MARK_FRAME(message.value())
             except DecodeError as error:
+                writer = self._shards.get(_DEAD_LETTER_SHARD)
+                if writer is not None and offset >= writer.marks_next:
+                    self._letters.append((message, error))
                 for shard in self._shards.values():
                     shard.skip_marks(offset)
-                if _DEAD_LETTER_SHARD in self._shards:
-                    self._letters.append((message, error))
                 continue
             self._walk(offset, frame)
             if any(shard.has_command for shard in self._shards.values()):
@@ -303,7 +304,7 @@ class Engine:
             if self._is_batch_full():
                 self._commit()
             else:
-                self._held.extend(poll_batch(self._consumer, 0, 1))
+                self._hold(0, 1)
                 return
         self._hold_events()
         if not self._held:
@@ -321,9 +322,7 @@ class Engine:
         """Add what has arrived to the batch, until that is full or there is nothing more."""
         timeout_s = 0.0 if self._held or self._taking else (_POLL_S if self._shards else _IDLE_POLL_S)
         while True:
-            found = poll_batch(self._consumer, timeout_s, _FRAMES_PER_POLL)
-            self._held.extend(found)
-            if len(found) < _FRAMES_PER_POLL or self._is_batch_full():
+            if self._hold(timeout_s, _FRAMES_PER_POLL) < _FRAMES_PER_POLL or self._is_batch_full():
                 return
             timeout_s = 0.0
 
@@ -333,6 +332,12 @@ class Engine:
             len(self._held) >= engine.batch_frames_max
             or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
         )
+
+    def _hold(self, timeout_s: float, frames_max: int) -> int:
+        """Poll; how many came. A rebalance within the poll puts another deque in place of the one held before it."""
+        polled = poll_batch(self._consumer, timeout_s, frames_max)
+        self._held.extend(polled)
+        return len(polled)
 
     def _decoded(self, message: Message) -> EventFrame | None:
         try:
@@ -493,6 +498,7 @@ class Engine:
             self._forget_places(shard)
             event(log, logging.INFO, "shard_left", shard=shard)
         self._held = deque(message for message in self._held if message.partition() not in shards)
+        self._letters = [(message, error) for message, error in self._letters if _writer(message) not in shards]
         SHARDS_OWNED.set(len(self._shards))
 
     def _wait_to_take(self, shards: Iterable[int]) -> None:
@@ -508,6 +514,7 @@ class Engine:
     def _take(self, shard_id: int) -> None:
         """Go one step further in taking a shard."""
         if self._taking is None:
+            self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
             self._taking = take_shard(
                 shard_id,
                 reader=self._restoring,
@@ -589,6 +596,9 @@ class Engine:
         self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
         self._abandon()
         self._held.clear()
+        # Whatever was polled with the record at which a commit failed has not been applied: it is read again.
+        self._parameter_log.start(self._parameters_next)
+        self._marks_log.start(self._marks_next)
         self._to_take.clear()
         self._wait_to_take(owned)
         SHARDS_OWNED.set(0)
@@ -639,6 +649,12 @@ def _greatest(lags: list[int | None]) -> int | None:
     """The greatest lag; None as long as one is not known."""
     known = [lag for lag in lags if lag is not None]
     return max(known, default=0) if len(known) == len(lags) else None
+
+
+def _writer(message: Message) -> int:
+    """The shard whose owner writes ``message`` to the dead letters."""
+    partition = message.partition()
+    return partition if message.topic() == EVENTS and partition is not None else _DEAD_LETTER_SHARD
 
 
 def _offset(message: Message) -> int:

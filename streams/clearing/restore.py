@@ -32,7 +32,7 @@ _ROW = Decoder[AccountRow](AccountRow)
 MARK_FRAME = Decoder[MarkFrame](MarkFrame)
 
 MARKS_LOOKBACK = 500
-"""How many mark records before now a shard without a journal reads to know the current prices."""
+"""How many mark records a shard reads to know the current prices when its journal names no full frame."""
 
 ROWS_PER_STEP = 500
 FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
@@ -99,13 +99,11 @@ def take_shard(
             )
         shard.resume(record)
         shard.journal_previous = _offset(message)
-    _claim(shard, producer, consumer, worker)
+    _claim(shard, producer, consumer, worker, parameters_next)
     from_redis = yield from _load_rows(shard, reader, restore_point)
-    yield from _recall_marks(shard, reader, marks_next())
+    yield from _recall_marks(shard, reader)
     parameters_first = shard.parameters_next
-    if shard.parameters_next < parameters_next:
-        shard.apply_parameters(parameters_next - 1, rules)
-        shard.decide_touched(everything=True)
+    catch_up_parameters(shard, rules, parameters_next)
     refused = yield from _walk_marks(shard, reader, marks_next)
     event(
         log,
@@ -178,9 +176,9 @@ def _first_record(shard_id: int, events_next: int, marks_next: int, parameters_n
     )
 
 
-def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str) -> None:
-    offsets: list[int] = []
-    claim = JournalRecord(
+def claim_record(shard: Shard, worker: str, rules_next: int) -> JournalRecord:
+    """The record with which ``worker`` claims ``shard``, which stands at the last record of its journal."""
+    return JournalRecord(
         kind="claim",
         shard=shard.shard,
         claim=-1,
@@ -191,12 +189,42 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
         parameters=Range(first=shard.parameters_next, next=shard.parameters_next),
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
+        clock=shard.clock_us,
+        rules_next=rules_next,
         worker=worker,
     )
+
+
+def load_account(shard: Shard, account: str, row: bytes) -> None:
+    """Take in one account's last row.
+
+    Raises:
+        ShardError: the row cannot be loaded.
+    """
+    try:
+        shard.adopt(restore_account(_ROW(row), shard.portfolio))
+    except (DecodeError, InputError) as error:
+        raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
+
+
+def recall_from(shard: Shard) -> int:
+    """The first mark record that must be read to know the prices as of the shard's last journal record."""
+    return shard.marks_full if shard.marks_full >= 0 else max(0, shard.marks_next - MARKS_LOOKBACK)
+
+
+def catch_up_parameters(shard: Shard, rules: RiskParameters, parameters_next: int) -> None:
+    """Decide everything once if ``rules``, with which the shard was made, are newer than its last journal record."""
+    if shard.parameters_next < parameters_next:
+        shard.apply_parameters(parameters_next - 1, rules)
+        shard.decide_touched(everything=True)
+
+
+def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str, rules_next: int) -> None:
+    offsets: list[int] = []
     producer.begin()
     producer.produce(
         JOURNAL,
-        encode(claim),
+        encode(claim_record(shard, worker, rules_next)),
         partition=shard.shard,
         on_delivery=lambda _, message: offsets.append(message.offset() or 0),
     )
@@ -222,19 +250,15 @@ def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> 
         if count % (4 * ROWS_PER_STEP) == 0:
             yield
     for count, account in enumerate(sorted(rows)):
-        try:
-            shard.adopt(restore_account(_ROW(rows[account]), shard.portfolio))
-        except (DecodeError, InputError) as error:
-            raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
+        load_account(shard, account, rows[account])
         if count % ROWS_PER_STEP == 0:
             yield
     return 0 if table is None else len(table.rows)
 
 
-def _recall_marks(shard: Shard, reader: LogReader, marks_next: int) -> Generator[None, None, None]:
+def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None]:
     """Learn the prices as of the shard's last record."""
-    first = shard.marks_full if shard.marks_full >= 0 else max(0, marks_next - MARKS_LOOKBACK)
-    for count, message in enumerate(reader.read_range(MARKS, 0, first, shard.marks_next)):
+    for count, message in enumerate(reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next)):
         with suppress(DecodeError):  # it was refused when it was walked
             shard.recall_marks(_offset(message), MARK_FRAME(message.value()))
         if count % FRAMES_PER_STEP == 0:

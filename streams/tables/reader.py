@@ -37,13 +37,15 @@ class Layout:
 class TableMeta:
     """Where the table of a shard stands: the claim of its owner, the changelog offset after the last row it reflects.
 
-    ``updated_at_ms`` is Redis's clock when the owner last wrote to it or confirmed it.
+    ``building``: it does not hold every account yet. ``updated_at_ms`` is Redis's clock when the owner last wrote to it
+    or confirmed it. Rows from ``stamp`` up to ``reach`` may be in it already.
     """
 
     token: int
     stamp: int
     building: bool
     updated_at_ms: int
+    reach: int
 
 
 class TableReader:
@@ -86,11 +88,12 @@ class TableReader:
         Raises:
             TableError: Redis does not answer.
         """
-        names = ["token", "stamp", "building", "updated_at"]
-        token, stamp, building, updated_at = self._run(lambda: self._redis.hmget(meta_key(shard), names))
+        names = ["token", "stamp", "building", "updated_at", "writing"]
+        token, stamp, building, updated_at, writing = self._run(lambda: self._redis.hmget(meta_key(shard), names))
         if stamp is None:
             return None
-        return TableMeta(int(token), int(stamp), building is not None, int(updated_at or 0))
+        reach = max(int(stamp), int(writing or 0))
+        return TableMeta(int(token), int(stamp), building is not None, int(updated_at or 0), reach)
 
     def find_account(self, account: str) -> AccountRow | None:
         """The row of ``account``, or None if there is none.

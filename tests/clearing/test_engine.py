@@ -73,11 +73,15 @@ class Log:
 
     def __init__(self) -> None:
         self.waiting: list[Record] = []
+        self.started = -1
         self.paused: list[int] = []
 
     def poll(self, timeout_s: float = 0, records_max: int = 1000) -> list[Record]:
         found, self.waiting = self.waiting, []
         return found
+
+    def start(self, offset: int) -> None:
+        self.started = offset
 
     def pause(self, places: list[TopicPartition]) -> None:
         self.paused = [place.partition for place in places]
@@ -176,7 +180,8 @@ class Bench:
         found = cast(Any, engine)
         found._producer, found._tables, found._consumer = self.producer, self.tables, self.events
         found._marks_log, found._parameter_log = self.marks, self.parameters
-        found._reader = found._restoring = found._restore_point = SimpleNamespace()
+        found._restoring = found._restore_point = SimpleNamespace()
+        found._reader = SimpleNamespace(watermarks=lambda *_: (0, 0))
         found._rules = RULES
         found._new_producer = Producer
         self.inside: Any = engine

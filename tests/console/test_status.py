@@ -29,7 +29,7 @@ def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
         sequence=99,
         journal_age_ms=3_000,
         lag=Lag(EVENTS, number, 100, 101, 0),
-        table=TableMeta(token=10, stamp=500, building=False, updated_at_ms=0),
+        table=TableMeta(token=10, stamp=500, building=False, updated_at_ms=0, reach=500),
         table_behind=0,
         table_age_ms=2_000,
     )
@@ -79,9 +79,9 @@ def test_a_sound_deployment_has_no_faults() -> None:
         (with_shard(lag=Lag(EVENTS, 0, 0, 2_000, 1_001)), "Shard 0 is 1,001 frames behind (at most 1,000)"),
         (replace(SOUND, redis_problem="Redis does not answer: refused"), "Redis does not answer: refused. Clearing"),
         (with_shard(table=None), "The table of shard 0 is missing in Redis"),
-        (with_shard(table=TableMeta(10, 5, True, 0), table_behind=495), "is being built, 495 rows are left"),
+        (with_shard(table=TableMeta(10, 5, True, 0, 5), table_behind=495), "is being built, 495 rows are left"),
         (with_shard(table_age_ms=60_000, table_behind=12), "last written or confirmed 60.0 s ago"),
-        (with_shard(table=TableMeta(11, 500, False, 0)), "held by claim 11, newer than the journal's 10"),
+        (with_shard(table=TableMeta(11, 500, False, 0, 500)), "held by claim 11, newer than the journal's 10"),
     ],
 )
 def test_each_fault_is_said_in_one_sentence_that_names_it(found: Status, said: str) -> None:
