@@ -15,7 +15,9 @@ _STATISTICS_MS = 1_000
 
 class _Partition(msgspec.Struct):
     app_offset: int = -1
+    next_offset: int = -1
     ls_offset: int = -1
+    fetchq_cnt: int = 0
 
 
 class _Topic(msgspec.Struct):
@@ -53,9 +55,11 @@ class Lag:
     def of(self, topic: str, partition: int) -> int | None:
         """Records behind in one partition; None as long as nothing has been fetched from it."""
         found = self._partitions.get((topic, partition))
-        if found is None or found.ls_offset < 0 or found.app_offset < 0:
+        if found is None or found.ls_offset < 0:
             return None
-        return max(0, found.ls_offset - found.app_offset)
+        # Where nothing has been consumed since the assignment, what was fetched says how far it is.
+        place = found.app_offset if found.app_offset >= 0 else found.next_offset - found.fetchq_cnt
+        return None if place < 0 else max(0, found.ls_offset - place)
 
 
 def leave_group(consumer: Consumer, instance_id: str, timeout_s: float) -> None:

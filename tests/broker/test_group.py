@@ -28,7 +28,21 @@ def test_the_lag_is_what_is_committed_and_not_consumed() -> None:
     assert (lag.of("t", 0), lag.of("t", 1)) == (0, None)
 
 
-@pytest.mark.parametrize("unknown", [{"app_offset": -1001, "ls_offset": 5}, {"app_offset": 5, "ls_offset": -1001}])
+def test_a_partition_of_which_nothing_was_consumed_yet_is_where_its_fetches_are() -> None:
+    lag = Lag()
+    lag.take_in(
+        statistics(
+            p0={"app_offset": -1001, "next_offset": 4, "ls_offset": 4},
+            p1={"app_offset": -1001, "next_offset": 9, "ls_offset": 12, "fetchq_cnt": 5},
+        )
+    )
+    assert (lag.of("t", 0), lag.of("t", 1)) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [{"app_offset": -1001, "next_offset": -1001, "ls_offset": 5}, {"app_offset": 5, "ls_offset": -1001}],
+)
 def test_it_is_unknown_before_anything_was_fetched(unknown: dict[str, int]) -> None:
     lag = Lag()
     lag.take_in(statistics(p0=unknown))

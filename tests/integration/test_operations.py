@@ -66,7 +66,7 @@ class Roles:
             role.assert_running()
             return self.ask(role, "/readyz")[0] == 200
 
-        eventually(ready, f"{role.name} to be ready: {role.log()[-2000:]}")
+        eventually(ready, f"{role.name} to be ready", 30)
 
     def close(self) -> None:
         for role in self.started:
