@@ -70,7 +70,7 @@ class Watch:
         self.routed: dict[tuple[str, int], int] = {}
         self.on_command: Callable[[Any], None] = lambda _: None
         self.commands: set[str] = set()
-        self.repeated = 0
+        self.repeated = self.lost = 0
         self.letters: set[Letter] = set()
         self._alerts: set[str] = set()
         self._trade_ids: dict[int, dict[str, int]] = {}
@@ -380,6 +380,7 @@ class ShardTruth:
     def _compare(self, journal: JournalRecord, written: Record, found: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
+        self._watch.lost += max(0, len(output.commands) - len(found.commands))
         pairs: list[tuple[str, Any, Any]] = [
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in found.rows]),
             ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in found.commands)),

@@ -28,7 +28,11 @@ TRACE_LINES = 60
 
 @dataclass(slots=True)
 class Result:
-    """What became of a run. ``failure`` is the invariant that does not hold, with the last lines of the trace."""
+    """What became of a run. ``failure`` is the invariant that does not hold; ``trace`` ends with what led to it.
+
+    ``lost`` and ``repeated`` count commands, ``attended`` the times that a group needed an operator, ``ends`` how
+    processes ended by themselves.
+    """
 
     seed: int
     mode: Mode
@@ -37,6 +41,7 @@ class Result:
     committed: int
     aborted: int
     commands: int
+    lost: int
     repeated: int
     attended: int
     faults: Counter[str]
@@ -104,6 +109,7 @@ class World:
             committed=self.cluster.committed,
             aborted=self.cluster.aborted,
             commands=len(self.watch.commands),
+            lost=self.watch.lost,
             repeated=self.watch.repeated,
             attended=self.attended,
             faults=self.faults + self.rates.counts,
