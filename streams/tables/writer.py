@@ -149,10 +149,10 @@ class AccountTable:
             TableFenced: a newer owner has it. TableError: Redis does not answer or refuses.
         """
         as_of_ms = time.time_ns() // 1_000_000 if as_of_ms is None else as_of_ms
-        for part, last in _parts(rows):
+        for number, (part, last) in enumerate(_parts(rows)):
             removed = [account for account, row in part if row is None]
-            arguments: list[str | bytes | int] = [token, after, stamp, as_of_ms, int(last), int(complete), *self._log]
-            arguments += [len(removed), *removed]
+            arguments: list[str | bytes | int] = [token, after, stamp, as_of_ms, int(last), int(complete), number]
+            arguments += [*self._log, len(removed), *removed]
             for account, row in part:
                 if row is not None:
                     arguments += (account, row)
@@ -199,7 +199,8 @@ class AccountTable:
                 cursor, found = self._run(scan)
                 rows.update((account.decode(), row) for account, row in found.items())
                 yield len(rows)
-            if self._run(lambda: self._redis.hgetall(meta_key(shard))) == before:
+            same = self._run(lambda: self._redis.hgetall(meta_key(shard))) == before
+            if same and len(rows) == int(before[b"rows"]):  # Redis may evict the rows by themselves
                 return ShardTable(int(before[b"token"]), int(before[b"stamp"]), rows)
         return None
 

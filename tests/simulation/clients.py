@@ -340,10 +340,12 @@ class FakeProducer:
             cluster.scheduler.note(self._process.name, "commit's answer lost")
             self._time_out(deadline_us)
         if rates.strikes("commit_delayed", self._random.random()):
-            producer, epoch = self._id, self._epoch
+            producer, epoch, txn = self._id, self._epoch, cluster.transaction(self._id)
 
             def arrive() -> None:
                 try:
+                    if cluster.transaction(producer) is not txn:
+                        raise InvalidState  # with transactions of version 1 it could end a later one (KIP-890)
                     cluster.end(producer, epoch, commit=True)
                 except (Fenced, InvalidState):
                     cluster.scheduler.note("kafka", f"{producer}@{epoch}: a late commit is refused")

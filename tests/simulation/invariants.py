@@ -70,7 +70,7 @@ class Watch:
         self.routed: dict[tuple[str, int], int] = {}
         self.on_command: Callable[[Any], None] = lambda _: None
         self.commands: set[str] = set()
-        self.repeated = 0
+        self.repeated = self.lost = 0
         self.letters: set[Letter] = set()
         self._alerts: set[str] = set()
         self._trade_ids: dict[int, dict[str, int]] = {}
@@ -251,13 +251,14 @@ class Watch:
         for truth in self.shards:
             truth.check_rows()
 
-    def unsettled(self) -> str | None:
-        """What is still to be done, when nothing comes in any more and nothing goes wrong."""
+    def unsettled(self, marks_end: int) -> str | None:
+        """What is still to be done, when nothing comes in any more and nothing goes wrong; marks up to ``marks_end``
+        must have been walked."""
         for (topic, number), end in self._inputs():
             if self.routed.get((topic, number), 0) < end:
                 return f"{topic}[{number}] is routed to {self.routed.get((topic, number), 0)} of {end}"
         for truth in self.shards:
-            if (left := truth.unsettled(self._server)) is not None:
+            if (left := truth.unsettled(self._server, marks_end)) is not None:
                 return left
         return None
 
@@ -383,6 +384,7 @@ class ShardTruth:
     def _compare(self, journal: JournalRecord, written: Record, found: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
+        self._watch.lost += max(0, len(output.commands) - len(found.commands))
         pairs: list[tuple[str, Any, Any]] = [
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in found.rows]),
             ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in found.commands)),
@@ -492,10 +494,12 @@ class ShardTruth:
         held = sum((Decimal(position.cash) for position in group.positions), Decimal(0))
         return held + Decimal(group.balances.get("USDC", "0"))
 
-    def unsettled(self, server: Server) -> str | None:
+    def unsettled(self, server: Server, marks_end: int) -> str | None:
         """What this shard has still to do."""
         if not self.journals:
             return f"shard {self.number} has no owner yet"
+        if self.journals[-1].marks.next < marks_end:
+            return f"shard {self.number} has walked the marks to {self.journals[-1].marks.next} of {marks_end}"
         events = self._watch.cluster.topics[EVENTS][self.number]
         last = max((record.offset for record in events.committed(self.journals[-1].events.next)), default=-1)
         if last >= 0:

@@ -105,6 +105,7 @@ class Workload:
         self._cluster = cluster
         self._random = Random(seed)
         self._calm = False
+        self.executing = 0
         random = self._random
         self._accounts = [f"acct-{number}" for number in range(random.randrange(3, 8))]
         self._prices = dict(PRICES)
@@ -144,8 +145,13 @@ class Workload:
         draw = self._random.random()
         if self._calm:
             draw = 0.9
-        delay_us = self._random.randrange(2_000, 60_000)
-        self._scheduler.after(delay_us, lambda: self._execute(command, draw))
+
+        def execute() -> None:
+            self._execute(command, draw)
+            self.executing -= 1
+
+        self.executing += 1
+        self._scheduler.after(self._random.randrange(2_000, 60_000), execute)
 
     # --- the exchange ------------------------------------------------------------------------------------------------
 
