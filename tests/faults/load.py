@@ -120,6 +120,7 @@ class Load:
         self._policy_version = 1
         self._canary = 0
         self._canary_wanted = 0
+        self._open = threading.Event()
         self._calm = threading.Event()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -137,6 +138,10 @@ class Load:
         """Send another canary; its number."""
         self._canary_wanted += 1
         return self._canary_wanted
+
+    def open(self) -> None:
+        """From here on people trade: the first deposits have arrived, so nobody is insolvent by an accident of order."""
+        self._open.set()
 
     def calm_down(self) -> None:
         """From here on prices stand still, nobody trades, and every order that comes is filled."""
@@ -180,14 +185,18 @@ class Load:
                     if now >= due[act]:
                         due[act] = max(due[act] + period_s, now - 1)
                         if act == self._quote:
-                            self._quote(moving=not self._calm.is_set())
-                        elif not self._calm.is_set():
+                            self._quote(moving=self._trading)
+                        elif self._trading:
                             act()
                 self._send_canaries()
                 self._execute()
                 self._producer.poll(0)
         except BaseException as error:
             self._failure = error
+
+    @property
+    def _trading(self) -> bool:
+        return self._open.is_set() and not self._calm.is_set()
 
     def _quote(self, moving: bool = True) -> None:
         """Every source's price of every symbol: a walk, with a lurch now and then."""
@@ -371,11 +380,17 @@ class Load:
 
     # --- canaries and sending ----------------------------------------------------------------------------------------
 
+    def canary_holds(self, number: int) -> Decimal:
+        """What each canary holds of its symbol after canary ``number``; the first one only deposits."""
+        return (number - 1) * CANARY_QUANTITY
+
     def _send_canaries(self) -> None:
         while self._canary < self._canary_wanted:
             self._canary += 1
             for account, symbol in self.canary_symbols.items():
                 self._deposit(account, "cross", CANARY_DEPOSIT)
+                if self._canary == 1:
+                    continue
                 self._match(symbol, CANARY_QUANTITY, self._prices[symbol], account, "cross", FUND, True, "canary", "0")
 
     def _send(self, topic: str, value: Any, key: str, *, remember: bool = False) -> None:

@@ -7,6 +7,7 @@ nothing.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,6 +129,7 @@ class Pipeline:
         self.wait(lambda: self._beat_us > 0, "the oracle's heartbeat", START_S)
         self.load.start()
         self.await_recovery(START_S)
+        self.load.open()
         self.await_settled(START_S)
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ class Pipeline:
             held = {p["symbol"]: p["quantity"] for group in row.get("groups", ()) for p in group["positions"]}
             if row.get("transfer_sequence", -1) < number:
                 missing.append(f"the transfer to shard {shard}")
-            elif float(held.get(symbol := self.load.canary_symbols[account], "0")) < number * 0.001 - 1e-9:
+            elif Decimal(held.get(symbol := self.load.canary_symbols[account], "0")) < self.load.canary_holds(number):
                 missing.append(f"the trade of {symbol} in shard {shard}")
             elif self._in_redis(shard, account) != data:
                 missing.append(f"shard {shard} in Redis")
@@ -198,37 +200,38 @@ class Pipeline:
             return None
 
     def await_settled(self, timeout_s: float = RECOVERY_S) -> None:
-        """Wait until every worker takes orders and is a member of its group at rest with something to do.
+        """Wait until every worker takes orders and is a member of its group at rest, with something to do.
 
         Raises:
-            NotInTime: not within ``timeout_s``.
+            NotInTime: says which group is not.
         """
-        self.wait(self._settled, "every worker in its group", timeout_s)
+        try:
+            self.wait(lambda: not self._unsettled(), "", timeout_s)
+        except NotInTime:
+            raise NotInTime(f"not within {timeout_s:g} s: {'; '.join(self._unsettled())}") from None
 
-    def _settled(self) -> bool:
-        if not all(worker.listening for worker in self.fleet):
-            return False
-        kafka, roles = self.settings, ("engine", "router")
-        groups = {"engine": kafka.engine.group_id, "router": kafka.router.group_id}
-        return all(self._is_whole(groups[role], {w.member_name for w in self.fleet.of(role)}) for role in roles) and (
-            self._is_whole(
-                f"{kafka.oracle.app_id}-leader", {w.member_name for w in self.fleet.of("oracle")}, each_has_work=False
-            )
-        )
+    def _unsettled(self) -> list[str]:
+        unsettled = [f"{worker.name} up" for worker in self.fleet if not worker.listening]
+        kafka, groups = self.settings, (("engine", self.settings.engine.group_id), ("router", self.settings.router.group_id))
+        for role, group in (*groups, ("oracle", f"{kafka.oracle.app_id}-leader")):
+            found = self._members(group)
+            names = {worker.member_name for worker in self.fleet if worker.role == role}
+            idle = sum(not works for works in found.values())
+            if len(found) != len(names) or not all(any(client.endswith(name) for client in found) for name in names):
+                unsettled.append(f"{group} has {sorted(found)} and not {sorted(names)}")
+            elif idle > (len(names) - 1 if role == "oracle" else 0):
+                unsettled.append(f"{group} has members without work: {found}")
+        return unsettled
 
-    def _is_whole(self, group: str, names: set[str], *, each_has_work: bool = True) -> bool:
+    def _members(self, group: str) -> dict[str, bool]:
+        """The members of a group at rest by client id, each with whether it has partitions; none if it is not at rest."""
         try:
             found = self.admin.describe_consumer_groups([group], request_timeout=5)[group].result(timeout=5)
         except KafkaException:
-            return False
-        members = {member.client_id for member in found.members}
-        works = sum(bool(member.assignment.topic_partitions) for member in found.members)
-        return (
-            found.state.name == "STABLE"
-            and len(members) == len(names)
-            and all(any(client.endswith(name) for client in members) for name in names)
-            and works >= (len(names) if each_has_work else 1)
-        )
+            return {}
+        if found.state.name != "STABLE":
+            return {}
+        return {member.client_id: bool(member.assignment.topic_partitions) for member in found.members}
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
