@@ -10,7 +10,8 @@
     │   └── ProducerFenced     another process has taken over, or the outcome is unknown; the producer must be dropped
     ├── TableError             Redis refused a write or holds something unexpected
     │   └── TableFenced        a newer owner of the shard has written; this one must stop
-    └── ShardError             a shard's state and its log disagree
+    ├── ShardError             a shard's state and its log disagree
+    └── AuditError             a log does not hold what an audit needs, or there is no such thing to audit
 
 Messages say what was wrong, where, and what to do.
 """
@@ -58,3 +59,7 @@ class TableFenced(TableError):
 
 class ShardError(MarginClearingError):
     """The state of a shard and its log disagree: it must be taken again from the log."""
+
+
+class AuditError(MarginClearingError):
+    """A log does not hold what an audit needs (any more), or there is no such thing to audit."""

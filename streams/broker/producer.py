@@ -5,11 +5,13 @@ producer is good for another); :class:`ProducerFenced` (another process took ove
 drop the producer and take the state again from the log). Callers never see a KafkaException.
 
 ``send_offsets_to_transaction`` does not keep to its time: with the coordinator away it returns after librdkafka's
-request timeout, which is the transaction's timeout. So a call takes at most twice the transaction's timeout.
+request timeout, which is the transaction's timeout. So a call takes at most twice the transaction's timeout, and what
+must be over sooner is bounded by :meth:`TransactionalProducer.within` only as long as a coordinator answers.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -43,19 +45,30 @@ class TransactionalProducer:
     def __init__(self, kafka: KafkaSettings, transactional_id: str) -> None:
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
+        self._init_timeout_s = kafka.call_ms_max / 1000
+        self._until = float("inf")
         self._producer: Producer | None = config.created(
             Producer, config.producer(kafka, transactional_id, transactional_id)
         )
         self._in_transaction = False
         self._lost = False
 
-    def init(self, timeout_s: float = 60.0) -> None:
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Calls in this block give up, as if Kafka had not answered, when ``seconds`` have passed."""
+        self._until = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until = float("inf")
+
+    def init(self) -> None:
         """Register the transactional id, which fences every older producer that has it.
 
         Raises:
-            ProducerFenced: it could not be registered within ``timeout_s``.
+            ProducerFenced: it could not be registered in the time that one call may take.
         """
-        self._call("init_transactions", timeout_s)
+        self._call("init_transactions", self._init_timeout_s)
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -78,7 +91,7 @@ class TransactionalProducer:
     ) -> None:
         """Queue one record in the transaction; waits while the local queue is full, up to the transaction's timeout."""
         arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
-        deadline = time.monotonic() + self._timeout_s
+        deadline = min(time.monotonic() + self._timeout_s, self._until)
         while True:
             try:
                 self._live.produce(topic, value, **arguments)
@@ -130,22 +143,20 @@ class TransactionalProducer:
         return self._producer
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, timed: bool = True) -> None:
-        deadline = time.monotonic() + timeout_s
-        left = timeout_s
+        deadline = min(time.monotonic() + timeout_s, self._until)
         while True:
+            left = max(deadline - time.monotonic(), 0.001)
             try:
                 getattr(self._live, name)(*arguments, *((left,) if timed else ()))
                 return
             except KafkaException as error:
                 cause = error.args[0]
-                left = deadline - time.monotonic()
                 if not cause.retriable():
                     raise self._classified(name, cause) from error
-                if left <= 0:
+                if time.monotonic() >= deadline:
                     self._lost = True
                     raise ProducerFenced(
-                        f"{self.transactional_id}: {name}: no answer in {timeout_s:g} s, its outcome is unknown: "
-                        f"{cause.str()}"
+                        f"{self.transactional_id}: {name}: no answer in time, its outcome is unknown: {cause.str()}"
                     ) from error
                 time.sleep(0.002)
 

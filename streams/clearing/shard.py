@@ -81,7 +81,8 @@ class Shard:
     """The accounts of one shard.
 
     ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
-    ``marks_full`` is the offset of the last full mark frame applied (-1: none).
+    ``marks_full`` is the offset of the last full mark frame applied (-1: none); ``marks_epoch`` is the highest epoch of
+    the frames walked.
     """
 
     def __init__(self, shard: int, parameters: RiskParameters | None = None) -> None:
@@ -95,6 +96,7 @@ class Shard:
         self.marks_next = 0
         self.parameters_next = 0
         self.marks_full = -1
+        self.marks_epoch = -1
         self.clock_us = 0
         self.claim = -1
         self.journal_sequence = 0
@@ -130,6 +132,8 @@ class Shard:
 
     def recall_marks(self, offset: int, frame: MarkFrame) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
+        if frame.epoch < self.marks_epoch:
+            return
         marks_next = self.marks_next
         self._learn(offset, frame)
         self.marks_next = marks_next
@@ -141,6 +145,7 @@ class Shard:
         self.marks_next = record.marks.next
         self.parameters_next = record.parameters.next
         self.marks_full = record.marks_full
+        self.clock_us = record.clock
         self.journal_sequence = record.sequence
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
 
@@ -166,6 +171,10 @@ class Shard:
         """Count a record that is no frame as applied."""
         self._open_batch()
         self.events_next = offset + 1
+
+    def skip_marks(self, offset: int) -> None:
+        """Count a record of the marks' log that is no frame, or void, as walked."""
+        self.marks_next = max(self.marks_next, offset + 1)
 
     def knows(self, frame: EventFrame) -> bool:
         """Whether every symbol and asset that ``frame`` names is in the parameters in force."""
@@ -193,17 +202,18 @@ class Shard:
         self._decide(_array(rows))
 
     def apply_marks(self, offset: int, frame: MarkFrame) -> None:
-        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due."""
-        self._renew_index()
-        scales = self._scales
-        moved, revived = self._learn(offset, frame)
-        if self._scales is not scales:
-            self._index_current = False
-            self._decide(_array(set(self._owner)))
+        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due.
+
+        A frame of a lower epoch comes late from an oracle that has been replaced: it changes nothing.
+        """
+        if frame.epoch < self.marks_epoch:
+            self.skip_marks(offset)
             return
+        self._renew_index()
+        moved, concerned = self._learn(offset, frame)
         found = [self._index.crossed_all(moved)] if moved else []
-        if revived:
-            found.append(self.portfolio.rows_with(revived))
+        if concerned:
+            found.append(self.portfolio.rows_with(concerned))
         if due := self._due():
             found.append(_array(due))
         if found:
@@ -358,29 +368,45 @@ class Shard:
     # --- marks and time ----------------------------------------------------------------------------------------------
 
     def _learn(self, offset: int, frame: MarkFrame) -> tuple[dict[str, Decimal], set[str]]:
-        """Take in prices and time; the prices that changed, and the symbols whose marks have become live."""
+        """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
+        their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
+        self.marks_epoch = frame.epoch
         self.clock_us = max(self.clock_us, frame.time)
         if frame.full:
             self.marks_full = offset
-            if frame.scales != self._scales:
-                self._scales = frame.scales
-                self._put_in_force(self.parameters)
+            concerned = self._rescale(frame.scales)
+        else:
+            concerned = set()
         moved: dict[str, Decimal] = {}
-        revived: set[str] = set()
         for mark in frame.marks:
-            self._learn_mark(mark, moved, revived)
+            self._learn_mark(mark, moved, concerned)
         self._refresh_liveness()
-        return moved, revived
+        return moved, concerned
 
-    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], revived: set[str]) -> None:
+    def _rescale(self, scales: dict[str, str]) -> set[str]:
+        """Put ``scales`` in force; the symbols of the records that are scaled anew."""
+        before, self._scales = self._scales, scales
+        changed = {key for key in {**before, **scales} if before.get(key) != scales.get(key)}
+        if not changed:
+            return changed
+        self._put_in_force(self.parameters)
+        instruments = {symbol for symbol in self.parameters.instruments if f"instrument:{symbol}" in changed}
+        priced = {
+            rules.price_symbol
+            for asset, rules in self.parameters.assets.items()
+            if f"asset:{asset}" in changed and rules.price_symbol is not None
+        }
+        return instruments | priced
+
+    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], concerned: set[str]) -> None:
         known = self._marks.get(mark.symbol)
         price = Decimal(mark.price)
         live = mark.status == "live" and self._age_limit(mark.symbol, mark.publish_time) >= self.clock_us
         if self.portfolio.marks.get(mark.symbol) != price:
             moved[mark.symbol] = price
         if live and (known is None or not known.live):
-            revived.add(mark.symbol)
+            concerned.add(mark.symbol)
         self._marks[mark.symbol] = _MarkState(mark.status, mark.publish_time, live)
         if live:
             self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, mark.publish_time))
@@ -433,8 +459,9 @@ class Shard:
         suspect |= level_now != self._levels[rows]
         if self._commanded:
             suspect |= np.isin(rows, np.fromiter(self._commanded, dtype=np.int64, count=len(self._commanded)))
-        for row in rows[suspect & columns.decidable].tolist():
-            state, group = self._owner[row]
+        # By name, not by row: which row a group has depends on when it was restored, and a replay must give the same.
+        owners = [self._owner[row] for row in rows[suspect & columns.decidable].tolist()]
+        for state, group in sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin)):
             if not state.suspended:
                 self._decide_exactly(state, group)
 
@@ -618,6 +645,7 @@ class Shard:
             parameters=Range(first=parameters_first, next=self.parameters_next),
             marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
             marks_full=self.marks_full,
+            clock=self.clock_us,
             accounts=accounts,
             commands=tuple(command.command_id for command in self._commands),
             open_interest=open_interest,

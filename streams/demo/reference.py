@@ -285,6 +285,7 @@ class MarkLog:
         self._frames = iter(frames)
         self._ahead: tuple[int, Json] | None = None
         self.marks: dict[str, MarkSeen] = {}
+        self.epoch = -1
         self.time_us = 0
 
     def walk_to(self, offset: int) -> None:
@@ -300,6 +301,9 @@ class MarkLog:
         return {symbol: mark.price for symbol, mark in self.marks.items()}
 
     def _take(self, frame: Json) -> None:
+        if (epoch := frame.get("epoch", -1)) < self.epoch:
+            return
+        self.epoch = epoch
         self.time_us = max(self.time_us, frame["time"])
         for mark in frame["marks"]:
             self.marks[mark["symbol"]] = MarkSeen(Decimal(mark["price"]), mark["status"], mark["publish_time"])

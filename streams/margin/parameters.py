@@ -139,6 +139,7 @@ class AssetRules:
     price_symbol: str | None
     steps: tuple[CollateralStep, ...]
     liability_weight: Decimal
+    liquidation_fee: Decimal | None
     version: int
     weights: Floats
     offsets: Floats
@@ -271,7 +272,10 @@ class RiskParameters:
         Raises:
             ParameterError: a record breaks a rule, or two of them contradict each other.
         """
-        return cls._derive({record.key: record for record in records}, {})
+        found = cls.empty()
+        for record in {record.key: record for record in records}.values():
+            found = found.with_record(record)
+        return found
 
     @property
     def records(self) -> Mapping[str, Parameter]:
@@ -304,7 +308,7 @@ class RiskParameters:
         return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
 
     def with_encoded(self, key: bytes | None, value: bytes | None) -> "RiskParameters":
-        """The set after a record of ``risk.parameters.v1`` as it stands in the log; no value removes what is at the key.
+        """The set after a record of ``risk.parameters.v1`` as it is in the log; no value removes what is at the key.
 
         Raises:
             DecodeError: the value is no parameter record.
@@ -326,12 +330,17 @@ class RiskParameters:
         Raises:
             ParameterError: a scale is not above 0.
         """
-        if not scales and not self.scales:
-            return self
         for key, scale in scales.items():
             if not scale.is_finite() or scale <= 0:
                 raise ParameterError(f"{key}: a scale of {scale} is not above 0")
-        return self._derive(dict(self._records), scales)
+        changed = [key for key in {**self.scales, **scales} if scales.get(key) != self.scales.get(key)]
+        if not changed:
+            return self
+        scaled = RiskParameters(self._records, self.instruments, self.assets, self.oracle, self.policy, scales)
+        for key in changed:
+            if key in self._records:
+                scaled = scaled.with_record(self._records[key])
+        return scaled
 
     def _scale(self, record: Parameter) -> Decimal:
         return self.scales.get(record.key, Decimal(1))
@@ -378,26 +387,6 @@ class RiskParameters:
         them (which is refused when the record fixes its decimals)."""
         settled = (rules.cash_decimals for rules in self.instruments.values() if rules.settle_asset == asset)
         return max(self.asset(asset).decimals, *settled, 0)
-
-    @classmethod
-    def _derive(cls, records: dict[str, Parameter], scales: Mapping[str, Decimal]) -> "RiskParameters":
-        instruments, assets, oracle = {}, {}, {}
-        policy = _policy(PolicyParameters())
-        for key, record in records.items():
-            scale = scales.get(key, Decimal(1))
-            match record:
-                case InstrumentParameters():
-                    instruments[record.symbol] = _instrument(record, scale)
-                case AssetParameters():
-                    assets[record.asset] = _asset(record, scale)
-                case PolicyParameters():
-                    policy = _policy(record)
-                case OracleParameters():
-                    oracle[record.symbol] = _oracle(record)
-        for instrument in instruments.values():
-            if instrument.settle_asset in assets:
-                _check_settlement(instrument, assets[instrument.settle_asset])
-        return cls(records, instruments, assets, oracle, policy, scales)
 
 
 # --- one record ------------------------------------------------------------------------------------------------------
@@ -505,6 +494,8 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     number.require(_rising(weights[::-1]), "collateral_tiers: weight must not increase from tier to tier")
     number.require(weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
     number.require(liability_weight >= 1, "liability_weight must be at least 1")
+    fee = None if record.liquidation_fee is None else number("liquidation_fee", record.liquidation_fee)
+    number.require(fee is None or fee < 1, "liquidation_fee must be below 1")
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
     priced = record.price_symbol is not None
     number.require(priced or record.volatility_scale is None, "volatility_scale needs a price_symbol")
@@ -519,6 +510,7 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
         price_symbol=record.price_symbol,
         steps=tuple(CollateralStep(*fields) for fields in zip(floors, weights, offsets, strict=True)),
         liability_weight=liability_weight,
+        liquidation_fee=fee,
         version=record.version,
         weights=_floats(weights),
         offsets=_floats(offsets),

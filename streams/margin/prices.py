@@ -30,6 +30,7 @@ class Exposures:
     ``smooth``: float64[m], change of equity per relative move of the mark (price * d equity / d price).
     ``margin_low``, ``margin_at``, ``margin_high``, ``margin_top``: float64[m], the same of maintenance, at the rate
     of the lowest tier, of the tier of today's notional, of the tier it has ``reach`` higher, and of the highest tier.
+    ``margin_sway``: float64[m], how much more or less than those the slope of maintenance may be at any mark.
     ``gross``: float64[m], the parts of ``smooth`` without their signs.
     ``scaled``: bool[m], a position settled in an asset with a price of its own, whose moves multiply with these.
     ``settles``: bool[m], the symbol prices such an asset.
@@ -43,6 +44,7 @@ class Exposures:
     margin_at: Floats
     margin_high: Floats
     margin_top: Floats
+    margin_sway: Floats
     gross: Floats
     scaled: Bools
     settles: Bools
@@ -67,6 +69,7 @@ class Exposures:
             total("margin_at"),
             total("margin_high"),
             total("margin_top"),
+            total("margin_sway"),
             total("gross"),
             total("scaled") > 0,
             total("settles") > 0,
@@ -171,9 +174,17 @@ class PriceTables:
             margin[above] = np.maximum(margin[above], line)
         return margin
 
-    def exposures(self, owner: Ints, symbol: Ints, value: Floats, cash: Floats, reach: float) -> "list[Exposures]":
-        """Exposures of positions of signed ``value`` and ``cash`` to their own marks and to their settle asset's."""
+    def exposures(
+        self, owner: Ints, symbol: Ints, value: Floats, cash: Floats, sway_rate: Floats, reach: float
+    ) -> "list[Exposures]":
+        """Exposures of positions of signed ``value`` and ``cash`` to their own marks and to their settle asset's.
+
+        ``sway_rate``: float64[m], above 0 for a position whose margin follows not its tiers but may move by so much of
+        its value either way.
+        """
         size = np.abs(value)
+        tiered = size * (sway_rate == 0)
+        sway = size * sway_rate
         settle = self.settle_symbol[symbol]
         scaled = settle >= 0
         parts = [
@@ -181,10 +192,11 @@ class PriceTables:
                 owner,
                 symbol,
                 value,
-                size * self._rates[0][symbol],
-                size * self._rate(symbol, size),
-                size * self._rate(symbol, size * (1 + reach)),
-                size * self._top_rate[symbol],
+                tiered * self._rates[0][symbol],
+                tiered * self._rate(symbol, size),
+                tiered * self._rate(symbol, size * (1 + reach)),
+                tiered * self._top_rate[symbol],
+                sway,
                 size,
                 scaled,
                 no := np.zeros(symbol.size, dtype=np.bool_),
@@ -192,11 +204,11 @@ class PriceTables:
             )
         ]
         if scaled.any():
-            margin = self.maintenance(symbol[scaled], size[scaled])
+            margin = np.where(sway_rate > 0, 0, self.maintenance(symbol, size))[scaled]
             worth, gross = value[scaled] + cash[scaled], size[scaled] + np.abs(cash[scaled])
             no, yes = no[scaled], ~no[scaled]
             held = owner[scaled], settle[scaled]
-            parts.append(Exposures(*held, worth, margin, margin, margin, margin, gross, no, yes, no))
+            parts.append(Exposures(*held, worth, margin, margin, margin, margin, sway[scaled], gross, no, yes, no))
         return parts
 
     def _rate(self, symbol: Ints, size: Floats) -> Floats:
@@ -245,7 +257,7 @@ class PriceTables:
         worth, _ = self.collateral(asset, units[owner])
         none, no = np.zeros(owner.size), np.zeros(owner.size, dtype=np.bool_)
         symbol = np.full(owner.size, self._ids[rules.price_symbol], dtype=np.int64)
-        return Exposures(owner, symbol, worth, none, none, none, none, np.abs(worth), no, no, no)
+        return Exposures(owner, symbol, worth, none, none, none, none, none, np.abs(worth), no, no, no)
 
 
 def sums(owners: Ints, values: Floats, n: int) -> Floats:

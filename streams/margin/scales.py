@@ -5,7 +5,7 @@ shards alike, are the oracle's business; putting them in force is ``RiskParamete
 """
 
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, Decimal, localcontext
+from decimal import Decimal, localcontext
 
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
@@ -17,38 +17,43 @@ SCALE_INCREMENT = Decimal("0.01")
 _MINUTE_US = Decimal(60_000_000)
 _ONE = Decimal(1)
 
+Measured = Sequence[tuple[ScaleRules, Decimal | None]]
+"""The rules of one record, each with its measure, or None if that is not known."""
 
-def target_scale(measure: Decimal, rules: ScaleRules) -> Decimal:
-    """measure / reference between floor and cap; the quotient is rounded up to ``SCALE_INCREMENT``.
+
+def target_scale(measured: Measured) -> Decimal | None:
+    """The product of measure / reference, each between its floor and its cap; None while a measure is not known.
+
+    Quotients and product are rounded up to ``SCALE_INCREMENT``, the quotients before they are held.
 
     Raises:
-        InputError: the measure is not a finite number of at least 0.
+        InputError: a measure is not a finite number of at least 0.
     """
-    if not measure.is_finite() or measure < 0:
-        raise InputError(f"a measure of {measure} is no volatility and no open interest")
-    return min(max(divide_ceiling(measure, rules.reference, SCALE_INCREMENT), rules.floor), rules.cap)
+    with localcontext(EXACT):
+        target = _ONE
+        for rules, measure in measured:
+            if measure is None:
+                return None
+            if not measure.is_finite() or measure < 0:
+                raise InputError(f"a measure of {measure} is no volatility and no open interest")
+            target *= min(max(divide_ceiling(measure, rules.reference, SCALE_INCREMENT), rules.floor), rules.cap)
+    return divide_ceiling(target, _ONE, SCALE_INCREMENT)
 
 
-def step_scale(scale: Decimal, measures: Sequence[tuple[ScaleRules, Decimal | None]], elapsed_us: int) -> Decimal:
-    """The scale of one record after ``elapsed_us`` microseconds on the way from ``scale`` to the product of the targets.
-
-    It moves by at most the smallest ``change_per_minute`` for each minute passed. While a measure is not known (None)
-    it stays; without any rules it is 1 at once.
+def largest_change(measured: Measured, elapsed_us: int) -> Decimal:
+    """How far the scale of a record may move in ``elapsed_us`` microseconds: by its slowest rules, in whole increments.
 
     Raises:
-        InputError: a measure is no measure, or time runs backwards.
+        InputError: time runs backwards.
     """
     if elapsed_us < 0:
         raise InputError(f"scales: {elapsed_us} microseconds have passed")
-    if not measures:
-        return _ONE
+    slowest = min(rules.change_per_minute for rules, _ in measured)
     with localcontext(EXACT):
-        target = _ONE
-        for rules, measure in measures:
-            if measure is None:
-                return scale
-            target *= target_scale(measure, rules)
-        target = target.quantize(SCALE_INCREMENT, rounding=ROUND_CEILING)
-        fastest = min(rules.change_per_minute for rules, _ in measures)
-        most = divide_floor(fastest * elapsed_us, _MINUTE_US, SCALE_INCREMENT)
-        return scale + min(max(target - scale, -most), most)
+        return divide_floor(slowest * elapsed_us, _MINUTE_US, SCALE_INCREMENT)
+
+
+def step_scale(scale: Decimal, target: Decimal, change: Decimal) -> Decimal:
+    """``scale`` moved by at most ``change`` towards ``target``."""
+    with localcontext(EXACT):
+        return scale + min(max(target - scale, -change), change)

@@ -12,8 +12,8 @@ from decimal import Decimal
 import msgspec
 
 from schemas.messages import Mark
-from streams.margin.parameters import RiskParameters, ScaleRules
-from streams.margin.scales import step_scale
+from streams.margin.parameters import RiskParameters
+from streams.margin.scales import Measured, largest_change, step_scale, target_scale
 
 _DAY_US = 86_400_000_000
 
@@ -37,6 +37,7 @@ class ScaleBook:
         self._open_interest: dict[int, Mapping[str, str]] = {}
         self._scales: dict[str, Decimal] = {}
         self._stepped: int | None = None
+        self._waiting: dict[str, int] = {}
 
     @property
     def scales(self) -> dict[str, str]:
@@ -89,28 +90,35 @@ class ScaleBook:
         """Move the scales towards their measures, if ``scale_interval_ms`` has passed since the last time."""
         if self._stepped is None:
             self._stepped = clock
-        elapsed = clock - self._stepped
-        if elapsed < 1000 * self._parameters.policy.scale_interval_ms:
+        if clock - self._stepped < 1000 * self._parameters.policy.scale_interval_ms:
             return
-        self._stepped = clock
-        prices = {mark.symbol: Decimal(mark.price) for mark in marks}
-        measures = self._measures(prices)
-        self._scales = {
-            key: step_scale(self._scales.get(key, Decimal(1)), found, elapsed) for key, found in measures.items()
-        }
+        before, self._stepped = self._stepped, clock
+        measures = self._measures({mark.symbol: Decimal(mark.price) for mark in marks})
+        self._scales = {key: self._stepped_scale(key, found, before, clock) for key, found in measures.items()}
+        self._waiting = {key: since for key, since in self._waiting.items() if key in measures}
 
-    def _measures(self, prices: Mapping[str, Decimal]) -> dict[str, list[tuple[ScaleRules, Decimal | None]]]:
+    def _stepped_scale(self, key: str, measured: Measured, before: int, clock: int) -> Decimal:
+        """The scale after the time from ``before`` to ``clock``. One too slow to move in that waits longer."""
+        scale, target = self._scales.get(key, Decimal(1)), target_scale(measured)
+        since = self._waiting.pop(key, before)
+        if target is None or target == scale:
+            return scale
+        change = largest_change(measured, clock - since)
+        if not change:
+            self._waiting[key] = since
+        return step_scale(scale, target, change)
+
+    def _measures(self, prices: Mapping[str, Decimal]) -> dict[str, Measured]:
         """By record key: its rules, each with its measure (None: not known)."""
-        found: dict[str, list[tuple[ScaleRules, Decimal | None]]] = {}
+        found: dict[str, Measured] = {}
         for symbol, instrument in self._parameters.instruments.items():
+            measured = []
             if instrument.volatility_scale is not None:
-                found.setdefault(f"instrument:{symbol}", []).append(
-                    (instrument.volatility_scale, self._daily_volatility(symbol))
-                )
+                measured.append((instrument.volatility_scale, self._daily_volatility(symbol)))
             if instrument.open_interest_scale is not None:
-                found.setdefault(f"instrument:{symbol}", []).append(
-                    (instrument.open_interest_scale, self._notional(symbol, prices))
-                )
+                measured.append((instrument.open_interest_scale, self._notional(symbol, prices)))
+            if measured:
+                found[f"instrument:{symbol}"] = measured
         for asset, rules in self._parameters.assets.items():
             if rules.volatility_scale is not None and rules.price_symbol is not None:
                 found[f"asset:{asset}"] = [(rules.volatility_scale, self._daily_volatility(rules.price_symbol))]

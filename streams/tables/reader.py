@@ -33,6 +33,21 @@ class Layout:
     cluster_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class TableMeta:
+    """Where the table of a shard stands: the claim of its owner, the changelog offset after the last row it reflects.
+
+    ``building``: it does not hold every account yet. ``updated_at_ms`` is Redis's clock when the owner last wrote to it
+    or confirmed it. Rows from ``stamp`` up to ``reach`` may be in it already.
+    """
+
+    token: int
+    stamp: int
+    building: bool
+    updated_at_ms: int
+    reach: int
+
+
 class TableReader:
     """Reads accounts and marks. Use as a context manager."""
 
@@ -66,6 +81,19 @@ class TableReader:
             TableError: Redis does not answer, or no engine has ever written to it.
         """
         return self.read_layout().shards
+
+    def table_meta(self, shard: int) -> TableMeta | None:
+        """Where the table of ``shard`` stands, or None if there is none.
+
+        Raises:
+            TableError: Redis does not answer.
+        """
+        names = ["token", "stamp", "building", "updated_at", "writing"]
+        token, stamp, building, updated_at, writing = self._run(lambda: self._redis.hmget(meta_key(shard), names))
+        if stamp is None:
+            return None
+        reach = max(int(stamp), int(writing or 0))
+        return TableMeta(int(token), int(stamp), building is not None, int(updated_at or 0), reach)
 
     def find_account(self, account: str) -> AccountRow | None:
         """The row of ``account``, or None if there is none.

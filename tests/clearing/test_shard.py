@@ -51,6 +51,7 @@ class Driver:
         self.shard = Shard(0, rules)
         self.time = T0
         self.sequence = 0
+        self.scales: dict[str, str] = {}
 
     def commit(self) -> Output:
         return self.shard.take("test")
@@ -117,8 +118,15 @@ class Driver:
             status=status,  # type: ignore[arg-type]
             publish_time=self.time if publish_time is None else publish_time,
         )
-        self.shard.apply_marks(self.shard.marks_next, MarkFrame(time=self.time, marks=(mark,), full=True))
+        frame = MarkFrame(time=self.time, marks=(mark,), full=True, scales=dict(self.scales))
+        self.shard.apply_marks(self.shard.marks_next, frame)
         return self.commit()
+
+    def scale(self, price: str, **scales: str) -> Output:
+        """The oracle publishes new scales of BTC-PERP (``instrument``) and BTC (``asset``)."""
+        names = {"instrument": "instrument:BTC-PERP", "asset": "asset:BTC"}
+        self.scales = {names[kind]: scale for kind, scale in scales.items()}
+        return self.mark(price)
 
     def tick(self, after_ms: int) -> Output:
         """Time passes: a heartbeat that repeats no mark."""
@@ -281,6 +289,100 @@ def test_margin_calls_fall_through_the_levels_and_clear(driver: Driver) -> None:
     assert kinds(driver.mark("10000")) == ["margin_call_cleared"]
 
 
+# --- dynamic scales --------------------------------------------------------------------------------------------------
+
+
+def test_new_scales_concern_everyone_who_holds_what_they_scale(driver: Driver) -> None:
+    driver.long("alice", deposit="700")
+    driver.long("bob", deposit="1300")
+    assert driver.mark("10000").commands == []
+    output = driver.scale("10000", instrument="1.5")
+    (command,) = output.commands
+    assert (command.account, command.evidence.maintenance_margin) == ("alice", "750")
+    assert command.evidence.scales == {"instrument:BTC-PERP": "1.5"}
+    assert [command.account for command in driver.scale("10000", instrument="2.7").commands] == ["bob"]
+
+
+def test_scales_hold_until_the_next_full_frame_and_parameters_that_come_between_are_scaled(driver: Driver) -> None:
+    driver.long(deposit="700")
+    driver.scale("10000", instrument="1.3")
+    driver.tick(250)
+    rules = RULES.with_record(PolicyParameters(liquidation_buffer_rate="0.01"))
+    driver.shard.apply_parameters(driver.shard.parameters_next, rules)
+    driver.shard.decide_touched(everything=True)
+    assert driver.commit().commands == []
+    assert driver.shard.parameters.instruments["BTC-PERP"].steps[0].maintenance_rate == Decimal("0.065")
+    assert [command.evidence.maintenance_margin for command in driver.mark("9900").commands] == ["643.5"]
+    driver.scale("9900")
+    assert driver.shard.parameters.instruments["BTC-PERP"].steps[0].maintenance_rate == Decimal("0.05")
+
+
+def test_a_scaled_haircut_can_make_a_group_liquidatable(driver: Driver) -> None:
+    """-0.05 BTC of debt at 1.1 counts -550; at 1.1 of the surplus 0.1 scaled by 4 it counts -700."""
+    driver.shard.apply_marks(
+        0,
+        MarkFrame(
+            time=T0,
+            marks=(Mark(symbol="BTC-USD", price="10000", status="live", publish_time=T0 + 4_000_000),),
+            full=True,
+        ),
+    )
+    driver.transfer("alice", "-0.05", asset="BTC")
+    driver.long(deposit="1100")
+    assert driver.commit().commands == []
+    (command,) = driver.scale("10000", asset="4").commands
+    assert (command.evidence.equity, command.evidence.scales) == ("400", {"asset:BTC": "4"})
+
+
+def test_a_shard_that_recalls_its_marks_knows_the_scales(driver: Driver) -> None:
+    mark = Mark(symbol="BTC-PERP", price="10000", status="live", publish_time=T0)
+    driver.shard.recall_marks(7, MarkFrame(time=T0, marks=(mark,), full=True, scales={"instrument:BTC-PERP": "2"}))
+    driver.transfer("alice", "700")
+    (command,) = driver.fill("alice", "1", "10000").commands
+    assert command.evidence.maintenance_margin == "1000"
+
+
+def frame_of(epoch: int, price: str, driver: Driver, *, after_ms: int = 0) -> MarkFrame:
+    """A full frame of an oracle with the given epoch; its time and its price are as new as they can be."""
+    time = driver.time + 1000 * after_ms
+    mark = Mark(symbol="BTC-PERP", price=price, status="live", publish_time=time)
+    return MarkFrame(time=time, marks=(mark,), full=True, epoch=epoch, scales={"instrument:BTC-PERP": "9"})
+
+
+def test_a_late_frame_of_a_replaced_oracle_changes_nothing(driver: Driver) -> None:
+    driver.long()
+    shard = driver.shard
+    shard.apply_marks(shard.marks_next, MarkFrame(time=driver.time, marks=(), epoch=20))
+    marks_next, clock, full = shard.marks_next, shard.clock_us, shard.marks_full
+    shard.apply_marks(marks_next, frame_of(10, "5000", driver, after_ms=60_000))
+    output = driver.commit()
+    assert (output.commands, output.alerts, output.rows) == ([], [], {})
+    assert (shard.clock_us, shard.marks_full) == (clock, full)
+    assert shard.marks_next == marks_next + 1, "its offset is walked nevertheless"
+    assert output.journal.marks.next == marks_next + 1
+    shard.apply_marks(shard.marks_next, frame_of(20, "5000", driver))
+    assert driver.commit().commands, "the same frame of the oracle in charge counts"
+
+
+def test_a_shard_that_recalls_its_marks_knows_the_epoch(driver: Driver) -> None:
+    driver.shard.recall_marks(7, frame_of(20, "10000", driver))
+    driver.shard.recall_marks(8, frame_of(10, "1", driver))
+    assert driver.shard.portfolio.marks["BTC-PERP"] == 10000
+    driver.shard.apply_marks(9, frame_of(10, "1", driver))
+    assert driver.shard.portfolio.marks["BTC-PERP"] == 10000
+
+
+def test_a_journal_record_tells_the_open_interest_when_asked(driver: Driver) -> None:
+    driver.long("alice", quantity="1.5")
+    driver.fill("bob", "-1.5", "10000")
+    driver.fill("carol", "0.25", "10000")
+    assert driver.shard.take().journal.open_interest is None
+    assert driver.shard.take(with_open_interest=True).journal.open_interest == {"BTC-PERP": "1.75"}
+
+
+# --- transfers, suspensions, restoring -------------------------------------------------------------------------------
+
+
 def test_a_repeated_transfer_is_dropped(driver: Driver) -> None:
     driver.transfer("alice", "10", sequence=5)
     driver.transfer("alice", "10", sequence=5)
@@ -380,6 +482,7 @@ steps = st.lists(
         st.tuples(st.just("transfer"), st.integers(-400, 900), st.sampled_from(["a", "b", "c"])),
         st.tuples(st.just("stale"), st.just(0), st.just(0)),
         st.tuples(st.just("buffer"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("scale"), st.integers(1, 8), st.sampled_from(["instrument", "asset"])),
     ),
     max_size=30,
 )
@@ -408,6 +511,8 @@ def step(driver: Driver, kind: str, number: int, other: Any) -> Output | None:
         return driver.transfer(other, str(number)) if number else None
     if kind == "stale":
         return driver.mark("9000", status="stale")
+    if kind == "scale":
+        return driver.scale("9800", **{other: f"{1 + number / 4:.2f}"})
     rules = driver.shard.parameters.with_record(PolicyParameters(liquidation_buffer_rate=f"0.0{number:02d}"))
     driver.shard.apply_parameters(driver.shard.parameters_next, rules)
     driver.shard.decide_touched(everything=True)

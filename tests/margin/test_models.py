@@ -5,19 +5,16 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.parameters import PolicyParameters, ScanOffset
 from streams.errors import ParameterError
-from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import EXACT
 from streams.margin.health import evaluate, holdings
 from streams.margin.models import TIERED, Holding, MarginModel, ScannedMargin, model_of
 from streams.margin.parameters import SCENARIOS, RiskParameters
-from streams.margin.portfolio import Portfolio
 from tests.margin.conftest import SYMBOLS, Book, books, decimals, group, rules
 
 MARK = decimals("0.01", "5000", 2)
@@ -137,19 +134,6 @@ def test_the_model_is_the_accounts_choice() -> None:
     assert evaluate(book, marks, parameters).maintenance_margin == 10
     assert evaluate(book, marks, parameters).initial_margin == Decimal("12.5")
     assert evaluate(replace(book, account="b"), marks, parameters).maintenance_margin == 20
-
-
-def test_no_screen_rules_out_an_account_under_portfolio_margin() -> None:
-    parameters = scanned(S={"scan_range": "0.9"})
-    portfolio = Portfolio(parameters)
-    portfolio.set_mark("S", "100", True)
-    for account in "ab":
-        portfolio.load_group(portfolio.open_group(account, "cross"), {"USD": "80"}, [("S", "1", "-100")])
-    columns = portfolio.evaluate()
-    assert (columns.equity - columns.maintenance <= columns.error).tolist() == [True, False]
-    assert portfolio.evaluate(np.array([1, 0])).error.tolist()[1] == np.inf
-    assert TriggerIndex(portfolio).crossed("S", "100").tolist() == [0]
-    assert evaluate(portfolio.group(0), portfolio.marks, parameters).liquidatable
 
 
 @pytest.mark.parametrize(

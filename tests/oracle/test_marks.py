@@ -27,7 +27,7 @@ class Book:
 
     def __init__(self, rules: OracleParameters = RULES) -> None:
         self.book = MarkBook()
-        self.book.set_rules([rules])
+        self.book.set_rules({rules.symbol: rules})
         self.clock = T0
         self.sequence = 0
 

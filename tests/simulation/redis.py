@@ -179,14 +179,16 @@ class FakeRedis:
         server, random = self._server, self._server.scheduler.random
         for attempt in (1, 2):
             self._process.call("redis")
-            if server.down_until > server.scheduler.now or random.random() < self._rates.redis_error:
+            if server.down_until > server.scheduler.now or self._rates.strikes("redis_error", random.random()):
                 if attempt == 2:
                     raise RedisConnectionError("simulated: Redis is away")
                 continue
             answer = command()
             if written:
                 server.on_write(written)
-            if random.random() < self._rates.redis_answer_lost:
+            if self._rates.strikes("crash_commit", random.random()):
+                self._process.crash("redis has answered")
+            if self._rates.strikes("redis_answer_lost", random.random()):
                 self._process.call("redis does not answer", 1000, 20_000)
                 if attempt == 2 or random.random() < 0.5:
                     raise RedisTimeoutError("simulated: no answer")

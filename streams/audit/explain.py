@@ -1,0 +1,494 @@
+"""Explain: why a command was issued, from the logs alone, term by term.
+
+The account is set up as the changelog says it was before the commit that issued the command, that one commit is run
+again, and the group is taken down as it stood at the decision. What is shown is then added up and planned anew, and has
+to give the command's evidence, its orders and its bytes.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from typing import Any
+
+import msgspec
+import orjson
+
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import JournalRecord, LiquidationCommand, Mark
+from schemas.partitioning import partition_of
+from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
+from streams.audit.findings import bytes_differ
+from streams.audit.log import Log, header, offset_of
+from streams.audit.outputs import row_of
+from streams.audit.replay import Progress, marks_needed, silent
+from streams.audit.rerun import Entry, Rerun, RuleLog, entry_of, read_journal
+from streams.errors import AuditError
+from streams.margin.fixed_point import EXACT, format_decimal
+from streams.margin.group import Group
+from streams.margin.health import evaluate, holdings, price_of
+from streams.margin.models import Holding
+from streams.margin.parameters import SCENARIOS, AssetRules, RiskParameters, Scan
+from streams.margin.plan import Plan, make_plan
+
+_COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
+_ZERO = Decimal(0)
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """One term of a sum, in the unit of account: ``amount``, and the figures it is the product of."""
+
+    name: str
+    figures: dict[str, str]
+    amount: Decimal
+
+
+class MarkUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """A mark at the decision, the frame it came in, and the source prices it was formed from."""
+
+    symbol: str
+    price: str
+    status: str
+    age_ms: int
+    max_age_ms: int | None
+    offset: int
+    sources: dict[str, str]
+
+
+class RuleUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter record in force at the decision, where it stands, and the scale its rates were at."""
+
+    key: str
+    offset: int | None
+    scale: str
+    record: Any
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The group as it stood when the command was decided, and what follows from it."""
+
+    input: str
+    """What was being applied: a mark frame, an event frame or a parameter record."""
+    at_us: int
+    balances: dict[str, str]
+    positions: list[dict[str, str]]
+    marks: list[MarkUsed]
+    rules: list[RuleUsed]
+    equity_terms: list[Term]
+    maintenance_terms: list[Term]
+    equity: Decimal
+    maintenance: Decimal
+    target: Decimal
+    shortage: Decimal
+    model: str
+    stage: str
+    orders: list[dict[str, str]]
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """A command, where it and its commit stand, the decision (None if it cannot be rebuilt), and what disagrees."""
+
+    command: LiquidationCommand
+    topic: str
+    partition: int
+    offset: int
+    journal: JournalRecord
+    journal_offset: int
+    decision: Decision | None
+    differences: list[str]
+    notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return not self.differences
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values, numbers as decimal strings."""
+        plain = msgspec.to_builtins(self, builtin_types=(Decimal,))
+        return {"passed": self.passed, **orjson.loads(orjson.dumps(plain, default=format_decimal))}
+
+
+def explain(log: Log, command_id: str, progress: Progress = silent) -> Explanation:
+    """Why the command was issued.
+
+    Raises:
+        AuditError: there is no such command, or the journal does not hold its commit.
+        BrokerError: Kafka does not answer.
+    """
+    return _Explaining(log, command_id, progress).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """What was in force at the decision."""
+
+    input: str
+    clock_us: int
+    group: Group
+    prices: dict[str, Decimal]
+    marks: dict[str, tuple[int, Mark]]
+    rules: RiskParameters
+    rules_next: int
+    offsets: tuple[int, int]
+
+
+class _Explaining:
+    def __init__(self, log: Log, command_id: str, progress: Progress) -> None:
+        self._log, self._id, self._progress = log, command_id, progress
+        self._captured: _Captured | None = None
+        self._notes: list[str] = []
+
+    def run(self) -> Explanation:
+        self._find_command()
+        self._journal = self._find_commit()
+        self._rules = RuleLog(self._log)
+        differences = self._run_again()
+        decision = None
+        if self._captured is not None:
+            decision = self._decision(self._captured)
+            differences += self._check(decision)
+        assert self._journal.record is not None
+        return Explanation(
+            command=self._command,
+            topic=COMMANDS,
+            partition=self._partition,
+            offset=self._offset,
+            journal=self._journal.record,
+            journal_offset=self._journal.offset,
+            decision=decision,
+            differences=differences,
+            notes=self._notes,
+        )
+
+    # --- finding -----------------------------------------------------------------------------------------------------
+
+    def _find_command(self) -> None:
+        account, _, number = self._id.rpartition(":")
+        if not account or not number.isdigit():
+            raise AuditError(f"{self._id!r} is no command id: it is ACCOUNT:NUMBER, such as acct-17:3")
+        self._account = account
+        self._partition = partition_of(account.encode(), self._log.partitions(COMMANDS))
+        low, end = self._log.watermarks(COMMANDS, self._partition)
+        for message in self._log.read_range(COMMANDS, self._partition, low, end):
+            if message.key() == account.encode() and header(message, "ce_id") == self._id:
+                self._offset, self._data = offset_of(message), message.value() or b""
+                try:
+                    self._command = _COMMAND(self._data)
+                except DecodeError as error:
+                    raise AuditError(f"{COMMANDS}[{self._partition}]@{self._offset} is no command: {error}") from None
+                return
+            self._progress(f"looking for {self._id}", offset_of(message) - low, end - low)
+        raise AuditError(
+            f"no command {self._id} in {COMMANDS}[{self._partition}] from offset {low} on; "
+            + ("what came before is gone" if low else "none was ever issued")
+        )
+
+    def _find_commit(self) -> Entry:
+        """The journal record that names the command: a search by marks, which every record takes further or leaves."""
+        evidence = self._command.evidence
+        low, end = self._log.watermarks(JOURNAL, evidence.shard)
+        first, beyond = low, end
+        while beyond - first > 64:
+            middle = (first + beyond) // 2
+            entry = self._next_entry(middle, beyond)
+            if entry is None or entry.record is None or entry.record.marks.next > evidence.marks_offset:
+                beyond = middle
+            else:
+                first = middle
+        for entry in read_journal(self._log, evidence.shard, first, end):
+            if entry.record is not None and self._id in entry.record.commands:
+                return entry
+            if entry.record is not None and entry.record.marks.first > evidence.marks_offset + 1:
+                break
+        raise AuditError(
+            f"{JOURNAL}[{evidence.shard}] from offset {low} on names no commit of {self._id}"
+            + ("; what came before is gone" if low else ": the command does not come from this pipeline")
+        )
+
+    def _next_entry(self, first: int, end: int) -> Entry | None:
+        return next(read_journal(self._log, self._command.evidence.shard, first, end), None)
+
+    def _row_before(self, sequence: int) -> bytes | None:
+        """The account's row as of the commit ``sequence``."""
+        shard, key, found = self._command.evidence.shard, self._account.encode(), None
+        low, end = self._log.watermarks(ACCOUNTS, shard)
+        for message in self._log.read_range(ACCOUNTS, shard, low, end):
+            if message.key() == key:
+                row = row_of(message)
+                if row is not None and row.sequence <= sequence:
+                    found = row.value
+            self._progress("looking for the account's row", offset_of(message) - low, end - low)
+        return found
+
+    # --- running again -----------------------------------------------------------------------------------------------
+
+    def _run_again(self) -> list[str]:
+        """Run the commit again for this account; what differs from the command."""
+        record, shard = self._journal.record, self._command.evidence.shard
+        assert record is not None
+        message = next(self._log.read_range(JOURNAL, shard, record.previous, record.previous + 1), None)
+        before = None if message is None else entry_of(message)
+        if before is None or before.record is None:
+            return [f"{JOURNAL}[{shard}]@{record.previous}, the record before the commit, is gone"]
+        events_low, marks_low = self._log.watermarks(EVENTS, shard)[0], self._log.watermarks(MARKS, 0)[0]
+        if marks_needed(before.record) < marks_low or before.record.events.next < events_low:
+            self._notes.append(
+                f"{MARKS} begins at offset {marks_low} and {EVENTS}[{shard}] at {events_low}: the inputs of the "
+                "decision are gone, only the command's own evidence is left"
+            )
+            return []
+        row = self._row_before(before.record.sequence)
+        if row is None:
+            self._notes.append(
+                "the changelog holds no row of the account from before the commit: it was new, or the row is compacted "
+                "away, and then the group below is not whole"
+            )
+        rerun = Rerun(
+            self._log, shard, self._rules, known={self._account}, observe=lambda topic, at: self._look(rerun, topic, at)
+        )
+        rerun.begin(before.record, before.offset, {} if row is None else {self._account: row})
+        output = rerun.commit(record, self._journal.offset)
+        given = next((command for command in output.commands if command.command_id == self._id), None)
+        if given is None:
+            return ["run again, the commit does not give this command"]
+        wanted = encode(given)
+        if wanted != self._data:
+            return [f"run again, the commit gives another: {bytes_differ(wanted, self._data)}"]
+        return []
+
+    def _look(self, rerun: Rerun, topic: str, offset: int) -> None:
+        """Take the group down if the step that has just been made issued the command."""
+        shard = rerun.shard
+        state = shard.accounts.get(self._account)
+        group = None if state is None else state.groups.get(self._command.margin)
+        if self._captured is not None or group is None or group.command is None:
+            return
+        if group.command.command_id == self._id:
+            kind = {MARKS: "mark frame", EVENTS: "event frame", PARAMETERS: "parameter record"}[topic]
+            partition = shard.shard if topic == EVENTS else 0
+            self._captured = _Captured(
+                f"{kind} {topic}[{partition}]@{offset}",
+                shard.clock_us,
+                shard.portfolio.group(group.row),
+                dict(shard.portfolio.marks),
+                dict(rerun.marks),
+                shard.parameters,
+                shard.parameters_next,
+                (shard.events_next - 1, shard.marks_next - 1),
+            )
+
+    # --- showing -----------------------------------------------------------------------------------------------------
+
+    def _decision(self, found: _Captured) -> Decision:
+        group, prices, rules = found.group, found.prices, found.rules
+        held = holdings(group, prices, rules)
+        health = evaluate(group, prices, rules)
+        plan = make_plan(group, prices, rules)
+        scanned = group.account in rules.policy.portfolio_margin_accounts
+        with localcontext(EXACT):
+            buffer = rules.policy.liquidation_buffer_rate
+            target = sum((buffer * part.notional for part in health.positions), start=health.maintenance_margin)
+        return Decision(
+            input=found.input,
+            at_us=found.clock_us,
+            balances={asset: format_decimal(amount) for asset, amount in group.balances.items()},
+            positions=[
+                {"symbol": p.symbol, "quantity": format_decimal(p.quantity), "cash": format_decimal(p.cash)}
+                for p in group.positions
+            ],
+            marks=[_mark_used(found, symbol) for symbol in sorted(self._command.evidence.marks)],
+            rules=self._rules_used(found, held),
+            equity_terms=[*_balance_terms(group, found), *_position_terms(group, held)],
+            maintenance_terms=_scan_terms(held, rules.policy.scan) if scanned else _tier_terms(held),
+            equity=health.equity,
+            maintenance=health.maintenance_margin,
+            target=target,
+            shortage=target - health.equity,
+            model="portfolio margin: the worst of the scanned scenarios" if scanned else "tiers, position by position",
+            stage=plan.stage,
+            orders=_orders(plan),
+        )
+
+    def _rules_used(self, found: _Captured, held: list[Holding]) -> list[RuleUsed]:
+        assets = {*found.group.balances, *(holding.instrument.settle_asset for holding in held)}
+        keys = [f"instrument:{holding.instrument.symbol}" for holding in held]
+        keys += [f"asset:{asset}" for asset in sorted(assets)]
+        keys += ["policy:default", *(f"oracle:{symbol}" for symbol in sorted(self._command.evidence.marks))]
+        records = found.rules.records
+        return [
+            RuleUsed(
+                key=key,
+                offset=self._rules.last_of(key, found.rules_next),
+                scale=format_decimal(found.rules.scales.get(key, Decimal(1))),
+                record=msgspec.to_builtins(records[key]),
+            )
+            for key in keys
+            if key in records
+        ]
+
+    # --- checking ----------------------------------------------------------------------------------------------------
+
+    def _check(self, decision: Decision) -> list[str]:
+        """What of the decision, added up from the terms shown, is not what the command says."""
+        assert self._captured is not None
+        found, command, evidence = self._captured, self._command, self._command.evidence
+        health = evaluate(found.group, found.prices, found.rules)
+        with localcontext(EXACT):
+            equity = sum((term.amount for term in decision.equity_terms), _ZERO)
+            maintenance = sum((term.amount for term in decision.maintenance_terms), _ZERO)
+        stated = (
+            ("equity", evidence.equity, format_decimal(equity)),
+            ("maintenance_margin", evidence.maintenance_margin, format_decimal(maintenance)),
+            ("health_ratio", evidence.health_ratio, format_decimal(health.health_ratio or _ZERO)),
+            ("events_offset", str(evidence.events_offset), str(found.offsets[0])),
+            ("marks_offset", str(evidence.marks_offset), str(found.offsets[1])),
+            ("parameters_version", str(evidence.parameters_version), str(found.rules_next - 1)),
+            ("marks", str(evidence.marks), str({mark.symbol: mark.price for mark in decision.marks})),
+            ("stage", command.stage, decision.stage),
+            ("orders", str([_order(order) for order in command.orders]), str(decision.orders)),
+        )
+        differences = [
+            f"{name}: the command says {said}, the logs give {given}" for name, said, given in stated if said != given
+        ]
+        if not health.liquidatable:
+            differences.append("the group was not below its maintenance margin")
+        return differences
+
+
+def _mark_used(found: _Captured, symbol: str) -> MarkUsed:
+    offset, mark = found.marks[symbol]
+    oracle = found.rules.oracle.get(symbol)
+    return MarkUsed(
+        symbol=symbol,
+        price=format_decimal(found.prices[symbol]),
+        status=mark.status,
+        age_ms=(found.clock_us - mark.publish_time) // 1000,
+        max_age_ms=None if oracle is None else oracle.max_age_ms,
+        offset=offset,
+        sources=mark.sources,
+    )
+
+
+# --- equity ----------------------------------------------------------------------------------------------------------
+
+
+def _balance_terms(group: Group, found: _Captured) -> list[Term]:
+    terms = []
+    with localcontext(EXACT):
+        for asset, quantity in group.balances.items():
+            rules = found.rules.asset(asset)
+            price, weighted = price_of(rules, found.prices), rules.weighted(quantity)
+            figures = {"quantity": quantity, "counts as": weighted, "price": price}
+            terms.append(Term(name=f"{asset} balance{_how(rules)}", figures=_texts(figures), amount=weighted * price))
+    return terms
+
+
+def _how(rules: AssetRules) -> str:
+    return f" (at {rules.price_symbol})" if rules.price_symbol is not None else ""
+
+
+def _position_terms(group: Group, held: list[Holding]) -> list[Term]:
+    terms = []
+    with localcontext(EXACT):
+        for position, holding in zip(group.positions, held, strict=True):
+            figures = {
+                "quantity": position.quantity,
+                "mark": holding.mark,
+                "value": position.quantity * holding.mark,
+                "cash": position.cash,
+                "price": holding.unit,
+            }
+            amount = (position.quantity * holding.mark + position.cash) * holding.unit
+            terms.append(Term(name=f"{position.symbol} position", figures=_texts(figures), amount=amount))
+    return terms
+
+
+# --- maintenance -----------------------------------------------------------------------------------------------------
+
+
+def _tier_terms(held: list[Holding]) -> list[Term]:
+    terms = []
+    with localcontext(EXACT):
+        for holding in held:
+            notional = abs(holding.quantity) * holding.mark
+            step = holding.instrument.step_of(notional)
+            figures = {
+                "notional": notional,
+                "tier from": step.notional_floor,
+                "rate": step.maintenance_rate,
+                "deduction": step.maintenance_deduction,
+                "price": holding.unit,
+            }
+            amount = (notional * step.maintenance_rate - step.maintenance_deduction) * holding.unit
+            terms.append(Term(name=holding.instrument.symbol, figures=_texts(figures), amount=amount))
+    return terms
+
+
+_FLOOR = "least margin"
+
+
+def _scan_terms(held: list[Holding], scan: Scan) -> list[Term]:
+    """Each scan group's loss in its worst scenario; of two that offset each other, a part together and a part apart."""
+    scanned = [holding for holding in held if holding.instrument.scan is not None]
+    groups: dict[str, list[Holding]] = {}
+    for holding in scanned:
+        assert holding.instrument.scan is not None
+        groups.setdefault(holding.instrument.scan.group, []).append(holding)
+    terms = []
+    with localcontext(EXACT):
+        for first, second, rate in scan.offsets:
+            if first in groups and second in groups:
+                one, other = groups.pop(first), groups.pop(second)
+                terms.append(_scenario_term(f"{first} with {second}", [*one, *other], scan, rate))
+                terms.append(_scenario_term(first, one, scan, 1 - rate))
+                terms.append(_scenario_term(second, other, scan, 1 - rate))
+        terms += [_scenario_term(name, members, scan, Decimal(1)) for name, members in groups.items()]
+        floor = _ZERO
+        for holding in scanned:
+            assert holding.instrument.scan is not None
+            floor += abs(holding.quantity) * holding.mark * holding.unit * holding.instrument.scan.floor_rate
+        risk = sum((term.amount for term in terms), _ZERO)
+        figures = {"scanned": risk, "at least": floor}
+        terms.append(Term(name=_FLOOR, figures=_texts(figures), amount=max(floor - risk, _ZERO)))
+    return terms + _tier_terms([holding for holding in held if holding.instrument.scan is None])
+
+
+def _scenario_term(name: str, members: list[Holding], scan: Scan, weight: Decimal) -> Term:
+    losses = []
+    for scenario in range(SCENARIOS):
+        loss = _ZERO
+        for holding in members:
+            assert holding.instrument.scan is not None
+            profit = scan.profits(holding.instrument.scan)[scenario]
+            loss -= profit * holding.quantity * holding.mark * holding.unit
+        losses.append(loss)
+    worst = max(range(SCENARIOS), key=losses.__getitem__)
+    loss = max(losses[worst], _ZERO)
+    figures = {"loss": loss, "share": weight}
+    scenario_name = _scenario(worst) if loss else "no scenario loses"
+    return Term(name=f"{name}: {scenario_name}", figures=_texts(figures), amount=loss * weight)
+
+
+def _scenario(index: int) -> str:
+    if index >= SCENARIOS - 2:
+        return "an extreme move " + ("up" if index == SCENARIOS - 2 else "down")
+    thirds = (index // 2 + 1) // 2
+    direction = "no move" if not thirds else f"{thirds}/3 {'up' if index // 2 % 2 else 'down'}"
+    return f"{direction}, volatility {'down' if index % 2 else 'up'}"
+
+
+# --- orders ----------------------------------------------------------------------------------------------------------
+
+
+def _orders(plan: Plan) -> list[dict[str, str]]:
+    return [_order(order) for order in plan.orders]
+
+
+def _order(order: Any) -> dict[str, str]:
+    """An order of a plan or of a command, as text."""
+    return {
+        name: value if isinstance(value := getattr(order, name), str) else format_decimal(value)
+        for name in ("symbol", "position_side", "order_side", "quantity", "limit_price", "mark_price")
+    }
+
+
+def _texts(figures: dict[str, Decimal]) -> dict[str, str]:
+    return {name: format_decimal(value) for name, value in figures.items()}

@@ -1,0 +1,158 @@
+"""What a shard has committed to the topics that others read, ready to be compared with what a rerun gives.
+
+Commands and alerts are found by their id, rows by the journal sequence that their ``ce_id`` names. Reading goes on
+while the pipeline writes, so the order of looking matters: what is in a topic before the journal's end is read must be
+in the journal, and what is in the journal must be in the topic after.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from schemas.partitioning import shard_of
+from schemas.topics import ACCOUNTS
+from streams.audit.findings import Findings, bytes_differ
+from streams.audit.log import Log, Record, Tape, header, offset_of
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A record that was found. ``late``: it may be newer than the journal's end."""
+
+    partition: int
+    offset: int
+    digest: bytes
+    late: bool
+
+
+def digest_of(data: bytes | None) -> bytes:
+    """Sixteen bytes that stand for ``data``."""
+    return hashlib.blake2b(data or b"", digest_size=16).digest()
+
+
+class CommittedIndex:
+    """The records of one shard in ``liquidation.commands.v1`` or ``margin.alerts.v1`` by id."""
+
+    def __init__(self, log: Log, topic: str, shard: int, shards: int) -> None:
+        self._log, self.topic, self._shard, self._shards = log, topic, shard, shards
+        self._next = [log.watermarks(topic, partition)[0] for partition in range(log.partitions(topic))]
+        self.lows = list(self._next)
+        self.found: dict[str, Committed] = {}
+
+    def read(self, findings: Findings, *, late: bool = False) -> None:
+        """Take in what has come since the last call."""
+        for partition, first in enumerate(self._next):
+            end = self._log.watermarks(self.topic, partition)[1]
+            for message in self._log.read_range(self.topic, partition, first, end):
+                self._take_in(message, partition, findings, late)
+            self._next[partition] = end
+
+    def _take_in(self, message: Record, partition: int, findings: Findings, late: bool) -> None:
+        offset, key = offset_of(message), bytes(message.key() or b"").decode("utf-8", "replace")
+        if shard_of(key, self._shards) != self._shard:
+            return
+        name = header(message, "ce_id")
+        if not name:
+            findings.differ("the record has no ce_id: no engine wrote it", self.topic, partition, offset)
+        elif name in self.found:
+            findings.differ(
+                f"{name} is there twice, first at offset {self.found[name].offset}", self.topic, partition, offset
+            )
+        else:
+            self.found[name] = Committed(partition, offset, digest_of(message.value()), late)
+
+    def compare(self, name: str, wanted: bytes, findings: Findings) -> None:
+        """Compare the record ``name`` with what it must be, and take it out of what is left."""
+        found = self.found.pop(name, None)
+        if found is None:
+            findings.differ(f"{name} is not in the topic", self.topic)
+        elif found.digest != digest_of(wanted):
+            findings.differ(
+                f"{name}: {bytes_differ(wanted, self._value_at(found))}", self.topic, found.partition, found.offset
+            )
+
+    def _value_at(self, found: Committed) -> bytes | None:
+        message = next(self._log.read_range(self.topic, found.partition, found.offset, found.offset + 1), None)
+        return None if message is None else message.value()
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedRow:
+    """A row of the changelog; ``value`` is None for a tombstone."""
+
+    account: str
+    sequence: int
+    offset: int
+    value: bytes | None
+
+
+class CommittedRows:
+    """The changelog of one shard, in order, by the journal sequence that wrote each row.
+
+    A row that is gone is either compacted away, and then a later one of its account follows, or missing;
+    :meth:`conclude` tells which.
+    """
+
+    def __init__(self, log: Log, shard: int, findings: Findings) -> None:
+        low, _ = log.watermarks(ACCOUNTS, shard)
+        self._tape = Tape(log, ACCOUNTS, shard, low)
+        self._shard, self._findings = shard, findings
+        self._ahead: CommittedRow | None = None
+        self._absent: dict[str, int] = {}
+        self._compacted = 0
+
+    def until(self, sequence: int) -> list[CommittedRow]:
+        """The rows of the commits up to ``sequence`` that have not been read yet."""
+        found = []
+        while (row := self._peek()) is not None and row.sequence <= sequence:
+            found.append(row)
+            self._ahead = None
+        return found
+
+    def absent(self, account: str, sequence: int, *, tombstone: bool) -> None:
+        """Remember that the row that commit ``sequence`` wrote of an account is not there.
+
+        A tombstone goes by itself after a while (``delete.retention.ms``), with no row after it.
+        """
+        self._compacted += 1
+        if not tombstone and (self._ahead is None or self._ahead.account != account):
+            self._absent[account] = sequence
+
+    def conclude(self) -> int:
+        """Read to the end and say which rows are missing; how many are compacted away."""
+        while self._peek() is not None:
+            self._ahead = None
+        for account, sequence in self._absent.items():
+            self._findings.differ(
+                f"account {account}: the row of commit {sequence} is not there and none follows", ACCOUNTS, self._shard
+            )
+        return self._compacted - len(self._absent)
+
+    def _peek(self) -> CommittedRow | None:
+        while self._ahead is None:
+            message = next(self._tape.until(2**62), None)
+            if message is None:
+                return None
+            self._ahead = self._row(message)
+        return self._ahead
+
+    def _row(self, message: Record) -> CommittedRow | None:
+        row = row_of(message)
+        if row is None:
+            self._findings.differ(
+                "the row has no ce_id that names its commit: no engine wrote it",
+                ACCOUNTS,
+                self._shard,
+                offset_of(message),
+            )
+        else:
+            self._absent.pop(row.account, None)  # the one that was not there is compacted away
+        return row
+
+
+def row_of(message: Record) -> CommittedRow | None:
+    """The row in a record of ``margin.accounts.v1``; None if its ``ce_id`` is not ``shard:sequence:account``."""
+    _, _, rest = header(message, "ce_id").partition(":")
+    sequence, _, account = rest.partition(":")
+    if not sequence.isdigit() or account.encode() != message.key():
+        return None
+    return CommittedRow(account, int(sequence), offset_of(message), message.value())

@@ -1,0 +1,328 @@
+"""Replay: a shard's journal run again, and every command, alert, row and journal record compared byte for byte.
+
+Where to begin: at the journal's first record if the logs still hold everything since; otherwise at the first record (or
+the one before ``first``) for which they do, with the accounts as the changelog says. An account whose row of then is
+compacted away is left out until its next row is met.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import AccountRow, JournalRecord
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
+from streams.audit.findings import Findings, bytes_differ
+from streams.audit.log import Log
+from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows
+from streams.audit.rerun import Entry, Rerun, RuleLog, read_journal
+from streams.clearing.restore import MARKS_LOOKBACK
+from streams.clearing.shard import Output
+from streams.errors import AuditError, ShardError
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how far it is, and of how much."""
+
+_ROW = Decoder[AccountRow](AccountRow)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The record to begin at. ``complete``: nothing happened before, so no account's state is unknown."""
+
+    entry: Entry
+    record: JournalRecord
+    complete: bool
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What a replay found, and the sequences that were compared."""
+
+    shard: int
+    first: int
+    last: int
+    findings: Findings
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"shard": self.shard, "first": self.first, "last": self.last, **self.findings.as_json()}
+
+
+def replay_shards(
+    log: Log, shard: int | None, *, first: int | None = None, last: int | None = None, progress: Progress = silent
+) -> list[Replayed]:
+    """:func:`replay` of one shard, or of every shard."""
+    shards = range(log.partitions(JOURNAL)) if shard is None else [shard]
+    return [replay(log, number, first=first, last=last, progress=progress) for number in shards]
+
+
+def replay(
+    log: Log, shard: int, *, first: int | None = None, last: int | None = None, progress: Progress = silent
+) -> Replayed:
+    """Replay the journal of ``shard`` from sequence ``first`` to ``last``, both included (None: all there is).
+
+    Raises:
+        AuditError: there is no such shard or record, or the logs do not hold what it takes to begin.
+        BrokerError: Kafka does not answer.
+    """
+    return _Replay(log, shard, first, last, progress).run()
+
+
+class _Replay:
+    def __init__(self, log: Log, shard: int, first: int | None, last: int | None, progress: Progress) -> None:
+        shards = log.partitions(JOURNAL)
+        if not 0 <= shard < shards:
+            raise AuditError(f"there is no shard {shard}: {JOURNAL} has the shards 0 to {shards - 1}")
+        if first is not None and last is not None and first > last:
+            raise AuditError(f"sequence {first} comes after {last}: nothing is between them")
+        self._log, self._shard, self._first, self._last, self._progress = log, shard, first, last, progress
+        self._findings = Findings()
+        self._commands = CommittedIndex(log, COMMANDS, shard, shards)
+        self._alerts = CommittedIndex(log, ALERTS, shard, shards)
+        self._numbers: dict[str, tuple[int, int]] = {}
+        """The last command and alert number of an account when its state became known."""
+
+    def run(self) -> Replayed:
+        outputs = (self._commands, self._alerts)
+        for index in outputs:
+            self._progress(f"reading {index.topic}", 0, 0)
+            index.read(self._findings)
+        low, self._end = self._log.watermarks(JOURNAL, self._shard)
+        for index in outputs:
+            index.read(self._findings, late=True)
+        start = find_start(self._log, self._shard, low, self._end, self._first)
+        self._rules = RuleLog(self._log)
+        self._say_what_is_gone(start)
+        self._rows = CommittedRows(self._log, self._shard, self._findings)
+        self._known: set[str] | None = None if start.complete else set()
+        self._rerun = Rerun(self._log, self._shard, self._rules, known=self._known)
+        self._begin(start)
+        first, last = self._run_on(start)
+        self._findings.counts["rows compacted away"] = self._rows.conclude()
+        self._name_what_is_left(last)
+        return Replayed(self._shard, first, last, self._findings)
+
+    # --- beginning ---------------------------------------------------------------------------------------------------
+
+    def _say_what_is_gone(self, start: Start) -> None:
+        if self._rules.absent:
+            self._findings.note(
+                f"{PARAMETERS} lacks {self._rules.absent} offsets below its last record (compacted away, or markers of "
+                "transactions): rules that were in force in between may not be known any more"
+            )
+        if not start.complete:
+            self._findings.note(
+                f"begun at sequence {start.record.sequence}, because the logs do not hold what came before; an "
+                "account is compared from its first row that the changelog still holds on, and not before"
+            )
+
+    def _begin(self, start: Start) -> None:
+        rows: dict[str, bytes] = {}
+        for row in self._rows.until(start.record.sequence):
+            if row.value is None:
+                rows.pop(row.account, None)
+            else:
+                rows[row.account] = row.value
+        if self._known is not None:
+            self._known.update(rows)
+        for account, data in rows.items():
+            self._note_numbers(account, data)
+        self._rerun.begin(start.record, start.entry.offset, rows)
+
+    def _note_numbers(self, account: str, row: bytes) -> None:
+        try:
+            known = _ROW(row)
+        except DecodeError as error:
+            raise ShardError(f"{ACCOUNTS}[{self._shard}] account {account!r} is no row: {error}") from None
+        self._numbers[account] = (known.liquidation_sequence, known.alert_sequence)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def _run_on(self, start: Start) -> tuple[int, int]:
+        """Run every record after the start; the first and last sequence compared."""
+        expected = start.record.sequence + 1
+        first, last = max(self._first or 0, expected), start.record.sequence
+        for entry in read_journal(self._log, self._shard, start.entry.offset + 1, self._end):
+            record = entry.record
+            if record is None:
+                self._findings.differ(f"no journal record: {entry.reason}", JOURNAL, self._shard, entry.offset)
+                continue
+            if self._last is not None and record.sequence > self._last:
+                break
+            if record.sequence != expected:
+                self._findings.differ(
+                    f"sequence {record.sequence} where {expected} must be: {_missing(expected, record.sequence)}",
+                    JOURNAL,
+                    self._shard,
+                    entry.offset,
+                )
+            expected, last = record.sequence + 1, record.sequence
+            self._step(entry, record, judged=record.sequence >= first)
+            if not record.sequence % 64:
+                self._progress("replaying", entry.offset, self._end)
+        if last < first:
+            raise AuditError(f"{JOURNAL}[{self._shard}] ends at sequence {last}: nothing comes after it")
+        return first, last
+
+    def _step(self, entry: Entry, record: JournalRecord, *, judged: bool) -> None:
+        if record.kind == "claim":
+            wanted = encode(self._rerun.expected_claim(record))
+            self._rerun.claim(record, entry.offset)
+            stray = self._rows.until(record.sequence)
+        else:
+            output = self._rerun.commit(record, entry.offset)
+            wanted = encode(self._as_far_as_known(output.journal, record))
+            stray = self._compare_output(output, record, judged=judged)
+        for topic, offset in self._rerun.lost:
+            self._findings.differ(
+                f"the record that commit {record.sequence} applied is gone: what follows from it cannot be replayed",
+                topic,
+                0 if topic != EVENTS else self._shard,
+                offset,
+            )
+        self._rerun.lost.clear()
+        if not judged:
+            return
+        self._findings.counts["journal records"] += 1
+        if wanted != entry.data:
+            self._findings.differ(
+                f"sequence {record.sequence}: {bytes_differ(wanted, entry.data)}", JOURNAL, self._shard, entry.offset
+            )
+        for row in stray:
+            self._findings.differ(
+                f"account {row.account}: a row of commit {row.sequence}, which gives none by the journal",
+                ACCOUNTS,
+                self._shard,
+                row.offset,
+            )
+
+    def _as_far_as_known(self, wanted: JournalRecord, found: JournalRecord) -> JournalRecord:
+        """What a record counts over all accounts is taken as it is while some accounts are not known."""
+        if self._known is None:
+            return wanted
+        return msgspec.structs.replace(
+            wanted, accounts=found.accounts, commands=found.commands, open_interest=found.open_interest
+        )
+
+    def _compare_output(self, output: Output, record: JournalRecord, *, judged: bool) -> list[CommittedRow]:
+        """Compare what a commit gave; the rows found that it does not give."""
+        findings = self._findings if judged else Findings()
+        for command in output.commands:
+            self._commands.compare(command.command_id, encode(command), findings)
+        for alert in output.alerts:
+            self._alerts.compare(alert.alert_id, encode(alert), findings)
+        findings.counts["commands"] += len(output.commands)
+        findings.counts["alerts"] += len(output.alerts)
+        found: dict[str, CommittedRow] = {}
+        stray = []
+        for row in self._rows.until(record.sequence):
+            if row.sequence == record.sequence and row.account not in found:
+                found[row.account] = row
+            else:
+                stray.append(row)
+        for account, wanted in output.rows.items():
+            if account not in found:
+                self._rows.absent(account, record.sequence, tombstone=wanted is None)
+                continue
+            row = found.pop(account)
+            findings.counts["rows"] += 1
+            if row.value != wanted:
+                findings.differ(
+                    f"account {account}, commit {record.sequence}: {bytes_differ(wanted, row.value)}",
+                    ACCOUNTS,
+                    self._shard,
+                    row.offset,
+                )
+        return stray + [row for row in found.values() if not self._became_known(row, findings)]
+
+    def _became_known(self, row: CommittedRow, findings: Findings) -> bool:
+        """Whether this is the first row of an account that was not known until now."""
+        if self._known is None or row.account in self._known:
+            return False
+        findings.counts["rows not comparable"] += 1
+        if row.value is not None:
+            self._rerun.adopt(row.account, row.value)
+            self._note_numbers(row.account, row.value)
+        return True
+
+    # --- what is left ------------------------------------------------------------------------------------------------
+
+    def _name_what_is_left(self, last: int) -> None:
+        """Commands and alerts in the topics that the replay did not give, though it went over their numbers."""
+        for kind, index in enumerate((self._commands, self._alerts)):
+            for name, found in index.found.items():
+                account, _, number = name.rpartition(":")
+                account = account.removesuffix(":alert") if index is self._alerts else account
+                if self._known is not None and account not in self._known:
+                    self._findings.counts[f"{index.topic} records not comparable"] += 1
+                elif not found.late and number.isdigit() and self._is_covered(account, int(number), kind):
+                    self._findings.differ(
+                        f"{name} does not follow from the journal", index.topic, found.partition, found.offset
+                    )
+
+    def _is_covered(self, account: str, number: int, kind: int) -> bool:
+        if number <= self._numbers.get(account, (0, 0))[kind]:
+            return False
+        if self._last is None:
+            return True
+        state = self._rerun.shard.accounts.get(account)
+        reached = (0, 0) if state is None else (state.liquidation_sequence, state.alert_sequence)
+        return number <= reached[kind]
+
+
+def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> Start:
+    """Where a replay can begin: the first record of all, or else one that the logs hold everything after.
+
+    That is the last such record below sequence ``before``, or the first one without it.
+
+    Raises:
+        AuditError: the journal is empty or lacks the record, or the logs hold too little.
+    """
+    events_low, marks_low = log.watermarks(EVENTS, shard)[0], log.watermarks(MARKS, 0)[0]
+    found: Start | None = None
+    seen: JournalRecord | None = None
+    for entry in read_journal(log, shard, low, end):
+        record = entry.record
+        if record is None:
+            continue
+        if before is not None and record.sequence >= before and seen is not None:
+            break
+        seen = record
+        if record.events.next >= events_low and marks_needed(record) >= marks_low:
+            found = Start(entry, record, complete=record.sequence == 1)
+            if found.complete or before is None:
+                break
+    if seen is None:
+        raise AuditError(f"{JOURNAL}[{shard}] holds no records: no engine has ever committed this shard")
+    if found is None or (before is not None and found.record.sequence > before):
+        raise AuditError(
+            f"shard {shard}: {EVENTS}[{shard}] begins at offset {events_low} and {MARKS} at {marks_low}, {JOURNAL} at "
+            f"sequence {_first_sequence(log, shard, low, end)}: they do not hold what a replay from "
+            f"{'any record on' if before is None else f'sequence {before}'} needs; begin later with --from. "
+            "`margin-clearing verify` checks what needs no inputs"
+        )
+    return found
+
+
+def marks_needed(record: JournalRecord) -> int:
+    """The first mark record that must be there to go on after ``record``."""
+    return record.marks_full if record.marks_full >= 0 else max(0, record.marks.next - MARKS_LOOKBACK)
+
+
+def _first_sequence(log: Log, shard: int, low: int, end: int) -> int:
+    return next(entry.record.sequence for entry in read_journal(log, shard, low, end) if entry.record is not None)
+
+
+def _missing(expected: int, found: int) -> str:
+    if found < expected:
+        return "a record is there twice or out of order"
+    if found == expected + 1:
+        return f"record {expected} is missing"
+    return f"records {expected} to {found - 1} are missing"

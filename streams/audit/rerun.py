@@ -1,0 +1,295 @@
+"""A shard's journal run again from the input topics: the engine's own state machine, driven by what the journal says.
+
+Owns the order of a commit (the marks below ``marks_before``, the parameters, the events, the rest of the marks) and
+what a claim does to memory: everything that is in no row is lost, the rows are loaded, the prices recalled, and newer
+parameters decide everything once. Choosing where to begin and judging what comes out is the caller's business.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, ReportColumns, TransferColumns
+from schemas.topics import EVENTS, JOURNAL, MARKS, PARAMETERS
+from streams.audit.log import Log, Record, Tape, offset_of
+from streams.clearing.restore import (
+    MARK_FRAME,
+    catch_up_parameters,
+    claim_record,
+    load_account,
+    recall_from,
+)
+from streams.clearing.shard import Output, Shard
+from streams.errors import InputError
+from streams.margin.parameters import RiskParameters
+
+CLOCK_FRAMES = 4096
+"""How many event frames before a commit are read to know the shard's clock at it. The router's frames come in order of
+time but for the moment when one router follows another."""
+
+
+class _FrameTime(msgspec.Struct):
+    time: int
+    repaired: bool = False
+
+
+_EVENT_FRAME = Decoder[EventFrame](EventFrame)
+_FRAME_TIME = Decoder[_FrameTime](_FrameTime)
+_JOURNAL = Decoder[JournalRecord](JournalRecord)
+
+C = TypeVar("C", FillColumns, TransferColumns, ReportColumns)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A journal record and where it stands. ``record`` is None if the bytes are none; ``reason`` says why."""
+
+    offset: int
+    data: bytes
+    record: JournalRecord | None
+    reason: str = ""
+
+
+def entry_of(message: Record) -> Entry:
+    """The journal record in ``message``."""
+    data = message.value() or b""
+    try:
+        return Entry(offset_of(message), data, _JOURNAL(data))
+    except DecodeError as error:
+        return Entry(offset_of(message), data, None, str(error))
+
+
+class RuleLog:
+    """Every record of ``risk.parameters.v1`` that is still there, and the rules in force at any offset.
+
+    ``absent`` counts the offsets below the last record that hold none: compacted away, or a transaction's marker.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._records = [(offset_of(m), m.key(), m.value()) for m in log.read_range(PARAMETERS, 0, 0)]
+        self.absent = self._records[-1][0] + 1 - len(self._records) if self._records else 0
+        self._reached, self._next, self._rules = 0, 0, RiskParameters.empty()
+
+    def at(self, end: int) -> RiskParameters:
+        """The rules that the records below offset ``end`` form; one that was refused leaves those before in force."""
+        if end < self._next:
+            self._reached, self._rules = 0, RiskParameters.empty()
+        while self._reached < len(self._records) and self._records[self._reached][0] < end:
+            _, key, value = self._records[self._reached]
+            with suppress(DecodeError, InputError):
+                self._rules = self._rules.with_encoded(key, value)
+            self._reached += 1
+        self._next = end
+        return self._rules
+
+    def offsets(self, first: int, end: int) -> list[int]:
+        """The offsets of the records from ``first`` up to, not including, ``end``."""
+        return [offset for offset, _, _ in self._records if first <= offset < end]
+
+    def last_of(self, key: str, end: int) -> int | None:
+        """The offset of the last record below ``end`` with this key."""
+        found = [offset for offset, known, _ in self._records if offset < end and known == key.encode()]
+        return found[-1] if found else None
+
+
+class Rerun:
+    """One shard run again.
+
+    ``known``, if given, are the accounts whose state is known; events of any other account are left out until
+    :meth:`adopt` makes it known. Accounts do not touch each other, so the known ones come out as they did.
+
+    ``observe`` is called after every step that may have decided something, with the kind and offset of its input.
+    ``marks`` holds the last mark of each symbol and the offset of its frame.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        shard: int,
+        rules: RuleLog,
+        *,
+        known: set[str] | None = None,
+        observe: Callable[[str, int], None] = lambda kind, offset: None,
+    ) -> None:
+        self._log, self._id, self._rules = log, shard, rules
+        self._known = known
+        self._observe = observe
+        self.shard = Shard(shard)
+        self.rows: dict[str, bytes] = {}
+        self.marks: dict[str, tuple[int, Mark]] = {}
+        self.lost: list[tuple[str, int]] = []
+        """Inputs (topic, offset) that the journal names and the log does not hold."""
+        self._last: tuple[JournalRecord, int] | None = None
+        self._events: Tape | None = None
+        self._marks: Tape | None = None
+
+    def begin(self, record: JournalRecord, offset: int, rows: Mapping[str, bytes]) -> None:
+        """Stand where ``record``, at ``offset`` of the journal, left the shard, with ``rows`` as of then.
+
+        Raises:
+            ShardError: a row cannot be loaded.
+        """
+        self.rows = dict(rows)
+        if record.kind == "claim":
+            self.claim(record, offset)
+            return
+        self._restore(record, self._rules.at(record.parameters.next))
+        self.shard.claim, self.shard.journal_previous = record.claim, offset
+        self._recall_clock(record.events.next)
+        self._last = (record, offset)
+
+    def expected_claim(self, found: JournalRecord) -> JournalRecord:
+        """The claim that must follow the last record, with the worker and rules that ``found`` names."""
+        assert self._last is not None
+        before = Shard(self._id)
+        before.resume(self._last[0])
+        before.journal_previous = self._last[1]
+        return claim_record(before, found.worker, found.rules_next)
+
+    def claim(self, record: JournalRecord, offset: int) -> None:
+        """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``.
+
+        Raises:
+            ShardError: a row cannot be loaded.
+        """
+        rules_next = record.rules_next if record.rules_next >= 0 else record.parameters.next
+        rules = self._rules.at(rules_next)
+        self._restore(record, rules)
+        self.shard.claim = self.shard.journal_previous = offset
+        catch_up_parameters(self.shard, rules, rules_next)
+        self._last = (record, offset)
+        self._observe(PARAMETERS, rules_next - 1)
+
+    def commit(self, record: JournalRecord, offset: int) -> Output:
+        """Run what one commit covered; its output, which is not yet in :attr:`rows`."""
+        shard = self.shard
+        self._walk(record.marks_before if record.marks_before >= 0 else record.marks.next)
+        everything = self._adopt_parameters(record.parameters.next)
+        if self._apply_events(record.events.next) or everything:
+            shard.decide_touched(everything=everything)
+            self._observe(*((PARAMETERS, shard.parameters_next - 1) if everything else (EVENTS, shard.events_next - 1)))
+        self._walk(record.marks.next)
+        output = shard.take(record.worker, with_open_interest=record.open_interest is not None)
+        shard.journal_previous = offset
+        self._last = (record, offset)
+        for account, row in output.rows.items():
+            if row is None:
+                self.rows.pop(account, None)
+            else:
+                self.rows[account] = row
+        return output
+
+    def adopt(self, account: str, row: bytes) -> None:
+        """Make an account known, whose row as of the last commit is ``row``.
+
+        Raises:
+            ShardError: the row cannot be loaded.
+        """
+        assert self._known is not None
+        self._known.add(account)
+        self.rows[account] = row
+        load_account(self.shard, account, row)
+
+    # --- restoring ---------------------------------------------------------------------------------------------------
+
+    def _restore(self, record: JournalRecord, rules: RiskParameters) -> None:
+        self.shard = Shard(self._id, rules)
+        self.shard.resume(record)
+        for account in sorted(self.rows):
+            load_account(self.shard, account, self.rows[account])
+        first, end = recall_from(self.shard), self.shard.marks_next
+        for message in self._log.read_range(MARKS, 0, first, end):
+            with suppress(DecodeError):  # it was refused when it was walked
+                self._recall(offset_of(message), MARK_FRAME(message.value()))
+        if self._events is None:
+            self._events = Tape(self._log, EVENTS, self._id, record.events.next)
+            self._marks = Tape(self._log, MARKS, 0, record.marks.next)
+
+    def _recall(self, offset: int, frame: MarkFrame) -> None:
+        self.shard.recall_marks(offset, frame)
+        self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
+
+    def _recall_clock(self, events_next: int) -> None:
+        """A shard that goes on has seen the times of its events, which one that was just taken has not."""
+        for message in self._log.read_range(EVENTS, self._id, max(0, events_next - CLOCK_FRAMES), events_next):
+            with suppress(DecodeError):
+                self.shard.clock_us = max(self.shard.clock_us, _FRAME_TIME(message.value()).time)
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def _walk(self, end: int) -> None:
+        assert self._marks is not None
+        shard = self.shard
+        for message in self._marks.until(end):
+            offset = offset_of(message)
+            if offset < shard.marks_next:
+                continue
+            with suppress(DecodeError):  # refused, as it was then
+                frame = MARK_FRAME(message.value())
+                shard.apply_marks(offset, frame)
+                self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
+                self._observe(MARKS, offset)
+        shard.marks_next = max(shard.marks_next, end)
+
+    def _adopt_parameters(self, end: int) -> bool:
+        """Put the records below ``end`` in force one by one; whether there were any."""
+        shard = self.shard
+        if end <= shard.parameters_next:
+            return False
+        offsets = self._rules.offsets(shard.parameters_next, end)
+        if not offsets or offsets[-1] != end - 1:
+            self.lost.append((PARAMETERS, end - 1))
+            offsets.append(end - 1)
+        for offset in offsets:
+            with suppress(InputError):  # the ledger cannot be held in them: those before stay, as they did
+                shard.apply_parameters(offset, self._rules.at(offset + 1))
+        return True
+
+    def _apply_events(self, end: int) -> bool:
+        """Apply the frames below ``end``; whether there were any."""
+        shard = self.shard
+        if end <= shard.events_next:
+            return False
+        assert self._events is not None
+        for message in self._events.until(end):
+            offset = offset_of(message)
+            if offset < shard.events_next:
+                continue
+            try:
+                shard.apply_events(offset, self._frame(message.value()))
+            except DecodeError:
+                shard.skip_events(offset)
+        if shard.events_next != end:
+            self.lost.append((EVENTS, end - 1))
+            shard.skip_events(end - 1)
+        return True
+
+    def _frame(self, data: bytes | None) -> EventFrame:
+        if self._known is None:
+            return _EVENT_FRAME(data)
+        if len(self._known) == 1 and data is not None and next(iter(self._known)).encode() not in data:
+            clock = _FRAME_TIME(data)
+            return EventFrame(time=clock.time, repaired=clock.repaired)
+        frame = _EVENT_FRAME(data)
+        return EventFrame(
+            time=frame.time,
+            repaired=frame.repaired,
+            transfers=_of_accounts(frame.transfers, self._known),
+            fills=_of_accounts(frame.fills, self._known),
+            reports=_of_accounts(frame.reports, self._known),
+        )
+
+
+def _of_accounts(columns: C, accounts: set[str]) -> C:
+    kept = [index for index, account in enumerate(columns.account) if account in accounts]
+    return type(columns)(**{name: [getattr(columns, name)[i] for i in kept] for name in columns.__struct_fields__})
+
+
+def read_journal(log: Log, shard: int, first: int, end: int) -> Iterator[Entry]:
+    """The shard's journal records from offset ``first`` up to, not including, ``end``."""
+    for message in log.read_range(JOURNAL, shard, first, end):
+        yield entry_of(message)

@@ -1,0 +1,134 @@
+"""What a person sees of an audit: progress on standard error while it runs, then tables."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from streams.audit.explain import Decision, Explanation, Term
+from streams.audit.findings import Findings
+from streams.audit.replay import Progress, Replayed
+from streams.margin.fixed_point import format_decimal
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Something that shows progress on standard error, if that is a terminal, and leaves no trace."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what, completed=done, total=total or None)
+
+        yield show
+
+
+def show_replay(console: Console, result: Replayed) -> None:
+    """Print what a replay found."""
+    console.print(f"[bold]shard {result.shard}[/]  sequences {result.first:,} to {result.last:,}", highlight=False)
+    show_findings(console, result.findings)
+
+
+def show_findings(console: Console, findings: Findings) -> None:
+    """Print counts, notes and differences, and the verdict."""
+    for name, count in findings.counts.items():
+        console.print(f"  {count:>12,}  {name}", highlight=False)
+    for fact in findings.facts:
+        console.print(f"  {escape(fact)}", highlight=False)
+    for note in findings.notes:
+        console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
+    for difference in findings.differences:
+        text = escape(f"{difference.place}  {difference.what}" if difference.place else difference.what)
+        console.print(f"  [red]differs[/]  {text}", highlight=False, soft_wrap=True)
+    if findings.found > len(findings.differences):
+        console.print(f"  and {findings.found - len(findings.differences):,} differences more", highlight=False)
+    verdict = "[green]nothing differs[/]" if findings.passed else f"[red]{findings.found:,} differ[/]"
+    console.print(f"  {verdict}", highlight=False)
+
+
+def show_explanation(console: Console, found: Explanation) -> None:
+    """Print why a command was issued, from the group to the orders."""
+    command, evidence = found.command, found.command.evidence
+    console.print(
+        f"[bold]{command.command_id}[/]  {command.stage} of {command.account} {command.margin}, issued "
+        f"{_time(command.issued_at)}, expires {_time(command.expires_at)}",
+        highlight=False,
+    )
+    console.print(f"  command       {found.topic}[{found.partition}]@{found.offset}", highlight=False)
+    journal = found.journal
+    console.print(
+        f"  commit        sequence {journal.sequence} of shard {journal.shard} by {journal.worker or 'an engine'}, "
+        f"margin.journal.v1[{journal.shard}]@{found.journal_offset}",
+        highlight=False,
+    )
+    if command.supersedes is not None:
+        console.print(f"  supersedes    {command.supersedes}, which had expired", highlight=False)
+    if found.decision is None:
+        console.print(
+            f"  evidence      equity {evidence.equity}, maintenance {evidence.maintenance_margin}, health "
+            f"{evidence.health_ratio}, marks {evidence.marks}",
+            highlight=False,
+        )
+    else:
+        _show_decision(console, found.decision, evidence.health_ratio, evidence.parameters_version)
+    for note in found.notes:
+        console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
+    for difference in found.differences:
+        console.print(f"  [red]differs[/]  {escape(difference)}", highlight=False, soft_wrap=True)
+    if found.decision is not None and found.passed:
+        console.print("  [green]the logs give this command, byte for byte[/]", highlight=False)
+
+
+def _show_decision(console: Console, decision: Decision, health_ratio: str, version: int) -> None:
+    console.print(f"  decided on    {decision.input}, at {_time(decision.at_us)}", highlight=False)
+    marks = Table("mark", "price", "status", "age", "frame", "formed from", box=None, title_justify="left")
+    for mark in decision.marks:
+        limit = "" if mark.max_age_ms is None else f" of {mark.max_age_ms:,}"
+        sources = ", ".join(f"{source} {price}" for source, price in mark.sources.items()) or "-"
+        marks.add_row(mark.symbol, mark.price, mark.status, f"{mark.age_ms:,}{limit} ms", str(mark.offset), sources)
+    rules = Table("rules in force", "offset", "version", "scale", box=None)
+    for rule in decision.rules:
+        place = "-" if rule.offset is None else str(rule.offset)
+        rules.add_row(rule.key, place, str(rule.record.get("version", 0)), rule.scale)
+    for table in (
+        marks,
+        rules,
+        _terms("equity", decision.equity_terms, format_decimal(decision.equity)),
+        _terms(f"maintenance ({decision.model})", decision.maintenance_terms, format_decimal(decision.maintenance)),
+    ):
+        console.print()
+        console.print(table)
+    console.print(
+        f"\n  health        {health_ratio} = equity / maintenance; below 1 is liquidated (parameters at {version})\n"
+        f"  target        {format_decimal(decision.target)} = maintenance and the policy's buffer\n"
+        f"  shortage      {format_decimal(decision.shortage)} = target - equity\n"
+        f"  plan          {decision.stage}",
+        highlight=False,
+    )
+    orders = Table("side", "quantity", "symbol", "mark", "limit (bankruptcy price)", box=None)
+    for order in decision.orders:
+        orders.add_row(
+            order["order_side"], order["quantity"], order["symbol"], order["mark_price"], order["limit_price"]
+        )
+    console.print(orders)
+
+
+def _terms(title: str, terms: list[Term], total: str) -> Table:
+    table = Table(title, "figures", "amount", box=None)
+    table.columns[-1].justify = "right"
+    for term in terms:
+        figures = ", ".join(f"{name} {value}" for name, value in term.figures.items())
+        table.add_row(term.name, figures, format_decimal(term.amount))
+    table.add_row("[bold]sum[/]", "", f"[bold]{total}[/]")
+    return table
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"

@@ -1,0 +1,156 @@
+"""Inputs for a shard: a market of one contract, accounts that trade it, and the steps that a script is made of."""
+
+from typing import Any
+
+from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, TransferColumns
+from schemas.parameters import (
+    AssetParameters,
+    InstrumentParameters,
+    MarginTier,
+    OracleParameters,
+    Parameter,
+    PolicyParameters,
+)
+from tests.audit.memory import MemoryEngine, MemoryLog
+
+T0 = 1_700_000_000_000_000
+SYMBOL = "BTC-PERP"
+
+
+def instrument(rate: str = "0.05", version: int = 1) -> InstrumentParameters:
+    tiers = (MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.3"),)
+    return InstrumentParameters(
+        symbol=SYMBOL,
+        settle_asset="USDC",
+        price_increment="0.1",
+        quantity_increment="0.001",
+        margin_tiers=tiers,
+        liquidation_fee="0.005",
+        insurance_fee="0.001",
+        version=version,
+    )
+
+
+RECORDS: tuple[Parameter, ...] = (
+    AssetParameters(asset="USDC", decimals=6),
+    AssetParameters(asset="BTC", decimals=8, price_symbol="BTC-USD", liability_weight="1.1"),
+    instrument(),
+    PolicyParameters(liquidation_buffer_rate="0.002", margin_call_levels=("1.5", "1.2"), command_ttl_ms=1000),
+    OracleParameters(symbol=SYMBOL, sources={"a": "1"}, max_age_ms=3000),
+)
+
+
+class Script:
+    """An engine on logs in memory, and the inputs with the time they come at."""
+
+    def __init__(self, *, shards: int = 1) -> None:
+        self.log = MemoryLog(shards)
+        self.time = T0
+        self.sequence = 0
+        self.trade_id = 0
+        self.engine: MemoryEngine | None = None
+
+    def begin(self, price: str = "10000") -> "Script":
+        """Parameters, prices, and an engine that has taken the shards."""
+        starting = MemoryEngine.__new__(MemoryEngine)
+        starting.log = self.log
+        starting.parameters(*RECORDS)
+        self.engine = starting
+        self.mark(price)
+        self.engine = MemoryEngine(self.log)
+        return self
+
+    @property
+    def running(self) -> MemoryEngine:
+        assert self.engine is not None
+        return self.engine
+
+    def mark(self, price: str, *, after_ms: int = 250, full: bool = True, status: str = "live", **more: Any) -> None:
+        self.time += after_ms * 1000
+        prices = {SYMBOL: price, "BTC-USD": price}
+        marks = tuple(
+            Mark(
+                symbol=symbol,
+                price=value,
+                status=status,  # type: ignore[arg-type]
+                publish_time=self.time,
+                sources={"a": value},
+            )
+            for symbol, value in prices.items()
+        )
+        self.running.mark(MarkFrame(time=self.time, marks=marks, full=full, **more))
+
+    def tick(self, after_ms: int) -> None:
+        """Time passes and no price comes."""
+        self.time += after_ms * 1000
+        self.running.mark(MarkFrame(time=self.time, marks=()))
+
+    def transfer(
+        self, account: str, amount: str, *, asset: str = "USDC", shard: int = 0, margin: str = "cross"
+    ) -> None:
+        self.sequence += 1
+        columns = TransferColumns(
+            account=[account],
+            margin=[margin],
+            asset=[asset],
+            amount=[amount],
+            sequence=[self.sequence],
+            transfer_id=[f"t{self.sequence}"],
+        )
+        self.running.events(EventFrame(time=self.time, transfers=columns), shard)
+
+    def fill(
+        self,
+        account: str,
+        quantity: str,
+        price: str,
+        *,
+        order_id: str = "o",
+        symbol: str = SYMBOL,
+        shard: int = 0,
+        margin: str = "cross",
+    ) -> None:
+        self.trade_id += 1
+        columns = FillColumns(
+            account=[account],
+            margin=[margin],
+            symbol=[symbol],
+            quantity=[quantity],
+            price=[price],
+            fee=["0.01"],
+            order_id=[order_id],
+            trade_id=[self.trade_id],
+        )
+        self.running.events(EventFrame(time=self.time, fills=columns), shard)
+
+    def report(self, account: str, order_id: str, status: str, filled: str) -> None:
+        columns = ReportColumns(
+            account=[account],
+            command_id=[order_id.rpartition(":")[0]],
+            order_id=[order_id],
+            status=[status],
+            filled_quantity=[filled],
+        )
+        self.running.events(EventFrame(time=self.time, reports=columns))
+
+    def cycle(self, *, commit: bool = True, idle: bool = False) -> None:
+        self.running.cycle(commit=commit, idle=idle)
+
+
+def a_liquidation() -> Script:
+    """Alice is long on thin margin and Bob short against her; the price falls and she is commanded to reduce."""
+    script = Script().begin()
+    script.transfer("alice", "1000")
+    script.transfer("bob", "100000")
+    script.cycle()
+    script.fill("alice", "1", "10000")
+    script.fill("bob", "-1", "10000")
+    script.cycle()
+    script.mark("9700")
+    script.cycle()
+    script.mark("9450")
+    script.cycle()
+    script.transfer("carol", "5")
+    script.cycle()
+    script.running.settle()
+    return script

@@ -1,0 +1,270 @@
+"""A replay gives the bytes that were committed, and names whatever is not as the journal says."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as configure
+from hypothesis import strategies as st
+
+from schemas.messages import EventFrame
+from schemas.parameters import AssetParameters, PolicyParameters
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
+from streams.audit.replay import Replayed, replay
+from streams.errors import AuditError
+from tests.audit.memory import MemoryRecord
+from tests.audit.scripts import Script, a_liquidation, instrument
+
+
+def found(result: Replayed) -> list[str]:
+    return [f"{difference.place} {difference.what}" for difference in result.findings.differences]
+
+
+def place_of(record: MemoryRecord) -> str:
+    return f"{record.log_topic}[{record.log_partition}]@{record.log_offset}"
+
+
+def test_what_was_committed_follows_from_the_journal() -> None:
+    script = a_liquidation()
+    result = replay(script.log, 0)
+    assert found(result) == []
+    assert result.findings.counts["commands"] == len(script.log.records(COMMANDS)) == 1
+    assert result.findings.counts["alerts"] == len(script.log.records(ALERTS)) > 0
+    assert result.findings.counts["rows"] == len(script.log.records(ACCOUNTS)) > 4
+    assert result.findings.counts["journal records"] == len(script.log.records(JOURNAL)) - 1, "the first claim is given"
+
+
+def test_a_changed_byte_of_a_command_is_named_with_its_field() -> None:
+    script = a_liquidation()
+    (command,) = script.log.records(COMMANDS)
+    script.log.change(command, (command.value() or b"").replace(b'"limit_price":"9', b'"limit_price":"8'))
+    (difference,) = found(replay(script.log, 0))
+    assert difference.startswith(f"{place_of(command)} alice:1: orders[0].limit_price must be")
+
+
+def test_a_changed_alert_is_named() -> None:
+    script = a_liquidation()
+    alert = script.log.records(ALERTS)[0]
+    script.log.change(alert, (alert.value() or b"").replace(b'"account":"alice"', b'"account":"alicf"'))
+    (difference,) = found(replay(script.log, 0))
+    assert difference.startswith(f'{place_of(alert)} alice:alert:1: account must be "alice"')
+
+
+def test_a_changed_row_is_named() -> None:
+    script = a_liquidation()
+    row = next(row for row in script.log.records(ACCOUNTS) if row.key() == b"bob" and b"-1" in (row.value() or b""))
+    script.log.change(row, (row.value() or b"").replace(b'"USDC":"99999.99"', b'"USDC":"99999.98"'))
+    (difference,) = found(replay(script.log, 0))
+    assert difference.startswith(f"{place_of(row)} account bob, commit ")
+    assert 'balances.USDC must be "99999.99" and is "99999.98"' in difference
+
+
+@pytest.mark.parametrize("topic", [COMMANDS, ALERTS])
+def test_a_lost_record_is_named(topic: str) -> None:
+    script = a_liquidation()
+    lost = script.log.records(topic)[0]
+    script.log.drop(lost)
+    name = dict(lost.headers())["ce_id"].decode()
+    assert found(replay(script.log, 0)) == [f"{topic} {name} is not in the topic"]
+
+
+def test_a_lost_last_row_is_named_and_one_that_is_compacted_away_is_counted() -> None:
+    script = a_liquidation()
+    rows = [row for row in script.log.records(ACCOUNTS) if row.key() == b"alice"]
+    script.log.drop(rows[0])
+    result = replay(script.log, 0)
+    assert found(result) == []
+    assert result.findings.counts["rows compacted away"] == 1
+    script.log.drop(rows[-1])
+    (difference,) = found(replay(script.log, 0))
+    assert "account alice: the row of commit" in difference
+    assert "none follows" in difference
+
+
+def test_a_lost_journal_record_is_named_with_what_it_did() -> None:
+    script = a_liquidation()
+    lost = next(record for record in script.log.records(JOURNAL) if b'"alice:1"' in (record.value() or b""))
+    script.log.drop(lost)
+    differences = found(replay(script.log, 0))
+    assert any(f"record {sequence} is missing" in d for d in differences for sequence in range(2, 20))
+    assert any(ACCOUNTS in d and "gives none by the journal" in d for d in differences)
+
+
+def test_a_changed_journal_record_is_named() -> None:
+    script = a_liquidation()
+    record = next(record for record in script.log.records(JOURNAL) if b'"alice:1"' in (record.value() or b""))
+    script.log.change(record, (record.value() or b"").replace(b'"alice:1"', b'"alice:2"'))
+    (difference,) = found(replay(script.log, 0))
+    assert difference.startswith(place_of(record))
+    assert 'commands[0] must be "alice:1" and is "alice:2"' in difference
+
+
+def test_a_command_that_nobody_decided_is_named() -> None:
+    script = a_liquidation()
+    (command,) = script.log.records(COMMANDS)
+    stray = script.log.append(
+        COMMANDS, (command.value() or b"").replace(b"alice:1", b"alice:2"), key="alice", headers=[("ce_id", b"alice:2")]
+    )
+    again = script.log.append(COMMANDS, command.value(), key="alice", headers=command.headers())
+    assert sorted(found(replay(script.log, 0))) == sorted(
+        [
+            f"{place_of(again)} alice:1 is there twice, first at offset {command.log_offset}",
+            f"{place_of(stray)} alice:2 does not follow from the journal",
+        ]
+    )
+
+
+def test_an_event_that_is_gone_is_named() -> None:
+    script = a_liquidation()
+    gone = script.log.records(EVENTS)[-1]
+    script.log.drop(gone)
+    differences = found(replay(script.log, 0))
+    assert differences[0].startswith(f"{place_of(gone)} the record that commit")
+
+
+def test_a_part_of_the_journal_is_compared_alone() -> None:
+    script = a_liquidation()
+    record = next(record for record in script.log.records(JOURNAL) if b'"alice:1"' in (record.value() or b""))
+    sequence = next(s for s in range(99) if f'"sequence":{s},'.encode() in (record.value() or b""))
+    (command,) = script.log.records(COMMANDS)
+    script.log.change(command, (command.value() or b"").replace(b'"limit_price":"9', b'"limit_price":"8'))
+    assert found(replay(script.log, 0, last=sequence - 1)) == []
+    assert found(replay(script.log, 0, first=sequence + 1)) == []
+    assert len(found(replay(script.log, 0, first=sequence, last=sequence))) == 1
+
+
+def test_a_journal_without_its_beginning_is_replayed_from_the_changelog() -> None:
+    script = a_liquidation()
+    log = script.log
+    event = log.records(EVENTS)[2]
+    log.cut(EVENTS, 0, event.log_offset - 1)  # just after the deposits and the marker behind them
+    result = replay(log, 0)
+    assert found(result) == []
+    assert result.findings.notes
+    assert result.findings.counts["commands"] == 1
+    assert result.findings.counts["rows not comparable"] == 1, "carol's first row: she may have had one before"
+    (command,) = log.records(COMMANDS)
+    log.change(command, (command.value() or b"").replace(b'"limit_price":"9', b'"limit_price":"8'))
+    assert len(found(replay(log, 0))) == 1
+
+
+def test_an_account_whose_row_is_compacted_away_is_left_out_until_its_next_one() -> None:
+    script = a_liquidation()
+    log = script.log
+    event = log.records(EVENTS)[2]
+    log.cut(EVENTS, 0, event.log_offset - 1)  # just after the deposits and the marker behind them
+    deposits = [row for row in log.records(ACCOUNTS) if row.key() == b"alice"]
+    log.drop(deposits[0])
+    result = replay(log, 0)
+    assert found(result) == []
+    assert result.findings.counts["commands"] == 1
+    assert result.findings.counts["rows not comparable"] == 2
+
+
+def test_what_cannot_be_replayed_is_said() -> None:
+    script = a_liquidation()
+    with pytest.raises(AuditError, match="there is no shard 7"):
+        replay(script.log, 7)
+    with pytest.raises(AuditError, match="nothing comes after"):
+        replay(script.log, 0, first=10_000)
+    with pytest.raises(AuditError, match="comes after"):
+        replay(script.log, 0, first=3, last=2)
+    script.log.cut(MARKS, 0, 1_000)
+    with pytest.raises(AuditError, match=r"margin\.marks\.v1 at 1000"):
+        replay(script.log, 0)
+    with pytest.raises(AuditError, match="holds no records"):
+        replay(Script().log, 0)
+
+
+def test_rules_that_are_compacted_away_are_noted() -> None:
+    script = a_liquidation()
+    script.log.drop(script.log.records(PARAMETERS)[0])
+    assert any(PARAMETERS in note for note in replay(script.log, 0).findings.notes)
+
+
+# --- whatever happens ------------------------------------------------------------------------------------------------
+
+ACCOUNTS_DRAWN = st.sampled_from(["alice", "bob", "carol"])
+PRICES = st.sampled_from(["9000", "9450", "9600", "9800", "10000", "10400", "11000"])
+QUANTITIES = st.sampled_from(["1", "-1", "0.5", "-0.25", "0.123", "-2"])
+
+Step = Callable[[Script], None]
+
+
+def _fill_a_command(script: Script, quantity: str) -> None:
+    """Trade the last command, in full or in part, as an execution service does."""
+    rows = script.log.records(COMMANDS)
+    if rows:
+        account = (rows[-1].key() or b"").decode()
+        order = f"{dict(rows[-1].headers())['ce_id'].decode()}:0"
+        script.fill(account, quantity, "9500", order_id=order)
+        script.report(account, order, "cancelled", quantity.lstrip("-"))
+
+
+def _restart(script: Script) -> None:
+    script.running.start()
+
+
+def _garbage(script: Script) -> None:
+    script.log.append(MARKS, b"no frame", partition=0)
+    script.log.append(EVENTS, b"no frame", partition=0)
+    script.log.append(PARAMETERS, b"no record", key="policy:default", partition=0)
+
+
+STEPS: st.SearchStrategy[Step] = st.one_of(
+    st.builds(
+        lambda account, amount, asset: lambda s: s.transfer(account, amount, asset=asset),
+        ACCOUNTS_DRAWN,
+        st.sampled_from(["900", "2000", "-150", "0.000001"]),
+        st.sampled_from(["USDC", "USDC", "BTC", "NOPE"]),
+    ),
+    st.builds(
+        lambda account, quantity, price: lambda s: s.fill(account, quantity, price), ACCOUNTS_DRAWN, QUANTITIES, PRICES
+    ),
+    st.builds(lambda account, quantity: lambda s: s.fill(account, quantity, "10000", margin="BTC-PERP"),
+              ACCOUNTS_DRAWN, QUANTITIES),
+    st.builds(lambda quantity: lambda s: _fill_a_command(s, quantity), QUANTITIES),
+    st.builds(
+        lambda price, after, full, status: lambda s: s.mark(price, after_ms=after, full=full, status=status),
+        PRICES,
+        st.sampled_from([1, 250, 1200]),
+        st.booleans(),
+        st.sampled_from(["live", "live", "live", "halted"]),
+    ),
+    st.builds(lambda price, scale: lambda s: s.mark(price, scales={"instrument:BTC-PERP": scale}), PRICES,
+              st.sampled_from(["1.5", "2"])),
+    st.builds(lambda after: lambda s: s.tick(after), st.sampled_from([100, 1500, 4000])),
+    st.builds(lambda rate: lambda s: s.running.parameters(instrument(rate)), st.sampled_from(["0.05", "0.08", "0.02"])),
+    st.builds(
+        lambda levels: lambda s: s.running.parameters(
+            PolicyParameters(margin_call_levels=levels, command_ttl_ms=500),
+            AssetParameters(asset="USDC", decimals=7 if len(levels) == 1 else 6),
+        ),
+        st.sampled_from([("1.5", "1.2"), ("2",)]),
+    ),
+    st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
+    st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
+    st.builds(lambda time: lambda s: s.running.events(EventFrame(time=s.time + time)), st.sampled_from([0, 2_000_000])),
+    st.just(_restart),
+    st.just(lambda s: s.running.fail_next_commit()),
+    st.just(_garbage),
+)  # fmt: skip
+
+
+@given(st.lists(STEPS, min_size=5, max_size=60), st.integers(2, 40))
+@configure(max_examples=60, deadline=None)
+def test_whatever_an_engine_did_is_replayed_to_the_byte(steps: list[Step], first: int) -> None:
+    script = Script().begin()
+    script.transfer("alice", "1000")
+    script.transfer("bob", "30000")
+    for step in steps:
+        step(script)
+    script.running.settle()
+    result = replay(script.log, 0)
+    assert found(result) == []
+    assert result.findings.counts["rows"] == len(script.log.records(ACCOUNTS))
+    assert result.findings.counts["commands"] == len(script.log.records(COMMANDS))
+    assert result.findings.counts["alerts"] == len(script.log.records(ALERTS))
+    second_half = min(first, result.last)
+    script.log.cut(JOURNAL, 0, script.log.records(JOURNAL)[second_half - 2].log_offset)
+    assert found(replay(script.log, 0)) == [], "begun from the changelog"

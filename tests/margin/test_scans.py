@@ -1,0 +1,89 @@
+"""Portfolio margin as columns: screens within their error of the exact scan, and bands that miss nothing."""
+
+import random
+from decimal import Decimal
+
+import numpy as np
+
+from schemas.parameters import AssetParameters, PolicyParameters, ScanOffset
+from streams.margin.health import evaluate
+from streams.margin.parameters import RiskParameters
+from streams.margin.portfolio import Portfolio
+from tests.margin.conftest import rules
+from tests.margin.test_bands import LEVELS, Watch
+from tests.margin.test_portfolio import assert_within_error
+
+
+def hedged(count: int, seed: int, scanned: int | None = None) -> Portfolio:
+    """``count`` accounts long and short of two underlyings whose groups offset each other; the first ``scanned`` of
+    them (all if not given) are under portfolio margin."""
+    chosen = random.Random(seed)
+    scans = [("S0", "G"), ("S1", "G"), ("S2", "H"), ("S3", None)]
+    instruments = [
+        rules(
+            symbol=symbol,
+            tiers=((0, "0.05", "0.1"), (20_000, "0.1", "0.2")),
+            **({"scan_group": group, "scan_range": "0.08", "scan_floor_rate": "0.01"} if group else {}),
+        ).records[f"instrument:{symbol}"]
+        for symbol, group in scans
+    ]
+    policy = PolicyParameters(
+        margin_call_levels=LEVELS,
+        portfolio_margin_accounts=tuple(f"account-{number}" for number in range(count if scanned is None else scanned)),
+        scan_offsets=(ScanOffset(first="G", second="H", rate="0.5"),),
+    )
+    portfolio = Portfolio(RiskParameters.build([policy, AssetParameters(asset="USD"), *instruments]))
+    for symbol, _ in scans:
+        portfolio.set_mark(symbol, "100", True)
+    for number in range(count):
+        held = chosen.sample(scans, chosen.randint(1, 4))
+        lots = {symbol: chosen.choice([-1, 1]) * chosen.randint(1, 300) for symbol, _ in held}
+        equity = chosen.uniform(0.01, 0.4) * sum(map(abs, lots.values())) * 100
+        portfolio.load_group(
+            portfolio.open_group(f"account-{number}", "cross"),
+            {"USD": f"{equity:.2f}"},
+            [(symbol, str(quantity), str(-quantity * 100)) for symbol, quantity in lots.items()],
+        )
+    return portfolio
+
+
+def test_a_long_walk_of_hedged_accounts_is_followed_and_few_are_looked_at_in_vain() -> None:
+    watch = Watch(hedged(50, seed=3))
+    chosen = random.Random(7)
+    changes = steps = 0
+    for _ in range(200):
+        symbol = chosen.choice(["S0", "S1", "S2", "S3"])
+        size = chosen.choice([0.0005, 0.0005, 0.0005, 0.01])
+        mark = Decimal(f"{float(watch.portfolio.marks[symbol]) * (1 + chosen.gauss(0, size)):.6f}")
+        before = watch.known
+        watch.move({symbol: mark})
+        changes += sum(one != other for one, other in zip(before, watch.known, strict=True))
+        steps += 1
+    assert changes > 15
+    assert watch.looked_at < steps * 50 / 6
+
+
+def test_scanned_and_tiered_rows_are_screened_together_within_a_small_error() -> None:
+    portfolio = hedged(400, seed=5, scanned=200)
+    chosen = random.Random(2)
+    liquidatable = 0
+    for _ in range(3):
+        for symbol in ("S0", "S1", "S2", "S3"):
+            portfolio.set_mark(symbol, f"{chosen.uniform(85, 115):.4f}", True)
+        columns = portfolio.evaluate()
+        liquidatable += assert_within_error(portfolio, list(range(400)), columns)
+        some = np.array(chosen.sample(range(400), 60))
+        assert_within_error(portfolio, some.tolist(), portfolio.evaluate(some))
+        assert columns.error.max() < 1e-5
+    assert 50 < liquidatable < 1150
+
+
+def test_an_account_changes_its_model_with_the_policy() -> None:
+    portfolio = hedged(4, seed=1)
+    scanned = portfolio.evaluate().maintenance
+    portfolio.set_parameters(portfolio.parameters.with_record(PolicyParameters()))
+    tiered = portfolio.evaluate().maintenance
+    for row in range(4):
+        exact = evaluate(portfolio.group(row), portfolio.marks, portfolio.parameters).maintenance_margin
+        assert abs(float(exact) - tiered[row]) < 1e-6
+    assert (scanned != tiered).any()
