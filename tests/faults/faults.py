@@ -208,5 +208,6 @@ _SERVERS = [
     Fault(kind="redis_client_pause", seconds=2.0, short=True),
 ]
 
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*_kills(), *_zombies(), *_network(), *_CHURN, *_SERVERS)}
+ROWS = (*_kills(), *_zombies(), *_network(), *_CHURN, *_SERVERS)
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in ROWS}
 SHORT = [name for name, fault in FAULTS.items() if fault.short]

@@ -47,7 +47,7 @@ class Strike:
         """
         self.struck_at = time.monotonic()
         try:
-            return _INJECTIONS[self.fault.kind](self)
+            return INJECTIONS[self.fault.kind](self)
         finally:
             self.pipeline.proxy.clear()
 
@@ -350,7 +350,7 @@ def _felt(strike: Strike, logs: dict[Worker, int]) -> str:
     return f"noticed by {', '.join(felt)}"
 
 
-_INJECTIONS: dict[Kind, Callable[[Strike], str]] = {
+INJECTIONS: dict[Kind, Callable[[Strike], str]] = {
     "kill_at_point": _kill_at_point,
     "kill_while_starting": _kill_while_starting,
     "kill_at_random": _kill_at_random,

@@ -140,7 +140,7 @@ class Load:
         return self._canary_wanted
 
     def open(self) -> None:
-        """From here on people trade: the first deposits have arrived, so nobody is insolvent by an accident of order."""
+        """From here on people trade: the first deposits have arrived, so nobody is insolvent by accident."""
         self._open.set()
 
     def calm_down(self) -> None:

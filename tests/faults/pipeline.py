@@ -212,7 +212,10 @@ class Pipeline:
 
     def _unsettled(self) -> list[str]:
         unsettled = [f"{worker.name} up" for worker in self.fleet if not worker.listening]
-        kafka, groups = self.settings, (("engine", self.settings.engine.group_id), ("router", self.settings.router.group_id))
+        kafka, groups = (
+            self.settings,
+            (("engine", self.settings.engine.group_id), ("router", self.settings.router.group_id)),
+        )
         for role, group in (*groups, ("oracle", f"{kafka.oracle.app_id}-leader")):
             found = self._members(group)
             names = {worker.member_name for worker in self.fleet if worker.role == role}
@@ -224,7 +227,7 @@ class Pipeline:
         return unsettled
 
     def _members(self, group: str) -> dict[str, bool]:
-        """The members of a group at rest by client id, each with whether it has partitions; none if it is not at rest."""
+        """The members of a group by client id, each with whether it has partitions; none if it is not at rest."""
         try:
             found = self.admin.describe_consumer_groups([group], request_timeout=5)[group].result(timeout=5)
         except KafkaException:
