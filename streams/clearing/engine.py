@@ -219,6 +219,8 @@ class Engine:
             if self._broken is not None:
                 self._mend_producer(self._broken)
             if self._to_take:
+                self._hold(0, 1)  # a member that was expelled learns of it, and joins again, only while it polls
+            if self._to_take:
                 self._beat(f"taking shard {self._to_take[0]}")
                 self._take(self._to_take[0])
             self._beat("reading parameters")

@@ -276,6 +276,24 @@ def test_a_shard_that_goes_away_while_it_is_taken_is_left_alone(bench: Bench, mo
     assert "taking of shard 1" not in bench.watched()
 
 
+def test_a_member_that_was_expelled_hears_of_it_before_it_takes_a_shard(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it does not poll it cannot join again, and every claim is refused."""
+    take_in_steps(bench, monkeypatch, 0, TransactionAborted("the group has expelled this member"))
+    places = [TopicPartition(EVENTS, 1)]
+    bench.inside._on_assign(bench.events, places)
+
+    def poll_batch(consumer: Log, *_: Any) -> list[Message]:
+        if bench.inside._to_take:
+            bench.inside._on_lost(consumer, places)
+        return []
+
+    monkeypatch.setattr(engine_module, "poll_batch", poll_batch)
+    bench.cycle()
+    assert (bench.inside._to_take, bench.inside._retakes) == ([], 0)
+
+
 def test_parameters_that_came_while_a_shard_was_taken_are_in_force_in_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
