@@ -314,6 +314,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     rises by one a record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
     ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
+    ``clock`` is the shard's time, which a new owner goes on from.
     ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next`` of a claim:
     the shard was taken with the parameter records below this offset in force, and if they are newer than
     ``parameters.next``, everything was decided once before the marks were walked on.
@@ -330,6 +331,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     marks_before: Offset = -1
     marks_full: Offset = -1
     rules_next: Offset = -1
+    clock: TimeUs = 0
     accounts: int = 0
     commands: tuple[str, ...] = ()
     open_interest: dict[Symbol, UnsignedDecimal] | None = None

@@ -169,6 +169,7 @@ def claim_record(shard: Shard, worker: str, rules_next: int) -> JournalRecord:
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
         rules_next=rules_next,
+        clock=shard.clock_us,
         worker=worker,
     )
 

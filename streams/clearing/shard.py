@@ -141,6 +141,7 @@ class Shard:
         self.marks_next = record.marks.next
         self.parameters_next = record.parameters.next
         self.marks_full = record.marks_full
+        self.clock_us = record.clock
         self.journal_sequence = record.sequence
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
 
@@ -443,8 +444,9 @@ class Shard:
         suspect |= level_now != self._levels[rows]
         if self._commanded:
             suspect |= np.isin(rows, np.fromiter(self._commanded, dtype=np.int64, count=len(self._commanded)))
-        for row in rows[suspect & columns.decidable].tolist():
-            state, group = self._owner[row]
+        found = [self._owner[row] for row in rows[suspect & columns.decidable].tolist()]
+        # By name, not by row: rows are given out anew whenever the shard is taken, and ids follow the order here.
+        for state, group in sorted(found, key=lambda owner: (owner[0].account, owner[1].margin)):
             if not state.suspended:
                 self._decide_exactly(state, group)
 
@@ -628,6 +630,7 @@ class Shard:
             parameters=Range(first=parameters_first, next=self.parameters_next),
             marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
             marks_full=self.marks_full,
+            clock=self.clock_us,
             accounts=accounts,
             commands=tuple(command.command_id for command in self._commands),
             open_interest=open_interest,
