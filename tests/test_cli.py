@@ -10,7 +10,10 @@ import pytest
 
 from streams.settings import Settings
 
-COMMANDS = ["router", "oracle", "engine", "topics", "account", "evaluate", "demo", "local", "settings"]
+COMMANDS = [
+    "router", "oracle", "engine", "topics", "account", "replay", "explain", "verify", "evaluate", "demo", "local",
+    "settings",
+]  # fmt: skip
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -47,6 +50,7 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("engine",), {"MARGIN_KAFKA__SASL_MECHANISM": "PLAIN"}, "SASL_MECHANISM"),
         (("demo", "--speed", "0"), {}, "--speed"),
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
+        (("replay", "--from", "3"), {}, "--shard"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
