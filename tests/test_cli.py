@@ -11,18 +11,9 @@ import pytest
 from streams.settings import Settings
 
 COMMANDS = [
-    "router",
-    "oracle",
-    "engine",
-    "topics",
-    "account",
-    "status",
-    "evaluate",
-    "demo",
-    "local",
-    "settings",
-    "bench",
-]
+    "router", "oracle", "engine", "topics", "account", "status", "replay", "explain", "verify", "evaluate", "demo",
+    "local", "settings", "bench",
+]  # fmt: skip
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -60,6 +51,7 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("demo", "--speed", "0"), {}, "--speed"),
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
         (("bench", "ticks", "--positions", "5", "--symbols", "3"), {}, "not 3"),
+        (("replay", "--from", "3"), {}, "--shard"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

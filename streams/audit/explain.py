@@ -21,6 +21,7 @@ from streams.audit.log import Log, header, offset_of
 from streams.audit.outputs import row_of
 from streams.audit.replay import Progress, marks_needed, silent
 from streams.audit.rerun import Entry, Rerun, RuleLog, entry_of, read_journal
+from streams.clearing.shard import Output
 from streams.errors import AuditError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
@@ -236,16 +237,20 @@ class _Explaining:
             )
             return []
         row = self._row_before(before.record.sequence)
-        if row is None:
-            self._notes.append(
-                "the changelog holds no row of the account from before the commit: it was new, or the row is compacted "
-                "away, and then the group below is not whole"
-            )
         rerun = Rerun(
             self._log, shard, self._rules, known={self._account}, observe=lambda topic, at: self._look(rerun, topic, at)
         )
         rerun.begin(before.record, before.offset, {} if row is None else {self._account: row})
         output = rerun.commit(record, self._journal.offset)
+        differences = self._compare_command(output)
+        if differences and row is None:
+            self._notes.append(
+                "the changelog holds no row of the account from before the commit: if it was not new then, the row is "
+                "compacted away, and the group is not whole"
+            )
+        return differences
+
+    def _compare_command(self, output: Output) -> list[str]:
         given = next((command for command in output.commands if command.command_id == self._id), None)
         if given is None:
             return ["run again, the commit does not give this command"]

@@ -27,10 +27,6 @@ from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
 from streams.margin.parameters import RiskParameters
 
-CLOCK_FRAMES = 4096
-"""How many event frames before a commit are read to know the shard's clock at it. The router's frames come in order of
-time but for the moment when one router follows another."""
-
 
 class _FrameTime(msgspec.Struct):
     time: int
@@ -139,7 +135,6 @@ class Rerun:
             return
         self._restore(record, self._rules.at(record.parameters.next))
         self.shard.claim, self.shard.journal_previous = record.claim, offset
-        self._recall_clock(record.events.next)
         self._last = (record, offset)
 
     def expected_claim(self, found: JournalRecord) -> JournalRecord:
@@ -212,12 +207,6 @@ class Rerun:
     def _recall(self, offset: int, frame: MarkFrame) -> None:
         self.shard.recall_marks(offset, frame)
         self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
-
-    def _recall_clock(self, events_next: int) -> None:
-        """A shard that goes on has seen the times of its events, which one that was just taken has not."""
-        for message in self._log.read_range(EVENTS, self._id, max(0, events_next - CLOCK_FRAMES), events_next):
-            with suppress(DecodeError):
-                self.shard.clock_us = max(self.shard.clock_us, _FRAME_TIME(message.value()).time)
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 

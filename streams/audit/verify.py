@@ -225,7 +225,7 @@ class _Verifying:
         self._findings.counts[f"records of {topic}"] += 1
         if partition_of(account.encode(), count) != partition:
             self._findings.differ(f"{name} is in a partition that its key does not give", topic, partition, offset)
-        if name.encode() not in (message.value() or b""):
+        if name != _name_in(message.value()):
             self._findings.differ(f"the value is not that of {name}", topic, partition, offset)
         fault = _take_number(numbered.numbers, account, int(text), whole=numbered.whole[partition])
         if fault:
@@ -566,6 +566,23 @@ def _take_number(numbers: Numbers, account: str, number: int, *, whole: bool) ->
     if number <= last:
         return f"a repeat, or out of order: it comes after number {last}"
     return "" if number == last + 1 else f"numbers {last + 1} to {number - 1} are missing before it"
+
+
+class _Names(msgspec.Struct):
+    command_id: str = ""
+    alert_id: str = ""
+
+
+_NAMES = Decoder[_Names](_Names)
+
+
+def _name_in(data: bytes | None) -> str:
+    """The id of the command or alert in ``data``, empty if there is none."""
+    try:
+        names = _NAMES(data)
+    except DecodeError:
+        return ""
+    return names.command_id or names.alert_id
 
 
 def _lasts(numbers: Numbers) -> dict[str, int]:

@@ -1,0 +1,174 @@
+"""Every command is explained by the logs to the byte, and one that the logs do not give is said to be so."""
+
+import io
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as configure
+from hypothesis import strategies as st
+from rich.console import Console
+
+from schemas.parameters import InstrumentParameters, MarginTier, PolicyParameters, ScanOffset
+from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL
+from streams.audit.explain import Explanation, explain
+from streams.audit.show import show_explanation
+from streams.errors import AuditError
+from tests.audit.scripts import SYMBOL, Script, a_liquidation
+from tests.audit.test_replay import STEPS, Step
+
+
+def shown(found: Explanation) -> str:
+    written = io.StringIO()
+    show_explanation(Console(width=200, file=written), found)
+    return written.getvalue()
+
+
+def test_a_command_is_explained_term_by_term() -> None:
+    found = explain(a_liquidation().log, "alice:1")
+    assert found.passed
+    decision = found.decision
+    assert decision is not None
+    assert decision.input == "mark frame margin.marks.v1[0]@2"
+    assert [(term.name, term.amount) for term in decision.equity_terms] == [
+        ("USDC balance", Decimal("999.99")),
+        (f"{SYMBOL} position", Decimal(-550)),
+    ]
+    (tier,) = decision.maintenance_terms
+    assert tier.figures == {"notional": "9450", "tier from": "0", "rate": "0.05", "deduction": "0", "price": "1"}
+    assert (decision.equity, decision.maintenance) == (Decimal("449.99"), Decimal("472.5"))
+    assert (decision.target, decision.shortage) == (Decimal("491.4"), Decimal("41.41"))
+    (mark,) = decision.marks
+    assert (mark.price, mark.sources, mark.offset) == ("9450", {"a": "9450"}, 2)
+    assert [rule.key for rule in decision.rules] == [
+        f"instrument:{SYMBOL}", "asset:USDC", "policy:default", f"oracle:{SYMBOL}",
+    ]  # fmt: skip
+
+
+def test_an_explanation_can_be_read_and_is_plain_json() -> None:
+    found = explain(a_liquidation().log, "alice:1")
+    text = shown(found)
+    for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9000.1", "byte for byte"):
+        assert part in text
+    plain = found.as_json()
+    assert plain["passed"] is True
+    assert plain["decision"]["shortage"] == "41.41"
+    assert plain["command"]["evidence"]["equity"] == "449.99"
+
+
+def _portfolio_margin() -> Script:
+    """Alice is long one contract and short another that moves with it, under portfolio margin and scaled rates."""
+    script = Script().begin()
+
+    def contract(symbol: str, group: str) -> InstrumentParameters:
+        tiers = (MarginTier(notional_floor="0", maintenance_rate="0.05", initial_rate="0.1"),)
+        return InstrumentParameters(
+            symbol=symbol, settle_asset="USDC", price_increment="0.1", quantity_increment="0.001", margin_tiers=tiers,
+            scan_group=group, scan_range="0.2", scan_floor_rate="0.01",
+        )  # fmt: skip
+
+    offset = ScanOffset(first="BTC", second="ALT", rate="0.5")
+    script.running.parameters(
+        contract(SYMBOL, "BTC"),
+        contract("BTC-USD", "ALT"),
+        PolicyParameters(portfolio_margin_accounts=("alice",), scan_offsets=(offset,)),
+    )  # fmt: skip
+    script.cycle()
+    script.transfer("alice", "2500")
+    script.fill("alice", "1", "10000")
+    script.fill("alice", "-0.6", "10000", symbol="BTC-USD")
+    script.running.settle()
+    script.mark("9000", scales={f"instrument:{SYMBOL}": "1.5"})
+    script.running.settle()
+    return script
+
+
+def test_portfolio_margin_is_explained_by_its_worst_scenarios() -> None:
+    script = _portfolio_margin()
+    found = explain(script.log, "alice:1")
+    assert found.differences == []
+    decision = found.decision
+    assert decision is not None
+    assert decision.model.startswith("portfolio margin")
+    names = [term.name for term in decision.maintenance_terms]
+    assert names[0].startswith("BTC with ALT: ")
+    assert "3/3 down" in names[0]
+    assert sum(term.amount for term in decision.maintenance_terms) == decision.maintenance
+    assert {rule.key: rule.scale for rule in decision.rules}[f"instrument:{SYMBOL}"] == "1.5"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        (b'"limit_price":"9', b'"limit_price":"8', "orders[0].limit_price must be"),
+        (b'"equity":"449.99"', b'"equity":"449.98"', "equity: the command says 449.98, the logs give 449.99"),
+        (b'"marks_offset":2', b'"marks_offset":1', "marks_offset: the command says 1, the logs give 2"),
+    ],
+)
+def test_a_command_that_the_logs_do_not_give_is_said_to_be_so(old: bytes, new: bytes, named: str) -> None:
+    script = a_liquidation()
+    (command,) = script.log.records(COMMANDS)
+    assert old in (command.value() or b"")
+    script.log.change(command, (command.value() or b"").replace(old, new))
+    found = explain(script.log, "alice:1")
+    assert not found.passed
+    assert any(named in difference for difference in found.differences), found.differences
+    assert "differs" in shown(found)
+
+
+def test_a_changed_input_is_noticed() -> None:
+    script = a_liquidation()
+    for row in script.log.records(ACCOUNTS):
+        script.log.change(row, (row.value() or b"").replace(b'"USDC":"999.99"', b'"USDC":"999.98"'))
+    found = explain(script.log, "alice:1")
+    assert any("equity: the command says 449.99, the logs give 449.98" in d for d in found.differences)
+
+
+def test_what_cannot_be_explained_is_said() -> None:
+    script = a_liquidation()
+    with pytest.raises(AuditError, match="no command alice:9"):
+        explain(script.log, "alice:9")
+    with pytest.raises(AuditError, match="is no command id"):
+        explain(script.log, "alice")
+    script.log.cut(EVENTS, 0, 10_000)
+    found = explain(script.log, "alice:1")
+    assert found.decision is None
+    assert "the inputs of the decision are gone" in found.notes[0]
+    assert "equity 449.99" in shown(found)
+    for record in script.log.records(JOURNAL):
+        script.log.drop(record)
+    with pytest.raises(AuditError, match="names no commit of alice:1"):
+        explain(script.log, "alice:1")
+
+
+def test_a_row_that_is_compacted_away_is_said() -> None:
+    script = a_liquidation()
+    for row in script.log.records(ACCOUNTS)[:-1]:
+        script.log.drop(row)
+    found = explain(script.log, "alice:1")
+    assert not found.passed
+    assert "compacted away" in found.notes[0]
+
+
+def test_a_command_is_found_in_a_long_journal() -> None:
+    script = a_liquidation()
+    for _ in range(200):
+        script.tick(250)
+        script.cycle(idle=True)
+    assert len(script.log.records(JOURNAL)) > 200
+    assert explain(script.log, "alice:1").passed
+
+
+@given(st.lists(STEPS, min_size=10, max_size=60))
+@configure(max_examples=20, deadline=None)
+def test_whatever_an_engine_did_its_commands_are_explained(steps: list[Step]) -> None:
+    script = Script().begin()
+    script.transfer("alice", "1000")
+    script.transfer("bob", "30000")
+    for step in steps:
+        step(script)
+    script.running.settle()
+    for command in script.log.records(COMMANDS)[:3]:
+        found = explain(script.log, dict(command.headers())["ce_id"].decode())
+        assert found.differences == []
+        assert found.decision is not None

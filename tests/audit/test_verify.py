@@ -1,0 +1,304 @@
+"""Verify passes a deployment that is as it must be, at rest or not, and names the one thing that is changed in it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from schemas.codec import encode
+from schemas.messages import EventFrame, FillColumns, Trade, TradeSide, Transfer
+from schemas.partitioning import shard_of
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS
+from streams.audit.findings import Findings
+from streams.audit.verify import verify
+from streams.tables.reader import TableMeta
+from tests.audit.memory import MemoryLog, MemoryRecord
+from tests.audit.scripts import SYMBOL, Script
+
+SHARDS = 2
+ACCOUNTS_HELD = ("alice", "bob", "carol", "dave")
+
+
+class Market(Script):
+    """A script whose inputs are also in the exchange's topics, as a router would have split them."""
+
+    def deposit(self, account: str, amount: str) -> None:
+        self.transfer(account, amount, shard=shard_of(account, SHARDS))
+        record = Transfer(
+            transfer_id=f"t{self.sequence}",
+            account=account,
+            asset="USDC",
+            amount=amount,
+            sequence=self.sequence,
+            event_time=self.time,
+        )
+        self.log.append(TRANSFERS, encode(record), key=account)
+
+    def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
+        for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
+            self.fill(account, signed, price, order_id=order_id, shard=shard_of(account, SHARDS))
+        side = {"order_id": order_id, "fee": "0.01"}
+        record = Trade(
+            trade_id=self.trade_id,
+            symbol=SYMBOL,
+            price=price,
+            quantity=quantity,
+            aggressor_side="buy",
+            maker=TradeSide(account=seller, **side),
+            taker=TradeSide(account=buyer, **side),
+            event_time=self.time,
+        )
+        self.log.append(TRADES, encode(record), key=SYMBOL, partition=0)
+
+
+@dataclass
+class Tables:
+    """Tables that are what the changelog holds, unless they are changed."""
+
+    log: MemoryLog
+    changed: dict[str, bytes | None] = field(default_factory=dict)
+    behind: int = 0
+    building: bool = False
+    first_looks: dict[int, TableMeta | None] = field(default_factory=dict)
+
+    def table_meta(self, shard: int) -> TableMeta | None:
+        if shard in self.first_looks:
+            return self.first_looks.pop(shard)
+        claims = [r.log_offset for r in self.log.read_range(JOURNAL, shard, 0) if b'"claim"' in (r.value() or b"")[:20]]
+        stamp = self.log.watermarks(ACCOUNTS, shard)[1] - self.behind
+        return TableMeta(claims[-1], stamp, self.building, 0, stamp)
+
+    def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]:
+        rows: dict[str, bytes | None] = {}
+        for record in self.log.read_range(ACCOUNTS, shard, 0, self.log.watermarks(ACCOUNTS, shard)[1] - self.behind):
+            rows[(record.key() or b"").decode()] = record.value()
+        rows |= {account: row for account, row in self.changed.items() if shard_of(account, SHARDS) == shard}
+        yield from ((account, row) for account, row in rows.items() if row is not None)
+
+
+@dataclass
+class Groups:
+    """Offsets as the engine committed them; the router is at the end."""
+
+    log: MemoryLog
+    committed: dict[int, int]
+    router_behind: int = 0
+
+    def router(self, topic: str) -> list[int]:
+        ends = [self.log.watermarks(topic, partition)[1] for partition in range(self.log.partitions(topic))]
+        return [end - self.router_behind for end in ends]
+
+    def engine(self) -> list[int]:
+        return [self.committed[shard] for shard in range(SHARDS)]
+
+
+@dataclass
+class Deployment:
+    market: Market
+    tables: Tables
+    groups: Groups
+
+    @property
+    def log(self) -> MemoryLog:
+        return self.market.log
+
+    def verify(self) -> Findings:
+        return verify(self.log, self.tables, self.groups, [], tables_timeout_s=0)
+
+    def differences(self) -> list[str]:
+        return [f"{found.place} {found.what}".strip() for found in self.verify().differences]
+
+    def first(self, topic: str, holding: bytes = b"") -> MemoryRecord:
+        return next(record for record in self.log.records(topic) if holding in (record.value() or b""))
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    """Four accounts on two shards, a liquidation that was filled, and an engine that was restarted."""
+    market = Market(shards=SHARDS)
+    market.begin()
+    for account, amount in zip(ACCOUNTS_HELD, ("1000", "100000", "500.5", "70"), strict=True):
+        market.deposit(account, amount)
+    market.cycle()
+    market.trade("alice", "bob", "1", "10000")
+    market.cycle()
+    market.trade("carol", "bob", "0.25", "10000.3")
+    market.cycle()
+    market.mark("9450")
+    market.cycle()
+    market.trade("bob", "alice", "0.096", "9450", order_id="alice:1:0")
+    market.running.settle()
+    market.running.start()
+    market.running.settle()
+    found = Deployment(market, Tables(market.log), Groups(market.log, market.running.committed))
+    assert {shard_of(account, SHARDS) for account in ACCOUNTS_HELD} == {0, 1}
+    assert len(market.log.records(COMMANDS)) >= 1
+    return found
+
+
+def test_a_deployment_as_it_must_be_passes(deployment: Deployment) -> None:
+    findings = deployment.verify()
+    assert findings.differences == []
+    assert findings.notes == []
+    assert findings.counts["accounts"] == findings.counts["rows in Redis"] == len(ACCOUNTS_HELD)
+    assert findings.counts["journal records"] == len(deployment.log.records(JOURNAL))
+    assert "101570.44 USDC in all accounts: transfers 101570.5 less fees 0.06" in findings.facts
+
+
+def test_one_that_moves_passes_and_says_how_far_it_is(deployment: Deployment) -> None:
+    deployment.market.trade("alice", "bob", "0.001", "9450")
+    deployment.groups.router_behind = 1
+    findings = deployment.verify()
+    assert findings.differences == []
+    assert any(fact.startswith("event frames to apply: shard") for fact in findings.facts)
+    assert any(note.startswith("the pipeline is not at rest") for note in findings.notes)
+
+
+def test_topic_faults_are_differences(deployment: Deployment) -> None:
+    findings = verify(deployment.log, deployment.tables, deployment.groups, ["margin.marks.v1 has 2 partitions"])
+    assert [difference.what for difference in findings.differences] == ["margin.marks.v1 has 2 partitions"]
+
+
+Change = Callable[[Deployment], None]
+
+
+def replaced(topic: str, old: bytes, new: bytes, holding: bytes = b"") -> Change:
+    def change(deployment: Deployment) -> None:
+        record = deployment.first(topic, holding or old)
+        assert old in (record.value() or b"")
+        deployment.log.change(record, (record.value() or b"").replace(old, new))
+
+    return change
+
+
+def dropped(topic: str, holding: bytes = b"") -> Change:
+    return lambda deployment: deployment.log.drop(deployment.first(topic, holding))
+
+
+def repeated(topic: str) -> Change:
+    def change(deployment: Deployment) -> None:
+        record = deployment.first(topic)
+        deployment.log.append(
+            topic, record.value(), key=record.key(), partition=record.log_partition, headers=record.headers()
+        )
+
+    return change
+
+
+def _last_row_of_alice_changed(deployment: Deployment) -> None:
+    row = [record for record in deployment.log.records(ACCOUNTS) if record.key() == b"alice"][-1]
+    deployment.log.change(row, (row.value() or b"").replace(b'"USDC":"9', b'"USDC":"8'))
+
+
+def _redis_changed(deployment: Deployment) -> None:
+    deployment.tables.changed["bob"] = b"{}"
+
+
+def _redis_lacks_one(deployment: Deployment) -> None:
+    deployment.tables.changed["carol"] = None
+
+
+def _redis_has_one_more(deployment: Deployment) -> None:
+    deployment.tables.changed["eve"] = b"{}"
+
+
+def _redis_behind(deployment: Deployment) -> None:
+    deployment.tables.behind = 2
+
+
+def _offset_moved(deployment: Deployment) -> None:
+    deployment.groups.committed[0] -= 1
+
+
+def _transfer_not_routed(deployment: Deployment) -> None:
+    record = Transfer(
+        transfer_id="x", account="alice", asset="USDC", amount="3", sequence=1_000, event_time=deployment.market.time
+    )
+    deployment.log.append(TRANSFERS, encode(record), key="alice")
+
+
+def _one_side_of_a_trade(deployment: Deployment) -> None:
+    columns = FillColumns(
+        account=["alice"], margin=["cross"], symbol=[SYMBOL], quantity=["0.001"], price=["9450"], fee=["0"],
+        order_id=["o"], trade_id=[99],
+    )  # fmt: skip
+    deployment.market.running.events(EventFrame(time=deployment.market.time, fills=columns), shard_of("alice", SHARDS))
+    deployment.market.running.settle()
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "a command is gone": (dropped(COMMANDS), "the journal names command alice:1, the topic ends at 0"),
+    "a command is there twice": (repeated(COMMANDS), "alice:1: a repeat"),
+    "a command is another's": (replaced(COMMANDS, b'"alice:1"', b'"alice:9"'), "the value is not that of alice:1"),
+    "an alert is gone": (
+        dropped(ALERTS, b"alice:alert:1"),
+        "alice:alert:2: the first of its account, and not number 1",
+    ),
+    "an alert is there twice": (repeated(ALERTS), "a repeat"),
+    "a journal record is gone": (dropped(JOURNAL, b'"alice:1"'), "it follows sequence"),
+    "a journal record names another command": (
+        replaced(JOURNAL, b'"alice:1"', b'"alice:2"'),
+        "command alice:2: the first of its account",
+    ),
+    "a journal's range begins elsewhere": (
+        replaced(JOURNAL, b'"parameters":[5,5]', b'"parameters":[4,5]', b'"commit"'),
+        "its parameters begin at 4, those of the record before end at 5",
+    ),
+    "a journal record names another claim": (replaced(JOURNAL, b'"claim":0', b'"claim":7'), "written under claim 7"),
+    "a row is changed": (_last_row_of_alice_changed, "the accounts of shard"),
+    "a row is gone": (dropped(ACCOUNTS, b'"account":"dave"'), "the accounts of shard"),
+    "a row in Redis is changed": (_redis_changed, "account bob in Redis is not what the changelog holds"),
+    "a row in Redis is gone": (_redis_lacks_one, "account carol in Redis"),
+    "a row in Redis is of nobody": (_redis_has_one_more, "account eve in Redis"),
+    "Redis stays behind": (_redis_behind, "in Redis stands at"),
+    "a committed offset is moved": (_offset_moved, "the engines' committed offset is"),
+    "a transfer never came to its shard": (_transfer_not_routed, "transfers that came to the shards"),
+    "a trade has one side": (_one_side_of_a_trade, "bought and sold differ by 0.001"),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES.values(), ids=CHANGES)
+def test_what_is_changed_is_named(deployment: Deployment, change: Change, named: str) -> None:
+    change(deployment)
+    differences = deployment.differences()
+    assert any(named in difference for difference in differences), differences
+
+
+def test_a_table_may_hold_whatever_the_changelog_held_while_it_was_read(deployment: Deployment) -> None:
+    tables, shard = deployment.tables, shard_of("alice", SHARDS)
+    stood = tables.table_meta(shard)
+    before = dict(tables.accounts(shard))["alice"]
+    deployment.market.deposit("alice", "1")
+    deployment.market.cycle()
+    tables.changed["alice"] = before
+    assert "account alice in Redis" in str(deployment.differences()), "the table stands after the deposit"
+    tables.first_looks[shard] = stood
+    assert deployment.differences() == [], "the table moved past the deposit while it was read"
+    tables.first_looks[shard] = stood
+    tables.changed["alice"] = b"{}"
+    assert "account alice in Redis" in str(deployment.differences()), "it never was that"
+
+
+def test_a_table_that_is_being_built_is_named(deployment: Deployment) -> None:
+    deployment.tables.building = True
+    assert any("it is being built" in difference for difference in deployment.differences())
+
+
+def test_money_is_not_added_up_over_events_that_are_gone(deployment: Deployment) -> None:
+    deployment.log.cut(EVENTS, 0, 1)
+    findings = deployment.verify()
+    assert findings.differences == []
+    assert any("does not begin at offset 0" in note for note in findings.notes)
+
+
+def test_an_event_that_could_not_be_applied_is_no_money(deployment: Deployment) -> None:
+    market = deployment.market
+    market.fill("alice", "0.5", "0.12345", shard=shard_of("alice", SHARDS))
+    market.running.settle()
+    assert any(b"suspended" in (alert.value() or b"") for alert in deployment.log.records(ALERTS))
+    assert [d for d in deployment.differences() if "the accounts of shard" in d] == []
+
+
+def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) -> None:
+    deployment.log.drop(deployment.first(PARAMETERS, b'"instrument"'))
+    assert any("names no instrument" in note for note in deployment.verify().notes)
