@@ -279,10 +279,11 @@ class Engine:
             try:
                 frame = MARK_FRAME(message.value())
             except DecodeError as error:
+                writer = self._shards.get(_DEAD_LETTER_SHARD)
+                if writer is not None and offset >= writer.marks_next:
+                    self._letters.append((message, error))
                 for shard in self._shards.values():
                     shard.skip_marks(offset)
-                if _DEAD_LETTER_SHARD in self._shards:
-                    self._letters.append((message, error))
                 continue
             self._walk(offset, frame)
             if any(shard.has_command for shard in self._shards.values()):
@@ -303,7 +304,7 @@ class Engine:
             if self._is_batch_full():
                 self._commit()
             else:
-                self._held.extend(poll_batch(self._consumer, 0, 1))
+                self._hold(0, 1)
                 return
         self._hold_events()
         if not self._held:
@@ -320,12 +321,14 @@ class Engine:
     def _hold_events(self) -> None:
         """Add what has arrived to the batch, until that is full or there is nothing more."""
         timeout_s = 0.0 if self._held or self._taking else (_POLL_S if self._shards else _IDLE_POLL_S)
-        while True:
-            found = poll_batch(self._consumer, timeout_s, _FRAMES_PER_POLL)
-            self._held.extend(found)
-            if len(found) < _FRAMES_PER_POLL or self._is_batch_full():
-                return
+        while self._hold(timeout_s, _FRAMES_PER_POLL) == _FRAMES_PER_POLL and not self._is_batch_full():
             timeout_s = 0.0
+
+    def _hold(self, timeout_s: float, frames_max: int) -> int:
+        """Poll. A rebalance within the poll puts another deque in place of the one that was there before it."""
+        polled = poll_batch(self._consumer, timeout_s, frames_max)
+        self._held.extend(polled)
+        return len(polled)
 
     def _is_batch_full(self) -> bool:
         engine = self._settings.engine
@@ -508,6 +511,7 @@ class Engine:
     def _take(self, shard_id: int) -> None:
         """Go one step further in taking a shard."""
         if self._taking is None:
+            self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
             self._taking = take_shard(
                 shard_id,
                 reader=self._restoring,
@@ -589,6 +593,9 @@ class Engine:
         self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
         self._abandon()
         self._held.clear()
+        # Whatever was polled with the record at which a commit failed has not been applied: it is read again.
+        self._parameter_log.start(self._parameters_next)
+        self._marks_log.start(self._marks_next)
         self._to_take.clear()
         self._wait_to_take(owned)
         SHARDS_OWNED.set(0)
