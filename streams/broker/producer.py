@@ -4,11 +4,12 @@ Three outcomes only: the call succeeded; :class:`TransactionAborted` (call :meth
 producer is good for another); :class:`ProducerFenced` (another process took over, or nobody knows how the commit ended:
 drop the producer and take the state again from the log). Callers never see a KafkaException.
 
-``send_offsets_to_transaction`` does not keep to its time: with the coordinator away it returns after librdkafka's
-request timeout, which is the transaction's timeout. So a call takes at most twice the transaction's timeout, and what
-must be over sooner is bounded by :meth:`TransactionalProducer.within` only as long as a coordinator answers.
+``send_offsets_to_transaction`` does not keep to its time: when the group's coordinator was away and has come back,
+librdkafka may wait for ever for the broker that it knew before. So it is called in a thread of its own, which is left
+behind with its producer when time is up.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,7 +148,10 @@ class TransactionalProducer:
         while True:
             left = max(deadline - time.monotonic(), 0.001)
             try:
-                getattr(self._live, name)(*arguments, *((left,) if timed else ()))
+                if name == "send_offsets_to_transaction":
+                    self._send_offsets_within(left, *arguments)
+                else:
+                    getattr(self._live, name)(*arguments, *((left,) if timed else ()))
                 return
             except KafkaException as error:
                 cause = error.args[0]
@@ -159,6 +163,24 @@ class TransactionalProducer:
                         f"{self.transactional_id}: {name}: no answer in time, its outcome is unknown: {cause.str()}"
                     ) from error
                 time.sleep(0.002)
+
+    def _send_offsets_within(self, seconds: float, offsets: list[TopicPartition], group_metadata: Any) -> None:
+        ended = threading.Event()
+        failures: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                self._live.send_offsets_to_transaction(offsets, group_metadata, seconds)
+            except BaseException as error:
+                failures.append(error)
+            ended.set()
+
+        threading.Thread(target=send, name="send-offsets", daemon=True).start()
+        if not ended.wait(seconds):
+            self._lost = True
+            raise ProducerFenced(f"{self.transactional_id}: send_offsets_to_transaction does not return; left behind")
+        if failures:
+            raise failures[0]
 
     def _classified(self, name: str, cause: KafkaError) -> BrokerError:
         text = f"{self.transactional_id}: {name}: {cause.str()} ({cause.name()})"

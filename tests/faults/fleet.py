@@ -176,6 +176,12 @@ class Fleet:
                 self.ended.append(Ended(worker.name, code, worker.log()[-6000:]))
             worker.start()
 
+    def say_where(self) -> None:
+        """Have every worker that takes orders write into its log where its threads are."""
+        for worker in self:
+            if worker.listening and not worker.stopped:
+                worker.signal(signal.SIGUSR2)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM to all at once; the exit codes."""
         running = [worker for worker in self if worker.running]

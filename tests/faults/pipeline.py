@@ -33,6 +33,7 @@ SHARDS = 4
 PARTITIONS = 3
 SESSION_TIMEOUT_S = 3.0
 TRANSACTION_TIMEOUT_S = 4.0
+WATCHDOG_S = 25.0
 RECOVERY_S = 60.0
 START_S = 90.0
 REST_S = 90.0
@@ -87,6 +88,7 @@ class Pipeline:
                 "MARGIN_REDIS__TIMEOUT_MS": "500",
                 "MARGIN_TOPICS__SHARDS": str(SHARDS),
                 "MARGIN_ENGINE__JOURNAL_INTERVAL_MS": "1000",
+                "MARGIN_SERVICE__WATCHDOG_MS": str(int(1000 * WATCHDOG_S)),
             },
         )
         self._seed = seed
@@ -117,7 +119,7 @@ class Pipeline:
         assert not report.wrong, report.wrong
         self.redis = redis.Redis.from_url(self.valkey.url, socket_timeout=2, socket_connect_timeout=2)
         self._open.callback(self.redis.close)
-        self.admin = AdminClient(config.common(self.settings.kafka, "faults-admin") | NO_NEWS)
+        self.admin = self._new_admin()
         self._tail = Tail(self.settings, {topics.ACCOUNTS: SHARDS, topics.JOURNAL: SHARDS, topics.MARKS: 1})
         self._open.callback(self._tail.close)
         self.load = Load(self.settings.kafka, SHARDS, PARTITIONS, self._seed)
@@ -131,6 +133,9 @@ class Pipeline:
         self.await_recovery(START_S)
         self.load.open()
         self.await_settled(START_S)
+
+    def _new_admin(self) -> AdminClient:
+        return AdminClient(config.common(self.settings.kafka, "faults-admin") | NO_NEWS)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -230,7 +235,8 @@ class Pipeline:
         """The members of a group by client id, each with whether it has partitions; none if it is not at rest."""
         try:
             found = self.admin.describe_consumer_groups([group], request_timeout=5)[group].result(timeout=5)
-        except KafkaException:
+        except (KafkaException, TimeoutError):
+            self.admin = self._new_admin()  # it may wait for ever for a coordinator that it knew before
             return {}
         if found.state.name != "STABLE":
             return {}

@@ -4,6 +4,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,9 @@ class Result:
     rounds: list[Round] = field(default_factory=list)
     verdict: Verdict | None = None
     records_in: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+    """Workers that ended by themselves and were started again, by name and exit code: how often."""
+
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -54,7 +58,8 @@ class Result:
         """The end of the report."""
         injected = [found for found in self.rounds if found.evidence]
         slowest = max((found.recovered_s or 0.0 for found in self.rounds), default=0.0)
-        lines = [f"problem: {problem}" for problem in self.problems]
+        lines = [f"{name}: {count} times, and was started again" for name, count in sorted(self.ended.items())]
+        lines += [f"problem: {problem}" for problem in self.problems]
         if self.verdict is not None:
             for name, differences in self.verdict.differences.items():
                 lines.append(f"{'ok    ' if not differences else 'FAILED'} {name}")
@@ -103,6 +108,7 @@ def play(names: Sequence[str], seed: int, say: Say) -> Result:
             result.problems.append(f"the end: {error}")
             pipeline.fleet.stop()
         result.records_in = pipeline.load.sent
+        result.ended = Counter(f"{ended.name} ended with {ended.exit_code}" for ended in pipeline.fleet.ended)
         result.problems += [
             f"{ended.name} ended with {ended.exit_code}:\n{ended.last_lines}"
             for ended in pipeline.fleet.ended
@@ -124,6 +130,7 @@ def _round(pipeline: Pipeline, number: int, name: str, rng: random.Random) -> Ro
         pipeline.await_recovery()
         return Round(number, name, evidence, time.monotonic() - strike.struck_at)
     except (NotInjected, NotRefused, NotInTime) as error:
+        pipeline.fleet.say_where()
         return Round(number, name, evidence, problem=f"{type(error).__name__}: {error}")
 
 

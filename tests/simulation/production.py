@@ -53,6 +53,7 @@ REQUIRED = (
     "streams.routing.router.require_topics",
     "streams.routing.ownership.time",
     "streams.broker.producer.time",
+    "streams.broker.producer.threading",
     "streams.broker.producer.Producer",
     "streams.broker.reader.time",
     "streams.broker.reader.Consumer",
