@@ -387,7 +387,7 @@ class Engine:
         SHARDS_OWNED.set(len(self._shards))
 
     def _take(self, shard_id: int) -> None:
-        self._catch_up_parameters()  # its last owner may have put a record in force that has not come here yet
+        self._catch_up_parameters()  # records that its last owner put in force, or that a failed commit kept from it
         if any(shard.has_output for shard in self._shards.values()):
             self._commit()
         taken = take_shard(
@@ -446,9 +446,9 @@ class Engine:
         except (ProducerFenced, TransactionAborted):
             self._producer.close()
             self._producer = self._new_producer()
-        # What was polled and not reached is not polled again by itself.
-        self._marks_log.start(self._marks_next)
-        self._parameter_log.start(self._parameters_next)
+        self._marks_log.start(
+            self._marks_next
+        )  # frames that were polled and not reached do not come again by themselves
         owned = sorted({*self._shards, *self._to_take})
         self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
         self._abandon()
