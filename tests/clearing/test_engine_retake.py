@@ -1,4 +1,4 @@
-"""What the engine must not lose on the way: inputs that were polled before a commit failed, and rules of a last owner."""
+"""What an engine must not lose: inputs polled before a commit failed, a last owner's rules, the time, the order of ids."""
 
 from decimal import Decimal
 
