@@ -446,9 +446,8 @@ class Engine:
         except (ProducerFenced, TransactionAborted):
             self._producer.close()
             self._producer = self._new_producer()
-        self._marks_log.start(
-            self._marks_next
-        )  # frames that were polled and not reached do not come again by themselves
+        # Frames that were polled and not reached do not come again by themselves.
+        self._marks_log.start(self._marks_next)
         owned = sorted({*self._shards, *self._to_take})
         self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
         self._abandon()

@@ -1,4 +1,4 @@
-"""What an engine must not lose: inputs polled before a commit failed, a last owner's rules, the time, the order of ids."""
+"""What an engine must not lose: inputs polled before a commit failed, its last owner's rules, and the time."""
 
 from decimal import Decimal
 
