@@ -169,7 +169,7 @@ class _Replay:
                 self._progress("replaying", entry.offset, self._end)
         if last < first:
             raise AuditError(
-                f"nothing to compare: {JOURNAL}[{self._shard}] was read up to sequence {last}, and sequence {first} is the "
+                f"nothing to compare: {JOURNAL}[{self._shard}] was read up to sequence {last}, sequence {first} is the "
                 "first that can be compared"
             )
         return first, last
