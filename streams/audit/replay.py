@@ -168,7 +168,10 @@ class _Replay:
             if not record.sequence % 64:
                 self._progress("replaying", entry.offset, self._end)
         if last < first:
-            raise AuditError(f"{JOURNAL}[{self._shard}] ends at sequence {last}: nothing comes after it")
+            raise AuditError(
+                f"nothing to compare: {JOURNAL}[{self._shard}] was read up to sequence {last}, sequence {first} is the "
+                "first that can be compared"
+            )
         return first, last
 
     def _step(self, entry: Entry, record: JournalRecord, *, judged: bool) -> None:

@@ -165,7 +165,7 @@ def test_what_cannot_be_replayed_is_said() -> None:
     script = a_liquidation()
     with pytest.raises(AuditError, match="there is no shard 7"):
         replay(script.log, 7)
-    with pytest.raises(AuditError, match="nothing comes after"):
+    with pytest.raises(AuditError, match="nothing to compare"):
         replay(script.log, 0, first=10_000)
     with pytest.raises(AuditError, match="comes after"):
         replay(script.log, 0, first=3, last=2)
