@@ -608,6 +608,13 @@ class FakeConsumer:
         self._group.session_us = self._session_us
         self._join_later()
 
+    def unsubscribe(self) -> None:
+        """Give up what it owns, and leave the group: a static member does so only here, not in ``close``."""
+        self._enter("unsubscribe")
+        if self.topics:
+            self._leave(for_good=True)
+        self.topics, self._positions = [], {}
+
     def memberid(self) -> str:
         self._enter("member id")
         return self._member
@@ -701,15 +708,15 @@ class FakeConsumer:
             for place in places:
                 self._positions.pop(place, None)
 
-    def _leave(self) -> None:
-        """Give up what is owned, and leave the group unless the membership is static."""
+    def _leave(self, *, for_good: bool = False) -> None:
+        """Give up what is owned, and leave the group unless the membership is static and not given up ``for_good``."""
         self._waiting.clear()
         if self._positions:
             kind = "revoke" if self._member else "lost"
             self._serving = True
             self._call_back(kind, sorted(self._positions))
         member, group = self._member, self._group
-        if self.instance or not member:
+        if (self.instance and not for_good) or not member:
             return
         self.process.call("leaving")
         if self.process.cut_until <= self._cluster.scheduler.now:

@@ -278,7 +278,7 @@ class World:
             "socket": SimpleNamespace(gethostname=lambda: "host"),
             "Consumer": lambda properties: FakeConsumer(cluster, process(), rates, properties),
             "Producer": lambda properties: FakeProducer(cluster, process(), rates, properties),
-            "connect": lambda _: FakeRedis(self.redis, process(), rates),
+            "connect": lambda *_: FakeRedis(self.redis, process(), rates),
             "admin_client": lambda _: FakeAdmin(cluster),
             "require_topics": require_topics,
             "topic_ids": topic_ids,
