@@ -478,6 +478,15 @@ class FakeConsumer:
         self._enter("assignment")
         return [TopicPartition(*place) for place in sorted(self._positions)]
 
+    def position(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        self._enter("position")
+        found = []
+        for place in places:
+            position = self._positions.get((place.topic, place.partition))
+            offset = -1001 if position is None or position.next is None else position.next
+            found.append(TopicPartition(place.topic, place.partition, offset))
+        return found
+
     def pause(self, places: list[TopicPartition]) -> None:
         self._pause(places, True)
 
