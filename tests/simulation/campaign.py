@@ -11,6 +11,7 @@ from tests.simulation.world import Result, run
 
 CHUNK = 10
 PROGRESS_S = 10.0
+FAILURES_MAX = 10
 
 
 def mode_of(seed: int) -> Mode:
@@ -25,6 +26,9 @@ def run_all(seeds: list[tuple[int, Mode]], jobs: int) -> int:
     with get_context("spawn").Pool(jobs) as pool:
         for results in pool.imap_unordered(_run_chunk, chunks):
             tally.take(results)
+            if len(tally.failed) >= FAILURES_MAX:
+                print(f"{len(tally.failed)} failures are enough")
+                break
     tally.report()
     return 1 if tally.failed else 0
 

@@ -132,7 +132,7 @@ class Workload:
         self._every(self._trade_pause_us, self._trade_or_so)
         self._every(self._mark_pause_us, self._mark_change, when_calm=True)
         self._every(self._full_us, lambda: self._marks(full=True), when_calm=True)
-        self._every(200_000, self._set_parameters)
+        self._every(self._random.choice((40_000, 200_000)), self._set_parameters)
 
     def calm(self) -> None:
         """No more trades, transfers and parameters, prices stand still and are live; the clock and the fills go on."""
@@ -166,7 +166,7 @@ class Workload:
             self._send_again(TRANSFERS)
         elif draw < 0.93:
             self._transfer_some()
-        elif draw < 0.96:
+        elif draw < 0.95:
             self._trade_ids[random.choice(self._symbols)] += random.randrange(1, 4)
         elif draw < 0.985:
             self._poison()
@@ -246,7 +246,7 @@ class Workload:
             self._write(topic, key, encode(message), message)
 
     def _poison(self) -> None:
-        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS))
+        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS))
         value = self._random.choice((b"{", b"", b'{"trade_id":1}', b"\xff\xfe", None))
         self._write(topic, None if topic == MARKS else b"BTC-PERP", value, None)
 
