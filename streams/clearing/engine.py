@@ -152,6 +152,8 @@ class Engine:
     def _cycle(self) -> None:
         try:
             if self._to_take:
+                self._hold(0, 1)  # a member that was expelled must hear of it, or it tries to take shards for ever
+            if self._to_take:
                 self._take(self._to_take[0])
             self._poll_parameters()
             self._poll_marks()
