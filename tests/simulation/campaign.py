@@ -52,6 +52,7 @@ class Tally:
         self._sums: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._ends: Counter[str] = Counter()
+        self._settled_us: list[int] = []
         self._started = self._said = time.monotonic()
 
     def take(self, results: Iterable[Result]) -> None:
@@ -60,6 +61,7 @@ class Tally:
             self._done += 1
             for name in ("steps", "committed", "aborted", "commands", "lost", "repeated", "attended"):
                 self._sums[name] += getattr(result, name)
+            self._settled_us.append(result.settled_us)
             self._faults += result.faults
             self._ends += result.ends
             if result.failure is not None:
@@ -78,6 +80,7 @@ class Tally:
         print("faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self._faults.items())))
         print("processes ended by themselves: " + ", ".join(f"{name} {count:,}" for name, count in self._ends.items()))
         print(f"groups that needed an operator: {sums['attended']:,}")
+        print(f"longest until everything had settled: {max(self._settled_us, default=0) / 1e6:.1f} s")
         if self.failed:
             print("failed: " + ", ".join(f"{result.seed} {result.mode}" for result in self.failed))
 

@@ -71,17 +71,17 @@ _REDIS = ("Redis is neither ahead of Kafka nor torn",)
 @_mutation(*_JOURNAL)
 def offsets_are_the_consumers_position() -> Iterator[None]:
     """What was polled is not what was applied."""
-    consumers: list[Consumer] = []
+    consumers: dict[Any, Consumer] = {}
     metadata, send = engine_module.group_metadata, TransactionalProducer.send_offsets
 
     def group_metadata(consumer: Consumer) -> Any:
-        consumers[:] = [consumer]
-        return metadata(consumer)
+        of = metadata(consumer)
+        consumers[of] = consumer
+        return of
 
     def send_offsets(self: TransactionalProducer, offsets: Any, of: Any) -> None:
-        if consumers:
-            offsets = consumers[0].position(offsets)
-        send(self, offsets, of)
+        positions = consumers[of].position(offsets) if of in consumers else offsets
+        send(self, [known if at.offset < 0 else at for at, known in zip(positions, offsets, strict=True)], of)
 
     with _replaced(
         (engine_module, "group_metadata", group_metadata), (TransactionalProducer, "send_offsets", send_offsets)
@@ -214,7 +214,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY)
+@_mutation(*_REPLAY, seeds=400)
 def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     """The followers go on after the batch in which the commit failed."""
     retake = Engine._retake_all
@@ -243,6 +243,19 @@ def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
             del self._catch_up_parameters
 
     with _replaced((Engine, "_take", _take)):
+        yield
+
+
+@_mutation("everything settles", mode="liveness", seeds=300)
+def an_expelled_member_does_not_hear_of_it() -> Iterator[None]:
+    """It tries to take its shards again and again and never polls."""
+    hold = Engine._hold
+
+    def _hold(self: Engine, timeout_s: float, frames_max: int) -> None:
+        if not self._to_take:
+            hold(self, timeout_s, frames_max)
+
+    with _replaced((Engine, "_hold", _hold)):
         yield
 
 

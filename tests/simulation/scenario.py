@@ -18,8 +18,8 @@ MODES: tuple[Mode, ...] = ("safety", "liveness")
 
 BUSY_US = {"safety": 1_200_000, "liveness": 800_000}
 """How long the exchange trades and faults happen."""
-SETTLE_US = 40_000_000
-"""How long everything may take to settle when nothing goes wrong any more: every timeout of the pipeline, twice."""
+SETTLE_US = 12_000_000
+"""How long everything may take to settle when nothing goes wrong any more: some times the longest seen."""
 
 _RATES = {
     "crash_call": (0.0002, 0.002),

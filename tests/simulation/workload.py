@@ -29,6 +29,8 @@ UNKNOWN = "XRP-PERP"
 """A symbol that never has parameters: fills in it suspend their accounts."""
 LISTED_LATER = "SOL-PERP"
 PRICES = {"BTC-PERP": 60_000.0, "ETH-PERP": 2_500.0, "BTC-USD": 60_000.0, LISTED_LATER: 150.0}
+CLOCKS_DIFFER_US = 25_000
+"""How far the exchange's clock may be behind the oracle's."""
 STEPS = {"BTC-PERP": "0.001", "ETH-PERP": "0.01", LISTED_LATER: "0.1"}
 TICKS = {"BTC-PERP": 1, "ETH-PERP": 2, "BTC-USD": 1, LISTED_LATER: 3}
 """Decimal places of prices."""
@@ -309,8 +311,11 @@ class Workload:
     # --- the execution service ---------------------------------------------------------------------------------------
 
     def _execute(self, command: LiquidationCommand, draw: float) -> None:
-        """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills."""
-        if draw < 0.1:
+        """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills.
+
+        One that has expired is not touched: it may have been superseded.
+        """
+        if draw < 0.1 or self._now_us() + CLOCKS_DIFFER_US > command.expires_at:
             return
         share = 1.0 if draw >= 0.35 else (0.0 if draw < 0.2 else 0.5)
         for order in command.orders:
