@@ -1,4 +1,4 @@
-"""The demo's last check: every shard's journal run again from the logs, in a process of its own beside the other checks.
+"""The demo's last check: every shard's journal run again from the logs, in a process beside the other checks.
 
 Unlike those it uses the engine's own code: they say that what was committed is right, this one that the logs alone
 give it again, byte for byte.
