@@ -173,13 +173,15 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.marks.v1``: the marks that changed, or all of them when ``full`` (every heartbeat is).
 
     ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
-    keys; what is not named is at 1.
+    keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
+    right to: a frame of a lower epoch than one before it is void.
     """
 
     time: TimeUs
     marks: tuple[Mark, ...]
     full: bool = False
     scales: dict[ParameterKey, PositiveDecimal] = {}
+    epoch: Offset = -1
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     rises by one a record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
     ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
-    ``clock`` is the shard's time, which a new owner goes on from.
+    ``clock`` is the shard's time after it: the latest seen on marks and events.
     ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next`` of a claim:
     the shard was taken with the parameter records below this offset in force, and if they are newer than
     ``parameters.next``, everything was decided once before the marks were walked on.
@@ -330,8 +332,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Range
     marks_before: Offset = -1
     marks_full: Offset = -1
-    rules_next: Offset = -1
     clock: TimeUs = 0
+    rules_next: Offset = -1
     accounts: int = 0
     commands: tuple[str, ...] = ()
     open_interest: dict[Symbol, UnsignedDecimal] | None = None

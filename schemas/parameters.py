@@ -89,6 +89,10 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
 class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="asset"):
     """A collateral or settle asset. Key ``asset:ASSET``. ``price_symbol`` null: worth one unit of account.
 
+    ``liquidation_fee`` says that the execution services can sell it for debts, or buy it to pay one, on the spot market
+    of ``price_symbol``, and what that costs as a fraction of the value traded: a liquidation then does so wherever it
+    is cheaper than closing positions. Without it they are asked to only when closing positions is not enough.
+
     Its haircuts (1 - weight) are multiplied by ``volatility_scale`` (measure: the standard deviation of the mark of
     ``price_symbol`` in a day, as a fraction).
     """
@@ -100,6 +104,7 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
         CollateralTier(quantity_floor="0", weight="1"),
     )
     liability_weight: PositiveDecimal = "1"
+    liquidation_fee: UnsignedDecimal | None = None
     volatility_scale: Scale | None = None
     version: Sequence = 0
 

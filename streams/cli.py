@@ -4,6 +4,7 @@ Parsing and printing only: each command calls one function of the room that does
 printed in one line and end with exit code 2; everything else is a bug and shows its traceback.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -28,6 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+bench = typer.Typer(
+    help="Measure parts of the pipeline on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(bench, name="bench")
 console = Console()
 T = TypeVar("T")
 
@@ -39,7 +44,9 @@ InstanceId = Annotated[
     str | None,
     typer.Option(help="A name that survives restarts: static group membership [MARGIN_SERVICE__INSTANCE_ID]"),
 ]
-MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics here [MARGIN_SERVICE__METRICS_PORT]")]
+MetricsPort = Annotated[
+    int | None, typer.Option(help="Serve /metrics, /livez and /readyz here [MARGIN_SERVICE__METRICS_PORT]")
+]
 LogLevel = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR [MARGIN_SERVICE__LOG_LEVEL]")]
 LogFormat = Annotated[str | None, typer.Option(help="json or text [MARGIN_SERVICE__LOG_FORMAT]")]
 Shards = Annotated[int | None, typer.Option(help="Partitions of margin.events.v1 [MARGIN_TOPICS__SHARDS]")]
@@ -202,6 +209,30 @@ def account(
 
 
 @app.command()
+def status(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    shards: Shards = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Show how a running deployment is doing: who owns what, lags, marks, tables. Exit code 1 if anything is wrong.
+
+    Read from Kafka and Redis only; nothing is written and no process is asked.
+    """
+    from streams.console.status import judge, read_status, show_status
+
+    given = _settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)
+    found = read_status(given)
+    faults = judge(found, given)
+    if as_json:
+        print(json.dumps(found.as_json() | {"faults": faults}, indent=2))
+    else:
+        show_status(console, found, faults)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
 def replay(
     shard: Annotated[int | None, typer.Option(help="The shard; every one if not given")] = None,
     first: Annotated[int | None, typer.Option("--from", help="Compare from this journal sequence on")] = None,
@@ -351,6 +382,32 @@ def local(
     from infra.local.stack import run_local
 
     run_local(kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data)
+
+
+@bench.command()
+def ticks(
+    accounts: Annotated[int, typer.Option(min=1, help="Accounts, one margin group each")] = 100_000,
+    positions: Annotated[int, typer.Option(min=1, help="Positions of each account, in as many symbols")] = 3,
+    symbols: Annotated[int, typer.Option(min=1, help="Symbols, at least as many as positions")] = 50,
+    calm_ticks: Annotated[int, typer.Option(min=1, help="Ticks of the calm walk")] = 5_000,
+    seed: Annotated[int, typer.Option(help="Seed of the accounts and of the walk")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Time a new mark in the engine's arithmetic: the trigger index beside a full re-evaluation with NumPy.
+
+    A calm walk (one symbol a tick, a basis point each), then a crash of 10 % of one symbol, then of all of them. All
+    accounts are margined by tiers and hold USDC; a million of them need about 2 GiB and a minute.
+    """
+    from infra.bench.ticks import bench_ticks, show_ticks
+
+    progress = Console(stderr=True)
+    found = bench_ticks(
+        accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        show_ticks(console, found)
 
 
 @app.command()

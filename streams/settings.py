@@ -21,6 +21,11 @@ Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
+ABORT_CHECK_MS = 10_000
+"""How often a broker looks for transactions that are over their time, unless it was told otherwise."""
+MAX_POLL_INTERVAL_MS = 300_000
+"""librdkafka's default: a consumer that does not poll for so long leaves its group."""
+
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach Kafka. ``options`` holds further librdkafka properties as ``name=value,name=value``."""
@@ -34,6 +39,20 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     options: str = ""
     transaction_timeout_ms: Milliseconds = 10_000
     session_timeout_ms: Milliseconds = 10_000
+
+    @property
+    def call_ms_max(self) -> int:
+        """The longest that one call may wait for Kafka.
+
+        A call of a transaction takes up to twice the transaction's timeout. What waits for the transaction of an owner
+        that died waits for its timeout, and up to ``ABORT_CHECK_MS`` more until the broker looks.
+        """
+        return 2 * self.transaction_timeout_ms + ABORT_CHECK_MS
+
+    @property
+    def handover_s(self) -> float:
+        """How long a process that must give partitions away may take over its last commit."""
+        return min(self.transaction_timeout_ms, self.session_timeout_ms) / 2000
 
 
 class RedisSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,11 +71,16 @@ class TopicsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The router. A batch ends at ``batch_records_max`` records or ``linger_ms`` after its first one."""
+    """The router. A batch ends at ``batch_records_max`` records, ``batch_kbytes_max`` or ``linger_ms`` after its first.
+
+    With more than ``ready_lag_records_max`` records to route it is not ready.
+    """
 
     group_id: str = "margin-router"
     batch_records_max: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
+    batch_kbytes_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 16_384
     linger_ms: Milliseconds = 20
+    ready_lag_records_max: Positive = 100_000
 
 
 class OracleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,20 +97,25 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     group_id: str = "margin-engine"
     commit_interval_ms: Milliseconds = 50
     batch_frames_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
+    batch_kbytes_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 16_384
     journal_interval_ms: Milliseconds = 5_000
-    redis_backlog_rows_max: Annotated[int, Meta(ge=1)] = 1_000_000
+    redis_backlog_rows_max: Positive = 1_000_000
+    ready_lag_frames_max: Positive = 1_000
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every process has. An empty ``instance_id`` becomes host name and process id (dynamic membership).
 
-    ``metrics_port`` 0 serves no metrics.
+    ``metrics_port`` serves ``/metrics``, ``/livez`` and ``/readyz``; 0 serves nothing. A loop without progress for
+    ``watchdog_ms`` ends the process; without a mark frame (the oracle: a beat) for ``ready_age_ms`` it is not ready.
     """
 
     instance_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._\-]{0,200}$")] = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
     metrics_port: Port = 0
+    watchdog_ms: Milliseconds = 60_000
+    ready_age_ms: Milliseconds = 5_000
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -209,8 +238,28 @@ def _check(settings: Settings) -> None:
             f"{PREFIX}ROUTER__LINGER_MS={settings.router.linger_ms} leaves no room within "
             f"KAFKA__TRANSACTION_TIMEOUT_MS={kafka.transaction_timeout_ms}: at most a quarter of it"
         )
+    _check_watchdog(settings)
     if settings.router.group_id == engine.group_id:
         raise SettingsError(f"ROUTER__GROUP_ID and ENGINE__GROUP_ID are both {engine.group_id!r}: they must differ")
     if not re.match(r"^(redis|rediss|unix)://", settings.redis.url):
         raise SettingsError(f"{PREFIX}REDIS__URL must begin with redis://, rediss:// or unix://")
     kafka_options(kafka)
+
+
+def _check_watchdog(settings: Settings) -> None:
+    kafka, limit_ms = settings.kafka, settings.service.watchdog_ms
+    wait_ms = max(kafka.call_ms_max, 2 * kafka.session_timeout_ms, 2 * settings.redis.timeout_ms)
+    at_least_ms = wait_ms + wait_ms // 4
+    if limit_ms < at_least_ms:
+        raise SettingsError(
+            f"{PREFIX}SERVICE__WATCHDOG_MS={limit_ms} would end a process that only waits: with "
+            f"KAFKA__TRANSACTION_TIMEOUT_MS={kafka.transaction_timeout_ms}, "
+            f"KAFKA__SESSION_TIMEOUT_MS={kafka.session_timeout_ms} and REDIS__TIMEOUT_MS={settings.redis.timeout_ms} "
+            f"a commit, or the wait for the transaction or the session of a process that died, may take {wait_ms} ms; "
+            f"give it at least {at_least_ms}"
+        )
+    if limit_ms > MAX_POLL_INTERVAL_MS:
+        raise SettingsError(
+            f"{PREFIX}SERVICE__WATCHDOG_MS={limit_ms} is too late: after {MAX_POLL_INTERVAL_MS} ms without a poll the "
+            "group gives the process's partitions away anyhow; at most that"
+        )

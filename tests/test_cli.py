@@ -11,8 +11,8 @@ import pytest
 from streams.settings import Settings
 
 COMMANDS = [
-    "router", "oracle", "engine", "topics", "account", "replay", "explain", "verify", "evaluate", "demo", "local",
-    "settings",
+    "router", "oracle", "engine", "topics", "account", "status", "replay", "explain", "verify", "evaluate", "demo",
+    "local", "settings", "bench",
 ]  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("engine",), {"MARGIN_KAFKA__SASL_MECHANISM": "PLAIN"}, "SASL_MECHANISM"),
         (("demo", "--speed", "0"), {}, "--speed"),
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
+        (("bench", "ticks", "--positions", "5", "--symbols", "3"), {}, "not 3"),
         (("replay", "--from", "3"), {}, "--shard"),
     ],
 )
@@ -115,6 +116,17 @@ def test_evaluate_refuses_bad_input_in_one_line() -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_bench_of_ticks_says_what_it_covered_and_what_it_looked_at() -> None:
+    arguments = ("bench", "ticks", "--accounts", "300", "--positions", "2", "--symbols", "5", "--calm-ticks", "50")
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert (found["accounts"], found["positions"], found["symbols"], found["calm_ticks"]) == (300, 2, 5, 50)
+    assert 0 < found["calm_rows_per_tick"] < found["symbol_crash_rows"] < found["market_crash_rows"] <= 300
+    assert found["accounts_covered_per_s"] > found["rows_evaluated_per_s"] > 0
+    shown = run(*arguments, COLUMNS="120")
+    assert "crash of the market" in shown.stdout
+    assert "drawing 300 accounts" in shown.stderr
 
 
 def test_topics_says_what_is_right_and_what_is_wrong(settings: Settings) -> None:

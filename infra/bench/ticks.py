@@ -1,7 +1,7 @@
 """How long a tick takes: the trigger index beside a full re-evaluation of the same accounts, in the same run.
 
 Time is measured round everything a new mark costs in the engine's arithmetic: setting it, finding the rows it carries
-out of their bands, screening those, giving them new bands. Printing the result is left to the caller.
+out of their bands, screening those, giving them new bands.
 
 The accounts are taken out of the garbage collector's sight first, as a process that keeps a million of them should do:
 one collection over them takes as long as twenty ticks.
@@ -15,9 +15,12 @@ from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
 
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, PolicyParameters
 from schemas.types import CROSS
+from streams.errors import MarginClearingError
 from streams.margin.bands import TriggerIndex
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
@@ -53,31 +56,51 @@ class TickTimes:
 
 
 def bench_ticks(
-    accounts: int = 100_000, positions: int = 3, symbols: int = 50, seed: int = 1, calm_ticks: int = 5_000
+    accounts: int = 100_000,
+    positions: int = 3,
+    symbols: int = 50,
+    seed: int = 1,
+    calm_ticks: int = 5_000,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> TickTimes:
     """Measure a calm walk (one symbol a tick, a basis point each) and two crashes of 10 %: of a symbol, of the market.
 
     Each account has ``positions`` positions, long or short, and so much collateral that a move of 0 to 50 %, all
-    distances equally likely, against all of them at once liquidates it.
+    distances equally likely, against all of them at once liquidates it. ``progress`` is told what is begun.
+
+    Raises:
+        MarginClearingError: fewer symbols than positions.
     """
+    if symbols < positions:
+        raise MarginClearingError(f"{positions} positions of one account need as many symbols, not {symbols}")
     generator = np.random.default_rng(seed)
+    progress(f"drawing {accounts:,} accounts with {positions} positions each over {symbols} symbols")
     portfolio = _population(accounts, positions, symbols, generator)
     gc.collect()
     gc.freeze()
     try:
-        return _measured(portfolio, accounts, positions, symbols, generator, calm_ticks)
+        return _measured(portfolio, accounts, positions, symbols, generator, calm_ticks, progress)
     finally:
         gc.unfreeze()
 
 
 def _measured(
-    portfolio: Portfolio, accounts: int, positions: int, symbols: int, generator: np.random.Generator, calm_ticks: int
+    portfolio: Portfolio,
+    accounts: int,
+    positions: int,
+    symbols: int,
+    generator: np.random.Generator,
+    calm_ticks: int,
+    progress: Callable[[str], None],
 ) -> TickTimes:
+    progress("evaluating all of them, then building the index")
     full_ms = min(_timed(portfolio.evaluate) for _ in range(5))
     started = time.perf_counter()
     index = TriggerIndex(portfolio)
     index_ms = 1e3 * (time.perf_counter() - started)
     market = _Market(portfolio, index, np.full(symbols, _MARK))
+    progress(f"walking {calm_ticks:,} calm ticks, then the crashes")
     market.shake(generator)
     moved, moves = generator.integers(symbols, size=calm_ticks).tolist(), generator.normal(0, _CALM_MOVE, calm_ticks)
     calm = np.array([market.tick([symbol], move) for symbol, move in zip(moved, moves.tolist(), strict=True)])
@@ -105,6 +128,35 @@ def _measured(
         market_crash_ms=market_ms,
         market_crash_rows=market_rows,
         after_crash_max_ms=after_ms,
+    )
+
+
+def show_ticks(console: Console, found: TickTimes) -> None:
+    """Print the times as a table, each beside the full re-evaluation of the same run."""
+    console.print(
+        f"{found.accounts:,} accounts, {found.positions} positions each, {found.symbols} symbols; "
+        f"building the index took {found.index_ms:,.0f} ms",
+        highlight=False,
+    )
+    table = Table("", "ms a tick", "of a full one", "accounts re-evaluated", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = [
+        ("full re-evaluation, NumPy", found.full_ms, f"{found.accounts:,}"),
+        ("calm walk, p50", found.calm_p50_ms, ""),
+        ("calm walk, p99", found.calm_p99_ms, f"{found.calm_rows_per_tick:,.1f} a tick"),
+        ("calm walk, max", found.calm_max_ms, ""),
+        ("crash of one symbol", found.symbol_crash_ms, f"{found.symbol_crash_rows:,}"),
+        ("crash of the market", found.market_crash_ms, f"{found.market_crash_rows:,}"),
+        ("ten ticks after it, max", found.after_crash_max_ms, ""),
+    ]
+    for name, time_ms, evaluated in rows:
+        table.add_row(name, f"{time_ms:,.3f}", f"{time_ms / found.full_ms:.4f}", evaluated)
+    console.print(table)
+    console.print(
+        f"accounts covered/s in the calm walk {found.accounts_covered_per_s:,.0f}; accounts re-evaluated/s "
+        f"{found.rows_evaluated_per_s:,.0f}, in a full re-evaluation {found.rows_evaluated_per_s_full:,.0f}",
+        highlight=False,
     )
 
 

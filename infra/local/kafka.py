@@ -31,6 +31,8 @@ _SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
+    "inter.broker.listener.name": "PLAINTEXT",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "default.replication.factor": "1",
     "offsets.topic.replication.factor": "1",
@@ -61,14 +63,25 @@ class KafkaServer(LocalServer):
     """One Kafka node with its data in ``folder``, at ``bootstrap_servers``.
 
     Ready means that metadata, a transaction coordinator and a group coordinator answer.
+
+    With ``proxy_port`` it listens at ``proxied_port`` too and says there that its address is 127.0.0.1:``proxy_port``:
+    clients that come through a proxy between the two stay behind it.
     """
 
     name = "Kafka"
 
     def __init__(
-        self, folder: Path, *, port: int = 0, keep_data: bool = False, progress: Progress = lambda _: None
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        proxy_port: int = 0,
+        keep_data: bool = False,
+        progress: Progress = lambda _: None,
     ) -> None:
         super().__init__(folder, port=port, keep_data=keep_data)
+        self.proxy_port = proxy_port
+        self.proxied_port = free_port() if proxy_port else 0
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self._progress = progress
         self._controller_port = free_port()
@@ -121,10 +134,14 @@ class KafkaServer(LocalServer):
 
     def _write_properties(self) -> Path:
         controller = f"127.0.0.1:{self._controller_port}"
+        listeners = advertised = f"PLAINTEXT://{self.bootstrap_servers}"
+        if self.proxy_port:
+            listeners += f",PROXIED://127.0.0.1:{self.proxied_port}"
+            advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
         values = _SETTINGS | {
             "controller.quorum.voters": f"1@{controller}",
-            "listeners": f"PLAINTEXT://{self.bootstrap_servers},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
+            "listeners": f"{listeners},CONTROLLER://{controller}",
+            "advertised.listeners": advertised,
             "log.dirs": str(self.folder / "kafka"),
         }
         path = self.folder / "server.properties"

@@ -21,7 +21,6 @@ from streams.clearing.restore import (
     catch_up_parameters,
     claim_record,
     load_account,
-    load_rows,
     recall_from,
 )
 from streams.clearing.shard import Output, Shard
@@ -195,7 +194,8 @@ class Rerun:
     def _restore(self, record: JournalRecord, rules: RiskParameters) -> None:
         self.shard = Shard(self._id, rules)
         self.shard.resume(record)
-        load_rows(self.shard, self.rows)
+        for account in sorted(self.rows):
+            load_account(self.shard, account, self.rows[account])
         first, end = recall_from(self.shard), self.shard.marks_next
         for message in self._log.read_range(MARKS, 0, first, end):
             with suppress(DecodeError):  # it was refused when it was walked

@@ -41,7 +41,7 @@ from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.errors import AuditError, BrokerError, TableError
 from streams.margin.fixed_point import format_decimal
 from streams.settings import Settings
-from streams.tables.reader import Layout, TableReader, TableStand
+from streams.tables.reader import Layout, TableMeta, TableReader
 
 TABLES_TIMEOUT_S = 20.0
 """How long the tables may take, altogether, to be whole and to reach where the changelog stood."""
@@ -58,7 +58,7 @@ Numbers = dict[str, tuple[int, int]]
 class Tables(Protocol):
     """The tables in Redis (:class:`streams.tables.reader.TableReader`)."""
 
-    def stand(self, shard: int) -> TableStand | None: ...
+    def table_meta(self, shard: int) -> TableMeta | None: ...
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]: ...
 
 
@@ -345,12 +345,12 @@ class _Verifying:
         while True:
             problem = "it is being built"
             try:
-                before = self._tables.stand(shard)
+                before = self._tables.table_meta(shard)
                 if before is None:
                     problem = "there is none"
                 elif not before.building:
                     rows = {account: digest_of(row) for account, row in self._tables.accounts(shard)}
-                    after = self._tables.stand(shard)
+                    after = self._tables.table_meta(shard)
                     if after is not None and not after.building and after.stamp >= before.stamp:
                         self._findings.counts["rows in Redis"] += len(rows)
                         return _Table(before, after, rows)
@@ -371,7 +371,7 @@ class _Verifying:
     def _await_table(self, shard: int, row_end: int, state: _Shard) -> None:
         """The table must come to reach what the changelog held, and belong to the shard's last claim."""
         while True:
-            stand = self._tables.stand(shard)
+            stand = self._tables.table_meta(shard)
             token_known = stand is not None and (not state.claims or stand.token >= max(state.claims))
             if stand is not None and stand.stamp >= row_end and token_known:
                 return
@@ -508,8 +508,8 @@ class _Verifying:
 class _Table:
     """Rows in Redis as digests, and what the changelog held between two looks at where the table stood."""
 
-    before: TableStand
-    after: TableStand
+    before: TableMeta
+    after: TableMeta
     rows: dict[str, bytes]
     _settled: dict[str, bytes] = field(default_factory=dict)
     _moving: dict[str, list[bytes]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ deleted or altered: a wrong partition count cannot be mended without moving acco
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from schemas.topics import EVENTS, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
@@ -94,6 +94,56 @@ def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0)
         return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in found.items()}
     except KafkaException as error:
         raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {error.args[0].str()}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A member of a consumer group by its client id, and the (topic, partition) pairs that it owns."""
+
+    client_id: str
+    host: str
+    partitions: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """A consumer group: Kafka's word for its state (STABLE, EMPTY, …), its members, and its committed offsets."""
+
+    group_id: str
+    state: str
+    members: tuple[GroupMember, ...]
+    committed: dict[tuple[str, int], int]
+
+
+def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> GroupState:
+    """A consumer group as its coordinator sees it; one that never was is DEAD and has nothing.
+
+    Raises:
+        BrokerError: the coordinator does not answer.
+    """
+    admin = admin_client(settings)
+    try:
+        described = admin.describe_consumer_groups([group_id], request_timeout=timeout_s)[group_id]
+        offsets = admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group_id)], request_timeout=timeout_s
+        )[group_id]
+        found, committed = described.result(timeout=timeout_s), offsets.result(timeout=timeout_s)
+    except KafkaException as error:
+        raise BrokerError(f"group {group_id}: {error.args[0].str()}") from error
+    members = (
+        GroupMember(
+            member.client_id,
+            member.host,
+            tuple(sorted((place.topic, place.partition) for place in member.assignment.topic_partitions)),
+        )
+        for member in found.members
+    )
+    return GroupState(
+        group_id,
+        found.state.name,
+        tuple(sorted(members, key=lambda member: member.client_id)),
+        {(place.topic, place.partition): place.offset for place in committed.topic_partitions if place.offset >= 0},
+    )
 
 
 def _create(

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
-from streams.errors import SettingsError
-from streams.settings import KafkaSettings, kafka_options
+from streams.errors import BrokerError, SettingsError
+from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings, kafka_options
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def producer(kafka: KafkaSettings, client_id: str, transactional_id: str | None 
 def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id: str = "") -> dict[str, Any]:
     """Consumer configuration: committed records only, offsets in our hands, from the beginning if there are none.
 
-    A cooperative-sticky classic group: a rebalance stops only the partitions that move.
+    A cooperative-sticky classic group: a rebalance stops only the partitions that move. Members learn of one with
+    their next heartbeat, so the heartbeats are what a handover waits for.
     ``fetch.queue.backoff.ms=5``: at
     librdkafka's default of 1000 a consumer that takes all that is queued at once waits up to a second for more
     (63,000 records/s instead of 1,700,000).
@@ -88,7 +89,8 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
         "group.protocol": "classic",
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": kafka.session_timeout_ms,
-        "heartbeat.interval.ms": max(100, kafka.session_timeout_ms // 10),
+        "heartbeat.interval.ms": max(100, kafka.session_timeout_ms // 30),
+        "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
@@ -101,10 +103,24 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
         "enable.partition.eof": False,
         "allow.auto.create.topics": False,
         "topic.metadata.refresh.interval.ms": 30_000,
+        "error_cb": raise_if_fatal,
     }
     if instance_id:
         config["group.instance.id"] = instance_id
     return config
+
+
+def raise_if_fatal(error: KafkaError) -> None:
+    """The error callback of every consumer: what it raises comes out of the poll that serves it.
+
+    After a fatal error (a static member that was fenced) a consumer is polled in vain: no record and no further error
+    comes.
+
+    Raises:
+        BrokerError: this client will never work again; the process should exit and restart.
+    """
+    if error.fatal():
+        raise BrokerError(f"this consumer has ended for good: {error.str()}")
 
 
 def reader(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ _SPAN_GROWTH = 16
 
 
 def last_full_frame(reader: LogReader) -> MarkFrame | None:
-    """The last full frame, or None if there is none.
+    """The last full frame that is in force, or None if there is none.
 
     Raises:
         BrokerError: Kafka does not answer.
@@ -20,13 +20,14 @@ def last_full_frame(reader: LogReader) -> MarkFrame | None:
     span = _SPAN_FIRST
     while True:
         first = max(low, end - span)
-        found = None
+        found: MarkFrame | None = None
         for message in reader.read_range(MARKS, 0, first, end):
             try:
                 frame = _FRAME(message.value())
             except DecodeError:
                 continue
-            found = frame if frame.full else found
+            if frame.full and (found is None or frame.epoch >= found.epoch):
+                found = frame
         if found is not None or first == low:
             return found
         span *= _SPAN_GROWTH

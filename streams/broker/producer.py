@@ -4,12 +4,15 @@ Three outcomes only: the call succeeded; :class:`TransactionAborted` (call :meth
 producer is good for another); :class:`ProducerFenced` (another process took over, or nobody knows how the commit ended:
 drop the producer and take the state again from the log). Callers never see a KafkaException.
 
-``send_offsets_to_transaction`` does not keep to its time: with the coordinator away it returns after librdkafka's
-request timeout, which is the transaction's timeout. So a call takes at most twice the transaction's timeout.
+``send_offsets_to_transaction`` does not keep to its time: when the group's coordinator was away and has come back,
+librdkafka may wait for ever for the broker that it knew before. So it is called in a thread of its own, which is left
+behind with its producer when time is up.
 """
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -43,19 +46,30 @@ class TransactionalProducer:
     def __init__(self, kafka: KafkaSettings, transactional_id: str) -> None:
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
+        self._init_timeout_s = kafka.call_ms_max / 1000
+        self._until = float("inf")
         self._producer: Producer | None = config.created(
             Producer, config.producer(kafka, transactional_id, transactional_id)
         )
         self._in_transaction = False
         self._lost = False
 
-    def init(self, timeout_s: float = 60.0) -> None:
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Calls in this block give up, as if Kafka had not answered, when ``seconds`` have passed."""
+        self._until = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until = float("inf")
+
+    def init(self) -> None:
         """Register the transactional id, which fences every older producer that has it.
 
         Raises:
-            ProducerFenced: it could not be registered within ``timeout_s``.
+            ProducerFenced: it could not be registered in the time that one call may take.
         """
-        self._call("init_transactions", timeout_s)
+        self._call("init_transactions", self._init_timeout_s)
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -78,7 +92,7 @@ class TransactionalProducer:
     ) -> None:
         """Queue one record in the transaction; waits while the local queue is full, up to the transaction's timeout."""
         arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
-        deadline = time.monotonic() + self._timeout_s
+        deadline = min(time.monotonic() + self._timeout_s, self._until)
         while True:
             try:
                 self._live.produce(topic, value, **arguments)
@@ -130,24 +144,43 @@ class TransactionalProducer:
         return self._producer
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, timed: bool = True) -> None:
-        deadline = time.monotonic() + timeout_s
-        left = timeout_s
+        deadline = min(time.monotonic() + timeout_s, self._until)
         while True:
+            left = max(deadline - time.monotonic(), 0.001)
             try:
-                getattr(self._live, name)(*arguments, *((left,) if timed else ()))
+                if name == "send_offsets_to_transaction":
+                    self._send_offsets_within(left, *arguments)
+                else:
+                    getattr(self._live, name)(*arguments, *((left,) if timed else ()))
                 return
             except KafkaException as error:
                 cause = error.args[0]
-                left = deadline - time.monotonic()
                 if not cause.retriable():
                     raise self._classified(name, cause) from error
-                if left <= 0:
+                if time.monotonic() >= deadline:
                     self._lost = True
                     raise ProducerFenced(
-                        f"{self.transactional_id}: {name}: no answer in {timeout_s:g} s, its outcome is unknown: "
-                        f"{cause.str()}"
+                        f"{self.transactional_id}: {name}: no answer in time, its outcome is unknown: {cause.str()}"
                     ) from error
                 time.sleep(0.002)
+
+    def _send_offsets_within(self, seconds: float, offsets: list[TopicPartition], group_metadata: Any) -> None:
+        ended = threading.Event()
+        failures: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                self._live.send_offsets_to_transaction(offsets, group_metadata, seconds)
+            except BaseException as error:
+                failures.append(error)
+            ended.set()
+
+        threading.Thread(target=send, name="send-offsets", daemon=True).start()
+        if not ended.wait(seconds):
+            self._lost = True
+            raise ProducerFenced(f"{self.transactional_id}: send_offsets_to_transaction does not return; left behind")
+        if failures:
+            raise failures[0]
 
     def _classified(self, name: str, cause: KafkaError) -> BrokerError:
         text = f"{self.transactional_id}: {name}: {cause.str()} ({cause.name()})"

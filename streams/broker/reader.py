@@ -5,7 +5,7 @@ Both see committed records only.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
 
@@ -19,9 +19,16 @@ _LOOK_AGAIN_S = 0.05
 
 
 class LogReader:
-    """A hand-assigned consumer for bounded reads and watermarks. Use as a context manager. Not thread-safe."""
+    """A hand-assigned consumer for bounded reads and watermarks. Use as a context manager. Not thread-safe.
 
-    def __init__(self, kafka: KafkaSettings, client_id: str) -> None:
+    ``on_progress`` is called whenever a read gets further. A wait for Kafka ends after the time that one call may take.
+    """
+
+    def __init__(
+        self, kafka: KafkaSettings, client_id: str, *, on_progress: Callable[[], object] = lambda: None
+    ) -> None:
+        self._timeout_s = kafka.call_ms_max / 1000
+        self._on_progress = on_progress
         properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
         self._consumer = config.created(Consumer, properties)
         # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
@@ -37,13 +44,14 @@ class LogReader:
         self._consumer.close()
         self._uncommitted.close()
 
-    def watermarks(self, topic: str, partition: int, timeout_s: float = 30.0) -> tuple[int, int]:
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset and the next offset to be written (uncommitted records included).
 
         Raises:
-            BrokerError: no answer in ``timeout_s``, or no such partition.
+            BrokerError: no answer in time, or no such partition.
         """
-        deadline = time.monotonic() + timeout_s
+        self._on_progress()
+        deadline = time.monotonic() + self._timeout_s
         place = TopicPartition(topic, partition)
         while True:
             try:
@@ -72,17 +80,18 @@ class LogReader:
         return len(metadata.partitions)
 
     def read_range(
-        self, topic: str, partition: int, first: int, end: int | None = None, timeout_s: float = 120.0
+        self, topic: str, partition: int, first: int, end: int | None = None, timeout_s: float | None = None
     ) -> Iterator[Message]:
         """The committed records from offset ``first`` up to, not including, ``end`` (now's end if None).
 
         The end is a position in the log, uncommitted records included: what is open there must be decided before this
-        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` bounds the wait without
-        progress.
+        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` (the time that one call may
+        take, if None) bounds the wait without progress.
 
         Raises:
             BrokerError: no progress for ``timeout_s``, or the broker refuses.
         """
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         low, high = self.watermarks(topic, partition)
         stop = high if end is None else min(end, high)
         position = max(first, low)
@@ -105,6 +114,7 @@ class LogReader:
                     reached = offset + 1
                     yield message
                 if reached > position:
+                    self._on_progress()
                     position, deadline = reached, time.monotonic() + timeout_s
                 elif time.monotonic() > deadline:
                     raise BrokerError(f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s")

@@ -11,7 +11,9 @@ The cycle:
 4. If a shard has a command, or ``commit_interval_ms`` has passed since the last commit, everything is committed: rows,
    commands, alerts, journal and offsets in one transaction. Only then do the rows go to the Redis writer.
 
-Whatever fails inside a transaction, the memory of all shards is dropped and they are taken again from the log.
+Whatever fails inside a transaction, the memory of all shards is dropped and they are taken again from the log. Taking
+one goes on by small steps between the cycles of the others. Everything a rebalance waits for has one deadline; what
+cannot be committed by then is dropped, and the next owner takes it from the log.
 """
 
 import logging
@@ -19,22 +21,24 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram
 
 from schemas import headers
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import EventFrame, MarkFrame
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, dead_letter_topic
+from streams import probes
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics
 from streams.broker.dead_letters import produce_dead_letter
+from streams.broker.group import Lag, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
-from streams.clearing.restore import MARK_FRAME, take_shard
+from streams.clearing.restore import MARK_FRAME, Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
 from streams.logs import event
@@ -42,6 +46,7 @@ from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
 from streams.tables.restore_point import RestorePoint
 from streams.tables.write_behind import TableWriter
+from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +65,15 @@ COMMAND_EVENT = "margin.liquidation.command.v1"
 ALERT_EVENT = "margin.alert.v1"
 ACCOUNT_EVENT = "margin.account.v1"
 
+_LOOP = "engine"
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 _POLL_S = 0.002
 _IDLE_POLL_S = 0.1
-_TAKE_TIMEOUT_S = 60.0
+_FRAMES_PER_POLL = 16
+_LOOK_AT_SHARDS_S = 1.0
 _RETAKES_MAX = 10
+_REFUSED_MAX = 256
+"""Refused parameter records that are kept for whoever takes shard 0; each has been logged, too."""
 _DEAD_LETTER_SHARD = 0
 """The owner of this shard writes the dead letters of the topics that every worker reads."""
 
@@ -72,18 +81,27 @@ _DEAD_LETTER_SHARD = 0
 class Engine:
     """One engine process. :meth:`run` returns when ``stop`` is set and everything has been handed over."""
 
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, stop: threading.Event, watchdog: Watchdog | None = None) -> None:
         self._settings = settings
         self._stop = stop
+        self._watchdog = watchdog or Watchdog()
+        self._lag = Lag()
         self._worker = settings.worker_name
         self._client_id = f"{settings.engine.group_id}-{self._worker}"
         self._shards: dict[int, Shard] = {}
         self._to_take: list[int] = []
+        self._taking: Steps | None = None
+        self._broken: Exception | None = None
         self._held: deque[Message] = deque()
         self._rules = RiskParameters.empty()
         self._parameters_next = 0
         self._marks_next = 0
-        self._refused: list[tuple[Message, Exception]] = []
+        self._marks_epoch = -1
+        self._marks_seen: float | None = None
+        self._joined = False
+        self._places: dict[str, int] = {}
+        self._places_seen = 0.0
+        self._refused: deque[tuple[Message, Exception]] = deque(maxlen=_REFUSED_MAX)
         self._letters: list[tuple[Message, Exception]] = []
         self._last_commit = 0.0
         self._last_journal = 0.0
@@ -96,18 +114,20 @@ class Engine:
             MarginClearingError: what cannot be mended by taking the shards again; the process should exit and restart.
         """
         settings = self._settings
+        self._beat("starting")
         counts = require_topics(settings)
         cluster_id = admin_client(settings).list_topics(timeout=30).cluster_id or ""
         self._producer = self._new_producer()
-        self._reader = LogReader(settings.kafka, self._client_id)
+        self._reader = LogReader(settings.kafka, self._client_id, on_progress=lambda: self._beat("reading a log"))
+        self._restoring = LogReader(settings.kafka, self._client_id, on_progress=lambda: self._beat("restoring"))
         self._parameter_log = Follower(settings.kafka, self._client_id, PARAMETERS)
         self._marks_log = Follower(settings.kafka, self._client_id, MARKS)
-        self._tables = TableWriter(settings, cluster_id, counts[EVENTS])
+        self._tables = TableWriter(settings, cluster_id, counts[EVENTS], watchdog=self._watchdog)
         self._restore_point = RestorePoint(settings, cluster_id, counts[EVENTS])
         properties = config.consumer(
             settings.kafka, self._client_id, settings.engine.group_id, instance_id=settings.service.instance_id
         )
-        self._consumer = config.created(Consumer, properties)
+        self._consumer = config.created(Consumer, properties | self._lag.properties())
         try:
             self._marks_next = self._reader.watermarks(MARKS, 0)[1]
             self._marks_log.start(self._marks_next)
@@ -118,7 +138,7 @@ class Engine:
             )
             while not self._stop.is_set():
                 self._cycle()
-            self._commit(journal_idle=True)
+            self._hand_over()
         except BaseException:
             self._abandon()
             raise
@@ -127,19 +147,25 @@ class Engine:
 
     def _abandon(self) -> None:
         """Forget everything uncommitted: what stopped half-way must not be committed on the way out."""
+        self._stop_taking()
         for shard in self._shards:
             self._tables.release(shard, flush=False)
+            self._forget_places(shard)
         self._shards.clear()
         self._letters.clear()
 
     def _close(self) -> None:
         """Hand over: leaving the group revokes every shard, which commits and releases it."""
-        self._consumer.close()
+        self._beat("leaving the group")
+        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
+        self._beat("closing the producer")
+        self._producer.close()
+        self._beat("closing the tables")
         self._tables.close()
         self._restore_point.close()
-        self._producer.close()
-        for part in (self._parameter_log, self._marks_log, self._reader):
+        for part in (self._parameter_log, self._marks_log, self._reader, self._restoring):
             part.close()
+        self._watchdog.forget(_LOOP)
         event(log, logging.INFO, "engine_stopped")
 
     def _new_producer(self) -> TransactionalProducer:
@@ -147,16 +173,64 @@ class Engine:
         producer.init()
         return producer
 
+    # --- what others see of it ---------------------------------------------------------------------------------------
+
+    def readiness(self) -> list[probes.Condition]:
+        """Whether it does its work now; may be asked from any thread at any time."""
+        service, seen = self._settings.service, self._marks_seen
+        age_ms = None if seen is None else round(1000 * (time.monotonic() - seen))
+        lags = [self._lag.of(EVENTS, shard) for shard in tuple(self._shards)]
+        return [
+            probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
+            probes.Condition("shards_to_take", len(self._to_take), 0),
+            probes.Condition("marks_age_ms", age_ms, service.ready_age_ms),
+            probes.Condition(
+                "events_lag_frames", _greatest(lags) if self._shards else 0, self._settings.engine.ready_lag_frames_max
+            ),
+        ]
+
+    def _beat(self, doing: str) -> None:
+        self._watchdog.beat(_LOOP, doing)
+
+    def _look_at_shards(self) -> None:
+        """Tell the watchdog of every shard that moves, or has nothing to move for."""
+        if time.monotonic() - self._places_seen < _LOOK_AT_SHARDS_S:
+            return
+        self._places_seen = time.monotonic()
+        for number, shard in self._shards.items():
+            marks, events = _places(number)
+            self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks_next)
+            self._look_at(events, shard.events_next, waiting=bool(self._lag.of(EVENTS, number)))
+
+    def _look_at(self, place: str, offset: int, *, waiting: bool) -> None:
+        if not waiting or offset != self._places.get(place):
+            self._places[place] = offset
+            self._watchdog.beat(place, f"at offset {offset}")
+
+    def _forget_places(self, shard: int) -> None:
+        for place in (*_places(shard), _taking(shard)):
+            self._places.pop(place, None)
+            self._watchdog.forget(place)
+
     # --- the cycle ---------------------------------------------------------------------------------------------------
 
     def _cycle(self) -> None:
         try:
+            if self._broken is not None:
+                self._mend_producer(self._broken)
             if self._to_take:
+                self._hold(0, 1)  # a member that was expelled learns of it, and joins again, only while it polls
+            if self._to_take:
+                self._beat(f"taking shard {self._to_take[0]}")
                 self._take(self._to_take[0])
+            self._beat("reading parameters")
             self._poll_parameters()
+            self._beat("walking marks")
             self._poll_marks()
+            self._beat("applying events")
             self._poll_events()
             self._commit_if_due()
+            self._look_at_shards()
         except (TransactionAborted, ProducerFenced, ShardError) as error:
             self._retake_all(error)
         self._tables.check()
@@ -200,15 +274,18 @@ class Engine:
             self._parameter_log.start(end)
 
     def _poll_marks(self) -> None:
-        timeout_s = _POLL_S if self._shards and not self._held else 0
+        timeout_s = _POLL_S if self._shards and not self._held and not self._taking else 0
         for message in self._marks_log.poll(timeout_s):
             offset = _offset(message)
             self._marks_next = offset + 1
             try:
                 frame = MARK_FRAME(message.value())
             except DecodeError as error:
-                if _DEAD_LETTER_SHARD in self._shards:
+                writer = self._shards.get(_DEAD_LETTER_SHARD)
+                if writer is not None and offset >= writer.marks_next:
                     self._letters.append((message, error))
+                for shard in self._shards.values():
+                    shard.skip_marks(offset)
                 continue
             self._walk(offset, frame)
             if any(shard.has_command for shard in self._shards.values()):
@@ -216,18 +293,22 @@ class Engine:
 
     def _walk(self, offset: int, frame: MarkFrame) -> None:
         MARK_FRAMES.inc()
+        self._marks_seen = time.monotonic()
         for shard in self._shards.values():
             if offset >= shard.marks_next:
                 shard.apply_marks(offset, frame)
-        self._tables.submit_marks(frame.marks)
+        if frame.epoch >= self._marks_epoch:
+            self._marks_epoch = frame.epoch
+            self._tables.submit_marks(frame.marks)
 
     def _poll_events(self) -> None:
-        waiting = any(shard.has_events for shard in self._shards.values())
-        if waiting:
-            self._held.extend(poll_batch(self._consumer, 0, 1))
-            return
-        timeout_s = 0 if self._held else (_POLL_S if self._shards else _IDLE_POLL_S)
-        self._held.extend(poll_batch(self._consumer, timeout_s, self._settings.engine.batch_frames_max))
+        if any(shard.has_events for shard in self._shards.values()):
+            if self._is_batch_full():
+                self._commit()
+            else:
+                self._hold(0, 1)
+                return
+        self._hold_events()
         if not self._held:
             return
         frames = [(message, self._decoded(message)) for message in self._held]
@@ -238,6 +319,25 @@ class Engine:
         touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
         for shard in touched:
             self._shards[shard].decide_touched()
+
+    def _hold_events(self) -> None:
+        """Add what has arrived to the batch, until that is full or there is nothing more."""
+        timeout_s = 0.0 if self._held or self._taking else (_POLL_S if self._shards else _IDLE_POLL_S)
+        while self._hold(timeout_s, _FRAMES_PER_POLL) == _FRAMES_PER_POLL and not self._is_batch_full():
+            timeout_s = 0.0
+
+    def _hold(self, timeout_s: float, frames_max: int) -> int:
+        """Poll. A rebalance within the poll puts another deque in place of the one that was there before it."""
+        polled = poll_batch(self._consumer, timeout_s, frames_max)
+        self._held.extend(polled)
+        return len(polled)
+
+    def _is_batch_full(self) -> bool:
+        engine = self._settings.engine
+        return (
+            len(self._held) >= engine.batch_frames_max
+            or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
+        )
 
     def _decoded(self, message: Message) -> EventFrame | None:
         try:
@@ -287,18 +387,22 @@ class Engine:
             return
         started = time.monotonic()
         producer = self._producer
+        self._beat("producing")
         producer.begin()
         outputs = [(shard, shard.take(self._worker, with_open_interest=journal_idle)) for shard in waiting]
         delivered = [self._produce(shard, output) for shard, output in outputs]
         for message, error in self._letters:
             produce_dead_letter(producer, message, error)
+        self._beat("sending offsets")
         producer.send_offsets(
             [TopicPartition(EVENTS, shard.shard, shard.events_next) for shard in waiting],
             group_metadata(self._consumer),
         )
+        self._beat("committing")
         producer.commit()
         self._letters.clear()
-        self._retakes = 0
+        if not self._to_take:
+            self._retakes = 0
         self._last_commit = time.monotonic()
         if journal_idle:
             self._last_journal = self._last_commit
@@ -363,62 +467,108 @@ class Engine:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign([TopicPartition(EVENTS, found.partition) for found in partitions])
         consumer.pause(partitions)
-        self._to_take += [found.partition for found in partitions]
+        self._joined = True
+        self._wait_to_take(found.partition for found in partitions)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        try:
-            self._commit(journal_idle=True)
-        except (TransactionAborted, ProducerFenced) as error:
-            self._retake_all(error)
+        self._hand_over()
         self._drop([found.partition for found in partitions], release=True)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         event(log, logging.WARNING, "shards_lost", shards=[found.partition for found in partitions])
+        self._joined = False
         self._drop([found.partition for found in partitions], release=False)
+
+    def _hand_over(self) -> None:
+        """Commit what can be committed within the handover's deadline; whatever else is left to the log."""
+        try:
+            with self._producer.within(self._settings.kafka.handover_s):
+                self._commit(journal_idle=True)
+        except (TransactionAborted, ProducerFenced) as error:
+            self._retake_all(error)
 
     def _drop(self, shards: list[int], *, release: bool) -> None:
         for shard in shards:
             if self._shards.pop(shard, None) is not None:
                 self._tables.release(shard, flush=release)
             if shard in self._to_take:
+                if shard == self._to_take[0]:
+                    self._stop_taking()
                 self._to_take.remove(shard)
+            self._forget_places(shard)
             event(log, logging.INFO, "shard_left", shard=shard)
         self._held = deque(message for message in self._held if message.partition() not in shards)
+        self._letters = [(message, error) for message, error in self._letters if _writer(message) not in shards]
         SHARDS_OWNED.set(len(self._shards))
 
+    def _wait_to_take(self, shards: Iterable[int]) -> None:
+        """Put ``shards`` behind those that wait to be taken."""
+        self._to_take += shards
+        self._beat_waiting()
+
+    def _beat_waiting(self) -> None:
+        """The taking has got further, and every shard that waits is nearer to its turn."""
+        for shard in self._to_take:
+            self._watchdog.beat(_taking(shard), f"shard {self._to_take[0]} is being taken")
+
     def _take(self, shard_id: int) -> None:
-        self._catch_up_parameters()  # records that its last owner put in force, or that a failed commit kept from it
-        if any(shard.has_output for shard in self._shards.values()):
-            self._commit()
-        taken = take_shard(
-            shard_id,
-            reader=self._reader,
-            producer=self._producer,
-            consumer=self._consumer,
-            rules=self._rules,
-            parameters_next=self._parameters_next,
-            marks_next=self._marks_next,
-            restore_point=self._restore_point,
-            worker=self._worker,
-            timeout_s=_TAKE_TIMEOUT_S,
-        )
+        """Go one step further in taking a shard."""
+        if self._taking is None:
+            self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
+            self._taking = take_shard(
+                shard_id,
+                reader=self._restoring,
+                producer=self._producer,
+                consumer=self._consumer,
+                rules=self._rules,
+                parameters_next=self._parameters_next,
+                marks_next=lambda: self._marks_next,
+                restore_point=self._restore_point,
+                worker=self._worker,
+                timeout_s=self._settings.kafka.call_ms_max / 1000,
+            )
+        try:
+            next(self._taking)
+            self._beat_waiting()
+        except StopIteration as done:
+            self._taking = None
+            self._own(done.value)
+
+    def _stop_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.close()
+            self._taking = None
+
+    def _own(self, taken: TakenShard) -> None:
+        """Take a restored shard in among the others; what became known while it was restored is made up for."""
         shard = taken.shard
-        if shard_id == _DEAD_LETTER_SHARD:
+        letters = shard.shard == _DEAD_LETTER_SHARD
+        if letters:
             self._letters += taken.refused_marks
-            self._letters += [(m, e) for m, e in self._refused if _offset(m) >= taken.parameters_first]
-        self._shards[shard_id] = shard
-        self._to_take.remove(shard_id)
-        self._held = deque(message for message in self._held if message.partition() != shard_id)
-        self._tables.restore(shard_id, shard.claim)
+            self._letters += self._refused_parameters(taken.parameters_first, shard.parameters_next)
+        self._shards[shard.shard] = shard
+        self._to_take.remove(shard.shard)
+        self._forget_places(shard.shard)
+        self._beat_waiting()
+        self._held = deque(message for message in self._held if message.partition() != shard.shard)
+        self._tables.restore(shard.shard, shard.claim)
         self._resume(shard)
         SHARDS_OWNED.set(len(self._shards))
         if shard.has_output:
             self._commit()
+        if shard.parameters_next < self._parameters_next:
+            if letters:
+                self._letters += self._refused_parameters(shard.parameters_next, self._parameters_next)
+            self._adopt(shard, self._parameters_next - 1)
+            shard.decide_touched(everything=True)
+
+    def _refused_parameters(self, first: int, end: int) -> list[tuple[Message, Exception]]:
+        return [(message, error) for message, error in self._refused if first <= _offset(message) < end]
 
     def _resume(self, shard: Shard) -> None:
         """Let the consumer fetch the shard's events from where its log says."""
         place = TopicPartition(EVENTS, shard.shard, shard.events_next)
-        deadline = time.monotonic() + _TAKE_TIMEOUT_S
+        deadline = time.monotonic() + self._settings.kafka.call_ms_max / 1000
         while True:
             try:
                 self._consumer.seek(place)
@@ -430,30 +580,43 @@ class Engine:
                 time.sleep(0.005)
 
     def _retake_all(self, error: Exception) -> None:
-        """Drop the memory of every shard, and the producer if it may be fenced; take them again from the log."""
+        """Drop the memory of every shard; the next cycle mends the producer and takes them again from the log.
+
+        A rebalance may wait for this, so it asks nothing of Kafka.
+        """
         event(log, logging.WARNING, "retaking_all_shards", reason=str(error), shards=sorted(self._shards))
         RETAKES.inc()
         self._retakes += 1
         if self._retakes > _RETAKES_MAX:
             raise ShardError(
-                f"no commit succeeded in {_RETAKES_MAX} attempts; the last failed with: {error}"
+                f"the shards could not be kept in {_RETAKES_MAX} attempts; the last failed with: {error}"
             ) from error
+        self._broken = error
+        owned = sorted({*self._shards, *self._to_take})
+        self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
+        self._abandon()
+        self._held.clear()
+        # Whatever was polled with the record at which a commit failed has not been applied: it is read again.
+        self._parameter_log.start(self._parameters_next)
+        self._marks_log.start(self._marks_next)
+        self._to_take.clear()
+        self._wait_to_take(owned)
+        SHARDS_OWNED.set(0)
+
+    def _mend_producer(self, error: Exception) -> None:
+        """End the transaction that failed, with the producer if it may be fenced."""
+        self._beat("waiting to try again")
         self._stop.wait(min(0.05 * 2**self._retakes, 2.0) if self._retakes > 1 else 0)
+        self._beat("mending the producer")
         try:
             if isinstance(error, ProducerFenced):
                 raise error
             self._producer.abort()
         except (ProducerFenced, TransactionAborted):
             self._producer.close()
+            self._beat("registering a producer")
             self._producer = self._new_producer()
-        # Frames that were polled and not reached do not come again by themselves.
-        self._marks_log.start(self._marks_next)
-        owned = sorted({*self._shards, *self._to_take})
-        self._consumer.pause([TopicPartition(EVENTS, shard) for shard in owned])
-        self._abandon()
-        self._held.clear()
-        self._to_take = owned
-        SHARDS_OWNED.set(0)
+        self._broken = None
 
 
 def run(settings: Settings) -> None:
@@ -466,9 +629,32 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    if settings.service.metrics_port:
-        start_http_server(settings.service.metrics_port)
-    Engine(settings, stop).run()
+    watchdog = Watchdog(settings.service.watchdog_ms / 1000)
+    engine = Engine(settings, stop, watchdog)
+    probes.serve(settings.service.metrics_port, watchdog, engine.readiness)
+    watchdog.start()
+    engine.run()
+
+
+def _places(shard: int) -> tuple[str, str]:
+    """What the watchdog knows an owned shard by: its walk of the marks, and its events."""
+    return f"marks of shard {shard}", f"events of shard {shard}"
+
+
+def _taking(shard: int) -> str:
+    return f"taking of shard {shard}"
+
+
+def _greatest(lags: list[int | None]) -> int | None:
+    """The greatest lag; None as long as one is not known."""
+    known = [lag for lag in lags if lag is not None]
+    return max(known, default=0) if len(known) == len(lags) else None
+
+
+def _writer(message: Message) -> int:
+    """The shard whose owner writes ``message`` to the dead letters."""
+    partition = message.partition()
+    return partition if message.topic() == EVENTS and partition is not None else _DEAD_LETTER_SHARD
 
 
 def _offset(message: Message) -> int:

@@ -1,16 +1,17 @@
 """Taking a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
 
 Owns the procedure and its order; promises that what it returns agrees with the log or raises :class:`ShardError`.
-Deciding and committing belong to the engine.
+Deciding and committing belong to the engine. The procedure is a generator that yields whenever it has got a little
+further, so that an engine goes on with its other shards meanwhile.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import AccountRow, JournalRecord, MarkFrame, Range
@@ -32,6 +33,13 @@ MARK_FRAME = Decoder[MarkFrame](MarkFrame)
 
 MARKS_LOOKBACK = 500
 """How many mark records a shard reads to know the current prices when its journal names no full frame."""
+
+ROWS_PER_STEP = 500
+FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
+_COMMITTED_WAIT_FIRST_S, _COMMITTED_WAIT_MAX_S = 0.05, 0.25
+
+Steps = Generator[None, None, "TakenShard"]
+"""A taking under way: yields after every step, returns the shard."""
 
 
 @dataclass(slots=True)
@@ -55,12 +63,12 @@ def take_shard(
     consumer: Consumer,
     rules: RiskParameters,
     parameters_next: int,
-    marks_next: int,
+    marks_next: Callable[[], int],
     restore_point: RestorePoint,
     worker: str,
     timeout_s: float,
-) -> TakenShard:
-    """Take a shard of the group's assignment.
+) -> Steps:
+    """Take a shard of the group's assignment. Nobody else may use ``reader`` meanwhile.
 
     1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
     2. Find the last record of the shard's journal; its event offset and the committed offset must agree.
@@ -68,35 +76,35 @@ def take_shard(
        group that has moved on refuses it.
     4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog.
     5. Learn the prices as of the last journal record.
-    6. Decide everything once if the parameters moved on since.
-    7. Walk every mark from the last journal record to ``marks_next``, deciding as if the shard had never been without
-       an owner.
+    6. Decide everything once if the parameters moved on to ``parameters_next`` since.
+    7. Walk every mark from the last journal record to ``marks_next``, which moves on meanwhile, deciding as if the
+       shard had never been without an owner.
 
     Raises:
         ShardError: the logs disagree with each other or hold rows that cannot be loaded.
         BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
     """
     started = time.monotonic()
-    committed = _committed_offset(consumer, shard_id, timeout_s)
-    last = _last_journal_record(reader, shard_id)
+    committed = yield from _committed_offset(consumer, shard_id, timeout_s)
+    last = last_journal_record(reader, shard_id)
     shard = Shard(shard_id, rules)
     if last is None:
-        shard.resume(_first_record(shard_id, max(committed, 0), marks_next, parameters_next))
+        shard.resume(_first_record(shard_id, max(committed, 0), marks_next(), parameters_next))
     else:
-        record, offset = last
+        record, message = last
         if committed >= 0 and committed != record.events.next:
             raise ShardError(
                 f"shard {shard_id}: the group's offset of {EVENTS}[{shard_id}] is {committed} and the journal says "
                 f"{record.events.next}; the offsets were changed by hand: set them back to {record.events.next}"
             )
         shard.resume(record)
-        shard.journal_previous = offset
+        shard.journal_previous = _offset(message)
     _claim(shard, producer, consumer, worker, parameters_next)
-    from_redis = _load_rows(shard, reader, restore_point)
-    _recall_marks(shard, reader)
+    from_redis = yield from _load_rows(shard, reader, restore_point)
+    yield from _recall_marks(shard, reader)
     parameters_first = shard.parameters_next
     catch_up_parameters(shard, rules, parameters_next)
-    refused = _walk_marks(shard, reader, marks_next)
+    refused = yield from _walk_marks(shard, reader, marks_next)
     event(
         log,
         logging.INFO,
@@ -112,17 +120,30 @@ def take_shard(
     return TakenShard(shard, refused, parameters_first)
 
 
-def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> int:
-    try:
-        found = consumer.committed([TopicPartition(EVENTS, shard_id)], timeout=timeout_s)[0]
-    except KafkaException as error:
-        raise ShardError(f"shard {shard_id}: its committed offset cannot be read: {error.args[0].str()}") from error
-    if found.error is not None:
-        raise ShardError(f"shard {shard_id}: its committed offset cannot be read: {found.error.str()}")
-    return int(found.offset)
+def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> Generator[None, None, int]:
+    """The group's committed offset; an owner that died may have left a transaction that must time out first."""
+    deadline = time.monotonic() + timeout_s
+    wait_s = _COMMITTED_WAIT_FIRST_S
+    while True:
+        try:
+            found = consumer.committed([TopicPartition(EVENTS, shard_id)], timeout=wait_s)[0]
+            error = found.error
+        except KafkaException as raised:
+            error = raised.args[0]
+        if error is None:
+            return int(found.offset)
+        if error.code() not in _UNDECIDED or time.monotonic() > deadline:
+            raise ShardError(f"shard {shard_id}: its committed offset cannot be read: {error.str()}")
+        wait_s = min(2 * wait_s, _COMMITTED_WAIT_MAX_S)
+        yield
 
 
-def _last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord, int] | None:
+def last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord, Message] | None:
+    """The last record of a shard's journal and the message it came in, or None if it has none.
+
+    Raises:
+        ShardError: the record cannot be read. BrokerError: Kafka does not answer.
+    """
     low, high = reader.watermarks(JOURNAL, shard_id)
     span = 64
     while True:
@@ -131,11 +152,11 @@ def _last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecor
         for message in reader.read_range(JOURNAL, shard_id, first, high):
             found = message
         if found is not None:
-            offset = _offset(found)
             try:
-                return _JOURNAL(found.value()), offset
+                return _JOURNAL(found.value()), found
             except DecodeError as error:
-                raise ShardError(f"{JOURNAL}[{shard_id}] offset {offset} is no journal record: {error}") from error
+                where = f"{JOURNAL}[{shard_id}] offset {found.offset()}"
+                raise ShardError(f"{where} is no journal record: {error}") from error
         if first <= low:
             return None
         span *= 8
@@ -168,20 +189,10 @@ def claim_record(shard: Shard, worker: str, rules_next: int) -> JournalRecord:
         parameters=Range(first=shard.parameters_next, next=shard.parameters_next),
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
-        rules_next=rules_next,
         clock=shard.clock_us,
+        rules_next=rules_next,
         worker=worker,
     )
-
-
-def load_rows(shard: Shard, rows: Mapping[str, bytes]) -> None:
-    """Take in every account's last row.
-
-    Raises:
-        ShardError: a row cannot be loaded; the text names the account.
-    """
-    for account in sorted(rows):
-        load_account(shard, account, rows[account])
 
 
 def load_account(shard: Shard, account: str, row: bytes) -> None:
@@ -223,12 +234,12 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
     shard.journal_sequence += 1
 
 
-def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> int:
+def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> Generator[None, None, int]:
     """Take in every account's last row; how many came from Redis."""
     low, end = reader.watermarks(ACCOUNTS, shard.shard)
-    table = restore_point.read(shard.shard, shard.claim, low, end)
+    table = yield from restore_point.read(shard.shard, shard.claim, low, end)
     rows, first = ({}, 0) if table is None else (dict(table.rows), table.stamp)
-    for message in reader.read_range(ACCOUNTS, shard.shard, first, end):
+    for count, message in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
         key, value = message.key(), message.value()
         if key is None:
             raise ShardError(f"{ACCOUNTS}[{shard.shard}] offset {message.offset()} has no key")
@@ -236,26 +247,39 @@ def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> 
             rows.pop(bytes(key).decode(), None)
         else:
             rows[bytes(key).decode()] = bytes(value)
-    load_rows(shard, rows)
+        if count % (4 * ROWS_PER_STEP) == 0:
+            yield
+    for count, account in enumerate(sorted(rows)):
+        load_account(shard, account, rows[account])
+        if count % ROWS_PER_STEP == 0:
+            yield
     return 0 if table is None else len(table.rows)
 
 
-def _recall_marks(shard: Shard, reader: LogReader) -> None:
+def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None]:
     """Learn the prices as of the shard's last record."""
-    for message in reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next):
+    for count, message in enumerate(reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next)):
         with suppress(DecodeError):  # it was refused when it was walked
             shard.recall_marks(_offset(message), MARK_FRAME(message.value()))
+        if count % FRAMES_PER_STEP == 0:
+            yield
 
 
-def _walk_marks(shard: Shard, reader: LogReader, marks_next: int) -> list[tuple[Message, Exception]]:
+def _walk_marks(
+    shard: Shard, reader: LogReader, marks_next: Callable[[], int]
+) -> Generator[None, None, list[tuple[Message, Exception]]]:
     """Walk the marks that came while nobody owned the shard; those that are no frames, with the reason."""
     refused: list[tuple[Message, Exception]] = []
-    for message in reader.read_range(MARKS, 0, shard.marks_next, marks_next):
-        try:
-            shard.apply_marks(_offset(message), MARK_FRAME(message.value()))
-        except DecodeError as error:
-            refused.append((message, error))
-    shard.marks_next = max(shard.marks_next, marks_next)
+    while shard.marks_next < (end := marks_next()):
+        is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
+        for count, message in enumerate(reader.read_range(MARKS, 0, shard.marks_next, end)):
+            try:
+                shard.apply_marks(_offset(message), MARK_FRAME(message.value()))
+            except DecodeError as error:
+                refused.append((message, error))
+            if count % FRAMES_PER_STEP == 0 and not is_last:
+                yield
+        shard.skip_marks(end - 1)
     return refused
 
 
@@ -263,3 +287,15 @@ def _offset(message: Message) -> int:
     offset = message.offset()
     assert offset is not None
     return offset
+
+
+_UNDECIDED = {
+    KafkaError._TIMED_OUT,
+    KafkaError._WAIT_COORD,
+    KafkaError._TRANSPORT,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+"""Errors of a committed offset that pass: a coordinator that moves, a transaction that is still open."""

@@ -81,7 +81,8 @@ class Shard:
     """The accounts of one shard.
 
     ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
-    ``marks_full`` is the offset of the last full mark frame applied (-1: none).
+    ``marks_full`` is the offset of the last full mark frame applied (-1: none); ``marks_epoch`` is the highest epoch of
+    the frames walked.
     """
 
     def __init__(self, shard: int, parameters: RiskParameters | None = None) -> None:
@@ -95,6 +96,7 @@ class Shard:
         self.marks_next = 0
         self.parameters_next = 0
         self.marks_full = -1
+        self.marks_epoch = -1
         self.clock_us = 0
         self.claim = -1
         self.journal_sequence = 0
@@ -130,6 +132,8 @@ class Shard:
 
     def recall_marks(self, offset: int, frame: MarkFrame) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
+        if frame.epoch < self.marks_epoch:
+            return
         marks_next = self.marks_next
         self._learn(offset, frame)
         self.marks_next = marks_next
@@ -194,7 +198,13 @@ class Shard:
         self._decide(_array(rows))
 
     def apply_marks(self, offset: int, frame: MarkFrame) -> None:
-        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due."""
+        """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due.
+
+        A frame of a lower epoch comes late from an oracle that has been replaced: it changes nothing.
+        """
+        if frame.epoch < self.marks_epoch:
+            self.skip_marks(offset)
+            return
         self._renew_index()
         moved, concerned = self._learn(offset, frame)
         found = [self._index.crossed_all(moved)] if moved else []
@@ -204,6 +214,10 @@ class Shard:
             found.append(_array(due))
         if found:
             self._decide(np.unique(np.concatenate(found)))
+
+    def skip_marks(self, offset: int) -> None:
+        """Count a record that is no frame as walked."""
+        self.marks_next = max(self.marks_next, offset + 1)
 
     # --- output ------------------------------------------------------------------------------------------------------
 
@@ -357,6 +371,7 @@ class Shard:
         """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
         their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
+        self.marks_epoch = frame.epoch
         self.clock_us = max(self.clock_us, frame.time)
         if frame.full:
             self.marks_full = offset
@@ -444,9 +459,9 @@ class Shard:
         suspect |= level_now != self._levels[rows]
         if self._commanded:
             suspect |= np.isin(rows, np.fromiter(self._commanded, dtype=np.int64, count=len(self._commanded)))
-        found = [self._owner[row] for row in rows[suspect & columns.decidable].tolist()]
-        # By name, not by row: rows are given out anew whenever the shard is taken, and ids follow the order here.
-        for state, group in sorted(found, key=lambda owner: (owner[0].account, owner[1].margin)):
+        # By name, not by row: which row a group has depends on when it was restored, and a replay must give the same.
+        owners = [self._owner[row] for row in rows[suspect & columns.decidable].tolist()]
+        for state, group in sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin)):
             if not state.suspended:
                 self._decide_exactly(state, group)
 

@@ -134,7 +134,7 @@ def nobody_healthy_liquidated(found: Evidence) -> Differences:
                 ledger.frame(ahead[1], found.prefix)
                 ahead = next(frames, None)
             marks.walk_to(evidence["marks_offset"])
-            rules = found.parameters.as_of(evidence["parameters_version"])
+            rules = found.parameters.as_of(evidence["parameters_version"]).scaled(marks.scales)
             group = ledger.group(command["account"], command["margin"])
             differences += _misjudged(command, group, marks, rules)
     return differences
@@ -157,6 +157,8 @@ def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules
         yield f"{name}: marks of {not_live} were not live"
     if any(Decimal(evidence["marks"].get(symbol, "0")) != marks.marks[symbol].price for symbol in needed):
         yield f"{name}: evidence names marks {evidence['marks']}, the log has others"
+    if any(marks.scales.get(key) != Decimal(scale) for key, scale in evidence.get("scales", {}).items()):
+        yield f"{name}: evidence names scales {evidence['scales']}, the log has others"
     verdict = evaluate(group, marks.prices(), rules)
     if not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
@@ -167,8 +169,10 @@ def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules
 
 
 def nobody_liquidatable_left(found: Evidence) -> Differences:
-    """At the last live marks no group is below maintenance without an open command."""
-    rules = _rules(found)
+    """At the last live marks and the last scales no group is below maintenance without an open command."""
+    marks = MarkLog(found.marks)
+    marks.walk_to(2**62)
+    rules = _rules(found).scaled(marks.scales)
     live: dict[str, Decimal] = {}
     for _, frame in found.marks:
         live |= {mark["symbol"]: Decimal(mark["price"]) for mark in frame["marks"] if mark["status"] == "live"}

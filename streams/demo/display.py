@@ -4,6 +4,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -146,6 +147,8 @@ def show_result(
         f"commands      {len(found.commands):,}: " + _counts(stages),
         f"alerts        {len(found.alerts):,}: " + _counts(kinds),
     ]
+    if scales := _highest_scales(found):
+        lines.append("scales        " + ", ".join(f"{key} up to {scale}" for key, scale in sorted(scales.items())))
     if latencies.by_command:
         figures = ", ".join(
             f"{name} {latencies.quantile_ms(share):.1f} ms"
@@ -162,6 +165,15 @@ def show_result(
             console.print(f"         {difference}", highlight=False, markup=False, soft_wrap=True)
         if len(differences) > DIFFERENCES_SHOWN:
             console.print(f"         and {len(differences) - DIFFERENCES_SHOWN} more")
+
+
+def _highest_scales(found: Evidence) -> dict[str, Decimal]:
+    """The highest scale of each parameter record that was scaled."""
+    highest: dict[str, Decimal] = {}
+    for _, frame in found.marks:
+        for key, scale in frame.get("scales", {}).items():
+            highest[key] = max(highest.get(key, Decimal(0)), Decimal(scale))
+    return highest
 
 
 def _liquidations(found: Evidence, latencies: Latencies) -> Table:

@@ -16,6 +16,7 @@ from schemas.parameters import (
     OracleParameters,
     Parameter,
     PolicyParameters,
+    Scale,
 )
 from streams.demo.errors import RecordingError
 from streams.demo.recording import Recording
@@ -38,6 +39,9 @@ _LIQUIDATION_FEES = {"BTC-PERP": "0.003", "ETH-PERP": "0.003"}
 _GENERIC_LIQUIDATION_FEE = "0.006"
 _INSURANCE_FEE = "0.0005"
 _MAX_ORDER_NOTIONAL = "50000"
+_VOLATILITY_SCALE = Scale(reference="0.1", cap="1.5", change_per_minute="3")
+_VOLATILITY_HALF_LIFE_MS, _SCALE_INTERVAL_MS = 4_000, 1_000
+"""Far quicker than an exchange would have it: a replay takes seconds, and looks as volatile as it is fast."""
 _BTC_COLLATERAL_TIERS = (
     CollateralTier(quantity_floor="0", weight="0.95"),
     CollateralTier(quantity_floor="50", weight="0.9"),
@@ -100,6 +104,8 @@ def market_of(recording: Recording) -> Market:
         liquidation_buffer_rate="0.002",
         margin_call_levels=("1.5", "1.2", "1.05"),
         command_ttl_ms=COMMAND_TTL_MS,
+        volatility_half_life_ms=_VOLATILITY_HALF_LIFE_MS,
+        scale_interval_ms=_SCALE_INTERVAL_MS,
         version=1,
     )
     oracles = [_oracle(recording, symbol) for symbol in recording.symbols]
@@ -117,6 +123,7 @@ def _instrument(recording: Recording, symbol: str) -> InstrumentParameters:
         liquidation_fee=_LIQUIDATION_FEES.get(symbol, _GENERIC_LIQUIDATION_FEE),
         insurance_fee=_INSURANCE_FEE,
         max_order_notional=_MAX_ORDER_NOTIONAL,
+        volatility_scale=_VOLATILITY_SCALE,
         version=1,
     )
 

@@ -6,7 +6,7 @@ tiers are summed slice by slice, nothing is kept between two evaluations. Readin
 checks.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import (
     ROUND_FLOOR,
@@ -42,6 +42,10 @@ class Slices:
 
     tiers: tuple[tuple[Decimal, Decimal], ...]
 
+    def changed(self, change: Callable[[Decimal], Decimal]) -> "Slices":
+        """The same tiers with every rate changed."""
+        return Slices(tuple((floor, change(rate)) for floor, rate in self.tiers))
+
     def total(self, amount: Decimal) -> Decimal:
         """The sum over the tiers of the part of ``amount`` inside the tier times the tier's rate."""
         ends = [floor for floor, _ in self.tiers[1:]] + [max(amount, self.tiers[-1][0])]
@@ -53,25 +57,33 @@ class Slices:
 
 @dataclass(frozen=True)
 class Rules:
-    """The parameter records in force, by key."""
+    """The parameter records in force, by key, and the scales of some of them."""
 
     records: Mapping[str, Json]
+    scales: Mapping[str, Decimal] = field(default_factory=dict)
+
+    def scaled(self, scales: Mapping[str, Decimal]) -> "Rules":
+        """The same records at ``scales``: rates times their scale, 0.99 at most, and haircuts, 1 at most."""
+        return Rules(self.records, scales)
 
     def settle_asset(self, symbol: str) -> str:
         return str(self.records[f"instrument:{symbol}"]["settle_asset"])
 
     def maintenance(self, symbol: str, notional: Decimal) -> Decimal:
         """Maintenance margin of a position of ``notional``, in its settle asset."""
-        tiers = self.records[f"instrument:{symbol}"]["margin_tiers"]
-        return _slices(tiers, "notional_floor", "maintenance_rate").total(notional)
+        key = f"instrument:{symbol}"
+        scale = self.scales.get(key, Decimal(1))
+        slices = _slices(self.records[key]["margin_tiers"], "notional_floor", "maintenance_rate")
+        return slices.changed(lambda rate: min(rate * scale, Decimal("0.99")) if scale != 1 else rate).total(notional)
 
     def weighted(self, asset: str, quantity: Decimal) -> Decimal:
         """The quantity that counts as collateral; a debt counts ``liability_weight`` times."""
-        record = self.records[f"asset:{asset}"]
+        record, scale = self.records[f"asset:{asset}"], self.scales.get(f"asset:{asset}", Decimal(1))
         if quantity <= 0:
-            return quantity * Decimal(record.get("liability_weight", "1"))
+            return quantity * (1 + (Decimal(record.get("liability_weight", "1")) - 1) * scale)
         tiers = record.get("collateral_tiers", [{"quantity_floor": "0", "weight": "1"}])
-        return _slices(tiers, "quantity_floor", "weight").total(quantity)
+        slices = _slices(tiers, "quantity_floor", "weight")
+        return slices.changed(lambda weight: max(1 - (1 - weight) * scale, _ZERO)).total(quantity)
 
     def price_symbol(self, asset: str) -> str | None:
         found: str | None = self.records[f"asset:{asset}"].get("price_symbol")
@@ -279,12 +291,14 @@ class MarkSeen:
 
 
 class MarkLog:
-    """``margin.marks.v1`` walked forward: the marks and the time as of an offset."""
+    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset."""
 
     def __init__(self, frames: Iterable[tuple[int, Json]]) -> None:
         self._frames = iter(frames)
         self._ahead: tuple[int, Json] | None = None
         self.marks: dict[str, MarkSeen] = {}
+        self.scales: dict[str, Decimal] = {}
+        self.epoch = -1
         self.time_us = 0
 
     def walk_to(self, offset: int) -> None:
@@ -300,7 +314,12 @@ class MarkLog:
         return {symbol: mark.price for symbol, mark in self.marks.items()}
 
     def _take(self, frame: Json) -> None:
+        if (epoch := frame.get("epoch", -1)) < self.epoch:
+            return
+        self.epoch = epoch
         self.time_us = max(self.time_us, frame["time"])
+        if frame["full"]:
+            self.scales = {key: Decimal(scale) for key, scale in frame.get("scales", {}).items()}
         for mark in frame["marks"]:
             self.marks[mark["symbol"]] = MarkSeen(Decimal(mark["price"]), mark["status"], mark["publish_time"])
 

@@ -22,7 +22,8 @@ A position settled in an asset with a price of its own moves with two marks that
 below (1 + REACH) times today's, which gets a trigger of its own, a_s is at most (1 + REACH) times as large.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -50,7 +51,10 @@ _ROW_SHIFT = 32
 """A ticket is a row, shifted so far, plus how often its bands have been made anew; only a row's latest counts."""
 
 _ENTERED_MAX = 512
-"""Most batches of triggers that wait for their symbol to move before they are sorted in."""
+"""About how many batches of triggers wait for their symbol to move before they are sorted in."""
+
+_FANOUT = 4
+"""How many runs of triggers of about one size there are before they are merged."""
 
 REBAND_SHARE = 256
 REBAND_LEAST = 4096
@@ -75,6 +79,9 @@ class TriggerIndex:
         self._ladders: list[_Ladder] = []
         self._price: dict[str, float] = {}
         self._variance: Floats = np.zeros(0)
+        self._levels: tuple[Decimal, ...] = ()
+        self._edges: Floats = np.ones(1)
+        self._batches = 0
         self.rebuild()
 
     @property
@@ -164,11 +171,10 @@ class TriggerIndex:
 
     def _band(self, rows: Rows, columns: Columns) -> None:
         """Enter new triggers of ``rows``, whose older ones are forgotten."""
-        edges = np.array([float(edge) for edge in decision_edges(self._portfolio.parameters.policy.margin_call_levels)])
         exposures = self._portfolio.exposures(rows, REACH)
         if not exposures.owner.size:
             return
-        bracket = _Bracket.of(columns, edges)
+        bracket = _Bracket.of(columns, self._decision_edges())
         distances = _Distances.of(exposures, bracket, self._variance)
         mark = self._portfolio.mark_column[exposures.symbol]
         row = rows[exposures.owner]
@@ -176,6 +182,13 @@ class TriggerIndex:
         ladder = np.concatenate([2 * exposures.symbol[down], 2 * exposures.symbol[up] + 1])
         key = np.concatenate([-mark[down] * (1 - distances.down[down]), mark[up] * (1 + distances.up[up])])
         self._enter(ladder, key, np.concatenate([row[down], row[up]]))
+
+    def _decision_edges(self) -> Floats:
+        levels = self._portfolio.parameters.policy.margin_call_levels
+        if levels != self._levels:
+            self._levels = levels
+            self._edges = np.array([float(edge) for edge in decision_edges(levels)])
+        return self._edges
 
     def _enter(self, ladder: Ints, key: Floats, row: Rows) -> None:
         if not ladder.size:
@@ -185,7 +198,11 @@ class TriggerIndex:
         starts = np.flatnonzero(np.diff(ladder, prepend=-1))
         ends = [*starts[1:].tolist(), ladder.size]
         for name, start, end in zip(ladder[starts].tolist(), starts.tolist(), ends, strict=True):
-            self._ladders[name].enter(key[start:end], ticket[start:end], self._ticket)
+            self._ladders[name].entered.append((key, ticket, start, end))
+        self._batches += 1
+        if self._batches % _ENTERED_MAX == 0:
+            for resting in self._ladders:
+                resting.tidy(self._ticket)
 
     def _crossed(self, symbol: str, price: float) -> list[Rows]:
         index, before = self._portfolio.symbol_id(symbol), self._price.get(symbol)
@@ -284,79 +301,91 @@ def _narrowed(distance: Floats) -> Floats:
 # --- triggers in order -----------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class _Run:
-    """Triggers, float64 and their tickets, int64, in ascending order; those before ``next`` have been taken."""
+    """Triggers in ascending order with their tickets; those before ``next`` have been taken.
 
-    key: Floats
-    ticket: Ints
-    next: int = 0
+    ``head`` is the lowest one left. ``level`` rises by one with every ``_FANOUT``-fold of the size.
+    """
 
-    @property
-    def left(self) -> int:
-        return int(self.key.size) - self.next
+    __slots__ = ("_key", "_next", "_ticket", "head", "level")
+
+    def __init__(self, key: Floats, ticket: Ints) -> None:
+        self._key, self._ticket, self._next = key, ticket, 0
+        self.head = float(key[0]) if key.size else np.inf
+        self.level = int(math.log(max(key.size, 1), _FANOUT))
+
+    def __len__(self) -> int:
+        return int(self._key.size) - self._next
+
+    def take(self, bound: float) -> Ints:
+        """Take out the triggers at or below ``bound``; their tickets."""
+        first, self._next = self._next, int(np.searchsorted(self._key, bound, side="right"))
+        self.head = float(self._key[self._next]) if len(self) else np.inf
+        return self._ticket[first : self._next]
+
+    def left(self) -> tuple[Floats, Ints]:
+        """What has not been taken."""
+        return self._key[self._next :], self._ticket[self._next :]
 
 
 class _Ladder:
     """The triggers of one symbol in one direction, as sorted runs of falling size (a log-structured merge).
 
+    Runs of a size are merged when there are ``_FANOUT`` of them: seldom enough that few ticks pay for a large merge.
     Entering costs O(log n) a trigger over time, leaving O(log n + k). A trigger counts only while its ticket is its
-    row's.
+    row's. ``entered``: (keys, tickets, first, end) of the triggers that came last; they are sorted in when the symbol
+    moves next, or by :meth:`tidy`.
     """
 
-    __slots__ = ("_keys", "_runs", "_tickets")
+    __slots__ = ("_runs", "entered")
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
-        self._keys: list[Floats] = []
-        self._tickets: list[Ints] = []
+        self.entered: list[tuple[Floats, Ints, int, int]] = []
 
     def __len__(self) -> int:
-        """Triggers held: at most about twice those that count, and the last entered."""
-        return sum(key.size for key in self._keys) + sum(run.left for run in self._runs)
+        """Triggers held: at most about ``_FANOUT`` times those that count, and the last entered."""
+        return sum(end - first for _, _, first, end in self.entered) + sum(map(len, self._runs))
 
-    def enter(self, key: Floats, ticket: Ints, current: Ints) -> None:
-        """Add triggers. They are sorted in when the symbol moves next, or when many have come."""
-        self._keys.append(key)
-        self._tickets.append(ticket)
-        if len(self._keys) > _ENTERED_MAX:
+    def tidy(self, current: Ints) -> None:
+        """Sort in what was entered, if that is much: nothing may pile up at a symbol that rests."""
+        if len(self.entered) > _ENTERED_MAX // 2:
             self._sort_in(current)
-            self._merge(current)
 
     def leave(self, bound: float, current: Ints) -> list[Rows]:
         """Take out every trigger at or below ``bound``; the rows of those that count."""
-        found = []
-        if self._keys:
+        if self.entered:
             self._sort_in(current)
+        found = []
         for run in self._runs:
-            if run.left and run.key[run.next] <= bound:
-                end = int(np.searchsorted(run.key, bound, side="right"))
-                ticket = run.ticket[run.next : end]
+            if run.head <= bound:
+                ticket = run.take(bound)
                 row = ticket >> _ROW_SHIFT
                 found.append(row[current[row] == ticket])
-                run.next = end
-        self._merge(current)
         return found
 
     def _sort_in(self, current: Ints) -> None:
-        self._runs.append(_sorted_run(self._keys, self._tickets, current))
-        self._keys, self._tickets = [], []
-
-    def _merge(self, current: Ints) -> None:
-        """Keep every run more than twice as long as the one after it."""
         runs = self._runs
-        while len(runs) > 1 and runs[-2].left <= 2 * runs[-1].left:
-            last, run = runs.pop(), runs.pop()
-            keys, tickets = (
-                [run.key[run.next :], last.key[last.next :]],
-                [run.ticket[run.next :], last.ticket[last.next :]],
-            )
-            runs.append(_sorted_run(keys, tickets, current))
+        runs.append(
+            _sorted_run([(key[first:end], ticket[first:end]) for key, ticket, first, end in self.entered], current)
+        )
+        self.entered = []
+        while (count := self._newest_of_a_level()) >= _FANOUT:
+            runs[-count:] = [_sorted_run([run.left() for run in runs[-count:]], current)]
+
+    def _newest_of_a_level(self) -> int:
+        """How many of the last runs are no larger than the very last."""
+        level, count = self._runs[-1].level, 0
+        for run in reversed(self._runs):
+            if run.level > level:
+                break
+            count += 1
+        return count
 
 
-def _sorted_run(keys: list[Floats], tickets: list[Ints], current: Ints) -> _Run:
+def _sorted_run(parts: Sequence[tuple[Floats, Ints]], current: Ints) -> _Run:
     """One run of those triggers that count."""
-    key, ticket = np.concatenate(keys), np.concatenate(tickets)
+    key, ticket = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     counts = (current[ticket >> _ROW_SHIFT] == ticket).nonzero()[0]
     order = counts[key[counts].argsort(kind="stable")]
     return _Run(key[order], ticket[order])

@@ -1,19 +1,22 @@
-"""What of a group's collateral to sell, and which of its debts to buy back, when closing positions was not enough.
+"""Which of a group's collateral to sell and which of its debts to buy back with it, and what that restores.
 
 Debt counts ``liability_weight`` times and credit with a haircut, so turning credit into a paid debt raises equity
 without any price moving. The sales are spot orders on the assets' price symbols; what they did comes back as
-transfers.
+transfers. Whether converting is cheaper than closing a position is the reduction's business.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-from streams.margin.fixed_point import EXACT, divide_ceiling
+from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.health import Marks, price_of
 from streams.margin.parameters import AssetRules, RiskParameters
 
-_ZERO = Decimal(0)
+COST_INCREMENT = Decimal("1e-18")
+"""Costs per restored unit that agree to this count as equal."""
+
+_ZERO, _ONE = Decimal(0), Decimal(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,62 +31,105 @@ class Conversion:
     weight: Decimal
 
 
-def convert_collateral(
-    balances: Mapping[str, Decimal], shortage: Decimal, marks: Marks, parameters: RiskParameters
-) -> tuple[Conversion, ...]:
-    """The conversions that raise equity by ``shortage`` (> 0) at the marks, or as far as they can.
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Credit of one asset for debt of another, for a volume x: credit of value (1 + fee of the debt's asset) * x is
+    sold and debt of value (1 - fee of the credit's asset) * x is paid.
 
-    Debts with the highest weight are paid first, out of the credit with the lowest; moving a value v from one to the
-    other raises equity by v * (weight of the debt - weight of the credit). Quantities are whole minor units, rounded up
-    but never beyond the balance. Assets without a price symbol need no order to be spent or owed; one that is priced by
-    a derivative has no spot market here and is left alone.
-
-    Raises:
-        InputError: a mark or an asset is missing.
+    ``gain`` is what x = 1 adds to equity, ``cost`` what it loses at the marks. No weight changes within ``most``.
     """
-    rules = {asset: parameters.asset(asset) for asset, amount in balances.items() if amount}
-    held = {asset: balances[asset] for asset in rules if rules[asset].price_symbol not in parameters.instruments}
-    prices = {asset: price_of(rules[asset], marks) for asset in held}
-    changed = dict.fromkeys(held, _ZERO)
-    weights: dict[str, Decimal] = {}
-    with localcontext(EXACT):
-        while shortage > 0:
-            debt = max(_debts(held, changed), key=lambda a: (rules[a].liability_weight, a), default=None)
-            credit = min(
-                _credits(held, changed), key=lambda a: (rules[a].weight_below(held[a] + changed[a]), a), default=None
+
+    debt: AssetRules
+    credit: AssetRules
+    gain: Decimal
+    cost: Decimal
+    most: Decimal
+
+    @property
+    def cost_per_gain(self) -> Decimal:
+        """Expected cost of a restored unit, rounded down."""
+        return divide_floor(self.cost, self.gain, COST_INCREMENT)
+
+
+class Converting:
+    """The exchanges made so far of the balances of one group. ``changed``: what they added, by asset."""
+
+    def __init__(self, marks: Marks, parameters: RiskParameters) -> None:
+        self._marks, self._parameters = marks, parameters
+        self._weights: dict[str, Decimal] = {}
+        self.changed: dict[str, Decimal] = {}
+
+    @property
+    def conversions(self) -> tuple[Conversion, ...]:
+        """What there is to order, by asset. Assets without a price symbol need no order to be spent or owed."""
+        return tuple(
+            Conversion(rules, quantity, self._weights[asset])
+            for asset, quantity in sorted(self.changed.items())
+            if quantity and (rules := self._parameters.asset(asset)).price_symbol is not None
+        )
+
+    def cheapest(self, balances: Mapping[str, Decimal], *, declared: bool) -> Exchange | None:
+        """The exchange that restores most for its cost, None if none restores anything. Of equals the greatest gain.
+
+        ``declared``: only of assets whose record states a fee (or that need no order). An asset that is priced by a
+        derivative has no spot market and is left alone.
+
+        Raises:
+            InputError: a mark or an asset is missing.
+        """
+        named = (self._parameters.asset(asset) for asset, amount in balances.items() if amount)
+        held = [rules for rules in named if self._has_market(rules, declared)]
+        found = [
+            exchange
+            for debt in held
+            for credit in held
+            if balances[debt.asset] < 0 < balances[credit.asset]
+            and (exchange := self._exchange(debt, credit, balances)).gain > 0
+        ]
+        return min(
+            found, key=lambda one: (one.cost_per_gain, -one.gain, one.debt.asset, one.credit.asset), default=None
+        )
+
+    def make(self, exchange: Exchange, shortage: Decimal, balances: Mapping[str, Decimal]) -> None:
+        """Exchange as much as restores ``shortage`` (> 0), or ``most``: whole minor units, never beyond a balance."""
+        debt, credit = exchange.debt, exchange.credit
+        with localcontext(EXACT):
+            volume = min(exchange.most, divide_ceiling(shortage, exchange.gain, COST_INCREMENT))
+            kept, spent = _ONE - _fee(credit), _ONE + _fee(debt)
+            debt_price, credit_price = price_of(debt, self._marks), price_of(credit, self._marks)
+            paid = _units(volume * kept, debt_price, debt, -balances[debt.asset])
+            sold = _units(paid * debt_price * spent, credit_price * kept, credit, balances[credit.asset])
+            if debt.price_symbol is None:  # nothing is bought: all that was sold for counts
+                paid = divide_floor(sold * credit_price * kept, _ONE, _ONE.scaleb(-debt.decimals))
+            for rules, quantity in ((debt, paid), (credit, -sold)):
+                self.changed[rules.asset] = self.changed.get(rules.asset, _ZERO) + quantity
+        self._weights[debt.asset] = debt.liability_weight
+        self._weights[credit.asset] = credit.weight_below(balances[credit.asset])
+
+    def _has_market(self, rules: AssetRules, declared: bool) -> bool:
+        if rules.price_symbol is None:
+            return True
+        return rules.price_symbol not in self._parameters.instruments and (
+            rules.liquidation_fee is not None or not declared
+        )
+
+    def _exchange(self, debt: AssetRules, credit: AssetRules, balances: Mapping[str, Decimal]) -> Exchange:
+        owed, left = -balances[debt.asset], balances[credit.asset]
+        with localcontext(EXACT):
+            kept, spent = _ONE - _fee(credit), _ONE + _fee(debt)
+            in_tier = left - max(step.quantity_floor for step in credit.steps if step.quantity_floor < left)
+            most = min(
+                divide_ceiling(owed * price_of(debt, self._marks), kept, COST_INCREMENT),
+                divide_ceiling(in_tier * price_of(credit, self._marks), spent, COST_INCREMENT),
             )
-            if debt is None or credit is None:
-                break
-            weights[debt] = rules[debt].liability_weight
-            weights[credit] = rules[credit].weight_below(held[credit] + changed[credit])
-            gain = weights[debt] - weights[credit]
-            if gain <= 0:
-                break
-            left = held[credit] + changed[credit]
-            value = min(-(held[debt] + changed[debt]) * prices[debt], _in_tier(rules[credit], left) * prices[credit])
-            value = min(value, divide_ceiling(shortage, gain, Decimal(1).scaleb(-rules[credit].decimals)))
-            changed[debt] += _units(value, prices[debt], rules[debt], -(held[debt] + changed[debt]))
-            changed[credit] -= _units(value, prices[credit], rules[credit], left)
-            shortage -= value * gain
-    return tuple(
-        Conversion(rules[asset], quantity, weights[asset])
-        for asset, quantity in sorted(changed.items())
-        if quantity and rules[asset].price_symbol is not None
-    )
+            gain = debt.liability_weight * kept - credit.weight_below(left) * spent
+            return Exchange(debt, credit, gain, spent - kept, most)
 
 
-def _debts(held: Mapping[str, Decimal], changed: Mapping[str, Decimal]) -> list[str]:
-    return [asset for asset in held if held[asset] + changed[asset] < 0]
-
-
-def _credits(held: Mapping[str, Decimal], changed: Mapping[str, Decimal]) -> list[str]:
-    return [asset for asset in held if held[asset] + changed[asset] > 0]
-
-
-def _in_tier(rules: AssetRules, quantity: Decimal) -> Decimal:
-    """How much of ``quantity`` counts at its last unit's weight."""
-    return quantity - max(step.quantity_floor for step in rules.steps if step.quantity_floor < quantity)
+def _fee(rules: AssetRules) -> Decimal:
+    return rules.liquidation_fee or _ZERO
 
 
 def _units(value: Decimal, price: Decimal, rules: AssetRules, most: Decimal) -> Decimal:
-    return min(divide_ceiling(value, price, Decimal(1).scaleb(-rules.decimals)), most)
+    """The quantity worth ``value``, rounded up to a minor unit."""
+    return min(divide_ceiling(value, price, _ONE.scaleb(-rules.decimals)), most)

@@ -24,6 +24,7 @@ LIQUIDATION_PRICE_PLACES = 12
 _RATIO_INCREMENT = Decimal(1).scaleb(-HEALTH_RATIO_PLACES)
 _PRICE_INCREMENT = Decimal(1).scaleb(-LIQUIDATION_PRICE_PLACES)
 _MARK_MOST = Decimal(10) ** INTEGER_DIGITS_MAX
+_RATIO_MOST = Decimal(10**INTEGER_DIGITS_MAX - 1)
 _ZERO = Decimal(0)
 _ONE = Decimal(1)
 
@@ -43,7 +44,8 @@ class PositionHealth:
 class Health:
     """The verdict. ``liquidatable`` iff maintenance_margin > 0 and equity < maintenance_margin, strictly.
 
-    ``health_ratio`` is equity / maintenance_margin rounded down to 8 places, None without a maintenance margin.
+    ``health_ratio`` is equity / maintenance_margin rounded down to 8 places and held within the 18 digits before the
+    point that a message can carry; None without a maintenance margin.
     """
 
     equity: Decimal
@@ -76,8 +78,12 @@ def evaluate(group: Group, marks: Marks, parameters: RiskParameters) -> Health:
                 PositionHealth(position.symbol, position.quantity, abs(value) * holding.unit, maintenance, initial)
             )
     total = margins.maintenance
-    ratio = divide_floor(equity, total, _RATIO_INCREMENT) if total > 0 else None
+    ratio = _ratio(equity, total) if total > 0 else None
     return Health(equity, total, margins.initial, total > 0 and equity < total, ratio, tuple(parts))
+
+
+def _ratio(equity: Decimal, maintenance: Decimal) -> Decimal:
+    return max(min(divide_floor(equity, maintenance, _RATIO_INCREMENT), _RATIO_MOST), -_RATIO_MOST)
 
 
 def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Holding]:
@@ -228,24 +234,24 @@ def _safe_region(section: _Section) -> tuple[Decimal, Decimal | None] | None:
     lower: Decimal = _ZERO
     upper: Decimal | None = None
     while (cut := _cut(section, _MARK_MOST if upper is None else upper)) is not None:
-        constant, slope = cut
+        debt, slope = cut
         if slope >= 0:
             return None
-        upper = divide_floor(-constant, slope, _PRICE_INCREMENT)
+        upper = divide_floor(debt, slope, _PRICE_INCREMENT)
         if upper <= 0:
             return None
     while (cut := _cut(section, lower or _PRICE_INCREMENT)) is not None:
-        constant, slope = cut
+        debt, slope = cut
         if slope <= 0:
             return None
-        lower = divide_ceiling(-constant, slope, _PRICE_INCREMENT)
+        lower = divide_ceiling(debt, slope, _PRICE_INCREMENT)
         if upper is not None and upper < lower:
             return None
     return lower, upper
 
 
 def _cut(section: _Section, mark: Decimal) -> tuple[Decimal, Decimal] | None:
-    """The tangent of f at ``mark`` if f is below zero there, else None."""
+    """(d, b): the tangent -d + b * P of f at ``mark`` if f is below zero there, else None. Its root is d / b."""
     constant, slope = section.tangent(mark)
-    with localcontext(EXACT):
-        return (constant, slope) if constant + slope * mark < 0 else None
+    with localcontext(EXACT):  # the sign too: outside, a minus rounds to the 28 digits of the context in force
+        return (-constant, slope) if constant + slope * mark < 0 else None

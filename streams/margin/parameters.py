@@ -23,9 +23,9 @@ from schemas.parameters import (
     PolicyParameters,
     Scale,
 )
-from schemas.types import FRACTION_DIGITS_MAX
+from schemas.types import CROSS, FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
-from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, parse_decimal
+from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, parse_decimal, to_units
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,6 +43,9 @@ ratio rounded down is below an edge exactly when the ratio itself is."""
 SCENARIOS = 16
 """Scenarios of a scan: price moves of 0, 1, 2 and 3 thirds of the range, up and down, each with volatility up and down,
 and an extreme move either way."""
+
+SCALE_CAP_MOST = Decimal(1_000_000)
+"""Most that one measure may multiply rates by: the product of two is still a number that a mark frame holds."""
 
 _RECORD = Decoder[Parameter](Parameter)
 _THIRDS = (0, 0, 1, 1, -1, -1, 2, 2, -2, -2, 3, 3, -3, -3)
@@ -139,6 +142,7 @@ class AssetRules:
     price_symbol: str | None
     steps: tuple[CollateralStep, ...]
     liability_weight: Decimal
+    liquidation_fee: Decimal | None
     version: int
     weights: Floats
     offsets: Floats
@@ -398,8 +402,9 @@ def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
     insurance_fee = number("insurance_fee", record.insurance_fee)
     with localcontext(EXACT):
         number.require(liquidation_fee + insurance_fee < 1, "liquidation_fee + insurance_fee must be below 1")
-    price_increment = number.positive("price_increment", record.price_increment)
-    quantity_increment = number.positive("quantity_increment", record.quantity_increment)
+    number.require(record.symbol != CROSS, "no symbol can have the name of the cross group")
+    price_increment = number.increment("price_increment", record.price_increment)
+    quantity_increment = number.increment("quantity_increment", record.quantity_increment)
     limit, depth = record.max_order_notional, record.depth_notional
     impact_rate = number("impact_rate", record.impact_rate)
     number.require(impact_rate < 1, "impact_rate must be below 1")
@@ -493,6 +498,8 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     number.require(_rising(weights[::-1]), "collateral_tiers: weight must not increase from tier to tier")
     number.require(weights[0] <= 1, "collateral_tiers: weight must be from 0 to 1")
     number.require(liability_weight >= 1, "liability_weight must be at least 1")
+    fee = None if record.liquidation_fee is None else number("liquidation_fee", record.liquidation_fee)
+    number.require(fee is None or fee < 1, "liquidation_fee must be below 1")
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
     priced = record.price_symbol is not None
     number.require(priced or record.volatility_scale is None, "volatility_scale needs a price_symbol")
@@ -507,6 +514,7 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
         price_symbol=record.price_symbol,
         steps=tuple(CollateralStep(*fields) for fields in zip(floors, weights, offsets, strict=True)),
         liability_weight=liability_weight,
+        liquidation_fee=fee,
         version=record.version,
         weights=_floats(weights),
         offsets=_floats(offsets),
@@ -561,6 +569,7 @@ def _scale_rules(field: str, scale: Scale | None, number: "_Reader") -> ScaleRul
     names = ("reference", "floor", "cap", "change_per_minute")
     rules = ScaleRules(*(number.positive(f"{field}.{name}", getattr(scale, name)) for name in names))
     number.require(rules.floor <= rules.cap, f"{field}: floor must be at most cap")
+    number.require(rules.cap <= SCALE_CAP_MOST, f"{field}: cap must be at most {SCALE_CAP_MOST}")
     return rules
 
 
@@ -615,6 +624,14 @@ class _Reader:
     def positive(self, field: str, text: str) -> Decimal:
         value = self(field, text)
         self.require(value > 0, f"{field} must be above 0")
+        return value
+
+    def increment(self, field: str, text: str) -> Decimal:
+        value = self.positive(field, text)
+        try:
+            to_units(value, fraction_digits(value))
+        except InputError as error:
+            raise ParameterError(f"{self._key}: {field}: {error}") from None
         return value
 
     def require(self, holds: bool, reason: str) -> None:

@@ -4,17 +4,17 @@ Pure and exact: the plan is a function of group, marks and parameters. Naming th
 their fills is the engine's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import Literal
 
-from streams.margin.conversion import convert_collateral
+from streams.margin.conversion import Conversion
 from streams.margin.fixed_point import EXACT, divide_floor
 from streams.margin.group import Group
 from streams.margin.health import Marks, bankruptcy_prices_of, evaluate, mark_of
 from streams.margin.parameters import Instrument, RiskParameters
-from streams.margin.reduction import Reduction, reduce_positions
+from streams.margin.reduction import reduce_positions
 
 ORDERS_MAX = 512
 """Most orders of one plan. What a plan leaves unsliced for want of orders is planned again after its fills."""
@@ -40,8 +40,8 @@ class PlannedOrder:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``reduce``: closing the orders' quantities restores the target. ``close``: everything is closed. ``takeover``:
-    the fund takes every position at its limit price."""
+    """``reduce``: the orders restore the target. ``close``: every position is closed. ``takeover``: the fund takes
+    every position at its limit price."""
 
     stage: Literal["reduce", "close", "takeover"]
     orders: tuple[PlannedOrder, ...]
@@ -50,10 +50,10 @@ class Plan:
 def make_plan(group: Group, marks: Marks, parameters: RiskParameters) -> Plan:
     """The liquidation plan of ``group`` at ``marks``.
 
-    A group whose equity is not positive is taken over as a whole. Otherwise positions are reduced until equity meets
-    the target again (:func:`streams.margin.reduction.reduce_positions`), each order at most ``max_order_notional``.
-    Where closing all of them leaves a shortage because fees and debts outweigh what is left, collateral is sold and
-    debt bought back (:func:`streams.margin.conversion.convert_collateral`) by orders on the assets' price symbols.
+    A group whose equity is not positive is taken over as a whole. Otherwise positions are reduced, and collateral is
+    sold for debts where that is cheaper or where closing is not enough, until equity meets the target again
+    (:func:`streams.margin.reduction.reduce_positions`). Closes are orders of at most ``max_order_notional`` each, sales
+    and purchases of collateral are orders on the assets' price symbols.
 
     A group without a shortage gets a plan without orders.
 
@@ -69,16 +69,13 @@ def make_plan(group: Group, marks: Marks, parameters: RiskParameters) -> Plan:
         return Plan("takeover", _orders(group, held, prices, marks, parameters, sliced=False))
     reduction = reduce_positions(group, marks, parameters)
     orders = _orders(group, reduction.quantities, prices, marks, parameters, sliced=True)
-    if not held or reduction.quantities != held:
-        return Plan("reduce", orders)
-    if reduction.shortage > 0:
-        orders += _conversions(reduction, marks, parameters)
-    return Plan("close", orders)
+    orders += _conversions(reduction.conversions, marks)
+    return Plan("close" if held and reduction.quantities == held else "reduce", orders)
 
 
-def _conversions(reduction: Reduction, marks: Marks, parameters: RiskParameters) -> tuple[PlannedOrder, ...]:
+def _conversions(conversions: Iterable[Conversion], marks: Marks) -> tuple[PlannedOrder, ...]:
     found = []
-    for conversion in convert_collateral(reduction.balances, reduction.shortage, marks, parameters):
+    for conversion in conversions:
         symbol, sold = conversion.asset.price_symbol, conversion.quantity < 0
         if symbol is None:
             continue

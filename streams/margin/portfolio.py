@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from schemas.types import CROSS, FRACTION_DIGITS_MAX
+from schemas.types import CROSS, FRACTION_DIGITS_MAX, INTEGER_DIGITS_MAX
 from streams.errors import InputError, ParameterError
 from streams.margin.fixed_point import (
     EXACT,
@@ -97,7 +97,7 @@ class _Contract:
 
     __slots__ = (
         "asset_id", "balance", "cash_limit", "cash_per_lot", "compiled_from", "fee_decimals", "fee_scale", "lots",
-        "symbol_id",
+        "lots_limit", "symbol_id",
     )  # fmt: skip
 
     balance: "memoryview[int]"
@@ -115,6 +115,7 @@ class _Contract:
         self.asset_id = settle.asset_id
         self.cash_limit = settle.limit
         self.lots = caches(lot_digits, lot, 1)
+        self.lots_limit = _lots_limit(instrument)
         scale: int = 10 ** (settle.decimals - price_digits - lot_digits)
         self.cash_per_lot = caches(price_digits, tick, tick * lot * scale)
         self.fee_decimals = rules.decimals
@@ -241,8 +242,8 @@ class Portfolio:
         if after is None or after.settle_asset != before.settle_asset or after.settle_asset not in parameters.assets:
             raise ParameterError(f"symbol {symbol} has open positions: it cannot be removed or settled otherwise")
         digits = max(fraction_digits(before.quantity_increment), fraction_digits(after.quantity_increment))
-        old, new = to_units(before.quantity_increment, digits), to_units(after.quantity_increment, digits)
-        lots[slots] = _restated(lots[slots], old, new, f"symbol {symbol}: positions held")
+        old, new = (int(rules.quantity_increment.scaleb(digits, EXACT)) for rules in (before, after))
+        lots[slots] = _restated(lots[slots], old, new, _lots_limit(after), f"symbol {symbol}: positions held")
         change = scales[before.settle_asset] - self._ledger[before.settle_asset].decimals
         cash[slots] = _rescaled(cash[slots], change, f"symbol {symbol}: position cash held")
 
@@ -411,8 +412,8 @@ class Portfolio:
         balance = balances[row] - paid
         if not lots:
             balance, cash = balance + cash, 0
-        limit = contract.cash_limit
-        if not (-limit <= cash <= limit and -limit <= balance <= limit and -INT64_MAX <= lots <= INT64_MAX):
+        limit, most = contract.cash_limit, contract.lots_limit
+        if not (-limit <= cash <= limit and -limit <= balance <= limit and -most <= lots <= most):
             raise InputError(f"symbol {symbol}: a fill of {quantity} at {price} leaves the 64 bits of the ledger")
         if slot < 0:
             if lots:
@@ -466,7 +467,7 @@ class Portfolio:
                 lots = contract.lots[quantity]
             except InputError as error:
                 raise InputError(f"symbol {symbol}: a position of {quantity}: {error}") from None
-            if not lots or abs(lots) > INT64_MAX or contract.symbol_id in slots:
+            if not lots or abs(lots) > contract.lots_limit or contract.symbol_id in slots:
                 raise InputError(f"symbol {symbol}: a position of {quantity}, or given twice, cannot be loaded")
             slots[contract.symbol_id] = (lots, to_units(cash, self._ledger_by_id[contract.asset_id].decimals))
         self._clear(row)
@@ -519,11 +520,13 @@ class Portfolio:
         """Learn the mark of ``symbol``. One that is not live is known but nothing may be decided on it.
 
         Raises:
-            InputError: not a decimal above zero.
+            InputError: not a decimal above zero, or not one of the contract (18 digits before and after the point).
         """
         mark = price if isinstance(price, Decimal) else parse_decimal(price)
         if not mark.is_finite() or mark <= 0:
             raise InputError(f"symbol {symbol}: a mark of {price} is not above zero")
+        if mark.adjusted() >= INTEGER_DIGITS_MAX or fraction_digits(mark) > FRACTION_DIGITS_MAX:
+            raise InputError(f"symbol {symbol}: a mark of {price} has more digits than a price can have")
         self._marks[symbol] = mark
         self._live[symbol] = live
         self._prices.moved.add(symbol)
@@ -815,15 +818,21 @@ def _grown(column: Ints, size: int, fill: int = 0) -> Ints:
     return grown
 
 
-def _restated(units: Ints, old: int, new: int, what: str) -> Ints:
-    """Multiples of ``old`` as multiples of ``new``, exactly."""
+def _lots_limit(instrument: Instrument) -> int:
+    """Most lots of a position: as many as int64 and the decimal string of their quantity hold."""
+    digits = fraction_digits(instrument.quantity_increment)
+    return units_limit(digits) // to_units(instrument.quantity_increment, digits)
+
+
+def _restated(units: Ints, old: int, new: int, limit: int, what: str) -> Ints:
+    """Multiples of ``old`` as multiples of ``new``, exactly, at most ``limit`` of them."""
     if old == new:
         return units
     values = [int(value) * old for value in units.tolist()]
     if any(value % new for value in values):
         raise ParameterError(f"{what} are not whole numbers of the new increment")
     restated = [value // new for value in values]
-    if any(abs(value) > INT64_MAX for value in restated):
+    if any(abs(value) > limit for value in restated):
         raise ParameterError(f"{what} leave the 64 bits of the ledger")
     return np.array(restated, dtype=np.int64)
 

@@ -1,13 +1,15 @@
-"""How much of which positions to close so that a group meets its target again at the least expected cost.
+"""How much of which positions to close, and what collateral to convert, so that a group meets its target again at the
+least expected cost.
 
 The exact loop never closes more than needed; where markets are thin, a spread of the closes by marginal cost comes
 first. Prices, sides and slices of the orders are the plan's business.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 
+from streams.margin.conversion import COST_INCREMENT, Conversion, Converting
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group, Position
 from streams.margin.health import Marks, collateral_value, holdings
@@ -15,13 +17,12 @@ from streams.margin.models import TIERED, Holding, model_of
 from streams.margin.parameters import AssetRules, Instrument, RiskParameters
 
 _ZERO = Decimal(0)
-_COST_INCREMENT = Decimal("1e-18")
-"""Costs per restored unit that agree to this count as equal."""
-
 _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
 """Only for the marginal cost at which closes are spread: a starting point, never an amount."""
 _BISECTIONS = 64
-_THIN_PARTS = Decimal(256)
+_THIN_PARTS, _THIN_PARTS_SCANNED = Decimal(256), Decimal(32)
+"""In a thin market at most this part of the whole position is closed at a time: the steps stay few whatever its size.
+Under portfolio margin nothing was spread before, and every step scans the whole book anew."""
 
 _STEPS_MAX = 5000
 """Far more than there are kinks; a plan that has not ended by then closes everything."""
@@ -29,12 +30,12 @@ _STEPS_MAX = 5000
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """``quantities`` to close by symbol (> 0). ``shortage`` is what the target then still lacks: <= 0 when restored.
-    ``balances`` are the group's after those closes at the marks, fees paid."""
+    """``quantities`` to close by symbol (> 0), and ``conversions`` of collateral. ``shortage`` is what the target then
+    still lacks at the marks, fees paid: <= 0 when restored."""
 
     quantities: Mapping[str, Decimal]
+    conversions: tuple[Conversion, ...]
     shortage: Decimal
-    balances: Mapping[str, Decimal]
 
 
 def reduce_positions(group: Group, marks: Marks, parameters: RiskParameters) -> Reduction:
@@ -43,9 +44,10 @@ def reduce_positions(group: Group, marks: Marks, parameters: RiskParameters) -> 
     Closing q of a position at its mark P changes the shortage (target - equity) by -q * P * (r + buffer - fees * w);
     ``r`` is the rate of the tier it comes out of, ``w`` the weight at which a fee leaves the balance of the settle
     asset (1 for plain cash). Each unit closed costs the fees and, where the instrument states a depth, the impact:
-    having closed a notional x, the next one moves the price by impact_rate * x / depth_notional. What is closed next
-    is always what restores most for its cost. If no close restores anything, or all of them too little, everything is
-    closed.
+    having closed a notional x, the next one moves the price by impact_rate * x / depth_notional. Collateral whose
+    record states a ``liquidation_fee`` can be sold for debts instead (``streams.margin.conversion``). What is done next
+    is always what restores most for its cost. If nothing restores anything, or all of it too little, every position is
+    closed, and then any other collateral that has a spot market is sold for the debts that are left.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing.
@@ -80,8 +82,23 @@ class _Leg:
         return replace(self.whole, quantity=self.left if self.position.quantity > 0 else -self.left)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class _Close:
+    """A next close, in order of preference: ``cost`` per restored unit, impact, what a notional restores, the symbol.
+
+    ``stretch`` is the notional for which it does.
+    """
+
+    cost: Decimal
+    impact_rate: Decimal
+    restored_negated: Decimal
+    symbol: str
+    leg: _Leg = field(compare=False)
+    stretch: Decimal = field(compare=False)
+
+
 class _Reducing:
-    """Closes, in exact steps, until the shortage is gone.
+    """Closes and converts, in exact steps, until the shortage is gone.
 
     Between two kinks (a tier's floor, flat) the shortage is convex in the quantity closed, so a step along its slope
     never goes past the point where it is gone: rounded up to the increment, the last step is the least that restores.
@@ -91,6 +108,7 @@ class _Reducing:
         self._group, self._marks, self._parameters = group, marks, parameters
         self._buffer = parameters.policy.liquidation_buffer_rate
         self._model = model_of(group.account, parameters)
+        self._converting = Converting(marks, parameters)
         self._legs = [
             _Leg(position, parameters.asset(holding.instrument.settle_asset), holding)
             for position, holding in zip(group.positions, holdings(group, marks, parameters), strict=True)
@@ -103,28 +121,32 @@ class _Reducing:
             shortage = self._shortage(balances)
             if shortage > 0 and self._model is TIERED and any(leg.instrument.impact_rate for leg in self._legs):
                 self._spread(shortage, balances)
-                balances = self._balances()
-                shortage = self._shortage(balances)
             for _ in range(_STEPS_MAX):
-                if shortage <= 0 or not any(leg.left for leg in self._legs):
-                    break
-                self._close_next(shortage, balances)
                 balances = self._balances()
                 shortage = self._shortage(balances)
+                if shortage <= 0 or not self._advance(shortage, balances):
+                    break
             else:
                 self._close_all()
-                balances = self._balances()
-                shortage = self._shortage(balances)
-        return Reduction({leg.position.symbol: leg.closed for leg in self._legs if leg.closed}, shortage, balances)
+                shortage = self._shortage(self._balances())
+        quantities = {leg.position.symbol: leg.closed for leg in self._legs if leg.closed}
+        return Reduction(quantities, self._converting.conversions, shortage)
 
-    def _close_next(self, shortage: Decimal, balances: Mapping[str, Decimal]) -> None:
-        """Close as much of the cheapest leg as its slope allows; everything if no leg restores anything."""
-        found = self._cheapest(balances)
-        if found is None:
+    def _advance(self, shortage: Decimal, balances: Mapping[str, Decimal]) -> bool:
+        """Do as much of what is cheapest as its slope allows; False if there is nothing left to do."""
+        close = self._cheapest(balances)
+        exchange = self._converting.cheapest(balances, declared=True)
+        if exchange is not None and (close is None or exchange.cost_per_gain < close.cost):
+            self._converting.make(exchange, shortage, balances)
+        elif close is not None:
+            close.leg.closed += self._step(close, shortage)
+        elif any(leg.left for leg in self._legs):
             self._close_all()
-            return
-        leg, restored, stretch = found
-        leg.closed += self._step(leg, shortage, restored, stretch)
+        elif (exchange := self._converting.cheapest(balances, declared=False)) is not None:
+            self._converting.make(exchange, shortage, balances)
+        else:
+            return False
+        return True
 
     def _close_all(self) -> None:
         for leg in self._legs:
@@ -150,13 +172,15 @@ class _Reducing:
             if change:
                 asset = leg.settle.asset
                 balances[asset] = balances.get(asset, _ZERO) + change
+        for asset, change in self._converting.changed.items():
+            balances[asset] = balances.get(asset, _ZERO) + change
         return balances
 
-    def _cheapest(self, balances: Mapping[str, Decimal]) -> tuple[_Leg, Decimal, Decimal] | None:
-        """The leg whose next increment restores most for its cost, None if none restores anything.
+    def _cheapest(self, balances: Mapping[str, Decimal]) -> _Close | None:
+        """The close whose next increment restores most for its cost, None if none restores anything.
 
-        With it, what it restores per notional and the notional for which it does. Of equals the one that will not grow
-        dearer, then the one that restores most per notional, so that least is traded, then the first by symbol.
+        Of equals the one that will not grow dearer, then the one that restores most per notional, so that least is
+        traded, then the first by symbol.
         """
         ranked = []
         left = [leg for leg in self._legs if leg.left]
@@ -165,22 +189,22 @@ class _Reducing:
             rate, stretch = self._model.released(held, index)
             restored = rate + self._buffer - leg.instrument.fees * self._weight(leg, balances)
             if restored > 0:
-                cost = divide_floor(_cost(leg), restored, _COST_INCREMENT)
-                rank = (cost, leg.instrument.impact_rate, -restored, leg.position.symbol)
-                ranked.append((rank, (leg, restored, stretch)))
-        return min(ranked, key=lambda entry: entry[0])[1] if ranked else None
+                cost = divide_floor(_cost(leg), restored, COST_INCREMENT)
+                ranked.append(_Close(cost, leg.instrument.impact_rate, -restored, leg.position.symbol, leg, stretch))
+        return min(ranked, default=None)
 
-    @staticmethod
-    def _step(leg: _Leg, shortage: Decimal, restored: Decimal, stretch: Decimal) -> Decimal:
-        """How much more of ``leg`` to close: at most to its next kink, to flat, or until the shortage is gone.
+    def _step(self, close: _Close, shortage: Decimal) -> Decimal:
+        """How much more to close: at most to the next kink, to flat, or until the shortage is gone.
 
-        Where the market is thin the next leg may soon be cheaper: only a small part at a time.
+        Where the market is thin another leg may soon be cheaper: only a small part at a time.
         """
+        leg = close.leg
         increment = leg.instrument.quantity_increment
-        wanted = divide_ceiling(shortage, leg.whole.mark * leg.whole.unit * restored, increment)
+        wanted = divide_ceiling(-shortage, leg.whole.mark * leg.whole.unit * close.restored_negated, increment)
         if leg.instrument.impact_rate:
-            wanted = min(wanted, divide_ceiling(leg.left, _THIN_PARTS, increment))
-        return min(wanted, divide_ceiling(stretch, leg.whole.mark, increment), leg.left)
+            parts = _THIN_PARTS if self._model is TIERED else _THIN_PARTS_SCANNED
+            wanted = min(wanted, divide_ceiling(leg.size, parts, increment))
+        return min(wanted, divide_ceiling(close.stretch, leg.whole.mark, increment), leg.left)
 
     # --- thin markets ------------------------------------------------------------------------------------------------
 
@@ -189,10 +213,13 @@ class _Reducing:
 
         That is the least total cost: a convex cost under a concave restoration (Kuhn and Tucker). The common marginal
         cost is found by bisection from below, so nothing is closed that is not needed; the exact loop closes the rest.
+        No close is made that is dearer than selling collateral.
         """
+        exchange = self._converting.cheapest(balances, declared=True)
         curves = [_Curve.of(leg, self._buffer, self._weight(leg, balances)) for leg in self._legs]
         with localcontext(_SPREADING):
             low, high = _ZERO, max((curve.dearest for curve in curves), default=_ZERO)
+            high = high if exchange is None else min(high, exchange.cost_per_gain)
             if sum((curve.restored(high) for curve in curves), _ZERO) <= shortage:
                 low = high
             for _ in range(_BISECTIONS):
@@ -267,5 +294,5 @@ def _cost(leg: _Leg) -> Decimal:
     if instrument.depth_notional is None:
         return instrument.fees
     closed = leg.closed * leg.whole.mark
-    impact = divide_floor(closed * instrument.impact_rate, instrument.depth_notional, _COST_INCREMENT)
+    impact = divide_floor(closed * instrument.impact_rate, instrument.depth_notional, COST_INCREMENT)
     return instrument.fees + impact

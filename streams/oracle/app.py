@@ -2,6 +2,7 @@
 
 One agent, one timer, one table. An error in any of them stops the process with a non-zero exit code, because Faust
 would acknowledge the record and go on. Only the process that holds the leadership starts its app; others stand by.
+Every frame carries the epoch of its process, so what one sends after it was replaced is void.
 """
 
 import asyncio
@@ -10,18 +11,19 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Sequence
 from typing import Any
 
 import faust
 import msgspec
 from faust.types import StreamT
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge
 
 from schemas import headers
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
+from streams import probes
 from streams.broker.admin import require_topics
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import Follower, LogReader
@@ -34,6 +36,7 @@ from streams.oracle.marks import MarkBook, SymbolState
 from streams.oracle.scales import ScaleBook
 from streams.settings import Settings
 from streams.tables.faust_store import Store
+from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +49,21 @@ _PRICE = Decoder[OraclePrice](OraclePrice)
 _SYMBOL = Decoder[SymbolState](SymbolState)
 _LEADERSHIP_POLL_S = 0.1
 _STOP_TIMEOUT_S = 10.0
+_UNKNOWN_MAX = 1_000
+"""Each unknown symbol is logged once, up to so many."""
+_HEART, _AGENT = "heart", "price agent"
 _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 
 
 class Oracle:
     """One oracle process."""
 
-    def __init__(self, settings: Settings, shards: int) -> None:
+    def __init__(self, settings: Settings, shards: int, watchdog: Watchdog | None = None) -> None:
         self._settings = settings
+        self._watchdog = watchdog or Watchdog()
+        self._leadership: Leadership | None = None
+        self._epoch: int | None = None
+        self._beaten: float | None = None
         self._shards = shards
         self._book = MarkBook()
         self._scales = ScaleBook(shards)
@@ -81,18 +91,21 @@ class Oracle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        self._leadership = Leadership(self._settings)
+        self._watchdog.beat(_HEART, "starting")
+        self._leadership = leadership = Leadership(self._settings)
         self._journals = JournalFollower(self._settings, self._shards)
         self._parameters = Follower(self._settings.kafka, self._settings.oracle.app_id, PARAMETERS)
         self._read_parameters_from_the_beginning()
         try:
-            if await self._lead():
-                await self._publish()
+            if await self._lead(leadership):
+                await self._publish(leadership)
         except Exception as error:
             log.exception("oracle_broken")
             self._fail(error)
         finally:
-            self._leadership.close()
+            self._watchdog.beat(_HEART, "leaving the group")
+            leadership.close()
+            self._watchdog.forget(_HEART)
             self._parameters.close()
             self._journals.close()
         if self._failure is not None:
@@ -101,21 +114,36 @@ class Oracle:
         event(log, logging.INFO, "oracle_stopped")
         return 0
 
-    async def _lead(self) -> bool:
-        """Wait for the leadership; False if told to stop before."""
+    def readiness(self) -> list[probes.Condition]:
+        """Whether it does its work now; may be asked from any thread at any time."""
+        leadership, beaten, limit_ms = self._leadership, self._beaten, self._settings.service.ready_age_ms
+        if leadership is None or self._epoch is None:
+            waited_ms = None if leadership is None else round(1000 * leadership.age_s)
+            return [probes.Condition("standing_by_age_ms", waited_ms, limit_ms)]
+        age_ms = None if beaten is None else round(1000 * (time.monotonic() - beaten))
+        return [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
+
+    async def _lead(self, leadership: Leadership) -> bool:
+        """Wait for the leadership and claim it; False if told to stop before."""
         event(log, logging.INFO, "oracle_standing_by")
-        while not self._leadership.poll():
+        while not leadership.poll():
+            self._watchdog.beat(_HEART, "standing by")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _LEADERSHIP_POLL_S)
                 return False
+        self._watchdog.beat(_HEART, "claiming the leadership")
+        self._epoch = leadership.claim()
+        event(log, logging.INFO, "oracle_leads", epoch=self._epoch)
         return True
 
-    async def _publish(self) -> None:
+    async def _publish(self, leadership: Leadership) -> None:
+        self._watchdog.beat(_HEART, "starting Faust")
         await self._app.start()
-        heart = asyncio.create_task(self._beat())
+        heart = asyncio.create_task(self._beat(leadership))
         await self._stop.wait()
         heart.cancel()
         await asyncio.gather(heart, return_exceptions=True)
+        self._watchdog.beat(_HEART, "stopping Faust")
         await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
 
     def _fail(self, error: BaseException) -> None:
@@ -128,11 +156,14 @@ class Oracle:
         events: AsyncIterable[Any] = stream.events()
         async for found in events:
             try:
+                self._watchdog.beat(_AGENT, "handling a price")
                 self._restore()
                 await self._on_price(found)
+                self._watchdog.forget(_AGENT)
             except Exception as error:
                 log.exception("price_failed")
                 self._fail(error)
+                self._watchdog.forget(_AGENT)
                 await asyncio.Event().wait()  # never acknowledge what was not handled
 
     async def _on_price(self, found: Any) -> None:
@@ -144,14 +175,14 @@ class Oracle:
         clock = self._now()
         outcome = self._book.accept(price, clock)
         PRICES_SEEN.labels(outcome).inc()
-        if outcome == "unknown_symbol" and price.symbol not in self._unknown:
+        if outcome == "unknown_symbol" and price.symbol not in self._unknown and len(self._unknown) < _UNKNOWN_MAX:
             self._unknown.add(price.symbol)
             event(log, logging.WARNING, "price_of_unknown_symbol", symbol=price.symbol, source=price.source)
         if outcome != "accepted":
             return
         mark = self._book.form(price.symbol, clock)
         if mark is not None:
-            await self._send(MarkFrame(time=clock, marks=(mark,)))
+            await self._send(self._frame(clock, (mark,)))
         self._remember(price.symbol, clock)
 
     def _remember(self, symbol: str, clock: int) -> None:
@@ -164,22 +195,26 @@ class Oracle:
             state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
             self._table[symbol.encode()] = encode(state)
 
-    async def _beat(self) -> None:
-        """Every heartbeat: rules, freshness, leadership, and a frame of all marks."""
+    async def _beat(self, leadership: Leadership) -> None:
+        """Every heartbeat: rules, freshness, leadership, and a frame of all marks, until Kafka has it."""
         try:
+            self._watchdog.beat(_HEART, "waiting for the table")
             tables: Any = self._app.tables
             await tables.recovery.completed.wait()
             period_s = self._settings.oracle.heartbeat_ms / 1000
             due = time.monotonic()
             while True:
+                self._watchdog.beat(_HEART, "forming marks")
                 self._restore()
                 self._poll_parameters()
-                if not self._leadership.poll():
+                if not leadership.poll():
                     raise RuntimeError("another oracle process publishes now")
                 marks = self._book.form_all(clock := self._now())
                 MARKS_LIVE.set(sum(mark.status == "live" for mark in marks))
                 self._scale(marks, clock)
-                await self._send(MarkFrame(time=clock, marks=marks, full=True, scales=self._scales.scales))
+                self._watchdog.beat(_HEART, "sending marks")
+                await (await self._send(self._frame(clock, marks, full=True, scales=self._scales.scales)))
+                self._beaten = time.monotonic()
                 due = max(due + period_s, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())
         except asyncio.CancelledError:
@@ -193,11 +228,17 @@ class Oracle:
         self._scales.observe_marks(marks, clock)
         self._scales.step(marks, clock)
 
-    async def _send(self, frame: MarkFrame) -> None:
-        if self._leadership.lost:
+    def _frame(self, clock: int, marks: tuple[Mark, ...], **fields: Any) -> MarkFrame:
+        assert self._epoch is not None
+        return MarkFrame(time=clock, marks=marks, epoch=self._epoch, **fields)
+
+    async def _send(self, frame: MarkFrame) -> Awaitable[Any]:
+        """Hand a frame to the producer; what is returned waits until Kafka has it."""
+        if self._leadership is None or self._leadership.lost:
             raise RuntimeError("another oracle process publishes now")
-        await self._marks.send(value=encode(frame), partition=0)
+        sent: Awaitable[Any] = await self._marks.send(value=encode(frame), partition=0)
         FRAMES.inc()
+        return sent
 
     async def _dead_letter(self, message: Any, error: DecodeError) -> None:
         DEAD_LETTERS.inc()
@@ -308,11 +349,13 @@ def run(settings: Settings) -> None:
     counts = require_topics(settings)
     for name in _SILENCE_FAUST:
         logging.getLogger(name).setLevel(logging.WARNING)
-    if settings.service.metrics_port:
-        start_http_server(settings.service.metrics_port)
+    watchdog = Watchdog(settings.service.watchdog_ms / 1000)
 
     async def main() -> int:
-        code = await Oracle(settings, counts[EVENTS]).run()
+        oracle = Oracle(settings, counts[EVENTS], watchdog)
+        probes.serve(settings.service.metrics_port, watchdog, oracle.readiness)
+        watchdog.start()
+        code = await oracle.run()
         if code:
             logging.shutdown()
             os._exit(code)  # what Faust started may never stop by itself

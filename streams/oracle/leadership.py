@@ -1,15 +1,20 @@
 """Which of several oracle processes publishes: the member of a consumer group that is given the one partition of marks.
 
 Kafka decides it, not Redis, so that marks go on while Redis is away. The partition is never read, only held. Losing it
-ends the process: another one has begun to publish.
+ends the process: another one has begun to publish. What a process sends after it was replaced and before it knows is
+void, because its claim stands before its successor's in the log (:meth:`Leadership.claim`).
 """
 
 import time
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
+from schemas.codec import encode
+from schemas.messages import MarkFrame
 from schemas.topics import MARKS
 from streams.broker import config
+from streams.broker.group import leave_group
+from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.settings import Settings
 
 
@@ -17,6 +22,8 @@ class Leadership:
     """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = f"{settings.oracle.app_id}-{settings.worker_name}"
         self._held = False
         self._lost = False
         self._polled = time.monotonic()
@@ -24,7 +31,7 @@ class Leadership:
         self._consumer = Consumer(
             config.consumer(
                 settings.kafka,
-                f"{settings.oracle.app_id}-{settings.worker_name}",
+                self._name,
                 f"{settings.oracle.app_id}-leader",
                 instance_id=settings.service.instance_id,
             )
@@ -41,12 +48,44 @@ class Leadership:
         return self._held and not self._lost
 
     @property
+    def age_s(self) -> float:
+        """Seconds since the last poll."""
+        return time.monotonic() - self._polled
+
+    def claim(self) -> int:
+        """Claim the right to publish in the marks' log; the epoch, to be carried by every frame of this process.
+
+        The claim is an empty frame, and its offset is the epoch. It is written in one transaction with the group's
+        offset, so Kafka refuses it of a process that has been replaced: whoever leads later claims later.
+
+        Raises:
+            BrokerError: Kafka refuses the claim or does not answer.
+        """
+        offsets: list[int] = []
+
+        def claimed(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                offsets.append(message.offset() or 0)
+
+        producer = TransactionalProducer(self._settings.kafka, self._name)
+        try:
+            producer.init()
+            producer.begin()
+            frame = MarkFrame(time=time.time_ns() // 1000, marks=())
+            producer.produce(MARKS, encode(frame), partition=0, on_delivery=claimed)
+            producer.send_offsets([TopicPartition(MARKS, 0, 0)], group_metadata(self._consumer))
+            producer.commit()
+        finally:
+            producer.close()
+        return offsets[0]
+
+    @property
     def lost(self) -> bool:
         """Whether the right was held and is gone, or may be, because nobody asked for a whole session timeout."""
         return self._lost
 
     def close(self) -> None:
-        self._consumer.close()
+        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)

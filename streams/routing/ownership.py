@@ -16,7 +16,6 @@ from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.routing.trade_ids import TradeIds
 
-TIMEOUT_S = 60.0
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
 _TAIL_OFFSETS = 64
@@ -37,10 +36,11 @@ class Owned:
 
 
 class Ownership:
-    """Every owned partition by topic and number. Not thread-safe."""
+    """Every owned partition by topic and number. Not thread-safe. ``timeout_s`` bounds each wait for Kafka."""
 
-    def __init__(self, reader: LogReader) -> None:
+    def __init__(self, reader: LogReader, timeout_s: float) -> None:
         self._reader = reader
+        self._timeout_s = timeout_s
         self._owned: dict[tuple[str, int], Owned] = {}
 
     def __len__(self) -> int:
@@ -64,13 +64,17 @@ class Ownership:
             TopicError: a partition has no place for its memory.
         """
         begun = []
-        for found in _committed(consumer, partitions) if partitions else []:
+        for found in _committed(consumer, partitions, self._timeout_s) if partitions else []:
             place = (found.topic, found.partition)
             first = self._next_offset(found)
             memory = self._trade_ids(found.partition) if found.topic == TRADES else TradeIds()
             self._owned[place] = Owned(*place, first, memory)
             begun.append(TopicPartition(found.topic, found.partition, first))
         return begun
+
+    def places(self) -> list[tuple[str, int]]:
+        """Topic and number of every owned partition; may be asked from any thread."""
+        return list(self._owned)
 
     def drop(self, partitions: Iterable[TopicPartition]) -> None:
         """Forget ``partitions``."""
@@ -129,9 +133,9 @@ def _decoded(row: bytes | None, partition: int) -> dict[str, int]:
         raise BrokerError(f"{ROUTER}[{partition}]: the memory of trade ids cannot be read: {error}") from None
 
 
-def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+def _committed(consumer: Consumer, partitions: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
     """The group's committed offsets; waits for a coordinator, and until open transactions of the group are decided."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     backoff_s = _BACKOFF_FIRST_S
     while True:
         try:

@@ -6,7 +6,8 @@ happens to a record is the splitter's business, where a partition goes on is the
 
 A batch:
 
-1. Consume until there are ``batch_records_max`` records or ``linger_ms`` have passed since the first.
+1. Consume until there are ``batch_records_max`` records or ``batch_kbytes_max``, or ``linger_ms`` have passed since the
+   first.
 2. Split what is valid into frames; keep what is not as dead letters. Records of partitions that are no longer owned, or
    that were routed before, are left out.
 3. Begin; produce the frames, one memory row for every trades partition in the batch, and the dead letters.
@@ -22,25 +23,29 @@ import time
 from types import FrameType
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from prometheus_client import start_http_server
 
 from schemas.codec import DecodeError, encode
 from schemas.topics import EVENTS, ROUTER, TRADES
+from streams import probes
 from streams.broker import config
 from streams.broker.admin import require_topics
 from streams.broker.dead_letters import produce_dead_letter
+from streams.broker.group import Lag, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, poll_batch
-from streams.errors import BrokerError, ProducerFenced, SettingsError, TransactionAborted
+from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.logs import event
 from streams.routing import metrics
-from streams.routing.ownership import TIMEOUT_S, Owned, Ownership, memory_key
+from streams.routing.ownership import Owned, Ownership, memory_key
 from streams.routing.split import INPUTS, Counts, Splitter
 from streams.settings import Settings
+from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+_LOOP = "router"
 _IDLE_POLL_S = 0.1
+_RECORDS_PER_POLL = 1_000
 _FAILURES_MAX = 10
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 2.0
@@ -49,9 +54,13 @@ _BACKOFF_MAX_S = 2.0
 class Router:
     """One router process. :meth:`run` returns when ``stop`` is set and the batch in hand is committed."""
 
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, stop: threading.Event, watchdog: Watchdog | None = None) -> None:
         self._settings = settings
         self._stop = stop
+        self._watchdog = watchdog or Watchdog()
+        self._timeout_s = settings.kafka.call_ms_max / 1000
+        self._lag = Lag()
+        self._joined = False
         self._client_id = f"{settings.router.group_id}-{settings.worker_name}"
         self._clock_us = 0
         self._failures = 0
@@ -62,11 +71,14 @@ class Router:
         Raises:
             MarginClearingError: what cannot be mended by reading the log again; the process should exit and restart.
         """
+        self._beat("starting")
         shards = require_topics(self._settings)[EVENTS]
         self._splitter = Splitter(shards)
         self._producer = self._new_producer()
-        self._reader = LogReader(self._settings.kafka, self._client_id)
-        self._ownership = Ownership(self._reader)
+        self._reader = LogReader(
+            self._settings.kafka, self._client_id, on_progress=lambda: self._beat("reading where a partition goes on")
+        )
+        self._ownership = Ownership(self._reader, self._timeout_s)
         self._consumer = self._new_consumer()
         try:
             self._consumer.subscribe(
@@ -76,18 +88,36 @@ class Router:
             while not self._stop.is_set():
                 self._cycle()
         finally:
-            self._consumer.close()
+            self._beat("leaving the group")
+            leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
+            self._beat("closing the producer")
             self._producer.close()
             self._reader.close()
+            self._watchdog.forget(_LOOP)
             event(log, logging.INFO, "router_stopped")
+
+    def readiness(self) -> list[probes.Condition]:
+        """Whether it does its work now; may be asked from any thread at any time."""
+        places = self._ownership.places() if self._joined else []
+        lags = [self._lag.of(topic, partition) for topic, partition in places]
+        lag = None if None in lags else sum(lag for lag in lags if lag is not None)
+        return [
+            probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
+            probes.Condition("inputs_lag_records", lag, self._settings.router.ready_lag_records_max),
+        ]
+
+    def _beat(self, doing: str) -> None:
+        self._watchdog.beat(_LOOP, doing)
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
     def _cycle(self) -> None:
+        self._beat("collecting a batch")
         batch = self._collect()
         if not batch:
             return
         try:
+            self._beat("splitting a batch")
             self._route(batch)
             self._failures = 0
         except (TransactionAborted, ProducerFenced) as error:
@@ -95,11 +125,16 @@ class Router:
 
     def _collect(self) -> list[Message]:
         """Records for one batch. Partitions may come and go while it is collected."""
-        most = self._settings.router.batch_records_max
-        batch = poll_batch(self._consumer, _IDLE_POLL_S, most)
-        deadline = time.monotonic() + self._settings.router.linger_ms / 1000
-        while batch and len(batch) < most and (left := deadline - time.monotonic()) > 0:
-            batch += poll_batch(self._consumer, left, most - len(batch))
+        router = self._settings.router
+        batch = poll_batch(self._consumer, _IDLE_POLL_S, min(_RECORDS_PER_POLL, router.batch_records_max))
+        size, found = 0, batch
+        deadline = time.monotonic() + router.linger_ms / 1000
+        while batch and len(batch) < router.batch_records_max and (left := deadline - time.monotonic()) > 0:
+            size += sum(len(message.value() or b"") for message in found)
+            if size >= 1024 * router.batch_kbytes_max:
+                break
+            found = poll_batch(self._consumer, left, min(_RECORDS_PER_POLL, router.batch_records_max - len(batch)))
+            batch += found
         return batch
 
     def _route(self, batch: list[Message]) -> None:
@@ -135,6 +170,7 @@ class Router:
         self, frames: list[tuple[int, bytes]], letters: list[tuple[Message, DecodeError]], touched: list[Owned]
     ) -> None:
         producer = self._producer
+        self._beat("producing")
         producer.begin()
         for shard, frame in frames:
             producer.produce(EVENTS, frame, partition=shard)
@@ -144,10 +180,12 @@ class Router:
                 producer.produce(ROUTER, row, key=memory_key(owned.partition), partition=owned.partition)
         for message, error in letters:
             produce_dead_letter(producer, message, error)
+        self._beat("sending offsets")
         producer.send_offsets(
             [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in touched],
             group_metadata(self._consumer),
         )
+        self._beat("committing")
         producer.commit()
 
     def _count(self, touched: list[Owned], letters: list[tuple[Message, DecodeError]], counts: Counts) -> None:
@@ -168,7 +206,9 @@ class Router:
     # --- owning partitions -------------------------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._beat("taking partitions")
         consumer.incremental_assign(self._ownership.begin(consumer, partitions))
+        self._joined = True
         self._owns("partitions_assigned", partitions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
@@ -181,6 +221,7 @@ class Router:
 
         One that began before the loss was known was refused by Kafka or by :func:`group_metadata`.
         """
+        self._joined = False
         self._ownership.drop(partitions)
         self._owns("partitions_lost", partitions)
 
@@ -196,8 +237,11 @@ class Router:
         event(log, logging.WARNING, "batch_dropped", reason=str(error), failures=self._failures)
         if self._failures > _FAILURES_MAX:
             raise BrokerError(f"no batch could be committed in {_FAILURES_MAX} attempts; the last: {error}") from error
+        self._beat("waiting to try again")
         self._stop.wait(min(_BACKOFF_FIRST_S * 2 ** (self._failures - 1), _BACKOFF_MAX_S))
+        self._beat("ending the transaction that failed")
         self._end_transaction(error)
+        self._beat("reading where the partitions go on")
         places = self._consumer.assignment()
         self._ownership.drop(places)
         for place in self._ownership.begin(self._consumer, places):
@@ -210,11 +254,12 @@ class Router:
             self._producer.abort()
         except (ProducerFenced, TransactionAborted):
             self._producer.close()
+            self._beat("registering a producer")
             self._producer = self._new_producer()
 
     def _seek(self, place: TopicPartition) -> None:
         """Fetch ``place`` from its offset on. A partition that has just been assigned takes a moment to begin."""
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + self._timeout_s
         while True:
             try:
                 self._consumer.seek(place)
@@ -228,7 +273,7 @@ class Router:
     def _new_producer(self) -> TransactionalProducer:
         producer = TransactionalProducer(self._settings.kafka, self._client_id)
         try:
-            producer.init(TIMEOUT_S)
+            producer.init()
         except BrokerError:
             producer.close()
             raise
@@ -240,7 +285,7 @@ class Router:
         properties = config.consumer(
             settings.kafka, self._client_id, settings.router.group_id, instance_id=settings.service.instance_id
         )
-        return config.created(Consumer, properties | {"auto.offset.reset": "error"})
+        return config.created(Consumer, properties | self._lag.properties() | {"auto.offset.reset": "error"})
 
 
 def run(settings: Settings) -> None:
@@ -257,10 +302,8 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    port = settings.service.metrics_port
-    if port:
-        try:
-            start_http_server(port)
-        except OSError as error:
-            raise SettingsError(f"MARGIN_SERVICE__METRICS_PORT={port}: {error.strerror}") from None
-    Router(settings, stop).run()
+    watchdog = Watchdog(settings.service.watchdog_ms / 1000)
+    router = Router(settings, stop, watchdog)
+    probes.serve(settings.service.metrics_port, watchdog, router.readiness)
+    watchdog.start()
+    router.run()

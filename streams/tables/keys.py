@@ -19,6 +19,7 @@ def meta_key(shard: int) -> str:
     - ``stamp``: the changelog offset after the last row it reflects; ``rows``: how many rows it has.
     - ``as_of``: nothing written to the log before this time (ms) is missing.
     - ``writing``, if there: rows up to this offset may be among those of ``stamp``.
+    - ``part``, if there: which part of the write to which stamp (``stamp:part``) was the last.
     - ``building``, if there: it was cleared and does not hold every account yet.
     - ``updated_at``: Redis's clock (ms) when its owner last wrote to it or confirmed it.
     """

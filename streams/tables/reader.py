@@ -34,16 +34,18 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class TableStand:
-    """Where a shard's table stands: ``token`` is its owner's claim, ``stamp`` the changelog offset after its last row.
+class TableMeta:
+    """Where the table of a shard stands: the claim of its owner, the changelog offset after the last row it reflects.
 
-    Rows from ``stamp`` up to ``reach`` may be in it already. ``building``: it does not hold every account yet.
+    ``building``: it does not hold every account yet. ``updated_at_ms`` is Redis's clock when the owner last wrote to it
+    or confirmed it. Rows from ``stamp`` up to ``reach`` may be in it already.
     """
 
     token: int
     stamp: int
-    reach: int
     building: bool
+    updated_at_ms: int
+    reach: int
 
 
 class TableReader:
@@ -80,6 +82,19 @@ class TableReader:
         """
         return self.read_layout().shards
 
+    def table_meta(self, shard: int) -> TableMeta | None:
+        """Where the table of ``shard`` stands, or None if there is none.
+
+        Raises:
+            TableError: Redis does not answer.
+        """
+        names = ["token", "stamp", "building", "updated_at", "writing"]
+        token, stamp, building, updated_at, writing = self._run(lambda: self._redis.hmget(meta_key(shard), names))
+        if stamp is None:
+            return None
+        reach = max(int(stamp), int(writing or 0))
+        return TableMeta(int(token), int(stamp), building is not None, int(updated_at or 0), reach)
+
     def find_account(self, account: str) -> AccountRow | None:
         """The row of ``account``, or None if there is none.
 
@@ -95,18 +110,6 @@ class TableReader:
             return _decoded(_ROW, value, f"account {account}")
         _require_whole(shard, stamp, building)
         return None
-
-    def stand(self, shard: int) -> TableStand | None:
-        """Where the table of ``shard`` stands, None if there is none.
-
-        Raises:
-            TableError: Redis does not answer.
-        """
-        fields = ["token", "stamp", "writing", "building"]
-        token, stamp, writing, building = self._run(lambda: self._redis.hmget(meta_key(shard), fields))
-        if stamp is None:
-            return None
-        return TableStand(int(token or -1), int(stamp), max(int(stamp), int(writing or 0)), building is not None)
 
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]:
         """Every account of a shard with its row's bytes, in no order, while the table may change.

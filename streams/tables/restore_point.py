@@ -1,11 +1,13 @@
 """The tables as a restore point: what a shard's new owner can take from Redis instead of reading the whole changelog.
 
 Redis is never believed further than its stamp: the caller replays the changelog from there. A table that is missing,
-being built, torn, of another log or too old to build upon is no restore point, and so is one that does not answer.
+being built, torn, of another log or too old to build upon is no restore point, and so is one that does not answer or
+answers slowly: no shard waits for Redis when it could read the changelog.
 """
 
 import logging
 import time
+from collections.abc import Generator
 
 from streams.errors import BrokerError, TableError
 from streams.logs import event
@@ -16,6 +18,11 @@ from streams.tables.writer import AccountTable, ShardTable
 
 log = logging.getLogger(__name__)
 
+ROWS_PER_S_MIN = 20_000
+"""A Redis that takes its timeout longer than this pace allows is given up for the changelog, which is read faster."""
+AWAY_S = 10.0
+"""For so long after it did not answer Redis is not asked again: shards that are taken one after another wait once."""
+
 
 class RestorePoint:
     """Reads shards' tables for their new owner. Not thread-safe."""
@@ -25,22 +32,43 @@ class RestorePoint:
         self._cluster_id = cluster_id
         self._shards = shards
         self._table: AccountTable | None = None
+        self._away_until = float("-inf")
 
-    def read(self, shard: int, token: int, low: int, end: int) -> ShardTable | None:
+    def read(self, shard: int, token: int, low: int, end: int) -> Generator[None, None, ShardTable | None]:
         """The table of ``shard``, older owners fenced out with ``token`` first; None if it is no restore point.
 
-        ``low`` and ``end`` are the changelog's first offset and the one after its last.
+        ``low`` and ``end`` are the changelog's first offset and the one after its last. Yields between calls.
         """
+        if time.monotonic() < self._away_until:
+            return None
         try:
             if self._table is None:
-                self._table = account_table(self._settings, self._cluster_id, self._shards)
+                self._table = account_table(self._settings, self._cluster_id, self._shards, attempts=1)
             state = self._table.open(shard, token)
             if not state.stamp or not can_be_built_upon(state, low, end, time.time_ns() // 1_000_000):
                 return None
-            return self._table.read_shard(shard)
+            return (yield from self._read(self._table, shard))
         except (TableError, BrokerError) as error:
+            self._away_until = time.monotonic() + AWAY_S
             event(log, logging.WARNING, "no_restore_point", shard=shard, reason=str(error))
             return None
+
+    def _read(self, table: AccountTable, shard: int) -> Generator[None, None, ShardTable | None]:
+        """The whole table, unless the waits for Redis add up to more than its timeout and the pace allow."""
+        waited_s = 0.0
+        steps = table.read_in_steps(shard)
+        while True:
+            asked = time.monotonic()
+            try:
+                rows = next(steps)
+            except StopIteration as done:
+                found: ShardTable | None = done.value
+                return found
+            waited_s += time.monotonic() - asked
+            allowed_s = self._settings.redis.timeout_ms / 1000 + rows / ROWS_PER_S_MIN
+            if waited_s > allowed_s:
+                raise TableError(f"Redis is slow: {rows:,} rows took {waited_s:.1f} s")
+            yield
 
     def close(self) -> None:
         if self._table is not None:

@@ -1,14 +1,14 @@
 -- Write one part of a change to a shard's table; the last part moves the stamp.
 -- KEYS: accounts, meta.
--- ARGV: token, after, stamp, as_of, last, complete ('1' or '0' each), cluster, topic, topic_id, shards,
---       number of accounts to remove, those accounts, then account and row by turns.
+-- ARGV: token, after, stamp, as_of, last, complete ('1' or '0' each), part (0 is the first), cluster, topic, topic_id,
+--       shards, number of accounts to remove, those accounts, then account and row by turns.
 -- Returns 'applied', 'ignored' (the table is there already), 'fenced' or 'lost' (it is not where its writer left it).
 -- A stamp that the table has already confirms it: nothing of the log before as_of is missing.
 local token, after, stamp = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local found = redis.call('HMGET', KEYS[2],
-  'token', 'stamp', 'writing', 'cluster', 'topic', 'topic_id', 'shards', 'rows')
+  'token', 'stamp', 'writing', 'cluster', 'topic', 'topic_id', 'shards', 'rows', 'part')
 if not found[1] then return 'lost' end
-if found[4] ~= ARGV[7] or found[5] ~= ARGV[8] or found[6] ~= ARGV[9] or found[7] ~= ARGV[10] then return 'fenced' end
+if found[4] ~= ARGV[8] or found[5] ~= ARGV[9] or found[6] ~= ARGV[10] or found[7] ~= ARGV[11] then return 'fenced' end
 if tonumber(found[1]) > token then return 'fenced' end
 if tonumber(found[1]) < token or tonumber(found[2]) < after then return 'lost' end
 if tonumber(found[8]) ~= redis.call('HLEN', KEYS[1]) then return 'lost' end
@@ -21,10 +21,13 @@ if tonumber(found[2]) >= stamp then
   end
   return 'ignored'
 end
+-- The parts before this one must be there: Redis may have gone back to a snapshot in between, with a stamp as it was.
+local part = tonumber(ARGV[7])
+if part > 0 and found[9] ~= ARGV[3] .. ':' .. (part - 1) and found[9] ~= ARGV[3] .. ':' .. part then return 'lost' end
 
 local SLICE = 4000 -- what Lua's unpack takes at once, and an even number
-local first = 12 + tonumber(ARGV[11])
-for at = 12, first - 1, SLICE do
+local first = 13 + tonumber(ARGV[12])
+for at = 13, first - 1, SLICE do
   redis.call('HDEL', KEYS[1], unpack(ARGV, at, math.min(at + SLICE, first) - 1))
 end
 for at = first, #ARGV, SLICE do
@@ -35,9 +38,10 @@ redis.call('HSET', KEYS[2], 'rows', redis.call('HLEN', KEYS[1]), 'updated_at', u
 local writing = tonumber(found[3] or '0')
 if ARGV[5] == '1' then
   redis.call('HSET', KEYS[2], 'stamp', ARGV[3], 'as_of', ARGV[4])
+  redis.call('HDEL', KEYS[2], 'part')
   if writing <= stamp then redis.call('HDEL', KEYS[2], 'writing') end
   if ARGV[6] == '1' then redis.call('HDEL', KEYS[2], 'building') end
 else
-  redis.call('HSET', KEYS[2], 'writing', string.format('%.0f', math.max(writing, stamp)))
+  redis.call('HSET', KEYS[2], 'writing', string.format('%.0f', math.max(writing, stamp)), 'part', ARGV[3] .. ':' .. part)
 end
 return 'applied'

@@ -23,6 +23,7 @@ from streams.logs import event
 from streams.settings import Settings
 from streams.tables.catch_up import KAFKA_SILENCE_S, catch_up
 from streams.tables.writer import AccountTable, WriteOutcome
+from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ OVERFLOWS = Counter("margin_tables_overflows", "Times that a backlog over its bo
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.02, 1.0
 CONFIRM_S = 5.0
 """A table without writes is looked at this often: Redis may have been flushed or gone back to a snapshot meanwhile."""
+_LOOP = "table writer"
 MARKS_SHARD = 0
 """The owner of this shard writes the marks: of many writers, one that lags would put old ones over new ones."""
 
@@ -65,8 +67,17 @@ class _Shard:
 class TableWriter:
     """Owns the connection and the thread. Every method but :meth:`close` returns at once."""
 
-    def __init__(self, settings: Settings, cluster_id: str, shards: int, *, topic: str = ACCOUNTS) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cluster_id: str,
+        shards: int,
+        *,
+        topic: str = ACCOUNTS,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self._settings = settings
+        self._watchdog = watchdog or Watchdog()
         self._cluster_id = cluster_id
         self._shard_count = shards
         self._topic = topic
@@ -178,12 +189,18 @@ class TableWriter:
             self._failure = error
             event(log, logging.ERROR, "table_writer_ended", reason=repr(error))
         finally:
+            self._watchdog.forget(_LOOP)
             self._stop_catching_up()
             if self._table is not None:
                 self._table.close()
 
+    def _beat(self, doing: str) -> None:
+        """Redis being away is no hang: this thread beats whenever it tries again."""
+        self._watchdog.beat(_LOOP, doing)
+
     def _await_work(self) -> bool:
         """Wait for something to do, or for the time to confirm the tables; False when there is nothing left to do."""
+        self._beat("waiting for rows")
         with self._wake:
             if not self._closing.is_set():
                 self._wake.wait_for(lambda: self._closing.is_set() or self._has_rows() or self._is_behind(), CONFIRM_S)
@@ -201,6 +218,7 @@ class TableWriter:
 
     def _work(self) -> None:
         """One round: the marks, the rows of every table that is current, a step of catching up one that is not."""
+        self._beat("connecting")
         self._measure()
         table = self._connected_table()
         self._write_marks(table)
@@ -213,7 +231,13 @@ class TableWriter:
 
     def _connected_table(self) -> AccountTable:
         if self._table is None:
-            self._table = account_table(self._settings, self._cluster_id, self._shard_count, self._topic)
+            self._table = account_table(
+                self._settings,
+                self._cluster_id,
+                self._shard_count,
+                self._topic,
+                on_call=lambda: self._beat("calling Redis"),
+            )
         return self._table
 
     def _measure(self) -> None:
@@ -276,6 +300,7 @@ class TableWriter:
 
     def _step(self, shard: _Shard) -> None:
         assert self._steps is not None
+        self._beat("reading the changelog")
         reached = next(self._steps[1], None)
         if reached is None:
             self._stop_catching_up()
@@ -320,14 +345,30 @@ class TableWriter:
             raise
 
 
-def account_table(settings: Settings, cluster_id: str, shards: int, topic: str = ACCOUNTS) -> AccountTable:
+def account_table(
+    settings: Settings,
+    cluster_id: str,
+    shards: int,
+    topic: str = ACCOUNTS,
+    *,
+    attempts: int = 2,
+    on_call: Callable[[], object] = lambda: None,
+) -> AccountTable:
     """The tables in the settings' Redis as copies of ``topic`` in the settings' Kafka.
 
     Raises:
         BrokerError: Kafka does not say which topics these are.
     """
     ids = topic_ids(settings, (topic, JOURNAL))  # tokens are offsets of the journal
-    return AccountTable(settings.redis, cluster_id, shards, topic=topic, topic_id=f"{ids[topic]}/{ids[JOURNAL]}")
+    return AccountTable(
+        settings.redis,
+        cluster_id,
+        shards,
+        topic=topic,
+        topic_id=f"{ids[topic]}/{ids[JOURNAL]}",
+        attempts=attempts,
+        on_call=on_call,
+    )
 
 
 def _now_ms() -> int:

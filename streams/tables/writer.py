@@ -7,7 +7,7 @@ flushed or went back to an older snapshot) is reported, never papered over.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -61,14 +61,14 @@ class ShardTable:
     rows: dict[str, bytes]
 
 
-def connect(settings: RedisSettings) -> redis.Redis:
-    """A client with the settings' timeout that tries once more at most: who calls decides how long to go on."""
+def connect(settings: RedisSettings, attempts: int = 2) -> redis.Redis:
+    """A client with the settings' timeout that tries ``attempts`` times: who calls decides how long to go on."""
     timeout_s = settings.timeout_ms / 1000
     return redis.Redis.from_url(
         settings.url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 1),
+        retry=Retry(NoBackoff(), attempts - 1),
         client_name="margin-clearing",
     )
 
@@ -76,14 +76,24 @@ def connect(settings: RedisSettings) -> redis.Redis:
 class AccountTable:
     """The tables of all shards in one Redis, as copies of one log.
 
-    ``topic_id`` tells a topic from one of the same name that was created anew. Not thread-safe.
+    ``topic_id`` tells a topic from one of the same name that was created anew. ``on_call`` is called before each call
+    of Redis, which takes at most ``attempts`` times the settings' timeout. Not thread-safe.
     """
 
     def __init__(
-        self, settings: RedisSettings, cluster_id: str, shards: int, *, topic: str = ACCOUNTS, topic_id: str = ""
+        self,
+        settings: RedisSettings,
+        cluster_id: str,
+        shards: int,
+        *,
+        topic: str = ACCOUNTS,
+        topic_id: str = "",
+        attempts: int = 2,
+        on_call: Callable[[], object] = lambda: None,
     ) -> None:
         self.topic = topic
-        self._redis = connect(settings)
+        self._on_call = on_call
+        self._redis = connect(settings, attempts)
         self._log = (cluster_id, topic, topic_id, str(shards))
         self._open_script = self._redis.register_script(_script("open.lua"))
         self._write_script = self._redis.register_script(_script("write.lua"))
@@ -139,10 +149,10 @@ class AccountTable:
             TableFenced: a newer owner has it. TableError: Redis does not answer or refuses.
         """
         as_of_ms = time.time_ns() // 1_000_000 if as_of_ms is None else as_of_ms
-        for part, last in _parts(rows):
+        for number, (part, last) in enumerate(_parts(rows)):
             removed = [account for account, row in part if row is None]
-            arguments: list[str | bytes | int] = [token, after, stamp, as_of_ms, int(last), int(complete), *self._log]
-            arguments += [len(removed), *removed]
+            arguments: list[str | bytes | int] = [token, after, stamp, as_of_ms, int(last), int(complete), number]
+            arguments += [*self._log, len(removed), *removed]
             for account, row in part:
                 if row is not None:
                     arguments += (account, row)
@@ -167,13 +177,30 @@ class AccountTable:
         Raises:
             TableError: Redis does not answer or refuses.
         """
+        steps = self.read_in_steps(shard)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                found: ShardTable | None = done.value
+                return found
+
+    def read_in_steps(self, shard: int) -> Generator[int, None, ShardTable | None]:
+        """As :meth:`read_shard`; yields after each call of Redis how many rows have been read."""
         for _ in range(_READ_ATTEMPTS):
             before = self._run(lambda: self._redis.hgetall(meta_key(shard)))
             log = tuple(before.get(name, b"").decode() for name in (b"cluster", b"topic", b"topic_id", b"shards"))
             if log != self._log or b"building" in before or b"writing" in before:
                 return None
-            rows = {account.decode(): row for account, row in self._scan(shard)}
-            if self._run(lambda: self._redis.hgetall(meta_key(shard))) == before:
+            rows: dict[str, bytes] = {}
+            cursor = -1
+            while cursor:
+                scan = partial(self._redis.hscan, accounts_key(shard), cursor=max(cursor, 0), count=_SCAN_ROWS)
+                cursor, found = self._run(scan)
+                rows.update((account.decode(), row) for account, row in found.items())
+                yield len(rows)
+            same = self._run(lambda: self._redis.hgetall(meta_key(shard))) == before
+            if same and len(rows) == int(before[b"rows"]):  # Redis may evict the rows by themselves
                 return ShardTable(int(before[b"token"]), int(before[b"stamp"]), rows)
         return None
 
@@ -187,19 +214,11 @@ class AccountTable:
         stamp, as_of_ms = found
         return TableState(int(stamp), int(as_of_ms))
 
-    def _scan(self, shard: int) -> Iterator[tuple[bytes, bytes]]:
-        cursor = 0
-        while True:
-            scan = partial(self._redis.hscan, accounts_key(shard), cursor=cursor, count=_SCAN_ROWS)
-            cursor, rows = self._run(scan)
-            yield from rows.items()
-            if not cursor:
-                return
-
     def _call(self, script: Any, shard: int, arguments: list[Any]) -> Any:
         return self._run(lambda: script(keys=[accounts_key(shard), meta_key(shard)], args=arguments))
 
     def _run(self, call: Callable[[], Any]) -> Any:
+        self._on_call()
         try:
             return call()
         except redis.RedisError as error:

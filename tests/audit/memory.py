@@ -1,7 +1,7 @@
 """Logs in memory, and the real engine on them: what it writes is what an audit must be able to run again."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, cast
@@ -219,8 +219,8 @@ class _Tables:
 
 
 class _NoRestorePoint:
-    def read(self, shard: int, token: int, low: int, end: int) -> None:
-        return None
+    def read(self, shard: int, token: int, low: int, end: int) -> Generator[None, None, None]:
+        yield
 
 
 class MemoryEngine:
@@ -238,7 +238,7 @@ class MemoryEngine:
         self.producer = _Producer(log, self.committed)
         engine._producer = self.producer
         engine._consumer = _Consumer(log, self.committed)
-        engine._reader = log
+        engine._reader = engine._restoring = log
         engine._parameter_log, engine._marks_log = _Follower(log, PARAMETERS), _Follower(log, MARKS)
         engine._tables, engine._restore_point = _Tables(), _NoRestorePoint()
         engine._marks_next = log.watermarks(MARKS, 0)[1]
@@ -246,7 +246,7 @@ class MemoryEngine:
         engine._catch_up_parameters()
         engine._to_take = list(range(log.shards))
         self._engine = engine
-        for _ in range(log.shards):
+        while engine._to_take:
             self.cycle(commit=False)
 
     def cycle(self, *, commit: bool = True, idle: bool = False) -> None:

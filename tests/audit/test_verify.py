@@ -11,7 +11,7 @@ from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS
 from streams.audit.findings import Findings
 from streams.audit.verify import verify
-from streams.tables.reader import TableStand
+from streams.tables.reader import TableMeta
 from tests.audit.memory import MemoryLog, MemoryRecord
 from tests.audit.scripts import SYMBOL, Script
 
@@ -59,14 +59,14 @@ class Tables:
     changed: dict[str, bytes | None] = field(default_factory=dict)
     behind: int = 0
     building: bool = False
-    first_looks: dict[int, TableStand | None] = field(default_factory=dict)
+    first_looks: dict[int, TableMeta | None] = field(default_factory=dict)
 
-    def stand(self, shard: int) -> TableStand | None:
+    def table_meta(self, shard: int) -> TableMeta | None:
         if shard in self.first_looks:
             return self.first_looks.pop(shard)
         claims = [r.log_offset for r in self.log.read_range(JOURNAL, shard, 0) if b'"claim"' in (r.value() or b"")[:20]]
         stamp = self.log.watermarks(ACCOUNTS, shard)[1] - self.behind
-        return TableStand(claims[-1], stamp, stamp, self.building)
+        return TableMeta(claims[-1], stamp, self.building, 0, stamp)
 
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]:
         rows: dict[str, bytes | None] = {}
@@ -266,7 +266,7 @@ def test_what_is_changed_is_named(deployment: Deployment, change: Change, named:
 
 def test_a_table_may_hold_whatever_the_changelog_held_while_it_was_read(deployment: Deployment) -> None:
     tables, shard = deployment.tables, shard_of("alice", SHARDS)
-    stood = tables.stand(shard)
+    stood = tables.table_meta(shard)
     before = dict(tables.accounts(shard))["alice"]
     deployment.market.deposit("alice", "1")
     deployment.market.cycle()

@@ -342,6 +342,36 @@ def test_a_shard_that_recalls_its_marks_knows_the_scales(driver: Driver) -> None
     assert command.evidence.maintenance_margin == "1000"
 
 
+def frame_of(epoch: int, price: str, driver: Driver, *, after_ms: int = 0) -> MarkFrame:
+    """A full frame of an oracle with the given epoch; its time and its price are as new as they can be."""
+    time = driver.time + 1000 * after_ms
+    mark = Mark(symbol="BTC-PERP", price=price, status="live", publish_time=time)
+    return MarkFrame(time=time, marks=(mark,), full=True, epoch=epoch, scales={"instrument:BTC-PERP": "9"})
+
+
+def test_a_late_frame_of_a_replaced_oracle_changes_nothing(driver: Driver) -> None:
+    driver.long()
+    shard = driver.shard
+    shard.apply_marks(shard.marks_next, MarkFrame(time=driver.time, marks=(), epoch=20))
+    marks_next, clock, full = shard.marks_next, shard.clock_us, shard.marks_full
+    shard.apply_marks(marks_next, frame_of(10, "5000", driver, after_ms=60_000))
+    output = driver.commit()
+    assert (output.commands, output.alerts, output.rows) == ([], [], {})
+    assert (shard.clock_us, shard.marks_full) == (clock, full)
+    assert shard.marks_next == marks_next + 1, "its offset is walked nevertheless"
+    assert output.journal.marks.next == marks_next + 1
+    shard.apply_marks(shard.marks_next, frame_of(20, "5000", driver))
+    assert driver.commit().commands, "the same frame of the oracle in charge counts"
+
+
+def test_a_shard_that_recalls_its_marks_knows_the_epoch(driver: Driver) -> None:
+    driver.shard.recall_marks(7, frame_of(20, "10000", driver))
+    driver.shard.recall_marks(8, frame_of(10, "1", driver))
+    assert driver.shard.portfolio.marks["BTC-PERP"] == 10000
+    driver.shard.apply_marks(9, frame_of(10, "1", driver))
+    assert driver.shard.portfolio.marks["BTC-PERP"] == 10000
+
+
 def test_a_journal_record_tells_the_open_interest_when_asked(driver: Driver) -> None:
     driver.long("alice", quantity="1.5")
     driver.fill("bob", "-1.5", "10000")

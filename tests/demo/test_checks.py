@@ -217,6 +217,19 @@ def leave_somebody_below_maintenance(found: Evidence) -> None:
     found.marks.append((3, {"time": 40, "full": False, "marks": [mark("90", 40)]}))
 
 
+def halve_the_margin_rates(found: Evidence) -> None:
+    found.marks[0][1]["scales"] = {f"instrument:{SYMBOL}": "0.5"}
+
+
+def state_a_scale_that_was_not(found: Evidence) -> None:
+    found.commands[0]["evidence"]["scales"] = {f"instrument:{SYMBOL}": "1.2"}
+
+
+def raise_the_margin_rates_at_the_end(found: Evidence) -> None:
+    scales = {f"instrument:{SYMBOL}": "1.5"}
+    found.marks.append((3, {"time": 40, "full": True, "marks": [mark("95", 40)], "scales": scales}))
+
+
 def lose_the_parameters(found: Evidence) -> None:
     found.parameters.records.pop()
 
@@ -238,7 +251,10 @@ TAMPERED: list[tuple[Callable[[Evidence], None], str]] = [
     (misstate_equity, "nobody_healthy_liquidated"),
     (liquidate_on_a_halted_mark, "nobody_healthy_liquidated"),
     (liquidate_on_an_old_mark, "nobody_healthy_liquidated"),
+    (halve_the_margin_rates, "nobody_healthy_liquidated"),
+    (state_a_scale_that_was_not, "nobody_healthy_liquidated"),
     (leave_somebody_below_maintenance, "nobody_liquidatable_left"),
+    (raise_the_margin_rates_at_the_end, "nobody_liquidatable_left"),
     (lose_the_parameters, "money_conserved"),
 ]
 

@@ -1,6 +1,7 @@
 """The trigger index: whatever the marks do, no group passes an edge unseen, and few are looked at in vain."""
 
 import random
+from collections.abc import Mapping
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -14,6 +15,7 @@ from schemas.parameters import AssetParameters, PolicyParameters
 from streams.margin import bands
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import EXACT, format_decimal
+from streams.margin.group import Group
 from streams.margin.health import evaluate
 from streams.margin.levels import decision_edges
 from streams.margin.parameters import RiskParameters
@@ -26,11 +28,16 @@ PRICED = (*SYMBOLS, "EUR-USD")
 
 def bracket(found: Portfolio, row: int) -> int:
     """How many edges the exact health ratio of a row has reached; -1 without a maintenance margin."""
-    health = evaluate(found.group(row), found.marks, found.parameters)
+    return bracket_of(found.group(row), found.marks, found.parameters)
+
+
+def bracket_of(group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters) -> int:
+    """:func:`bracket` of a group at any marks."""
+    health = evaluate(group, marks, parameters)
     if not health.maintenance_margin:
         return -1
     with localcontext(EXACT):
-        edges = decision_edges(found.parameters.policy.margin_call_levels)
+        edges = decision_edges(parameters.policy.margin_call_levels)
         return sum(health.equity >= edge * health.maintenance_margin for edge in edges)
 
 

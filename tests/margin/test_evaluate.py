@@ -142,9 +142,71 @@ NUMBER = st.sampled_from(["0", "1", "-1", "1e5", "", "999999999999999999", "0.00
 JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | NUMBER
 
 
+RICH = deepcopy(REQUEST)
+"""A request in which every rule there is has something to say."""
+RICH["parameters"] = [
+    {"type": "asset", "asset": "USD", "liability_weight": "1.1", "liquidation_fee": "0.001"},
+    {
+        "type": "asset",
+        "asset": "BTC",
+        "price_symbol": "BTC-USD",
+        "decimals": 9,
+        "liquidation_fee": "0.002",
+        "collateral_tiers": [{"quantity_floor": "0", "weight": "0.95"}, {"quantity_floor": "1", "weight": "0.5"}],
+    },
+    {
+        "type": "policy",
+        "liquidation_buffer_rate": "0.01",
+        "margin_call_levels": ["1.5", "1.2"],
+        "portfolio_margin_accounts": ["a"],
+        "scan_offsets": [{"first": "G", "second": "Y-PERP", "rate": "0.5"}],
+        "scan_extreme_multiple": "3",
+    },
+    {"type": "oracle", "symbol": "X-PERP", "sources": {"venue": "1"}},
+    {
+        "type": "instrument",
+        "symbol": "X-PERP",
+        "settle_asset": "USD",
+        "price_increment": "0.01",
+        "quantity_increment": "0.001",
+        "margin_tiers": [*TIERS, {"notional_floor": "50", "maintenance_rate": "0.1", "initial_rate": "0.2"}],
+        "liquidation_fee": "0.005",
+        "insurance_fee": "0.001",
+        "max_order_notional": "7",
+        "depth_notional": "1000",
+        "impact_rate": "0.01",
+        "scan_group": "G",
+        "scan_range": "0.1",
+        "scan_floor_rate": "0.01",
+        "volatility_scale": {"reference": "0.04"},
+    },
+    {
+        "type": "instrument",
+        "symbol": "Y-PERP",
+        "settle_asset": "BTC",
+        "price_increment": "0.01",
+        "quantity_increment": "0.001",
+        "margin_tiers": TIERS,
+        "scan_range": "0.2",
+        "scan_floor_rate": "0.01",
+        "scan_array": ["0.1"] * 8 + ["-0.1"] * 8,
+    },
+]
+RICH["account"]["balances"] = {"USD": "-100", "BTC": "0.005"}
+RICH["account"]["positions"] = [POSITION, {"symbol": "Y-PERP", "quantity": "-0.002", "entry_price": "50.25"}]
+
+
+def test_the_rich_request_is_liquidated() -> None:
+    """So that what is broken below breaks plans too."""
+    (cross,) = ask(RICH)["groups"]
+    assert cross["liquidatable"]
+    assert cross["plan"]["orders"]
+
+
 @st.composite
 def broken(draw: st.DrawFn) -> Any:
     """A request with some of its leaves, or whole branches, replaced by junk or by odd numbers."""
+    whole = draw(st.sampled_from([REQUEST, RICH, RICH]))
 
     def walk(value: Any) -> Any:
         if draw(st.integers(0, 40)) == 0:
@@ -159,7 +221,7 @@ def broken(draw: st.DrawFn) -> Any:
             return value
         return draw(NUMBER) if draw(st.integers(0, 6)) == 0 else value
 
-    return walk(REQUEST)
+    return walk(whole)
 
 
 @settings(max_examples=500)
@@ -168,6 +230,32 @@ def test_no_request_makes_another_error(request_: Any) -> None:
     with suppress(DecodeError, InputError):
         answer = ask(request_)
         assert isinstance(answer["groups"] if isinstance(answer, dict) else answer, list)
+
+
+DOCUMENT = st.recursive(
+    JUNK,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["parameters", "marks", "account", "positions", "type", "symbol"]) | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(DOCUMENT)
+def test_no_json_document_makes_another_error(document: Any) -> None:
+    with suppress(DecodeError, InputError):
+        assert ask(document) == []
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"account":', b'{"parameters":[{"x":'])
+def test_a_document_nested_without_end_is_refused(opening: bytes) -> None:
+    with pytest.raises(DecodeError):
+        evaluate_request(opening * 20_000)
 
 
 @given(st.binary(max_size=50) | st.text(max_size=50).map(str.encode))

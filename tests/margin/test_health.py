@@ -146,6 +146,18 @@ def test_a_book_between_two_prices_gives_the_one_on_its_losing_side() -> None:
     assert evaluate(short, {"X-PERP": upper + 1}, parameters).liquidatable
 
 
+def test_a_liquidation_price_is_exact_beyond_the_digits_of_the_default_context() -> None:
+    """A root of 34 digits: cut at a rounded one, the search would come back to the same mark for ever."""
+    parameters = rules(tiers=((0, "0.000001", "1"), ("0.5", "0.99", "1")))
+    book = group({"USD": "-0.030000000000000006"}, ("X-PERP", "2000000", "5000000000"))
+    price = liquidation_price(book, "X-PERP", {}, parameters)
+    assert price is not None
+    with localcontext(EXACT):
+        beside = price - LAST_PLACE
+    assert not evaluate(book, {"X-PERP": price}, parameters).liquidatable
+    assert evaluate(book, {"X-PERP": beside}, parameters).liquidatable
+
+
 def test_what_is_missing_is_named() -> None:
     parameters = rules()
     book = group({"USD": "10"}, ("X-PERP", "1", "100"))

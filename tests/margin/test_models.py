@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from schemas.parameters import PolicyParameters, ScanOffset
@@ -61,6 +61,40 @@ def test_the_margin_of_a_part_of_every_position_is_at_most_that_part(book: Book,
     with localcontext(EXACT):
         some = [replace(holding, quantity=holding.quantity * part) for holding in found if part]
         assert model.margins(some).maintenance <= model.margins(found).maintenance * part
+
+
+@given(books(positions=2))
+def test_portfolio_margin_is_between_its_floor_and_the_sum_of_its_legs(book: Book) -> None:
+    """Every leg alone is at least its own floor, so the bounds never cross; what cannot be scanned counts in full."""
+    model, found = held(book)
+    assume(isinstance(model, ScannedMargin))
+    margins = model.margins(found)
+    with localcontext(EXACT):
+        floor = tiers = legs = Decimal(0)
+        for holding, (alone, initial) in zip(found, margins.by_holding, strict=True):
+            notional = abs(holding.quantity) * holding.mark
+            if holding.instrument.scan is None:
+                tiers += holding.instrument.maintenance(notional) * holding.unit
+            else:
+                floor += holding.instrument.scan.floor_rate * notional * holding.unit
+            assert model.margins([holding]).maintenance == alone
+            assert initial == alone * book.parameters.policy.scan.initial_scale
+            legs += alone
+        assert floor + tiers <= margins.maintenance <= legs
+        worst = max(
+            (
+                sum(
+                    (
+                        -holding.quantity * holding.mark * holding.unit * model._scan.profits(scan)[scenario]
+                        for holding in found
+                        if (scan := holding.instrument.scan) is not None
+                    ),
+                    Decimal(0),
+                )
+                for scenario in range(SCENARIOS)
+            ),
+        )
+        assert margins.maintenance >= worst + tiers
 
 
 # --- scans by hand ---------------------------------------------------------------------------------------------------

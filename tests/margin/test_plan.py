@@ -2,19 +2,21 @@
 
 from dataclasses import replace
 from decimal import Decimal, localcontext
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from schemas.parameters import AssetParameters, CollateralTier
-from streams.margin.conversion import convert_collateral
+from schemas.parameters import AssetParameters, CollateralTier, PolicyParameters
+from streams.margin.conversion import Conversion, Converting
 from streams.margin.fixed_point import EXACT
 from streams.margin.group import Group
 from streams.margin.health import bankruptcy_prices, collateral_value, evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, Plan, make_plan
+from streams.margin.reduction import _Reducing
 from tests.margin.conftest import Book, books, closed, decimals, group, rules, underwater
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
@@ -221,6 +223,26 @@ def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more
     assert deeper == {"S0-PERP": Decimal(10), "S1-PERP": Decimal(30)}
 
 
+def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step judges the whole book anew, so their number must not grow with the quantity."""
+    fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
+    parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
+        PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
+    )
+    steps = []
+    advance = _Reducing._advance
+
+    def counted(reducing: _Reducing, *args: Any) -> bool:
+        steps.append(args)
+        return advance(reducing, *args)
+
+    monkeypatch.setattr(_Reducing, "_advance", counted)
+    plan = make_plan(group({"USD": "600000"}, ("X-PERP", "1000000", "100")), MARKS, parameters)
+    assert plan.stage == "reduce"
+    assert totals(plan)["X-PERP"] > 900_000
+    assert 10 < len(steps) <= 32
+
+
 # --- collateral for debts --------------------------------------------------------------------------------------------
 
 
@@ -232,20 +254,51 @@ def weighted(weight: str, liability_weight: str = "1", **fields: str) -> AssetPa
     )
 
 
+def convert(
+    balances: dict[str, Decimal], missing: Decimal, marks: dict[str, Decimal], parameters: RiskParameters
+) -> tuple[Conversion, ...]:
+    """Exchange until equity has risen by ``missing``, or as far as it can."""
+    converting = Converting(marks, parameters)
+    held = dict(balances)
+    before = collateral_value(balances, marks, parameters)
+    while True:
+        with localcontext(EXACT):
+            left = before + missing - collateral_value(held, marks, parameters)
+        exchange = converting.cheapest(held, declared=False)
+        if left <= 0 or exchange is None:
+            return converting.conversions
+        converting.make(exchange, left, held)
+        held = {asset: amount + converting.changed.get(asset, Decimal(0)) for asset, amount in balances.items()}
+
+
 def test_a_debt_is_bought_back_as_drift_does() -> None:
     """drift-labs/protocol-v2 math/liquidation/tests.rs, zero_asset_and_liability_fee: shortage 10, weights 0.8, 1.2."""
     parameters = RiskParameters.build(
         [weighted("0.8", asset="USDC"), weighted("1", "1.2", asset="SOL", price_symbol="SOL-USD", decimals=9)]
     )
     balances = {"USDC": Decimal(100), "SOL": Decimal(-1)}
-    (bought,) = convert_collateral(balances, Decimal(10), {"SOL-USD": Decimal(100)}, parameters)
+    (bought,) = convert(balances, Decimal(10), {"SOL-USD": Decimal(100)}, parameters)
     assert (bought.asset.asset, bought.quantity, bought.weight) == ("SOL", Decimal("0.25"), Decimal("1.2"))
+
+
+def test_fees_are_inside_the_formula_of_a_conversion() -> None:
+    """Paying 1 of debt costs 1.05 / 0.95 of collateral: 1.2 - 0.8 * 1.05 / 0.95 = 0.3157... of equity for each."""
+    parameters = RiskParameters.build(
+        [
+            weighted("0.8", asset="BTC", price_symbol="BTC-USD", liquidation_fee="0.05"),
+            weighted("1", "1.2", asset="SOL", price_symbol="SOL-USD", liquidation_fee="0.05", decimals=6),
+        ]
+    )
+    balances = {"BTC": Decimal(1), "SOL": Decimal(-1)}
+    made = convert(balances, Decimal(6), {"BTC-USD": Decimal(100), "SOL-USD": Decimal(100)}, parameters)
+    changes = {conversion.asset.asset: conversion.quantity for conversion in made}
+    assert changes == {"SOL": Decimal("0.19"), "BTC": Decimal("-0.21")}
 
 
 @given(books(), decimals("0.01", "10000", 2))
 def test_conversions_raise_equity_by_the_shortage_or_use_up_a_side(book: Book, missing: Decimal) -> None:
     balances = dict(book.group.balances)
-    made = convert_collateral(balances, missing, book.marks, book.parameters)
+    made = convert(balances, missing, dict(book.marks), book.parameters)
     before = collateral_value(balances, book.marks, book.parameters)
     with localcontext(EXACT):
         paid = Decimal(0)
@@ -283,3 +336,58 @@ def test_collateral_is_sold_when_closing_everything_leaves_a_shortage() -> None:
         ("BTC-USD", "sell", Decimal("0.00003")),
     ]
     assert plan.orders[1].limit_price == 90_000
+
+
+def borrowed(fee: str | None, *, position_fee: str = "0.01") -> tuple[RiskParameters, Group, dict[str, Decimal]]:
+    """1 BTC at weight 0.9 against a debt of 85,000 beside a position of 20,000 that needs 1,000; equity is 100 less."""
+    parameters = rules(liquidation_fee=position_fee).with_record(
+        weighted("0.9", asset="BTC", price_symbol="BTC-USD", **({} if fee is None else {"liquidation_fee": fee}))
+    )
+    held = group({"USD": "-89100", "BTC": "1"}, ("X-PERP", "200", "100"))
+    return parameters, held, {"X-PERP": Decimal(100), "BTC-USD": Decimal(100_000)}
+
+
+def test_where_debts_are_the_problem_collateral_is_sold_and_no_position_closed() -> None:
+    """Selling 1,000 of BTC costs 1 and restores 100 - 1: 0.01 a unit; closing costs 0.01 / (0.05 - 0.01) = 0.25."""
+    parameters, held, marks = borrowed("0.001")
+    plan = make_plan(held, marks, parameters)
+    assert plan.stage == "reduce"
+    (order,) = plan.orders
+    assert (order.symbol, order.order_side, order.position_side) == ("BTC-USD", "sell", "long")
+    sold = order.quantity * 100_000
+    assert sold * Decimal("0.999") - sold * Decimal("0.9") >= 100
+    assert (sold - 1) * Decimal("0.099") < 100
+
+
+@pytest.mark.parametrize("fee", ["0.05", None])
+def test_a_sale_that_costs_more_than_a_close_or_has_no_market_is_not_made(fee: str | None) -> None:
+    parameters, held, marks = borrowed(fee)
+    assert set(totals(make_plan(held, marks, parameters))) == {"X-PERP"}
+
+
+@settings(max_examples=150)
+@given(underwater(positions=2), st.sampled_from(["0", "0.002", "0.05"]), st.sampled_from([None, "20000"]))
+def test_closes_and_sales_together_restore_the_target(book: Book, fee: str, depth: str | None) -> None:
+    """The group after the orders of a plan, fees paid, meets its target, or everything that helps has been done."""
+    assume(evaluate(book.group, book.marks, book.parameters).equity > 0)
+    parameters = book.parameters
+    for key, record in parameters.records.items():
+        if isinstance(record, AssetParameters):
+            parameters = parameters.with_record(msgspec.structs.replace(record, liquidation_fee=fee))
+        elif depth is not None and key.startswith("instrument"):
+            thin_market = msgspec.structs.replace(record, depth_notional=depth, impact_rate="0.01")
+            parameters = parameters.with_record(thin_market)
+    book = replace(book, parameters=parameters)
+    plan = make_plan(book.group, book.marks, parameters)
+    closes = {symbol: amount for symbol, amount in totals(plan).items() if symbol != "EUR-USD"}
+    after = after_closing(book, closes)
+    balances = dict(after.balances)
+    with localcontext(EXACT):
+        for order in plan.orders:
+            if order.symbol == "EUR-USD":
+                side, price = (1 if order.order_side == "buy" else -1), book.marks["EUR-USD"]
+                paid = order.quantity * price * (1 + side * Decimal(fee))
+                balances["EUR"] = balances.get("EUR", Decimal(0)) + side * order.quantity
+                balances["USD"] = balances.get("USD", Decimal(0)) - side * paid
+    missing = shortage(book, replace(after, balances=balances))
+    assert missing <= Decimal("0.000001") or plan.stage == "close"

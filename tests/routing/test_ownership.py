@@ -56,8 +56,10 @@ class Group:
         return [TopicPartition(place.topic, place.partition, self.offset) for place in partitions]
 
 
-def begin(log: Log, group: Group, topic: str = REPORTS, partition: int = 0) -> tuple[Ownership, int]:
-    owned = Ownership(cast(LogReader, log))
+def begin(
+    log: Log, group: Group, topic: str = REPORTS, partition: int = 0, timeout_s: float = 30.0
+) -> tuple[Ownership, int]:
+    owned = Ownership(cast(LogReader, log), timeout_s)
     (place,) = owned.begin(cast(Consumer, group), [TopicPartition(topic, partition)])
     return owned, place.offset
 
@@ -92,9 +94,8 @@ def test_a_coordinator_that_is_away_for_a_moment_is_asked_again(monkeypatch: pyt
 
 def test_a_coordinator_that_stays_away_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "_BACKOFF_FIRST_S", 0.001)
-    monkeypatch.setattr(ownership, "TIMEOUT_S", 0.01)
     with pytest.raises(BrokerError, match="committed offsets cannot be read"):
-        begin(Log(0, 10), Group(3, [KafkaError.COORDINATOR_NOT_AVAILABLE] * 10_000))
+        begin(Log(0, 10), Group(3, [KafkaError.COORDINATOR_NOT_AVAILABLE] * 10_000), timeout_s=0.01)
 
 
 def test_a_group_that_may_not_be_read_is_an_error_at_once() -> None:
@@ -153,4 +154,4 @@ def test_a_dropped_partition_is_owned_no_more() -> None:
 
 
 def test_no_partitions_are_asked_about_when_none_are_assigned() -> None:
-    assert Ownership(cast(LogReader, None)).begin(cast(Any, None), []) == []
+    assert Ownership(cast(LogReader, None), 1).begin(cast(Any, None), []) == []

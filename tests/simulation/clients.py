@@ -5,9 +5,9 @@ within calls, rebalance callbacks run within ``poll`` and ``consume``, and error
 drawn here, from the rates of the seed.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
@@ -21,7 +21,7 @@ _ABORTABLE_US = 2_000
 
 @dataclass(slots=True)
 class Rates:
-    """How often what goes wrong, as probabilities per call. ``unknown`` counts commits whose answer was lost."""
+    """How often what goes wrong, as probabilities per call, and how often it did."""
 
     crash_call: float = 0.0
     crash_commit: float = 0.0
@@ -39,13 +39,23 @@ class Rates:
     redis_error: float = 0.0
     redis_answer_lost: float = 0.0
     slow_markers: float = 0.0
-    unknown: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
     def stop(self) -> None:
         """No more faults."""
-        for name in self.__slots__:
-            if name != "unknown":
-                setattr(self, name, 0.0)
+        for name in FAULTS:
+            setattr(self, name, 0.0)
+
+    def strikes(self, name: str, draw: float) -> bool:
+        """Whether a draw from [0, 1) makes the fault ``name`` happen; counts it."""
+        if draw >= getattr(self, name):
+            return False
+        self.counts[name] += 1
+        return True
+
+
+FAULTS = tuple(name for name in Rates.__slots__ if name != "counts")
+"""What :class:`Rates` can do."""
 
 
 def error(
@@ -151,7 +161,7 @@ class FakeProducer:
                 break
             except Concurrent:
                 self._wait(deadline)
-        if self._random.random() < self._rates.commit_answer_lost:
+        if self._rates.strikes("commit_answer_lost", self._random.random()):
             self._time_out(deadline)
         self._fatal = self._failed = None
 
@@ -175,7 +185,7 @@ class FakeProducer:
     ) -> None:
         self._process.alive()
         draw = self._random.random()
-        if draw < self._rates.buffer_full:
+        if self._rates.strikes("buffer_full", draw):
             raise BufferError("Local: Queue full")
         if draw > 0.8:
             self._enter("produce")
@@ -224,7 +234,7 @@ class FakeProducer:
             self._failed = KafkaError(refused, "the group refuses", txn_requires_abort=True)
             raise KafkaException(self._failed)
         self._sent = True
-        if self._random.random() < self._rates.retriable:
+        if self._rates.strikes("retriable", self._random.random()):
             raise error(KafkaError._TIMED_OUT, "send offsets", retriable=True)
 
     def commit_transaction(self, timeout: float) -> None:
@@ -241,7 +251,7 @@ class FakeProducer:
         self._lose_commit(deadline)
         self._end(commit=True)
         self._process.call("committed", 20, 200)
-        if self._random.random() < self._rates.crash_commit:
+        if self._rates.strikes("crash_commit", self._random.random()):
             self._process.crash("after commit")
         self._begun = False
 
@@ -270,7 +280,7 @@ class FakeProducer:
 
     def _enter(self, what: str, *, crash: bool = False) -> None:
         self._process.call(what)
-        if crash and self._random.random() < self._rates.crash_commit:
+        if crash and self._rates.strikes("crash_commit", self._random.random()):
             self._process.crash(what)
 
     def _check(self) -> None:
@@ -280,14 +290,13 @@ class FakeProducer:
             raise KafkaException(self._failed)
 
     def _maybe_fail(self) -> None:
-        draw = self._random.random()
-        if draw < self._rates.abortable:
+        if self._rates.strikes("abortable", self._random.random()):
             self._failed = KafkaError(KafkaError._MSG_TIMED_OUT, "not delivered", txn_requires_abort=True)
             raise KafkaException(self._failed)
-        if draw < self._rates.abortable + self._rates.fatal:
+        if self._rates.strikes("fatal", self._random.random()):
             self._fatal = KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "simulated", fatal=True)
             raise KafkaException(self._fatal)
-        if draw > 1 - self._rates.retriable:
+        if self._rates.strikes("retriable", self._random.random()):
             raise error(KafkaError._TRANSPORT, "simulated", retriable=True)
 
     def _fence(self) -> KafkaException:
@@ -323,24 +332,20 @@ class FakeProducer:
 
     def _lose_commit(self, deadline_us: int) -> None:
         rates, cluster = self._rates, self._cluster
-        draw = self._random.random() - rates.commit_lost
-        if draw < 0:
-            rates.unknown += 1
+        if rates.strikes("commit_lost", self._random.random()):
             cluster.scheduler.note(self._process.name, "commit lost")
             self._time_out(deadline_us)
-        draw -= rates.commit_answer_lost
-        if draw < 0:
-            rates.unknown += 1
+        if rates.strikes("commit_answer_lost", self._random.random()):
             self._end(commit=True)
             cluster.scheduler.note(self._process.name, "commit's answer lost")
             self._time_out(deadline_us)
-        draw -= rates.commit_delayed
-        if draw < 0:
-            rates.unknown += 1
-            producer, epoch = self._id, self._epoch
+        if rates.strikes("commit_delayed", self._random.random()):
+            producer, epoch, txn = self._id, self._epoch, cluster.transaction(self._id)
 
             def arrive() -> None:
                 try:
+                    if cluster.transaction(producer) is not txn:
+                        raise InvalidState  # with transactions of version 1 it could end a later one (KIP-890)
                     cluster.end(producer, epoch, commit=True)
                 except (Fenced, InvalidState):
                     cluster.scheduler.note("kafka", f"{producer}@{epoch}: a late commit is refused")
@@ -444,6 +449,11 @@ class FakeConsumer:
         self._fenced = False
         process.clients.append(self)
 
+    def _enter(self, what: str) -> None:
+        self.process.call(what)
+        if self.closed:
+            raise RuntimeError("Consumer closed")
+
     # --- fetching ----------------------------------------------------------------------------------------------------
 
     def assign(self, places: list[TopicPartition]) -> None:
@@ -454,7 +464,7 @@ class FakeConsumer:
             self._positions[found.topic, found.partition] = _Position(offset)
 
     def unassign(self) -> None:
-        self.process.alive()
+        """Neither a switch point nor an end: a reader's generator may be closed anywhere, even after a crash."""
         if self.closed:
             raise RuntimeError("Consumer closed")
         self._positions = {}
@@ -486,7 +496,7 @@ class FakeConsumer:
         position = self._positions.get((place.topic, place.partition))
         if position is None:
             raise error(KafkaError._UNKNOWN_PARTITION, "not assigned")
-        if self._random.random() < self._rates.seek_state:
+        if self._rates.strikes("seek_state", self._random.random()):
             raise error(KafkaError._STATE, "not begun yet")
         position.next, position.eof = place.offset, -1
 
@@ -511,8 +521,6 @@ class FakeConsumer:
         return found
 
     def _fetch(self, most: int) -> list[FakeMessage]:
-        if self.closed:
-            raise RuntimeError("Consumer closed")
         if self._fenced:
             self._fenced = False
             fenced = KafkaError(KafkaError.FENCED_INSTANCE_ID, "replaced by another of this instance", fatal=True)
@@ -524,7 +532,7 @@ class FakeConsumer:
         for place, position in places:
             if position.paused or len(found) >= most:
                 continue
-            if self._rates.slow_fetch and self._random.random() < self._rates.slow_fetch:
+            if self._rates.slow_fetch and self._rates.strikes("slow_fetch", self._random.random()):
                 continue
             if position.next is None and not self._begin_at_committed(place, position):
                 continue
@@ -555,7 +563,7 @@ class FakeConsumer:
 
     def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1) -> tuple[int, int]:
         self._enter("watermarks")
-        if self._random.random() < self._rates.watermark_error:
+        if self._rates.strikes("watermark_error", self._random.random()):
             raise error(KafkaError._TRANSPORT, "watermarks")
         partition = self._cluster.topics[place.topic][place.partition]
         return 0, partition.end if self._uncommitted else partition.stable_end
@@ -568,7 +576,7 @@ class FakeConsumer:
         self._enter("committed offsets")
         scheduler = self._cluster.scheduler
         deadline = scheduler.now + int(timeout * 1e6)
-        if self._random.random() < self._rates.committed_error:
+        if self._rates.strikes("committed_error", self._random.random()):
             raise error(KafkaError._WAIT_COORD, "committed")
         asked = [(found.topic, found.partition) for found in places]
         while True:
@@ -586,8 +594,6 @@ class FakeConsumer:
 
     def close(self) -> None:
         self._enter("close")
-        if self.closed:
-            raise RuntimeError("Consumer closed")
         if self.topics:
             self._leave()
         self.closed = True
@@ -623,6 +629,12 @@ class FakeConsumer:
     def rejoin_later(self) -> None:
         self._rejoin = True
 
+    def settled(self) -> bool:
+        return bool(self._member) and not self.busy() and not self._rejoin and self.process.silent_until <= self._now()
+
+    def _now(self) -> int:
+        return self._cluster.scheduler.now
+
     def joined(self, member: str, generation: int) -> None:
         self._member, self._generation = member, generation
 
@@ -652,8 +664,14 @@ class FakeConsumer:
 
     def _join_later(self) -> None:
         group = self._group
-        delay_us = self._random.randrange(1_000, HEARTBEAT_US // 2)
-        group.background(self, delay_us, lambda: group.join(self, self._member))
+
+        def join() -> None:
+            if self.busy():  # what was lost meanwhile must be given up first
+                self._rejoin = True
+            else:
+                group.join(self, self._member)
+
+        group.background(self, self._random.randrange(1_000, HEARTBEAT_US // 2), join)
 
     def _serve(self) -> None:
         """Run the rebalance callbacks that wait, as librdkafka does within the application's poll."""
@@ -674,7 +692,7 @@ class FakeConsumer:
 
     def _call_back(self, kind: str, places: list[Place]) -> None:
         self._cluster.scheduler.note(self.process.name, f"on_{kind} {places}")
-        if self._rates.crash_commit and self._random.random() < self._rates.crash_commit:
+        if self._rates.strikes("crash_commit", self._random.random()):
             self.process.crash(f"on_{kind}")
         if kind == "lost" and not places:
             return

@@ -14,7 +14,7 @@ from tests.simulation.scheduler import Process, Scheduler
 
 Place = tuple[str, int]
 
-REBALANCE_TIMEOUT_US = 1_500_000
+REBALANCE_TIMEOUT_US = 700_000
 """How long members may take to rejoin (``max.poll.interval.ms``)."""
 HEARTBEAT_US = 40_000
 
@@ -35,6 +35,9 @@ class GroupClient(Protocol):
 
     def rejoin_later(self) -> None:
         """Rejoin as soon as it is not busy any more."""
+
+    def settled(self) -> bool:
+        """Whether it owns exactly what it was given."""
 
     def joined(self, member: str, generation: int) -> None:
         """The answer to joining."""
@@ -79,9 +82,9 @@ class Group:
     def refuses(self, member: str, generation: int, instance: str) -> int | None:
         """The error code with which transactional offsets of a member are refused, if they are.
 
-        Offsets that name neither a member nor a generation are taken unchecked.
+        Offsets that name neither a member nor a generation nor an instance are taken unchecked.
         """
-        if not member and generation < 0:
+        if not member and generation < 0 and not instance:
             return None
         if member not in self.members:
             replaced = instance and any(found.instance == instance for found in self.members.values())
@@ -125,6 +128,26 @@ class Group:
         if not self._preparing and self.members:
             self._prepare(None)
         self._complete_if_all()
+
+    def unowned(self) -> list[Place]:
+        """The partitions that no member has, and that no rebalance in progress will give to one.
+
+        That is possible: a static member that dies between learning what to give up and rejoining is replaced in the
+        same generation by one that owns nothing it would have to give up, so nobody asks for the second rebalance.
+        """
+        if self._preparing or any(not client.settled() for client in self._clients()):
+            return []
+        assigned = {place for member in self.members.values() for place in member.assignment}
+        topics = {topic for client in self._clients() for topic in client.topics}
+        return sorted({(topic, number) for topic in topics for number in self._numbers_of(topic)} - assigned)
+
+    def rebalance(self) -> None:
+        """What an operator brings about by stopping a member for longer than its session."""
+        if not self._preparing and self.members:
+            self._prepare(None)
+
+    def _clients(self) -> list[GroupClient]:
+        return [member.client for member in self.members.values()]
 
     def watch(self, process: Process) -> None:
         """Expel the members of a process that does not heartbeat any more, a session timeout from when it stopped."""

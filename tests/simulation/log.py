@@ -249,6 +249,10 @@ class Cluster:
         elif identity.last_commit is not commit:
             raise InvalidState
 
+    def transaction(self, producer: str) -> Transaction | None:
+        """The present transaction of a transactional id."""
+        return self._identities[producer].txn
+
     def _transaction(self, producer: str, epoch: int, timeout_us: int) -> Transaction:
         identity = self._identities[producer]
         if epoch != identity.epoch:

@@ -102,11 +102,11 @@ class Server:
         """``write.lua``."""
         token, after, stamp = int(argv[0]), int(argv[1]), int(argv[2])
         found = self._hmget(
-            keys[1], b"token", b"stamp", b"writing", b"cluster", b"topic", b"topic_id", b"shards", b"rows"
+            keys[1], b"token", b"stamp", b"writing", b"cluster", b"topic", b"topic_id", b"shards", b"rows", b"part"
         )
         if found[0] is None:
             return b"lost"
-        if found[3:7] != argv[6:10]:
+        if found[3:7] != argv[7:11]:
             return b"fenced"
         if int(found[0]) > token:
             return b"fenced"
@@ -122,8 +122,11 @@ class Server:
                 self.hset(keys[1], {b"as_of": argv[3], b"updated_at": updated_at})
                 self._hdel(keys[1], b"building")
             return b"ignored"
-        first = 11 + int(argv[10])
-        self._hdel(keys[0], *argv[11:first])
+        part = int(argv[6])
+        if part > 0 and found[8] not in (b"%s:%d" % (argv[2], part - 1), b"%s:%d" % (argv[2], part)):
+            return b"lost"
+        first = 12 + int(argv[11])
+        self._hdel(keys[0], *argv[12:first])
         rows = argv[first:]
         if rows:
             self.hset(keys[0], dict(zip(rows[::2], rows[1::2], strict=True)))
@@ -131,12 +134,13 @@ class Server:
         writing = int(found[2] or b"0")
         if argv[4] == b"1":
             self.hset(keys[1], {b"stamp": argv[2], b"as_of": argv[3]})
+            self._hdel(keys[1], b"part")
             if writing <= stamp:
                 self._hdel(keys[1], b"writing")
             if argv[5] == b"1":
                 self._hdel(keys[1], b"building")
         else:
-            self.hset(keys[1], {b"writing": b"%d" % max(writing, stamp)})
+            self.hset(keys[1], {b"writing": b"%d" % max(writing, stamp), b"part": b"%s:%d" % (argv[2], part)})
         return b"applied"
 
 
@@ -179,14 +183,16 @@ class FakeRedis:
         server, random = self._server, self._server.scheduler.random
         for attempt in (1, 2):
             self._process.call("redis")
-            if server.down_until > server.scheduler.now or random.random() < self._rates.redis_error:
+            if server.down_until > server.scheduler.now or self._rates.strikes("redis_error", random.random()):
                 if attempt == 2:
                     raise RedisConnectionError("simulated: Redis is away")
                 continue
             answer = command()
             if written:
                 server.on_write(written)
-            if random.random() < self._rates.redis_answer_lost:
+            if self._rates.strikes("crash_commit", random.random()):
+                self._process.crash("redis has answered")
+            if self._rates.strikes("redis_answer_lost", random.random()):
                 self._process.call("redis does not answer", 1000, 20_000)
                 if attempt == 2 or random.random() < 0.5:
                     raise RedisTimeoutError("simulated: no answer")

@@ -31,13 +31,13 @@ class Task:
 
     __slots__ = ("done", "greenlet", "name", "process", "started", "token")
 
-    def __init__(self, process: "Process", name: str, body: Callable[[], None]) -> None:
+    def __init__(self, process: "Process", name: str, body: Callable[[], None], hub: greenlet) -> None:
         self.process = process
         self.name = name
         self.token = 0
         self.done = False
         self.started = False
-        self.greenlet = greenlet(body)
+        self.greenlet = greenlet(body, hub)  # whoever starts it, its end goes back to the scheduler
 
 
 class Process:
@@ -161,7 +161,7 @@ class Scheduler:
             elif error is not None and not process.dead:
                 self.fail(error)
 
-        task = Task(process, name, body)
+        task = Task(process, name, body, self._hub)
         process.tasks.append(task)
         self._resume_at(task, self.now)
         return task

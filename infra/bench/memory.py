@@ -1,0 +1,162 @@
+"""Whether memory stays flat: the resident set of every role under steady load.
+
+``python -m infra.bench.memory [seconds]`` starts a local Kafka and Valkey and the three roles as processes, trades
+between a fixed population at a steady rate while prices move, and prints each role's resident set every ten seconds.
+It ends with exit code 1 if a role holds over ``GROWTH_MAX`` more at the end than when a third of the time had passed.
+"""
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from confluent_kafka import Producer
+
+from infra.local.stack import LocalStack
+from schemas.codec import encode
+from schemas.messages import OraclePrice, Trade, TradeSide, Transfer
+from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
+from schemas.topics import PARAMETERS, PRICES, TRADES, TRANSFERS
+from streams.broker import config
+from streams.broker.admin import ensure_topics
+from streams.settings import Settings, load
+
+GROWTH_MAX = 0.10
+ROLES = ("router", "oracle", "engine")
+SYMBOL = "BTC-PERP"
+ACCOUNTS = 1_000
+TRADES_PER_S = 1_000
+PRICES_PER_S = 20
+_SAMPLE_S = 10.0
+_STEP_S = 0.1
+
+
+def bench_memory(seconds: float) -> dict[str, list[int]]:
+    """The resident set (KiB) of each role, sampled every ten seconds."""
+    with LocalStack.start() as stack, tempfile.TemporaryDirectory() as folder:
+        settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+        ensure_topics(settings)
+        producer = Producer(config.producer(settings.kafka, "bench"))
+        _open(producer)
+        processes = {role: _start(role, settings, Path(folder)) for role in ROLES}
+        try:
+            return _load(producer, processes, seconds)
+        finally:
+            for process in processes.values():
+                process.terminate()
+            for process in processes.values():
+                process.wait(timeout=60)
+
+
+def _start(role: str, settings: Settings, folder: Path) -> "subprocess.Popen[bytes]":
+    environment = {
+        **os.environ,
+        "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "MARGIN_REDIS__URL": settings.redis.url,
+    }
+    with (folder / f"{role}.log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-m", "streams.cli", role], env=environment, stderr=log)
+
+
+def _open(producer: Producer) -> None:
+    tiers = (MarginTier(notional_floor="0", maintenance_rate="0.005", initial_rate="0.01"),)
+    for key, record in (
+        ("asset:USDC", AssetParameters(asset="USDC", decimals=6)),
+        ("policy:default", PolicyParameters()),
+        (
+            f"instrument:{SYMBOL}",
+            InstrumentParameters(
+                symbol=SYMBOL,
+                settle_asset="USDC",
+                price_increment="0.1",
+                quantity_increment="0.001",
+                margin_tiers=tiers,
+            ),
+        ),
+        (f"oracle:{SYMBOL}", OracleParameters(symbol=SYMBOL, sources={"a": "1"}, max_age_ms=5000)),
+    ):
+        producer.produce(PARAMETERS, encode(record), key=key)
+    for number in range(ACCOUNTS):
+        account = f"account-{number}"
+        transfer = Transfer(
+            transfer_id=account,
+            account=account,
+            asset="USDC",
+            amount="1000000",
+            sequence=1,
+            event_time=time.time_ns() // 1000,
+        )
+        producer.produce(TRANSFERS, encode(transfer), key=account)
+    producer.flush()
+
+
+def _load(producer: Producer, processes: dict[str, "subprocess.Popen[bytes]"], seconds: float) -> dict[str, list[int]]:
+    drawn, numbers, sequences = random.Random(1), itertools.count(1), itertools.count(1)
+    samples: dict[str, list[int]] = {role: [] for role in processes}
+    started = time.monotonic()
+    sampled = 0.0
+    for step in itertools.count(1):
+        passed = time.monotonic() - started
+        if passed >= seconds:
+            return samples
+        for _ in range(int(TRADES_PER_S * _STEP_S)):
+            producer.produce(TRADES, encode(_trade(drawn, next(numbers))), key=SYMBOL)
+        for _ in range(int(PRICES_PER_S * _STEP_S)):
+            producer.produce(PRICES, encode(_price(drawn, next(sequences))), key=SYMBOL)
+        producer.poll(0)
+        if passed - sampled >= _SAMPLE_S:
+            sampled = passed
+            for role, process in processes.items():
+                samples[role].append(_resident_kib(process))
+            latest = ", ".join(f"{role} {found[-1] / 1024:.1f} MiB" for role, found in samples.items())
+            print(f"{passed:6.0f} s  {latest}", flush=True)
+        time.sleep(max(0.0, started + step * _STEP_S - time.monotonic()))
+    return samples
+
+
+def _trade(drawn: random.Random, number: int) -> Trade:
+    maker, taker = (f"account-{found}" for found in drawn.sample(range(ACCOUNTS), 2))
+    return Trade(
+        trade_id=number,
+        symbol=SYMBOL,
+        price="100.0",
+        quantity="0.010",
+        aggressor_side=drawn.choice(["buy", "sell"]),
+        maker=TradeSide(account=maker, order_id=f"m{number}", fee="0"),
+        taker=TradeSide(account=taker, order_id=f"t{number}", fee="0.01"),
+        event_time=time.time_ns() // 1000,
+    )
+
+
+def _price(drawn: random.Random, sequence: int) -> OraclePrice:
+    price = f"{100 + drawn.randint(-5, 5) / 10}"
+    return OraclePrice(source="a", symbol=SYMBOL, price=price, sequence=sequence, publish_time=time.time_ns() // 1000)
+
+
+def _resident_kib(process: "subprocess.Popen[bytes]") -> int:
+    if process.poll() is not None:
+        raise RuntimeError(f"a role ended with exit code {process.returncode}")
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+def main() -> int:
+    """Measure and judge; the exit code."""
+    samples = bench_memory(float(sys.argv[1]) if len(sys.argv) > 1 else 300.0)
+    grown = False
+    for role, found in samples.items():
+        settled, last = found[len(found) // 3], found[-1]
+        growth = last / settled - 1
+        grown = grown or growth > GROWTH_MAX
+        print(
+            f"{role}: {settled / 1024:.1f} MiB at a third of the time, {last / 1024:.1f} MiB in the end, {growth:+.1%}"
+        )
+    return int(grown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""How long the other shards stand still while an engine takes a large one, from the changelog and from Redis.
+
+``python -m infra.bench.restore [accounts]`` starts a local Kafka and Valkey, writes the accounts of shard 0 to the
+changelog, and runs an engine that owns four shards. Shard 0 is dropped and taken again while the others go on; printed
+is the longest cycle meanwhile, which is what the other shards wait at most, and how long the taking took as a whole.
+"""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+from confluent_kafka import Producer, TopicPartition
+
+from infra.local.stack import LocalStack
+from schemas.codec import encode
+from schemas.messages import AccountRow, GroupRow, Mark, MarkFrame, PositionRow
+from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
+from schemas.topics import ACCOUNTS, EVENTS, MARKS, PARAMETERS
+from streams.broker import config
+from streams.broker.admin import ensure_topics
+from streams.clearing.engine import Engine
+from streams.settings import Settings, load
+from streams.tables.reader import TableReader
+
+SHARD = 0
+SYMBOLS = 20
+_WAIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """One taking: seconds as a whole, cycles meanwhile, and the longest of them in milliseconds."""
+
+    source: str
+    seconds: float
+    cycles: int
+    longest_ms: float
+
+
+class MeasuredEngine(Engine):
+    """An engine that notes how long its cycles take, and can be told to take a shard again."""
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        super().__init__(settings, stop)
+        self.again = threading.Event()
+        self.durations_s: list[float] = []
+        self.takes = threading.Semaphore(0)
+
+    @property
+    def ready(self) -> bool:
+        return len(self._shards) == self._settings.topics.shards
+
+    def _cycle(self) -> None:
+        if self.again.is_set():
+            self.again.clear()
+            self.durations_s.clear()
+            self._drop([SHARD], release=True)
+            self._consumer.pause([TopicPartition(EVENTS, SHARD)])
+            self._wait_to_take([SHARD])
+        taking = SHARD in self._to_take
+        started = time.perf_counter()
+        super()._cycle()
+        if taking:
+            self.durations_s.append(time.perf_counter() - started)
+            if SHARD not in self._to_take:
+                self.takes.release()
+
+
+def bench_restore(accounts: int = 100_000) -> list[Taking]:
+    """Take a shard of ``accounts`` accounts from the changelog, and again from Redis."""
+    with LocalStack.start() as stack:
+        settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+        ensure_topics(settings)
+        _publish(settings, accounts)
+        stop, beating = threading.Event(), threading.Event()
+        engine = MeasuredEngine(settings, stop)
+        threads = [threading.Thread(target=engine.run), threading.Thread(target=_beat, args=(settings, beating))]
+        for thread in threads:
+            thread.start()
+        try:
+            _await(lambda: engine.ready, "the shards")
+            engine.takes.acquire()
+            takings = [_take(engine, "changelog")]
+            _await(lambda: _is_in_redis(settings), "the table")
+            takings.append(_take(engine, "Redis"))
+        finally:
+            stop.set()
+            beating.set()
+            for thread in threads:
+                thread.join()
+    return takings
+
+
+def _take(engine: MeasuredEngine, source: str) -> Taking:
+    started = time.perf_counter()
+    engine.again.set()
+    if not engine.takes.acquire(timeout=_WAIT_S):
+        raise TimeoutError("the shard was not taken")
+    seconds = time.perf_counter() - started
+    return Taking(source, seconds, len(engine.durations_s), 1000 * max(engine.durations_s))
+
+
+def _await(condition: object, what: str) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {_WAIT_S:g} s: {what}")
+        time.sleep(0.05)
+
+
+def _is_in_redis(settings: Settings) -> bool:
+    with TableReader(settings.redis) as tables:
+        meta = tables.table_meta(SHARD)
+    return meta is not None and not meta.building
+
+
+def _publish(settings: Settings, accounts: int) -> None:
+    producer = Producer(config.producer(settings.kafka, "bench"))
+    for name, record in _parameters():
+        producer.produce(PARAMETERS, encode(record), key=name)
+    for number in range(accounts):
+        account = f"account-{number:07d}"
+        positions = tuple(
+            PositionRow(symbol=f"S{(number + i) % SYMBOLS}-PERP", quantity="1", cash="-100") for i in range(3)
+        )
+        group = GroupRow(margin="cross", status="normal", balances={"USDC": "1000"}, positions=positions)
+        row = AccountRow(account=account, status="normal", groups=(group,), liquidation_sequence=0, transfer_sequence=1)
+        producer.produce(ACCOUNTS, encode(row), key=account, partition=SHARD)
+        producer.poll(0)
+    producer.flush()
+
+
+def _parameters() -> list[tuple[str, object]]:
+    tiers = (MarginTier(notional_floor="0", maintenance_rate="0.005", initial_rate="0.01"),)
+    records: list[tuple[str, object]] = [
+        ("asset:USDC", AssetParameters(asset="USDC", decimals=6)),
+        ("policy:default", PolicyParameters()),
+    ]
+    for symbol in (f"S{number}-PERP" for number in range(SYMBOLS)):
+        instrument = InstrumentParameters(
+            symbol=symbol, settle_asset="USDC", price_increment="0.1", quantity_increment="0.001", margin_tiers=tiers
+        )
+        records.append((f"instrument:{symbol}", instrument))
+        records.append((f"oracle:{symbol}", OracleParameters(symbol=symbol, sources={"a": "1"}, max_age_ms=60_000)))
+    return records
+
+
+def _beat(settings: Settings, stop: threading.Event) -> None:
+    """Heartbeats as the oracle's."""
+    producer = Producer(config.producer(settings.kafka, "bench"))
+    while not stop.wait(0.25):
+        now = time.time_ns() // 1000
+        marks = tuple(
+            Mark(symbol=f"S{number}-PERP", price="100", status="live", publish_time=now) for number in range(SYMBOLS)
+        )
+        producer.produce(MARKS, encode(MarkFrame(time=now, marks=marks, full=True)), partition=0)
+        producer.flush()
+
+
+if __name__ == "__main__":
+    for taking in bench_restore(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000):
+        print(
+            f"from {taking.source}: taken in {taking.seconds:.2f} s, {taking.cycles} cycles of all shards meanwhile, "
+            f"the longest {taking.longest_ms:.0f} ms"
+        )

@@ -1,0 +1,76 @@
+"""The transactional producer's outcomes, and its time limits, against a client that misbehaves."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from streams.broker import producer as producer_module
+from streams.broker.producer import TransactionalProducer
+from streams.errors import ProducerFenced, TransactionAborted
+from streams.settings import KafkaSettings
+
+PLACES = [TopicPartition("t", 0, 1)]
+
+
+class Client:
+    """A producer whose ``send_offsets_to_transaction`` does what the test says."""
+
+    hang: ClassVar = threading.Event()
+    failures: ClassVar[list[KafkaError]] = []
+    aborted = 0
+
+    def __init__(self, properties: dict[str, Any]) -> None:
+        pass
+
+    def begin_transaction(self) -> None:
+        pass
+
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        if self.failures:
+            raise KafkaException(self.failures.pop(0))
+        Client.hang.wait(30)
+
+    def abort_transaction(self, timeout_s: float) -> None:
+        Client.aborted += 1
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransactionalProducer]:
+    Client.hang, Client.failures, Client.aborted = threading.Event(), [], 0
+    monkeypatch.setattr(producer_module, "Producer", Client)
+    found = TransactionalProducer(KafkaSettings(transaction_timeout_ms=200), "test")
+    found.begin()
+    yield found
+    Client.hang.set()
+
+
+def test_offsets_that_are_never_answered_cost_the_producer_and_no_more_than_its_time(
+    producer: TransactionalProducer,
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(ProducerFenced, match="does not return"):
+        producer.send_offsets(PLACES, None)
+    assert time.monotonic() - started < 5
+    producer.close()
+    assert Client.aborted == 0, "nothing more is asked of a producer that does not answer"
+
+
+def test_a_shorter_limit_holds_for_offsets_too(producer: TransactionalProducer) -> None:
+    with producer.within(0.01), pytest.raises(ProducerFenced):
+        producer.send_offsets(PLACES, None)
+
+
+def test_what_sending_offsets_raises_is_classified(producer: TransactionalProducer) -> None:
+    Client.hang.set()
+    Client.failures = [KafkaError(KafkaError._STATE, "again", retriable=True)]
+    producer.send_offsets(PLACES, None)
+    Client.failures = [KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "gone", txn_requires_abort=True)]
+    with pytest.raises(TransactionAborted, match="gone"):
+        producer.send_offsets(PLACES, None)
+    Client.failures = [KafkaError(KafkaError._FENCED, "fenced", fatal=True)]
+    with pytest.raises(ProducerFenced, match="fenced"):
+        producer.send_offsets(PLACES, None)

@@ -1,0 +1,116 @@
+"""What ``margin-clearing status`` says is wrong: each fault of a deployment in one sentence, nothing of a sound one."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from schemas.topics import EVENTS, MARKS, TRADES
+from streams.broker.admin import GroupMember, GroupState
+from streams.console.status import Lag, MarksStatus, ShardStatus, Status, judge, show_status
+from streams.settings import Settings
+from streams.tables.reader import TableMeta
+
+SETTINGS = Settings()
+
+
+def group(name: str, *members: tuple[str, tuple[tuple[str, int], ...]], state: str = "STABLE") -> GroupState:
+    return GroupState(name, state, tuple(GroupMember(who, "host", owned) for who, owned in members), {})
+
+
+def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
+    found = ShardStatus(
+        shard=number,
+        member=f"margin-engine-{worker}",
+        worker=worker,
+        claim=10,
+        sequence=99,
+        journal_age_ms=3_000,
+        lag=Lag(EVENTS, number, 100, 101, 0),
+        table=TableMeta(token=10, stamp=500, building=False, updated_at_ms=0, reach=500),
+        table_behind=0,
+        table_age_ms=2_000,
+    )
+    return replace(found, **fields)
+
+
+MARKS_SOUND = MarksStatus(age_ms=200, epoch=17, live=3, stale=(), halted=())
+SOUND = Status(
+    engines=group("margin-engine", ("margin-engine-a", ((EVENTS, 0),)), ("margin-engine-b", ((EVENTS, 1),))),
+    routers=group("margin-router", ("margin-router-a", ((TRADES, 0),))),
+    oracles=group("margin-oracle-leader", ("margin-oracle-a", ((MARKS, 0),)), ("margin-oracle-b", ())),
+    shards=(shard(0), shard(1, "b")),
+    inputs=(Lag(TRADES, 0, 7, 8, 0),),
+    marks=MARKS_SOUND,
+    refused_parameters={},
+    redis_problem=None,
+)
+
+
+def with_shard(**fields: Any) -> Status:
+    return replace(SOUND, shards=(replace(SOUND.shards[0], **fields), SOUND.shards[1]))
+
+
+def test_a_sound_deployment_has_no_faults() -> None:
+    assert judge(SOUND, SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (replace(SOUND, engines=group("margin-engine")), "No engine is in the group margin-engine: start"),
+        (replace(SOUND, routers=group("margin-router", state="DEAD")), "No router is in the group"),
+        (replace(SOUND, oracles=group("margin-oracle-leader")), "No oracle is in the group"),
+        (replace(SOUND, engines=replace(SOUND.engines, state="PREPARING_REBALANCE")), "not settled"),
+        (
+            replace(SOUND, engines=group("margin-engine", ("margin-engine-a", ((EVENTS, 0),)))),
+            f"{EVENTS}[1] is assigned to no engine",
+        ),
+        (replace(SOUND, marks=None), "No full mark frame was ever published"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, age_ms=7_000)), "is 7.0 s old (at most 5.0 s)"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, live=0)), "There are no marks"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, stale=("BTC-PERP",))), "Stale: BTC-PERP"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, halted=("ETH-PERP",))), "Halted: ETH-PERP"),
+        (
+            replace(SOUND, refused_parameters={"policy:default": "offset 7: margin_call_levels must be above 1"}),
+            "'policy:default' in risk.parameters.v1 is refused (offset 7: margin_call_levels must be above 1)",
+        ),
+        (replace(SOUND, inputs=(Lag(TRADES, 0, 0, 200_000, 200_000),)), "200,000 records wait to be routed"),
+        (with_shard(worker=None, claim=None, table=None), "Shard 0 was never taken"),
+        (with_shard(worker="gone"), "journal was last written by gone: it is being taken"),
+        (with_shard(journal_age_ms=90_000), "Shard 0 has journaled nothing for 90.0 s"),
+        (with_shard(lag=Lag(EVENTS, 0, 0, 2_000, 1_001)), "Shard 0 is 1,001 frames behind (at most 1,000)"),
+        (replace(SOUND, redis_problem="Redis does not answer: refused"), "Redis does not answer: refused. Clearing"),
+        (with_shard(table=None), "The table of shard 0 is missing in Redis"),
+        (with_shard(table=TableMeta(10, 5, True, 0, 5), table_behind=495), "is being built, 495 rows are left"),
+        (with_shard(table_age_ms=60_000, table_behind=12), "last written or confirmed 60.0 s ago"),
+        (with_shard(table=TableMeta(11, 500, False, 0, 500)), "held by claim 11, newer than the journal's 10"),
+    ],
+)
+def test_each_fault_is_said_in_one_sentence_that_names_it(found: Status, said: str) -> None:
+    (fault,) = judge(found, SETTINGS)
+    assert said in fault
+    assert fault.endswith(".")
+
+
+def test_it_is_shown_with_every_shard_and_every_fault() -> None:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    found = with_shard(worker="gone")
+    with console.capture() as shown:
+        show_status(console, found, judge(found, SETTINGS))
+    text = shown.get()
+    assert "margin-engine-a (1), margin-engine-b (1)" in text
+    assert "3 live, 0 stale, 0 halted, last full frame 0.2 s ago, epoch 17" in text
+    assert "gone" in text
+    assert "wrong" in text
+    with console.capture() as shown:
+        show_status(console, SOUND, [])
+    assert "all is as it should be" in shown.get()
+
+
+def test_its_json_is_plain() -> None:
+    plain = msgspec.json.decode(msgspec.json.encode(SOUND.as_json()))
+    assert plain["shards"][1]["worker"] == "b"
+    assert plain["marks"]["epoch"] == 17

@@ -1,0 +1,431 @@
+"""What must be true after any number of faults, judged from the records alone.
+
+It shares no line with the engine, the router or the tables: the ledger and the verdicts are recomputed from the
+exchange's records in plain decimals (:mod:`streams.demo.reference`), everything else is counting. Each check answers
+with what it found wrong; nothing is a pass.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from schemas import topics
+from schemas.partitioning import shard_of
+from streams.demo.reference import (
+    MarkLog,
+    ParameterLog,
+    ReferenceGroup,
+    ReferenceLedger,
+    evaluate,
+    floor_18,
+    ledger_of,
+    symbols_needed,
+)
+from tests.faults.records import Record, Records
+
+Differences = list[str]
+LAST = 2**62
+
+
+# --- what comes in comes through, once -------------------------------------------------------------------------------
+
+
+def every_trade_is_routed_once(found: Records) -> Differences:
+    """The fills in the frames are the two sides of every trade whose id rose, each in its account's shard."""
+    expected: Counter[tuple[Any, ...]] = Counter()
+    last: dict[str, int] = {}
+    for _, trade in found.readable(topics.TRADES):
+        if trade["trade_id"] <= last.get(trade["symbol"], -1):
+            continue
+        last[trade["symbol"]] = trade["trade_id"]
+        for side, buys in (("taker", "buy"), ("maker", "sell")):
+            quantity = Decimal(trade["quantity"]) * (1 if trade["aggressor_side"] == buys else -1)
+            account = trade[side]["account"]
+            expected[shard_of(account, found.shards), account, trade["symbol"], trade["trade_id"], quantity] += 1
+    routed: Counter[tuple[Any, ...]] = Counter()
+    for record, frame in found.readable(topics.EVENTS):
+        fills = frame["fills"]
+        for account, symbol, number, quantity in zip(
+            fills["account"], fills["symbol"], fills["trade_id"], fills["quantity"], strict=True
+        ):
+            routed[record.partition, account, symbol, number, Decimal(quantity)] += 1
+    return _unequal("fill", expected, routed)
+
+
+def every_transfer_and_report_is_routed_once(found: Records) -> Differences:
+    """The transfers and reports in the frames are those of the topics, repeats included."""
+    differences: Differences = []
+    for topic, kind, name in ((topics.TRANSFERS, "transfers", "sequence"), (topics.REPORTS, "reports", "order_id")):
+        expected: Counter[tuple[Any, ...]] = Counter()
+        for _, value in found.readable(topic):
+            expected[shard_of(value["account"], found.shards), value["account"], value[name]] += 1
+        routed: Counter[tuple[Any, ...]] = Counter()
+        for record, frame in found.readable(topics.EVENTS):
+            for account, number in zip(frame[kind]["account"], frame[kind][name], strict=True):
+                routed[record.partition, account, number] += 1
+        differences += _unequal(kind, expected, routed)
+    return differences
+
+
+def ledger_equals_recomputation(found: Records) -> Differences:
+    """Balances, positions and transfer sequences of every account are those of a recomputation from the inputs."""
+    transfers = [value for _, value in found.readable(topics.TRANSFERS)]
+    ledger = ledger_of(_parameters(found).as_of(LAST), transfers, [v for _, v in found.readable(topics.TRADES)])
+    expected = {name: contents for name, group in ledger.groups.items() if any(contents := group.contents())}
+    actual, sequences = {}, {}
+    for account, row in _rows(found).items():
+        sequences[account] = row["transfer_sequence"]
+        for group in row["groups"]:
+            balances = {asset: Decimal(amount) for asset, amount in group["balances"].items()}
+            held = {p["symbol"]: (Decimal(p["quantity"]), Decimal(p["cash"])) for p in group["positions"]}
+            if balances or held:
+                actual[account, group["margin"]] = (balances, held)
+    differences = [
+        f"{account} {margin}: changelog {actual.get((account, margin))}, recomputed {expected.get((account, margin))}"
+        for account, margin in sorted({*expected, *actual})
+        if expected.get((account, margin)) != actual.get((account, margin))
+    ]
+    highest: dict[str, int] = {}
+    for transfer in transfers:
+        highest[transfer["account"]] = max(transfer["sequence"], highest.get(transfer["account"], -1))
+    return differences + [
+        f"{account}: transfer sequence {sequences.get(account)}, the last transfer has {number}"
+        for account, number in sorted(highest.items())
+        if sequences.get(account) != number
+    ]
+
+
+def poison_is_in_the_dead_letters(found: Records) -> Differences:
+    """Every record that cannot be read is in its dead-letter topic once, as it came, and nothing else is.
+
+    The oracle is not transactional: a price that cannot be read is there at least once.
+    """
+    differences: Differences = []
+    for topic in (topic for topic in topics.CONTRACT if topic.dead_letters):
+        poison = {(record.partition, record.offset): record for record in found.of(topic.name) if record.is_poison}
+        letters: Counter[tuple[int, int]] = Counter()
+        for letter in found.of(topic.dlq):
+            place = int(letter.headers["dlq.partition"]), int(letter.headers["dlq.offset"])
+            letters[place] += 1
+            original = poison.get(place)
+            if original is None:
+                differences.append(f"{topic.dlq}: a letter of {place}, which could be read")
+            elif (letter.key, letter.value) != (original.key, original.value):
+                differences.append(f"{topic.dlq}: the letter of {place} is not as it came")
+        for place in poison:
+            if not letters[place]:
+                differences.append(f"{topic.name} {place}: lost, it is not in the dead letters")
+            elif letters[place] > 1 and topic.name != topics.PRICES:
+                differences.append(f"{topic.name} {place}: repeated, {letters[place]} times in the dead letters")
+    return differences
+
+
+def groups_have_read_everything(found: Records) -> Differences:
+    """The committed offsets are behind the last record, and the engine's are where its journal says."""
+    differences: Differences = []
+    for (topic, partition), offset in sorted(found.committed.items()):
+        end = max((record.offset + 1 for record in found.of(topic, partition)), default=0)
+        if offset < end:
+            differences.append(f"{topic}[{partition}]: committed {offset}, the last record is {end - 1}")
+        journal = found.of(topics.JOURNAL, partition) if topic == topics.EVENTS else []
+        if journal and journal[-1].json()["events"][1] != offset:
+            differences.append(f"{topic}[{partition}]: committed {offset}, the journal says {journal[-1].json()}")
+    return differences
+
+
+# --- what goes out goes out once, and rightly ------------------------------------------------------------------------
+
+
+def commands_are_unique_and_gapless(found: Records) -> Differences:
+    """Per account the sequences are 1, 2, 3 in the order of the log; the row and the journal know of each."""
+    differences: Differences = []
+    sequences: dict[str, list[int]] = defaultdict(list)
+    for _, command in found.readable(topics.COMMANDS):
+        sequences[command["account"]].append(command["sequence"])
+        if command["command_id"] != f"{command['account']}:{command['sequence']}":
+            differences.append(f"{command['command_id']} is not its account and sequence")
+    rows = _rows(found)
+    for account in sorted({*sequences, *rows}):
+        numbers = sequences.get(account, [])
+        last = rows.get(account, {}).get("liquidation_sequence", 0)
+        if numbers != list(range(1, last + 1)):
+            differences.append(f"{account}: commands {numbers}, its row says {last}")
+    journaled = Counter(command_id for _, entry in found.readable(topics.JOURNAL) for command_id in entry["commands"])
+    issued = Counter(command["command_id"] for _, command in found.readable(topics.COMMANDS))
+    return differences + _unequal("command", journaled, issued)
+
+
+def alerts_are_unique_and_gapless(found: Records) -> Differences:
+    """Per account the alerts are numbered 1, 2, 3 in the order of the log, as many as its row says."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for _, alert in found.readable(topics.ALERTS):
+        numbers[alert["account"]].append(int(alert["alert_id"].rpartition(":")[2]))
+    return [
+        f"{account}: alerts {numbers.get(account, [])}, its row says {row['alert_sequence']}"
+        for account, row in sorted(_rows(found).items())
+        if numbers.get(account, []) != list(range(1, row["alert_sequence"] + 1))
+    ]
+
+
+def every_command_is_justified(found: Records) -> Differences:
+    """At the offsets of its evidence the group was below maintenance at live marks, with the figures it states."""
+    differences: Differences = []
+    parameters = _parameters(found)
+    commands: dict[int, list[Any]] = defaultdict(list)
+    for _, command in found.readable(topics.COMMANDS):
+        commands[command["evidence"]["shard"]].append(command)
+    for shard, issued in commands.items():
+        issued.sort(key=lambda c: (c["evidence"]["events_offset"], c["evidence"]["marks_offset"]))
+        # The marks may be walked back between two batches, so they are taken anew from one sorted list.
+        marks = _MarksAsOf(found, sorted({command["evidence"]["marks_offset"] for command in issued}))
+        ledger = ShardLedger(found, shard, parameters)
+        for command in issued:
+            evidence = command["evidence"]
+            ledger.walk_to(evidence["events_offset"])
+            if shard_of(command["account"], found.shards) != shard:
+                differences.append(f"{command['command_id']}: shard {shard} is not its account's")
+            group = ledger.ledger.group(command["account"], command["margin"])
+            differences += _unjustified(command, group, marks, parameters)
+    return differences
+
+
+def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", parameters: ParameterLog) -> Iterator[str]:
+    name, evidence = command["command_id"], command["evidence"]
+    seen, time_us = marks.at(evidence["marks_offset"])
+    rules = parameters.as_of(evidence["parameters_version"])
+    needed = symbols_needed(group, rules)
+    if missing := needed - seen.keys():
+        yield f"{name}: no marks of {sorted(missing)} at offset {evidence['marks_offset']}"
+        return
+    for symbol in sorted(needed):
+        mark = seen[symbol]
+        if mark.status != "live" or time_us - mark.publish_time > rules.max_age_us(symbol):
+            yield f"{name}: the mark of {symbol} was not live"
+        if Decimal(evidence["marks"].get(symbol, "0")) != mark.price:
+            yield f"{name}: evidence says {symbol} at {evidence['marks'].get(symbol)}, the log has {mark.price}"
+    verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules)
+    if not verdict.liquidatable:
+        yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
+    figures = floor_18(verdict.equity), floor_18(verdict.maintenance), verdict.health_ratio
+    stated = tuple(Decimal(evidence[field]) for field in ("equity", "maintenance_margin", "health_ratio"))
+    if figures != stated:
+        yield f"{name}: evidence says {stated}, recomputed {figures}"
+
+
+def nobody_is_left_liquidatable(found: Records) -> Differences:
+    """At the last marks no group is below maintenance without an open command."""
+    parameters = _parameters(found)
+    last = max((record.offset for record in found.of(topics.MARKS)), default=-1)
+    seen, _ = _MarksAsOf(found, [last]).at(last)
+    prices = {symbol: mark.price for symbol, mark in seen.items()}
+    rules = parameters.as_of(LAST)
+    transfers = [value for _, value in found.readable(topics.TRANSFERS)]
+    ledger = ledger_of(rules, transfers, [value for _, value in found.readable(topics.TRADES)])
+    under_command = {
+        (account, group["margin"])
+        for account, row in _rows(found).items()
+        for group in row["groups"]
+        if group["command"] is not None
+    }
+    differences = []
+    for name, group in ledger.groups.items():
+        if name in under_command:
+            continue
+        if not symbols_needed(group, rules) <= prices.keys():
+            differences.append(f"{name}: no marks of {sorted(symbols_needed(group, rules) - prices.keys())}")
+            continue
+        verdict = evaluate(group, prices, rules)
+        if verdict.liquidatable:
+            differences.append(f"{name}: equity {verdict.equity} is below maintenance {verdict.maintenance}")
+    return differences
+
+
+def nobody_is_suspended(found: Records) -> Differences:
+    """Every event of the load can be applied."""
+    return [f"{account}: {row['suspended_reason']}" for account, row in _rows(found).items() if row["unapplied"]]
+
+
+# --- journal and tables ----------------------------------------------------------------------------------------------
+
+
+def journal_is_contiguous(found: Records) -> Differences:
+    """Sequences rise by one, each record names the one before and goes on where it ended, under the last claim."""
+    differences: Differences = []
+    for shard in range(found.shards):
+        before: tuple[int, Any] | None = None
+        claim = -1
+        for record, entry in found.readable(topics.JOURNAL, shard):
+            where = f"{topics.JOURNAL}[{shard}] offset {record.offset}"
+            if entry["kind"] == "claim":
+                claim = record.offset
+                if any(entry[name][0] != entry[name][1] for name in ("events", "marks", "parameters")):
+                    differences.append(f"{where}: a claim that covers inputs")
+            elif entry["claim"] != claim:
+                differences.append(f"{where}: a commit under claim {entry['claim']}, superseded by {claim}")
+            if before is not None:
+                differences += [f"{where}: {fault}" for fault in _breaks(before, entry)]
+            before = record.offset, entry
+        if before is None:
+            differences.append(f"{topics.JOURNAL}[{shard}] is empty")
+    return differences
+
+
+def _breaks(before: tuple[int, Any], entry: Any) -> Iterator[str]:
+    offset, last = before
+    if entry["sequence"] != last["sequence"] + 1:
+        yield f"sequence {entry['sequence']} after {last['sequence']}"
+    if entry["previous"] != offset:
+        yield f"previous is {entry['previous']}, the record before is at {offset}"
+    for name in ("events", "marks", "parameters"):
+        first, end = entry[name]
+        if first != last[name][1]:
+            yield f"{name} from {first}, the record before ended at {last[name][1]}"
+        if end < first:
+            yield f"{name} end at {end} before their beginning at {first}"
+    if not entry["marks"][0] <= entry["marks_before"] <= entry["marks"][1]:
+        yield f"marks_before {entry['marks_before']} is not among {entry['marks']}"
+
+
+def journal_accounts_for_every_row(found: Records) -> Differences:
+    """The changelog has as many rows as the journal says: none of a transaction that the journal does not know."""
+    differences = []
+    for shard in range(found.shards):
+        journaled = sum(entry["accounts"] for _, entry in found.readable(topics.JOURNAL, shard))
+        rows = len(found.of(topics.ACCOUNTS, shard))
+        if journaled != rows:
+            differences.append(f"shard {shard}: {rows} rows, the journal says {journaled}")
+    return differences
+
+
+def redis_equals_changelog(found: Records) -> Differences:
+    """Redis holds every account's last row byte for byte and nothing else, under the token of the last claim."""
+    rows = found.rows()
+    tables = {account: row for table in found.tables.values() for account, row in table.items()}
+    differences = [
+        f"{account}: Redis {tables.get(account)!r:.200}, changelog {rows.get(account)!r:.200}"
+        for account in sorted({*rows, *tables})
+        if rows.get(account) != tables.get(account)
+    ]
+    for shard in range(found.shards):
+        claims = [record.offset for record, entry in found.readable(topics.JOURNAL, shard) if entry["kind"] == "claim"]
+        meta = found.metas.get(shard, {})
+        if not claims or meta.get("token") != str(claims[-1]):
+            differences.append(f"shard {shard}: Redis has token {meta.get('token')}, the last claims are {claims[-2:]}")
+        if "building" in meta or "writing" in meta:
+            differences.append(f"shard {shard}: its table is being built or written: {meta}")
+        differences += [
+            f"{account} is in the table of shard {shard}"
+            for account in found.tables.get(shard, {})
+            if shard_of(account, found.shards) != shard
+        ]
+    return differences
+
+
+CHECKS: dict[str, Callable[[Records], Differences]] = {
+    check.__name__: check
+    for check in (
+        every_trade_is_routed_once,
+        every_transfer_and_report_is_routed_once,
+        ledger_equals_recomputation,
+        poison_is_in_the_dead_letters,
+        groups_have_read_everything,
+        commands_are_unique_and_gapless,
+        alerts_are_unique_and_gapless,
+        every_command_is_justified,
+        nobody_is_left_liquidatable,
+        nobody_is_suspended,
+        journal_is_contiguous,
+        journal_accounts_for_every_row,
+        redis_equals_changelog,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``differences`` by check. ``lost`` and ``repeated`` count records that should be there and are not, or twice."""
+
+    differences: dict[str, Differences]
+    commands: int
+    lost: int
+    repeated: int
+
+    @property
+    def passed(self) -> bool:
+        return not any(self.differences.values())
+
+
+def judge(found: Records) -> Verdict:
+    """Every check's differences; a check that breaks down has found one."""
+    differences = {}
+    for name, check in CHECKS.items():
+        try:
+            differences[name] = check(found)
+        except (KeyError, ValueError, ArithmeticError, TypeError) as error:
+            differences[name] = [f"the records cannot be judged: {error!r}"]
+    every = [text for found_ in differences.values() for text in found_]
+    return Verdict(
+        differences,
+        commands=len(found.of(topics.COMMANDS)),
+        lost=sum("lost" in text for text in every),
+        repeated=sum("repeated" in text for text in every),
+    )
+
+
+# --- what the checks stand on ----------------------------------------------------------------------------------------
+
+
+class ShardLedger:
+    """The ledger of one shard as its frames have made it up to an offset; a transfer that is not newer is dropped."""
+
+    def __init__(self, found: Records, shard: int, parameters: ParameterLog) -> None:
+        self.ledger = ReferenceLedger(parameters.as_of(LAST))
+        self._frames = iter(list(found.readable(topics.EVENTS, shard)))
+        self._ahead = next(self._frames, None)
+        self._last: dict[str, int] = {}
+
+    def walk_to(self, offset: int) -> None:
+        """Take in every frame up to and including ``offset``."""
+        while self._ahead is not None and self._ahead[0].offset <= offset:
+            frame = self._ahead[1]
+            self.ledger.frame({"transfers": self._new_transfers(frame["transfers"]), "fills": frame["fills"]})
+            self._ahead = next(self._frames, None)
+
+    def _new_transfers(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        kept = []
+        for index, (account, sequence) in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
+            if sequence > self._last.get(account, -1):
+                self._last[account] = sequence
+                kept.append(index)
+        return {name: [column[index] for index in kept] for name, column in columns.items()}
+
+
+class _MarksAsOf:
+    """The marks, and the time, as of some offsets of ``margin.marks.v1``."""
+
+    def __init__(self, found: Records, offsets: list[int]) -> None:
+        log = MarkLog((record.offset, frame) for record, frame in found.readable(topics.MARKS))
+        self._seen = {}
+        for offset in offsets:
+            log.walk_to(offset)
+            self._seen[offset] = dict(log.marks), log.time_us
+
+    def at(self, offset: int) -> tuple[dict[str, Any], int]:
+        return self._seen[offset]
+
+
+def _parameters(found: Records) -> ParameterLog:
+    return ParameterLog(
+        [(record.offset, (record.key or b"").decode(), value) for record, value in found.readable(topics.PARAMETERS)]
+    )
+
+
+def _rows(found: Records) -> dict[str, Any]:
+    return {account: Record(0, 0, None, row).json() for account, row in found.rows().items()}
+
+
+def _unequal(what: str, expected: Counter[Any], actual: Counter[Any]) -> Differences:
+    lost = [f"{what} {name}: lost" for name in (expected - actual)]
+    return lost + [f"{what} {name}: repeated or made up" for name in (actual - expected)]

@@ -1,0 +1,273 @@
+"""The whole pipeline under load: broker, proxy, table server, two workers of each role, and the exchange.
+
+It knows how to see that everything works again, and how to come to rest at the end; it injects nothing and judges
+nothing.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+import redis
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from infra.local.kafka import KafkaServer
+from infra.local.ports import free_port
+from infra.local.process import TemporaryFolder
+from infra.local.valkey import ValkeyServer
+from schemas import topics
+from streams.broker import config
+from streams.broker.admin import ensure_topics
+from streams.settings import Settings, load
+from streams.tables.keys import accounts_key
+from tests.faults.fleet import Fleet, Role
+from tests.faults.load import NO_NEWS, Load
+from tests.faults.proxy import Proxy
+
+SHARDS = 4
+PARTITIONS = 3
+SESSION_TIMEOUT_S = 3.0
+TRANSACTION_TIMEOUT_S = 4.0
+WATCHDOG_S = 25.0
+RECOVERY_S = 60.0
+START_S = 90.0
+REST_S = 90.0
+_LOOK_S = 0.05
+
+
+class NotInTime(Exception):
+    """What was waited for did not come about."""
+
+
+class Tail:
+    """Every committed record of some topics from the beginning, as it comes; waits out whatever befalls the broker."""
+
+    def __init__(self, settings: Settings, partitions: dict[str, int]) -> None:
+        self._consumer = Consumer(
+            config.reader(settings.kafka, "faults-tail") | {"enable.partition.eof": False} | NO_NEWS
+        )
+        self._consumer.assign(
+            [TopicPartition(topic, number, 0) for topic, count in partitions.items() for number in range(count)]
+        )
+
+    def read(self, timeout_s: float = 0.0) -> list[Message]:
+        return [message for message in self._consumer.consume(5000, timeout=timeout_s) if message.error() is None]
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class Pipeline:
+    """Everything that runs. Use as a context manager; it starts all of it and waits until it works."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        proxy_port = free_port()
+        self.kafka = KafkaServer(folder, proxy_port=proxy_port)
+        self.valkey = ValkeyServer(folder)
+        self.proxy = Proxy(proxy_port, self.kafka.proxied_port)
+        overrides = {
+            "kafka.bootstrap_servers": self.kafka.bootstrap_servers,
+            "redis.url": self.valkey.url,
+            "topics.shards": SHARDS,
+            "topics.partitions": PARTITIONS,
+        }
+        self.settings = load({}, overrides)
+        self.fleet = Fleet(
+            folder,
+            {
+                "MARGIN_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy_port}",
+                "MARGIN_KAFKA__SESSION_TIMEOUT_MS": str(int(1000 * SESSION_TIMEOUT_S)),
+                "MARGIN_KAFKA__TRANSACTION_TIMEOUT_MS": str(int(1000 * TRANSACTION_TIMEOUT_S)),
+                "MARGIN_REDIS__URL": self.valkey.url,
+                "MARGIN_REDIS__TIMEOUT_MS": "500",
+                "MARGIN_TOPICS__SHARDS": str(SHARDS),
+                "MARGIN_ENGINE__JOURNAL_INTERVAL_MS": "1000",
+                "MARGIN_SERVICE__WATCHDOG_MS": str(int(1000 * WATCHDOG_S)),
+            },
+        )
+        self._seed = seed
+        self._rows: dict[str, tuple[dict[str, Any], bytes]] = {}
+        self._beat_us = 0
+        self.claims: dict[int, tuple[int, str]] = {}
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.fleet.kill()
+        self._open.close()
+
+    def _start(self) -> None:
+        self._open.enter_context(self.valkey)
+        self._open.callback(self.valkey.kill)
+        self._open.enter_context(self.kafka)
+        self._open.callback(self.kafka.kill)
+        self._open.enter_context(self.proxy)
+        report = ensure_topics(self.settings)
+        assert not report.wrong, report.wrong
+        self.redis = redis.Redis.from_url(self.valkey.url, socket_timeout=2, socket_connect_timeout=2)
+        self._open.callback(self.redis.close)
+        self.admin = self._new_admin()
+        self._tail = Tail(self.settings, {topics.ACCOUNTS: SHARDS, topics.JOURNAL: SHARDS, topics.MARKS: 1})
+        self._open.callback(self._tail.close)
+        self.load = Load(self.settings.kafka, SHARDS, PARTITIONS, self._seed)
+        self.load.publish_parameters()
+        roles: tuple[Role, ...] = ("router", "oracle", "engine")
+        for role in roles:
+            self.fleet.add(role, f"{role}-static", "static").start()
+            self.fleet.add(role, f"{role}-dynamic", "dynamic").start()
+        self.wait(lambda: self._beat_us > 0, "the oracle's heartbeat", START_S)
+        self.load.start()
+        self.await_recovery(START_S)
+        self.load.open()
+        self.await_settled(START_S)
+
+    def _new_admin(self) -> AdminClient:
+        return AdminClient(config.common(self.settings.kafka, "faults-admin") | NO_NEWS)
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take in what has been committed, and bring back who has ended."""
+        for message in self._tail.read(_LOOK_S):
+            value = message.value()
+            if message.topic() == topics.ACCOUNTS and value is not None:
+                self._rows[(message.key() or b"").decode()] = orjson.loads(value), value
+            elif message.topic() == topics.JOURNAL and value is not None:
+                record = orjson.loads(value)
+                if record["kind"] == "claim":
+                    self.claims[record["shard"]] = message.offset() or 0, record["worker"]
+            elif value is not None:
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    self._beat_us = max(self._beat_us, orjson.loads(value)["time"])
+        self.load.check()
+
+    def wait(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = RECOVERY_S, *, bring_back: bool = True
+    ) -> None:
+        """Look until ``condition`` holds.
+
+        Raises:
+            NotInTime: it does not within ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.look()
+            if bring_back:
+                self.fleet.bring_back()
+            if condition():
+                return
+            if time.monotonic() > deadline:
+                raise NotInTime(f"not within {timeout_s:g} s: {what}")
+
+    def await_recovery(self, timeout_s: float = RECOVERY_S) -> None:
+        """Wait until a canary sent now is in every shard's changelog and in Redis, and a mark of a later time is out.
+
+        Raises:
+            NotInTime: says what is missing.
+        """
+        number, since_us = self.load.canary(), time.time_ns() // 1000
+        try:
+            self.wait(lambda: not self._missing(number, since_us), "", timeout_s)
+        except NotInTime:
+            raise NotInTime(f"not within {timeout_s:g} s: {'; '.join(self._missing(number, since_us))}") from None
+
+    def _missing(self, number: int, since_us: int) -> list[str]:
+        missing = [] if self._beat_us > since_us else ["marks"]
+        for shard, account in enumerate(self.load.canaries):
+            row, data = self._rows.get(account, ({}, b""))
+            held = {p["symbol"]: p["quantity"] for group in row.get("groups", ()) for p in group["positions"]}
+            if row.get("transfer_sequence", -1) < number:
+                missing.append(f"the transfer to shard {shard}")
+            elif Decimal(held.get(symbol := self.load.canary_symbols[account], "0")) < self.load.canary_holds(number):
+                missing.append(f"the trade of {symbol} in shard {shard}")
+            elif self._in_redis(shard, account) != data:
+                missing.append(f"shard {shard} in Redis")
+        return missing
+
+    def _in_redis(self, shard: int, account: str) -> bytes | None:
+        try:
+            found: bytes | None = self.redis.hget(accounts_key(shard), account)  # type: ignore[assignment]
+            return found
+        except redis.RedisError:
+            return None
+
+    def await_settled(self, timeout_s: float = RECOVERY_S) -> None:
+        """Wait until every worker takes orders and is a member of its group at rest, with something to do.
+
+        Raises:
+            NotInTime: says which group is not.
+        """
+        try:
+            self.wait(lambda: not self._unsettled(), "", timeout_s)
+        except NotInTime:
+            raise NotInTime(f"not within {timeout_s:g} s: {'; '.join(self._unsettled())}") from None
+
+    def _unsettled(self) -> list[str]:
+        unsettled = [f"{worker.name} up" for worker in self.fleet if not worker.listening]
+        kafka, groups = (
+            self.settings,
+            (("engine", self.settings.engine.group_id), ("router", self.settings.router.group_id)),
+        )
+        for role, group in (*groups, ("oracle", f"{kafka.oracle.app_id}-leader")):
+            found = self._members(group)
+            names = {worker.member_name for worker in self.fleet if worker.role == role}
+            idle = sum(not works for works in found.values())
+            if len(found) != len(names) or not all(any(client.endswith(name) for client in found) for name in names):
+                unsettled.append(f"{group} has {sorted(found)} and not {sorted(names)}")
+            elif idle > (len(names) - 1 if role == "oracle" else 0):
+                unsettled.append(f"{group} has members without work: {found}")
+        return unsettled
+
+    def _members(self, group: str) -> dict[str, bool]:
+        """The members of a group by client id, each with whether it has partitions; none if it is not at rest."""
+        try:
+            found = self.admin.describe_consumer_groups([group], request_timeout=5)[group].result(timeout=5)
+        except (KafkaException, TimeoutError):
+            self.admin = self._new_admin()  # it may wait for ever for a coordinator that it knew before
+            return {}
+        if found.state.name != "STABLE":
+            return {}
+        return {member.client_id: bool(member.assignment.topic_partitions) for member in found.members}
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def come_to_rest(self) -> None:
+        """Let prices stand still until nothing is on its way, then stop the load and every worker in order.
+
+        Raises:
+            NotInTime: commands keep coming, or something is not routed, applied or in Redis.
+        """
+        self.load.calm_down()
+        quiet_since, commands = time.monotonic(), -1
+
+        def quiet() -> bool:
+            nonlocal quiet_since, commands
+            if self.load.commands_seen != commands:
+                commands, quiet_since = self.load.commands_seen, time.monotonic()
+            return time.monotonic() - quiet_since > 6.0  # longer than a command lives: what is overdue comes again
+
+        self.wait(quiet, "no more commands at prices that stand still", REST_S)
+        self.await_recovery()
+        self.load.stop()
+        self.await_settled()
+        self.exit_codes = self.fleet.stop()
+
+
+@contextlib.contextmanager
+def running(seed: int) -> Iterator[Pipeline]:
+    """A pipeline in a temporary folder."""
+    with TemporaryFolder("margin-faults-") as folder, Pipeline(folder.path, seed) as pipeline:
+        yield pipeline

@@ -1,0 +1,107 @@
+"""Everything a run left behind, as it lies in the topics (committed records only) and in Redis. Judges nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import redis
+from confluent_kafka import Consumer, TopicPartition
+
+from schemas import topics
+from streams.broker import config
+from streams.broker.reader import LogReader
+from streams.settings import Settings
+from streams.tables.keys import accounts_key, meta_key
+from tests.faults.load import POISON
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A committed record."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def is_poison(self) -> bool:
+        """Whether the load made it unreadable, by its own account."""
+        return self.key is not None and self.key.startswith(POISON)
+
+    def json(self) -> Any:
+        return orjson.loads(self.value or b"")
+
+
+@dataclass
+class Records:
+    """One run's."""
+
+    shards: int
+    logs: dict[str, list[Record]] = field(default_factory=dict)
+    committed: dict[Place, int] = field(default_factory=dict)
+    """By what a group reads (a topic of the contract is read by one group): its committed offset."""
+
+    tables: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    metas: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def of(self, topic: str, partition: int | None = None) -> list[Record]:
+        """In the order of the log; of all partitions, one after the other."""
+        return [record for record in self.logs.get(topic, []) if partition in (None, record.partition)]
+
+    def readable(self, topic: str, partition: int | None = None) -> Iterator[tuple[Record, Any]]:
+        """The records that are not poison, with their JSON."""
+        return ((record, record.json()) for record in self.of(topic, partition) if not record.is_poison)
+
+    def rows(self) -> dict[str, bytes]:
+        """Every account's last row in the changelog."""
+        found: dict[str, bytes] = {}
+        for record in self.of(topics.ACCOUNTS):
+            account = (record.key or b"").decode()
+            if record.value is None:
+                found.pop(account, None)
+            else:
+                found[account] = record.value
+        return found
+
+
+def collect(settings: Settings) -> Records:
+    """Read it all back."""
+    found = Records(settings.topics.shards)
+    with LogReader(settings.kafka, "faults-checker") as reader:
+        for topic in topics.all_topics():
+            found.logs[topic.name] = [
+                Record(partition, m.offset() or 0, _bytes(m.key()), m.value(), dict(m.headers() or ()))
+                for partition in range(reader.partitions(topic.name))
+                for m in reader.read_range(topic.name, partition, 0)
+            ]
+        inputs = (topics.TRADES, topics.TRANSFERS, topics.REPORTS)
+        places = {topic: reader.partitions(topic) for topic in (*inputs, topics.EVENTS)}
+    for topic, count in places.items():
+        group = settings.engine.group_id if topic == topics.EVENTS else settings.router.group_id
+        found.committed |= _committed(settings, group, topic, count)
+    with redis.Redis.from_url(settings.redis.url) as client:
+        for shard in range(found.shards):
+            rows: dict[Any, Any] = client.hgetall(accounts_key(shard))  # type: ignore[assignment]
+            meta: dict[Any, Any] = client.hgetall(meta_key(shard))  # type: ignore[assignment]
+            found.tables[shard] = {name.decode(): row for name, row in rows.items()}
+            found.metas[shard] = {name.decode(): value.decode() for name, value in meta.items()}
+    return found
+
+
+def _committed(settings: Settings, group: str, topic: str, count: int) -> dict[Place, int]:
+    consumer = Consumer(config.common(settings.kafka, "faults-checker") | {"group.id": group})
+    try:
+        places = [TopicPartition(topic, partition) for partition in range(count)]
+        return {(place.topic, place.partition): place.offset for place in consumer.committed(places, timeout=30)}
+    finally:
+        consumer.close()
+
+
+def _bytes(key: bytes | str | None) -> bytes | None:
+    return key.encode() if isinstance(key, str) else key

@@ -1,0 +1,71 @@
+"""Every kind of fault once, under load, on one real broker and one real table server; then the independent verdict.
+
+The long run is ``python -m tests.faults`` (see the README beside this file).
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.faults import FAULTS, ROWS, SHORT, Fault
+from tests.faults.injections import INJECTIONS
+from tests.faults.rounds import Result, play, schedule
+
+SEED = 1
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return play(SHORT, SEED, print)
+
+
+def test_every_fault_was_injected_and_everything_worked_again(result: Result) -> None:
+    assert [found.name for found in result.rounds] == SHORT
+    assert [str(found) for found in result.rounds if found.problem or not found.evidence] == []
+
+
+def test_nobody_ended_with_a_traceback_and_everybody_left_in_order(result: Result) -> None:
+    assert result.problems == []
+
+
+def test_nothing_was_lost_repeated_or_made_up(result: Result) -> None:
+    assert result.verdict is not None
+    assert {name: found for name, found in result.verdict.differences.items() if found} == {}
+    assert result.verdict.commands > 0
+    assert (result.verdict.lost, result.verdict.repeated) == (0, 0)
+
+
+# --- the rows --------------------------------------------------------------------------------------------------------
+
+
+def test_the_short_run_has_every_kind_that_is_not_a_variant_of_another() -> None:
+    variants = {"kill_while_starting", "kill_at_random"}
+    assert {FAULTS[name].kind for name in SHORT} == INJECTIONS.keys() - variants
+
+
+def test_every_row_has_a_name_of_its_own_and_can_be_injected() -> None:
+    assert len(FAULTS) == len(ROWS)
+    assert {fault.kind for fault in FAULTS.values()} == INJECTIONS.keys()
+
+
+def rows_of(kind: str) -> Iterator[Fault]:
+    return (fault for fault in FAULTS.values() if fault.kind == kind)
+
+
+def test_workers_die_at_every_point_of_a_commit() -> None:
+    killed = {(fault.role, fault.point) for fault in rows_of("kill_at_point")}
+    transaction = {"before_produce", "after_produce", "after_offsets", "after_commit"}
+    assert {point for role, point in killed if role == "router"} == transaction
+    assert {point for role, point in killed if role == "engine"} == transaction | {
+        "before_redis_write",
+        "within_redis_write",
+        "after_redis_write",
+    }
+    assert {point for role, point in killed if role == "oracle"} >= {"before_send", "after_send"}
+
+
+def test_a_schedule_is_drawn_from_the_seed_and_has_every_fault_before_any_comes_again() -> None:
+    assert schedule(None, [], 7) == schedule(None, [], 7) != schedule(None, [], 8)
+    assert sorted(schedule(None, [], 7)) == sorted(FAULTS)
+    assert sorted(schedule(4, ["a", "b"], 1)[:2]) == ["a", "b"]
+    assert len(schedule(5, ["a", "b"], 1)) == 5

@@ -1,0 +1,87 @@
+"""Many seeds over the cores, and what they add up to."""
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterable
+from multiprocessing import get_context
+
+from tests.simulation.scenario import MODES, Mode
+from tests.simulation.world import Result, run
+
+CHUNK = 10
+PROGRESS_S = 10.0
+
+
+def mode_of(seed: int) -> Mode:
+    """The mode of a seed when none is given."""
+    return MODES[seed % len(MODES)]
+
+
+def run_all(seeds: list[tuple[int, Mode]], jobs: int) -> int:
+    """Run every seed; print progress, every failure with its trace, and the sums."""
+    tally = Tally(len(seeds))
+    chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
+    with get_context("spawn").Pool(jobs) as pool:
+        for results in pool.imap_unordered(_run_chunk, chunks):
+            tally.take(results)
+    tally.report()
+    return 1 if tally.failed else 0
+
+
+def _run_chunk(seeds: list[tuple[int, Mode]]) -> list[Result]:
+    results = [run(seed, mode) for seed, mode in seeds]
+    gc.collect()  # a run leaves cycles behind and collects nothing while it lasts
+    for result in results:
+        if result.failure is None:
+            result.trace = []
+    return results
+
+
+class Tally:
+    """What all runs add up to."""
+
+    def __init__(self, total: int) -> None:
+        self.failed: list[Result] = []
+        self._total = total
+        self._done = 0
+        self._sums: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._ends: Counter[str] = Counter()
+        self._started = self._said = time.monotonic()
+
+    def take(self, results: Iterable[Result]) -> None:
+        """Count results; say how it goes now and then."""
+        for result in results:
+            self._done += 1
+            for name in ("steps", "committed", "aborted", "commands", "lost", "repeated", "attended"):
+                self._sums[name] += getattr(result, name)
+            self._faults += result.faults
+            self._ends += result.ends
+            if result.failure is not None:
+                self.failed.append(result)
+                print(f"FAILED seed {result.seed} {result.mode}: {result.failure}")
+                print("\n".join(result.trace), flush=True)
+        if time.monotonic() - self._said > PROGRESS_S:
+            self._said = time.monotonic()
+            self._say()
+
+    def report(self) -> None:
+        """The sums."""
+        self._say()
+        sums = self._sums
+        print(f"{sums['steps']:,} steps; transactions: {sums['committed']:,} committed, {sums['aborted']:,} aborted")
+        print("faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self._faults.items())))
+        print("processes ended by themselves: " + ", ".join(f"{name} {count:,}" for name, count in self._ends.items()))
+        print(f"groups that needed an operator: {sums['attended']:,}")
+        if self.failed:
+            print("failed: " + ", ".join(f"{result.seed} {result.mode}" for result in self.failed))
+
+    def _say(self) -> None:
+        sums, minutes = self._sums, (time.monotonic() - self._started) / 60
+        print(
+            f"{self._done:,} of {self._total:,} seeds, {self._done / minutes:,.0f} a minute; faults "
+            f"{sum(self._faults.values()):,}; commands {sums['commands']:,}, lost {sums['lost']:,}, repeated "
+            f"{sums['repeated']:,}; failed {len(self.failed)}",
+            flush=True,
+        )

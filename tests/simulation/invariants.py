@@ -1,0 +1,551 @@
+"""What must hold whatever goes wrong, checked at every transaction that commits and at every write to Redis.
+
+The checks know what the inputs mean, what has been committed and how Kafka numbers it; they do not know who did it, how
+often it was tried, or what failed meanwhile.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from itertools import zip_longest
+from typing import Any
+
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import AccountRow, EventFrame, JournalRecord, LiquidationCommand
+from schemas.partitioning import shard_of
+from schemas.topics import (
+    ACCOUNTS,
+    ALERTS,
+    COMMANDS,
+    EVENTS,
+    JOURNAL,
+    MARKS,
+    PARAMETERS,
+    REPORTS,
+    ROUTER,
+    TRADES,
+    TRANSFERS,
+    dead_letter_topic,
+)
+from streams.clearing.shard import Output, Shard
+from streams.errors import InputError
+from streams.margin.parameters import RiskParameters
+from streams.tables.keys import MARKS as REDIS_MARKS
+from streams.tables.keys import accounts_key, meta_key
+from tests.simulation.ledger import Ledger
+from tests.simulation.log import COMMITTED, Cluster, Partition, Record, Transaction
+from tests.simulation.redis import Server
+from tests.simulation.scheduler import Scheduler, Violation
+from tests.simulation.workload import STEPS
+
+ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
+
+_FRAME = Decoder[EventFrame](EventFrame)
+_COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
+_ROW = Decoder[AccountRow](AccountRow)
+_JOURNAL = Decoder[JournalRecord](JournalRecord)
+_IDS = Decoder[dict[str, int]](dict[str, int])
+
+Letter = tuple[str, int, int]
+"""Topic, partition and offset of a record in the dead letters."""
+
+
+def require(holds: bool, invariant: str, detail: Callable[[], str] = str) -> None:
+    """Raise that ``invariant`` does not hold.
+
+    Raises:
+        Violation: it does not.
+    """
+    if not holds:
+        raise Violation(f"{invariant}: {detail()}")
+
+
+class Watch:
+    """Sees every decided transaction and every write to Redis."""
+
+    def __init__(self, scheduler: Scheduler, partitions: dict[str, int], server: Server) -> None:
+        self.cluster = Cluster(scheduler, partitions, self.on_decided)
+        self.shards = [ShardTruth(number, self) for number in range(partitions[EVENTS])]
+        self.routed: dict[tuple[str, int], int] = {}
+        self.on_command: Callable[[Any], None] = lambda _: None
+        self.commands: set[str] = set()
+        self.repeated = self.lost = 0
+        self.letters: set[Letter] = set()
+        self._alerts: set[str] = set()
+        self._trade_ids: dict[int, dict[str, int]] = {}
+        self._scheduler = scheduler
+        self._server = server
+        self._rules: list[RiskParameters] = [RiskParameters.empty()]
+        self._mark_rows: set[bytes] = set()
+        self._marks_seen = 0
+        server.on_write, server.on_token = self.on_redis_write, self.on_token
+
+    # --- transactions ------------------------------------------------------------------------------------------------
+
+    def on_decided(self, txn: Transaction) -> None:
+        """Check a transaction when its coordinator has decided it."""
+        if txn.state != COMMITTED:
+            return
+        try:
+            self._check(txn)
+        except Violation as violation:
+            self._scheduler.note("invariant", str(violation))
+            self._scheduler.fail(violation)
+
+    def _check(self, txn: Transaction) -> None:
+        by_topic: dict[str, list[tuple[Partition, Record]]] = {}
+        digest = self._scheduler.digest
+        for partition, record in txn.records:
+            by_topic.setdefault(partition.topic, []).append((partition, record))
+            digest = zlib.crc32(record.value or b"", digest)
+        self._scheduler.digest = digest
+        for letter in self._letters_of(by_topic):
+            if letter[0] != EVENTS:  # a frame may hold many events that cannot be applied
+                require(letter not in self.letters, "a record is in the dead letters once", lambda: str(letter))
+                self.letters.add(letter)
+        groups = set(txn.offsets)
+        if groups == {ROUTER_GROUP}:
+            self._check_router(txn.offsets[ROUTER_GROUP], by_topic)
+        elif groups == {ENGINE_GROUP}:
+            self._check_engine(txn.offsets[ENGINE_GROUP], by_topic)
+        else:
+            require(False, "what is committed is committed with the offsets it follows from", lambda: txn.producer)
+
+    def _letters_of(self, by_topic: dict[str, list[tuple[Partition, Record]]]) -> Iterable[Letter]:
+        for topic, records in by_topic.items():
+            if topic.endswith(".dlq"):
+                for _, record in records:
+                    found = dict(record.headers or ())
+                    yield found["dlq.topic"].decode(), int(found["dlq.partition"]), int(found["dlq.offset"])
+
+    # --- the router --------------------------------------------------------------------------------------------------
+
+    def _check_router(
+        self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, Record]]]
+    ) -> None:
+        expected: Counter[tuple[Any, ...]] = Counter()
+        refused: set[Letter] = set()
+        for (topic, number), end in offsets.items():
+            first = self.routed.get((topic, number), 0)
+            require(end > first, "a routed record is not routed again", lambda: f"{topic}[{number}] {first} {end}")
+            self.routed[topic, number] = end
+            for record in self.cluster.topics[topic][number].records[first:end]:
+                if record.decoded is None:
+                    refused.add((topic, number, record.offset))
+                else:
+                    self._expect(expected, topic, number, record.decoded)
+        found: Counter[tuple[Any, ...]] = Counter()
+        for partition, record in by_topic.get(EVENTS, ()):
+            _count_events(found, partition.number, _FRAME(record.value))
+        require(
+            found == expected,
+            "every trade, transfer and report is routed exactly once, to its shard",
+            lambda: f"missing {expected - found}, too many {found - expected}",
+        )
+        letters = set(self._letters_of(by_topic))
+        require(letters == refused, "what cannot be read is in the dead letters", lambda: f"{letters} {refused}")
+        memories = {partition.number: _IDS(record.value) for partition, record in by_topic.get(ROUTER, ())}
+        touched = {number: self._trade_ids.get(number, {}) for topic, number in offsets if topic == TRADES}
+        require(memories == touched, "the memory of trade ids is that of the log", lambda: f"{memories} {touched}")
+
+    def _expect(self, expected: Counter[tuple[Any, ...]], topic: str, number: int, message: Any) -> None:
+        count = len(self.shards)
+        if topic == TRANSFERS:
+            to = shard_of(message.account, count)
+            expected[
+                to, "transfer", message.account, message.margin, message.asset, message.amount, message.sequence
+            ] += 1
+        elif topic != TRADES:
+            to = shard_of(message.account, count)
+            expected[to, "report", message.order_id, message.status, message.filled_quantity] += 1
+        else:
+            ids = self._trade_ids.setdefault(number, {})
+            if message.trade_id <= ids.get(message.symbol, -1):
+                return
+            ids[message.symbol] = message.trade_id
+            taker_buys = message.aggressor_side == "buy"
+            for side, buys in ((message.taker, taker_buys), (message.maker, not taker_buys)):
+                quantity = message.quantity if buys else f"-{message.quantity}"
+                margin = "cross" if side.margin == "cross" else message.symbol
+                fill = (side.account, margin, message.symbol, quantity, message.price, side.fee, side.order_id)
+                expected[shard_of(side.account, count), "fill", *fill, message.trade_id] += 1
+
+    # --- the engine --------------------------------------------------------------------------------------------------
+
+    def _check_engine(
+        self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, Record]]]
+    ) -> None:
+        committed = {number: Committed() for number in range(len(self.shards))}
+        for partition, record in by_topic.get(JOURNAL, ()):
+            committed[partition.number].journals.append(record)
+        for partition, record in by_topic.get(ACCOUNTS, ()):
+            account = (record.key or b"").decode()
+            own = partition.number == shard_of(account, len(self.shards))
+            require(own, "a row is in its account's shard", lambda: account)
+            committed[partition.number].rows.append((account, record))
+        for topic, ids in ((COMMANDS, self.commands), (ALERTS, self._alerts)):
+            for _, record in by_topic.get(topic, ()):
+                identifier = dict(record.headers or ())["ce_id"].decode()
+                if identifier in ids:
+                    self.repeated += 1
+                require(identifier not in ids, f"an id is in {topic} once", lambda: identifier)
+                ids.add(identifier)
+                home = committed[shard_of((record.key or b"").decode(), len(self.shards))]
+                (home.commands if topic == COMMANDS else home.alerts).append(record)
+        for _, record in by_topic.get(dead_letter_topic(EVENTS), ()):
+            committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
+        for number, found in committed.items():
+            offset = offsets.get((EVENTS, number))
+            if found.journals or offset is not None or found.rows or found.commands or found.alerts:
+                self.shards[number].commit(found, offset)
+
+    def rules(self, end: int) -> RiskParameters:
+        """The parameters after the records before ``end``."""
+        records = self.cluster.topics[PARAMETERS][0].records
+        while len(self._rules) <= end:
+            record = records[len(self._rules) - 1]
+            try:
+                self._rules.append(self._rules[-1].with_encoded(record.key, record.value))
+            except (DecodeError, InputError):
+                self._rules.append(self._rules[-1])
+        return self._rules[end]
+
+    # --- Redis -------------------------------------------------------------------------------------------------------
+
+    def on_redis_write(self, key: bytes) -> None:
+        """Check the table that was written."""
+        try:
+            if key == REDIS_MARKS.encode():
+                self._check_marks()
+            for truth in self.shards:
+                if key == truth.meta_key:
+                    truth.check_table(self._server)
+        except Violation as violation:
+            self._scheduler.fail(violation)
+
+    def on_token(self, key: bytes, token: int, before: int | None) -> None:
+        """Check the token of a writer that the table lets in."""
+        try:
+            require(before is None or token >= before, "a table's token never goes back", lambda: f"{token} {before}")
+            for truth in self.shards:
+                if key == truth.meta_key:
+                    claimed = token in truth.claims
+                    require(claimed, "a table's token is the offset of a committed claim", lambda: str(token))
+        except Violation as violation:
+            self._scheduler.fail(violation)
+
+    def _check_marks(self) -> None:
+        records = self.cluster.topics[MARKS][0].records
+        for record in records[self._marks_seen :]:
+            if record.decoded is not None:
+                self._mark_rows.update(encode(mark) for mark in record.decoded.marks)
+        self._marks_seen = len(records)
+        for row in self._server.hashes.get(REDIS_MARKS.encode(), {}).values():
+            require(row in self._mark_rows, "the marks in Redis are those of the log", lambda: row.decode())
+
+    # --- at the end --------------------------------------------------------------------------------------------------
+
+    def check_end(self) -> None:
+        """Check what only a whole run shows."""
+        for truth in self.shards:
+            truth.check_rows()
+
+    def unsettled(self, marks_end: int) -> str | None:
+        """What is still to be done, when nothing comes in any more and nothing goes wrong; marks up to ``marks_end``
+        must have been walked."""
+        for (topic, number), end in self._inputs():
+            if self.routed.get((topic, number), 0) < end:
+                return f"{topic}[{number}] is routed to {self.routed.get((topic, number), 0)} of {end}"
+        for truth in self.shards:
+            if (left := truth.unsettled(self._server, marks_end)) is not None:
+                return left
+        return None
+
+    def check_settled(self) -> None:
+        """Check what holds when everything has settled."""
+        quantities: Counter[str] = Counter()
+        cash = transferred = fees = 0
+        for truth in self.shards:
+            for row in truth.decoded_rows():
+                for group in row.groups:
+                    cash += truth.add_up(group, quantities)
+            transferred += truth.ledger.transferred
+            fees += truth.ledger.fees
+        if not any(truth.ledger.unapplied for truth in self.shards):
+            require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
+            require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
+        for topic in (PARAMETERS, MARKS):
+            self._check_letters(topic)
+
+    def _check_letters(self, topic: str) -> None:
+        """What nobody can read in the logs that every worker reads is in the dead letters, from the first claim on."""
+        journals = self.shards[0].journals
+        first, end = (
+            (journals[0].marks.first, journals[-1].marks.next)
+            if topic == MARKS
+            else (journals[0].parameters.first, journals[-1].parameters.next)
+        )
+        for record in self.cluster.topics[topic][0].records[first:end]:
+            if record.decoded is None:
+                there = (topic, 0, record.offset) in self.letters
+                require(there, "what cannot be read is in the dead letters", lambda: f"{topic} {record.offset}")
+
+    def _inputs(self) -> Iterable[tuple[tuple[str, int], int]]:
+        for topic in (TRADES, TRANSFERS, REPORTS):
+            for partition in self.cluster.topics[topic]:
+                yield (topic, partition.number), partition.end
+
+
+class Committed:
+    """What one transaction holds for one shard."""
+
+    def __init__(self) -> None:
+        self.journals: list[Record] = []
+        self.rows: list[tuple[str, Record]] = []
+        self.commands: list[Record] = []
+        self.alerts: list[Record] = []
+        self.letters: list[Record] = []
+
+
+class ShardTruth:
+    """What a shard's log says so far, and a shard that follows the journal and was never without an owner."""
+
+    def __init__(self, number: int, watch: Watch) -> None:
+        self.number = number
+        self.meta_key, self.accounts_key = meta_key(number).encode(), accounts_key(number).encode()
+        self.claims: set[int] = set()
+        self.journals: list[JournalRecord] = []
+        self.rows: dict[str, list[tuple[int, bytes | None]]] = {}
+        self.ledger = Ledger(set(STEPS))
+        self.evicted = False
+        self._journal_offset = -1
+        self._replay = Shard(number)
+        self._watch = watch
+        self._sequences: dict[str, int] = {}
+
+    # --- a commit ----------------------------------------------------------------------------------------------------
+
+    def commit(self, found: Committed, offset: int | None) -> None:
+        """Check what one transaction did to the shard."""
+        require(
+            len(found.journals) == 1, "a commit of a shard has one journal record", lambda: f"{self.number} {offset}"
+        )
+        written = found.journals[0]
+        journal = _JOURNAL(written.value)
+        self._check_chain(journal, written.offset)
+        require(
+            offset == journal.events.next,
+            "the committed offset is the journal's",
+            lambda: f"shard {self.number}: {offset}, journal {journal}",
+        )
+        if journal.kind == "claim":
+            self._claim(journal, written.offset, found)
+        else:
+            self._compare(journal, written, found)
+        for account, record in found.rows:
+            self.rows.setdefault(account, []).append((record.offset, record.value))
+        for record in found.commands:
+            self._see_command(record)
+        self.journals.append(journal)
+        self._journal_offset = self._replay.journal_previous = written.offset
+
+    def _check_chain(self, journal: JournalRecord, offset: int) -> None:
+        last = self.journals[-1] if self.journals else None
+        sequence = 0 if last is None else last.sequence
+        chained = journal.sequence == sequence + 1 and journal.previous == self._journal_offset < offset
+        require(chained, "the journal is contiguous", lambda: f"shard {self.number}: {journal} after {last}")
+        events_next = 0 if last is None else last.events.next
+        adjoins = journal.events.first == events_next
+        if last is not None:
+            adjoins &= journal.marks.first == last.marks.next and journal.parameters.first == last.parameters.next
+        require(adjoins, "the journal's ranges adjoin", lambda: f"shard {self.number}: {journal} after {last}")
+
+    def _claim(self, journal: JournalRecord, offset: int, found: Committed) -> None:
+        still = journal.events.first == journal.events.next and journal.marks.first == journal.marks.next
+        require(still and not found.rows and not found.commands, "a claim changes nothing", lambda: str(journal))
+        self.claims.add(offset)
+        if not self.journals:
+            self._begin(journal)
+        self._replay.claim = offset
+        self._replay.journal_sequence = journal.sequence
+
+    def _begin(self, journal: JournalRecord) -> None:
+        """The first claim: the shard begins with the parameters and the prices of then."""
+        self._replay = Shard(self.number, self._watch.rules(journal.parameters.next))
+        self._replay.resume(journal)
+        marks = self._watch.cluster.topics[MARKS][0].records
+        for record in marks[: journal.marks.next]:
+            if record.decoded is not None:
+                self._replay.recall_marks(record.offset, record.decoded)
+
+    # --- the replay --------------------------------------------------------------------------------------------------
+
+    def _compare(self, journal: JournalRecord, written: Record, found: Committed) -> None:
+        """Replay what the journal says and compare every byte."""
+        output = self._replayed(journal)
+        self._watch.lost += max(0, len(output.commands) - len(found.commands))
+        pairs: list[tuple[str, Any, Any]] = [
+            ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in found.rows]),
+            ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in found.commands)),
+            ("alerts", sorted(map(encode, output.alerts)), sorted(r.value or b"" for r in found.alerts)),
+            ("dead letters", [letter.frame for letter in output.unapplied], [r.value for r in found.letters]),
+            ("journal", encode(output.journal), written.value),
+        ]
+        for what, replayed, committed in pairs:
+            require(
+                replayed == committed,
+                f"a replay of the journal gives the same {what}",
+                lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
+            )
+        for account, record in found.rows:
+            row = None if record.value is None else _ROW(record.value)
+            require(
+                (differs := self.ledger.differs(account, row)) is None,
+                "every trade and transfer is applied exactly once",
+                lambda: str(differs),
+            )
+
+    def _replayed(self, journal: JournalRecord) -> Output:
+        shard = self._replay
+        split = journal.marks_before
+        self._walk(journal.marks.first, split)
+        shard.marks_next = split
+        if journal.parameters.first < journal.parameters.next:
+            for offset in range(journal.parameters.first, journal.parameters.next):
+                try:
+                    shard.apply_parameters(offset, self._watch.rules(offset + 1))
+                except InputError:
+                    pass
+            shard.decide_touched(everything=True)
+        if journal.events.first < journal.events.next:
+            partition = self._watch.cluster.topics[EVENTS][self.number]
+            for record in partition.committed(journal.events.first, journal.events.next):
+                frame = self._frame(record)
+                shard.apply_events(record.offset, frame)
+                self.ledger.apply(frame)
+            shard.decide_touched()
+        self._walk(split, journal.marks.next)
+        shard.events_next, shard.marks_next = journal.events.next, journal.marks.next
+        return shard.take(journal.worker, with_open_interest=journal.open_interest is not None)
+
+    def _walk(self, first: int, end: int) -> None:
+        for record in self._watch.cluster.topics[MARKS][0].records[first:end]:
+            if record.decoded is not None:
+                self._replay.apply_marks(record.offset, record.decoded)
+
+    @staticmethod
+    def _frame(record: Record) -> EventFrame:
+        if record.decoded is None:
+            record.decoded = _FRAME(record.value)
+        return record.decoded  # type: ignore[no-any-return]
+
+    def _see_command(self, record: Record) -> None:
+        command = _COMMAND(record.value)
+        last = self._sequences.get(command.account, 0)
+        require(command.sequence == last + 1, "an account's commands have no gap", lambda: command.command_id)
+        self._sequences[command.account] = command.sequence
+        self._watch.on_command(command)
+
+    # --- Redis -------------------------------------------------------------------------------------------------------
+
+    def check_table(self, server: Server) -> None:
+        """Replaying the changelog from the table's stamp over its rows gives the truth, and no row is ahead of it."""
+        meta = server.hashes.get(self.meta_key)
+        if meta is None:
+            return
+        table = server.hashes.get(self.accounts_key, {})
+        if int(meta[b"rows"]) != len(table):
+            require(self.evicted, "a table has the rows it says", lambda: f"{self.number}: {meta} {len(table)}")
+            return
+        self.evicted = False
+        stamp = int(meta[b"stamp"])
+        names = {name.decode() for name in table}
+        for account in sorted(names | self.rows.keys()):
+            row = table.get(account.encode())
+            history = self.rows.get(account, [])
+            known = [value for offset, value in history if offset >= stamp]
+            before = [value for offset, value in history if offset < stamp]
+            known.append(before[-1] if before else None)
+            require(
+                row in known,
+                "Redis is neither ahead of Kafka nor torn",
+                lambda: f"shard {self.number} at stamp {stamp}: {account} has {row!r}, the changelog {history}",
+            )
+
+    # --- at the end --------------------------------------------------------------------------------------------------
+
+    def decoded_rows(self) -> list[AccountRow]:
+        """The last row of every account."""
+        return [_ROW(history[-1][1]) for history in self.rows.values() if history[-1][1] is not None]
+
+    def check_rows(self) -> None:
+        """The last rows equal the fold, accounts without a row included."""
+        last = {row.account: row for row in self.decoded_rows()}
+        for account in sorted(last.keys() | self.ledger.groups.keys() | self.ledger.unapplied.keys()):
+            differs = self.ledger.differs(account, last.get(account))
+            require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
+
+    @staticmethod
+    def add_up(group: Any, quantities: Counter[str]) -> Any:
+        """The cash of a group; its quantities are added to ``quantities``."""
+        for position in group.positions:
+            quantities[position.symbol] += Decimal(position.quantity)  # type: ignore[assignment]
+        held = sum((Decimal(position.cash) for position in group.positions), Decimal(0))
+        return held + Decimal(group.balances.get("USDC", "0"))
+
+    def unsettled(self, server: Server, marks_end: int) -> str | None:
+        """What this shard has still to do."""
+        if not self.journals:
+            return f"shard {self.number} has no owner yet"
+        if self.journals[-1].marks.next < marks_end:
+            return f"shard {self.number} has walked the marks to {self.journals[-1].marks.next} of {marks_end}"
+        events = self._watch.cluster.topics[EVENTS][self.number]
+        last = max((record.offset for record in events.committed(self.journals[-1].events.next)), default=-1)
+        if last >= 0:
+            return f"shard {self.number} is at {self.journals[-1].events.next}, its events at {last}"
+        for row in self.decoded_rows():
+            if row.status != "suspended" and any(group.command is not None for group in row.groups):
+                return f"{row.account} has an open command"
+        return self._table_unsettled(server)
+
+    def _table_unsettled(self, server: Server) -> str | None:
+        meta = server.hashes.get(self.meta_key, {})
+        truth = {name.encode(): found[-1][1] for name, found in self.rows.items() if found[-1][1] is not None}
+        end = max((found[-1][0] for found in self.rows.values()), default=-1) + 1
+        if server.hashes.get(self.accounts_key, {}) == truth and int(meta.get(b"stamp", -1)) >= end:
+            return None if b"building" not in meta else f"the table of shard {self.number} is being built"
+        return f"the table of shard {self.number} is not its changelog: {meta}, changelog to {end}"
+
+
+def _difference(replayed: Any, committed: Any) -> str:
+    """Where two outputs part, with a little around it."""
+    pairs = [(replayed, committed)] if isinstance(replayed, bytes) else list(zip_longest(replayed, committed))
+    one, other = next((repr(one), repr(other)) for one, other in pairs if one != other)
+    at = next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+    first = max(0, at - 150)
+    return f"at character {at}\nreplayed  …{one[first : at + 150]}\ncommitted …{other[first : at + 150]}"
+
+
+def _count_events(found: Counter[tuple[Any, ...]], shard: int, frame: EventFrame) -> None:
+    transfers, fills, reports = frame.transfers, frame.fills, frame.reports
+    for row in zip(
+        transfers.account, transfers.margin, transfers.asset, transfers.amount, transfers.sequence, strict=True
+    ):
+        found[shard, "transfer", *row] += 1
+    for fill in zip(
+        fills.account,
+        fills.margin,
+        fills.symbol,
+        fills.quantity,
+        fills.price,
+        fills.fee,
+        fills.order_id,
+        fills.trade_id,
+        strict=True,
+    ):
+        found[shard, "fill", *fill] += 1
+    for report in zip(reports.order_id, reports.status, reports.filled_quantity, strict=True):
+        found[shard, "report", *report] += 1

@@ -1,0 +1,371 @@
+"""What the world outside the pipeline does: exchange, oracle, risk desk and execution service.
+
+They write to the in-memory Kafka without transactions. Each input record carries what it means in ``decoded`` (None: it
+cannot be read), so what the pipeline makes of the bytes is checked against the meaning, not against its own decoder.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from schemas.codec import encode
+from schemas.messages import LiquidationCommand, LiquidationReport, Mark, MarkFrame, Trade, TradeSide, Transfer
+from schemas.parameters import (
+    AssetParameters,
+    CollateralTier,
+    InstrumentParameters,
+    MarginTier,
+    OracleParameters,
+    Parameter,
+    PolicyParameters,
+)
+from schemas.topics import MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
+from tests.simulation.log import Cluster, Record
+from tests.simulation.scheduler import EPOCH_US, Scheduler
+
+HOUSE = "house"
+UNKNOWN = "XRP-PERP"
+"""A symbol that never has parameters: fills in it suspend their accounts."""
+LISTED_LATER = "SOL-PERP"
+PRICES = {"BTC-PERP": 60_000.0, "ETH-PERP": 2_500.0, "BTC-USD": 60_000.0, LISTED_LATER: 150.0}
+STEPS = {"BTC-PERP": "0.001", "ETH-PERP": "0.01", LISTED_LATER: "0.1"}
+TICKS = {"BTC-PERP": 1, "ETH-PERP": 2, "BTC-USD": 1, LISTED_LATER: 3}
+"""Decimal places of prices."""
+
+
+def _instrument(symbol: str, rate: str, version: int, **more: Any) -> InstrumentParameters:
+    return InstrumentParameters(
+        symbol=symbol,
+        settle_asset="USDC",
+        price_increment=f"0.{'0' * (TICKS[symbol] - 1)}1",
+        quantity_increment=STEPS[symbol],
+        margin_tiers=(
+            MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.2"),
+            MarginTier(notional_floor="20000", maintenance_rate="0.1", initial_rate="0.25"),
+        ),
+        liquidation_fee="0.004",
+        insurance_fee="0.001",
+        version=version,
+        **more,
+    )
+
+
+def _policy(ttl_ms: int, version: int) -> PolicyParameters:
+    return PolicyParameters(
+        liquidation_buffer_rate="0.002",
+        margin_call_levels=("1.5", "1.2", "1.05"),
+        command_ttl_ms=ttl_ms,
+        version=version,
+    )
+
+
+def _pair(record: Parameter) -> tuple[bytes, bytes]:
+    return record.key.encode(), encode(record)
+
+
+INITIAL = [
+    _pair(_policy(300, 1)),
+    _pair(AssetParameters(asset="USDC", decimals=6)),
+    _pair(
+        AssetParameters(
+            asset="BTC",
+            decimals=8,
+            price_symbol="BTC-USD",
+            collateral_tiers=(CollateralTier(quantity_floor="0", weight="0.9"),),
+        )
+    ),
+    _pair(_instrument("BTC-PERP", "0.05", 1)),
+    _pair(_instrument("ETH-PERP", "0.06", 1)),
+    _pair(OracleParameters(symbol="BTC-PERP", sources={"a": "1"}, max_age_ms=400)),
+]
+LISTING = _pair(_instrument(LISTED_LATER, "0.05", 1))
+LATER = [
+    _pair(_instrument("BTC-PERP", "0.08", 2, max_order_notional="3000")),
+    _pair(_instrument("BTC-PERP", "0.03", 3)),
+    _pair(_policy(120, 2)),
+    _pair(_policy(600, 3)),
+    _pair(OracleParameters(symbol="BTC-PERP", sources={"a": "1"}, max_age_ms=150)),
+    (b"oracle:BTC-PERP", None),
+]
+REFUSED = [
+    (b"policy:default", b"{"),
+    (b"instrument:ETH-PERP", encode(_instrument("BTC-PERP", "0.05", 9))),
+    _pair(_instrument("ETH-PERP", "0.3", 9)),
+    (b"instrument:ETH-PERP", b'{"type":"instrument","symbol":"ETH-PERP"}'),
+]
+"""Records that no set of parameters takes in: the version before stays."""
+
+
+class Workload:
+    """Everything outside, driven by the scheduler until :meth:`calm`."""
+
+    def __init__(self, scheduler: Scheduler, cluster: Cluster, seed: int) -> None:
+        self._scheduler = scheduler
+        self._cluster = cluster
+        self._random = Random(seed)
+        self._calm = False
+        self.executing = 0
+        random = self._random
+        self._accounts = [f"acct-{number}" for number in range(random.randrange(3, 8))]
+        self._prices = dict(PRICES)
+        self._statuses = dict.fromkeys(PRICES, "live")
+        self._scales: dict[str, str] = {}
+        self._skew_us = random.choice((0, 0, -20_000, 20_000))
+        self._symbols = ["BTC-PERP", "ETH-PERP"]
+        self._trade_ids = dict.fromkeys(STEPS, 0) | {UNKNOWN: 0}
+        self._sequences: dict[str, int] = {}
+        self._sent: dict[str, deque[tuple[bytes, Any]]] = {TRADES: deque(maxlen=6), TRANSFERS: deque(maxlen=6)}
+        self._trade_pause_us = random.choice((10_000, 20_000, 40_000))
+        self._mark_pause_us = random.choice((25_000, 50_000, 100_000))
+        self._wild = random.choice((0.002, 0.006, 0.015))
+        self._full_us = random.choice((100_000, 200_000))
+
+    def begin(self) -> None:
+        """Write what is there before the pipeline starts, and go on from then."""
+        for key, value in INITIAL:
+            self._write(PARAMETERS, key, value, value)
+        self._marks(full=True)
+        self._transfer(HOUSE, "USDC", "100000000")
+        for account in self._accounts:
+            self._transfer(account, "USDC", f"{self._random.randrange(500, 4000)}")
+        self._every(self._trade_pause_us, self._trade_or_so)
+        self._every(self._mark_pause_us, self._mark_change, when_calm=True)
+        self._every(self._full_us, lambda: self._marks(full=True), when_calm=True)
+        self._every(200_000, self._set_parameters)
+
+    def calm(self) -> None:
+        """No more trades, transfers and parameters, prices stand still and are live; the clock and the fills go on."""
+        self._calm = True
+        self._statuses = dict.fromkeys(PRICES, "live")
+        self._scales = {}
+
+    def on_command(self, command: LiquidationCommand) -> None:
+        """The execution service has seen a committed command."""
+        draw = self._random.random()
+        if self._calm:
+            draw = 0.9
+
+        def execute() -> None:
+            self._execute(command, draw)
+            self.executing -= 1
+
+        self.executing += 1
+        self._scheduler.after(self._random.randrange(2_000, 60_000), execute)
+
+    # --- the exchange ------------------------------------------------------------------------------------------------
+
+    def _trade_or_so(self) -> None:
+        random = self._random
+        draw = random.random()
+        if draw < 0.68:
+            self._trade(random.choice(self._symbols))
+        elif draw < 0.76:
+            self._send_again(TRADES)
+        elif draw < 0.82:
+            self._send_again(TRANSFERS)
+        elif draw < 0.93:
+            self._transfer_some()
+        elif draw < 0.96:
+            self._trade_ids[random.choice(self._symbols)] += random.randrange(1, 4)
+        elif draw < 0.985:
+            self._poison()
+        elif draw < 0.99:
+            self._trade(UNKNOWN)
+        else:
+            self._list()
+
+    def _trade(self, symbol: str) -> None:
+        random = self._random
+        price = self._price(symbol) if symbol != UNKNOWN else "1.5"
+        step = float(STEPS.get(symbol, "1"))
+        most = max(1, int(6_000 / float(price) / step))
+        quantity = _decimal(random.randrange(1, most + 1) * step, 3)
+        taker = random.choice(self._accounts)
+        maker = HOUSE if random.random() < 0.5 else random.choice(self._accounts)
+        sides = [
+            TradeSide(
+                account=account,
+                order_id=f"o-{self._trade_ids[symbol]}-{number}",
+                fee=random.choice(("0", "0.5", "-0.1", "1.25")),
+                margin="isolated" if account != HOUSE and random.random() < 0.15 else "cross",
+            )
+            for number, account in enumerate((maker, taker))
+        ]
+        self._match(symbol, price, quantity, random.choice(("buy", "sell")), *sides)
+
+    def _match(self, symbol: str, price: str, quantity: str, side: str, maker: TradeSide, taker: TradeSide) -> None:
+        self._trade_ids[symbol] += 1
+        trade = Trade(
+            trade_id=self._trade_ids[symbol],
+            symbol=symbol,
+            price=price,
+            quantity=quantity,
+            aggressor_side=side,  # type: ignore[arg-type]
+            maker=maker,
+            taker=taker,
+            event_time=self._now_us(),
+        )
+        self._send(TRADES, symbol.encode(), trade)
+
+    def _transfer_some(self) -> None:
+        random = self._random
+        account = random.choice(self._accounts)
+        draw = random.random()
+        if draw < 0.5:
+            self._transfer(account, "USDC", f"{random.randrange(1, 600)}.25")
+        elif draw < 0.7:
+            self._transfer(account, "USDC", f"-{random.randrange(1, 300)}.5")
+        elif draw < 0.85:
+            self._transfer(account, "BTC", f"0.0{random.randrange(1, 99)}")
+        else:
+            self._transfer(account, "USDC", f"{random.randrange(50, 400)}", margin=random.choice(self._symbols))
+
+    def _transfer(self, account: str, asset: str, amount: str, margin: str = "cross") -> None:
+        sequence = self._sequences[account] = self._sequences.get(account, 0) + 1
+        transfer = Transfer(
+            transfer_id=f"t-{account}-{sequence}",
+            account=account,
+            asset=asset,
+            amount=amount,
+            sequence=sequence,
+            margin=margin,
+            event_time=self._now_us(),
+        )
+        self._send(TRANSFERS, account.encode(), transfer)
+
+    def _send(self, topic: str, key: bytes, message: Any) -> None:
+        self._write(topic, key, encode(message), message)
+        if topic in self._sent:
+            self._sent[topic].append((key, message))
+
+    def _send_again(self, topic: str) -> None:
+        """The exchange was restarted and sends its last messages again, in their order."""
+        sent = list(self._sent[topic])
+        for key, message in sent[self._random.randrange(len(sent)) :] if sent else ():
+            self._write(topic, key, encode(message), message)
+
+    def _poison(self) -> None:
+        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS))
+        value = self._random.choice((b"{", b"", b'{"trade_id":1}', b"\xff\xfe", None))
+        self._write(topic, None if topic == MARKS else b"BTC-PERP", value, None)
+
+    # --- the risk desk -----------------------------------------------------------------------------------------------
+
+    def _set_parameters(self) -> None:
+        draw = self._random.random()
+        if draw < 0.35:
+            key, value = self._random.choice(LATER)
+            self._write(PARAMETERS, key, value, b"")
+        elif draw < 0.55:
+            key, value = self._random.choice(REFUSED)
+            self._write(PARAMETERS, key, value, None)
+        elif draw < 0.6:
+            self._list()
+
+    def _list(self) -> None:
+        """A new instrument, and a trade in it at once."""
+        if LISTED_LATER not in self._symbols:
+            self._symbols.append(LISTED_LATER)
+            self._write(PARAMETERS, *LISTING, b"")
+        self._trade(LISTED_LATER)
+
+    # --- the oracle --------------------------------------------------------------------------------------------------
+
+    def _mark_change(self) -> None:
+        random = self._random
+        if not self._calm:
+            symbol = random.choice(("BTC-PERP", "ETH-PERP", "BTC-USD", *self._symbols))
+            change = random.gauss(0, self._wild) if random.random() < 0.95 else random.choice((-0.05, 0.05))
+            self._prices[symbol] = max(self._prices[symbol] * (1 + change), PRICES[symbol] / 10)
+            if random.random() < 0.05:
+                self._statuses[symbol] = random.choice(("live", "stale", "halted"))
+            if random.random() < 0.04:
+                self._scales = random.choice(({}, {"instrument:BTC-PERP": "1.5"}, {"instrument:ETH-PERP": "2"}))
+        self._marks(full=False)
+
+    def _marks(self, *, full: bool) -> None:
+        random, now_us = self._random, self._now_us() + self._skew_us
+        symbols = list(PRICES) if full else random.sample(list(PRICES), random.randrange(1, 3))
+        frame = MarkFrame(
+            time=now_us,
+            full=full,
+            scales=self._scales if full else {},
+            marks=tuple(
+                Mark(
+                    symbol=symbol,
+                    price=self._price(symbol),
+                    status=self._statuses[symbol],  # type: ignore[arg-type]
+                    publish_time=now_us - (0 if self._calm else random.randrange(200_000)),
+                )
+                for symbol in symbols
+            ),
+        )
+        self._write(MARKS, None, encode(frame), frame)
+
+    def _price(self, symbol: str) -> str:
+        return _decimal(self._prices[symbol], TICKS[symbol])
+
+    # --- the execution service ---------------------------------------------------------------------------------------
+
+    def _execute(self, command: LiquidationCommand, draw: float) -> None:
+        """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills."""
+        if draw < 0.1:
+            return
+        share = 1.0 if draw >= 0.35 else (0.0 if draw < 0.2 else 0.5)
+        for order in command.orders:
+            step = STEPS.get(order.symbol)
+            lots = 0 if step is None else round(float(order.quantity) / float(step) * share)
+            quantity = _decimal(lots * float(step or 1), 3)
+            status = "rejected" if not lots else ("filled" if share == 1 else "cancelled")
+            report = LiquidationReport(
+                command_id=command.command_id,
+                order_id=order.order_id,
+                account=command.account,
+                status=status,  # type: ignore[arg-type]
+                filled_quantity=quantity,
+                event_time=self._now_us(),
+            )
+            first = self._random.random() < 0.5
+            if first:
+                self._report(report)
+            if lots:
+                margin = "cross" if command.margin == "cross" else "isolated"
+                self._match(
+                    order.symbol,
+                    self._price(order.symbol),
+                    quantity,
+                    order.order_side,
+                    TradeSide(account=HOUSE, order_id="house", fee="0"),
+                    TradeSide(account=command.account, order_id=order.order_id, fee="0.5", margin=margin),  # type: ignore[arg-type]
+                )
+            if not first or self._random.random() < 0.2:
+                self._report(report)
+
+    def _report(self, report: LiquidationReport) -> None:
+        self._send(REPORTS, report.account.encode(), report)
+
+    # --- how it is driven --------------------------------------------------------------------------------------------
+
+    def _every(self, pause_us: int, action: Callable[[], None], *, when_calm: bool = False) -> None:
+        def run() -> None:
+            if self._calm and not when_calm:
+                return
+            action()
+            self._scheduler.after(1 + int(pause_us * 2 * self._random.random()), run)
+
+        self._scheduler.after(self._random.randrange(pause_us), run)
+
+    def _write(self, topic: str, key: bytes | None, value: bytes | None, meaning: Any) -> Record:
+        record = self._cluster.append(topic, key, value)
+        record.decoded = meaning
+        return record
+
+    def _now_us(self) -> int:
+        return EPOCH_US + self._scheduler.now
+
+
+def _decimal(value: float, places: int) -> str:
+    """Canonical: no trailing zeros."""
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,354 @@
+"""One run: production's engines and routers on the fakes, under the faults of a seed, watched by the invariants."""
+
+import gc
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from msgspec.structs import replace
+
+from schemas.topics import MARKS, TRADES, all_topics
+from streams.clearing.engine import Engine
+from streams.errors import MarginClearingError
+from streams.routing.router import Router
+from tests.simulation.clients import FakeAdmin, FakeConsumer, FakeProducer
+from tests.simulation.invariants import Watch
+from tests.simulation.production import remembered_parameters, replaced
+from tests.simulation.redis import FakeRedis, Server
+from tests.simulation.scenario import SETTLE_US, Fault, Mode, Scenario, Slot
+from tests.simulation.scheduler import FakeEvent, FakeThreading, FakeTime, Process, Scheduler, Violation
+from tests.simulation.workload import Workload
+
+STEPS_MAX = 400_000
+TRACE_LINES = 60
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a run. ``failure`` is the invariant that does not hold; ``trace`` ends with what led to it.
+
+    ``lost`` and ``repeated`` count commands, ``attended`` the times that a group needed an operator, ``ends`` how
+    processes ended by themselves.
+    """
+
+    seed: int
+    mode: Mode
+    digest: int
+    steps: int
+    committed: int
+    aborted: int
+    commands: int
+    lost: int
+    repeated: int
+    attended: int
+    faults: Counter[str]
+    ends: Counter[str]
+    failure: str | None = None
+    trace: list[str] = field(default_factory=list)
+
+
+def run(seed: int, mode: Mode, *, trace_lines: int | None = TRACE_LINES) -> Result:
+    """Run one seed; never raises for what production does. ``trace_lines`` None keeps the whole trace."""
+    with remembered_parameters():
+        world = World(Scenario.draw(seed, mode), trace_lines)
+        with replaced(world.stand_ins(), world.scenario.constants):
+            collecting = gc.isenabled()
+            gc.disable()
+            try:
+                return world.run()
+            finally:
+                if collecting:
+                    gc.enable()
+
+
+class World:
+    """Everything there is in one run."""
+
+    def __init__(self, scenario: Scenario, trace_lines: int | None) -> None:
+        self.scenario = scenario
+        self.scheduler = Scheduler(scenario.seed, trace_lines)
+        self.redis = Server(self.scheduler)
+        self.watch = Watch(self.scheduler, _partition_counts(scenario), self.redis)
+        self.cluster = self.watch.cluster
+        self.workload = Workload(self.scheduler, self.cluster, scenario.seed)
+        self.watch.on_command = self.workload.on_command
+        self.rates = scenario.rates
+        self.slots = [Deployed(self, slot) for slot in scenario.slots]
+        self.faults: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
+        self.healed = False
+        self.attended = 0
+        self._processes: list[Process] = []
+        self.cluster.marker_delay_us = self._marker_delay_us
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        scenario, scheduler = self.scenario, self.scheduler
+        failure: BaseException | None = None
+        try:
+            self._begin()
+            scheduler.run(scenario.busy_us, STEPS_MAX)
+            if scenario.mode == "liveness":
+                self._settle()
+            self.watch.check_end()
+        except Violation as violation:
+            failure = violation
+        except Exception as error:
+            failure = error
+        finally:
+            self._end()
+        return Result(
+            seed=scenario.seed,
+            mode=scenario.mode,
+            digest=scheduler.digest,
+            steps=scheduler.steps,
+            committed=self.cluster.committed,
+            aborted=self.cluster.aborted,
+            commands=len(self.watch.commands),
+            lost=self.watch.lost,
+            repeated=self.watch.repeated,
+            attended=self.attended,
+            faults=self.faults + self.rates.counts,
+            ends=self.ends,
+            failure=None if failure is None else _described(failure),
+            trace=[f"{time_us / 1e6:9.6f} {who:14} {what}" for time_us, who, what in scheduler.lines],
+        )
+
+    def _begin(self) -> None:
+        scheduler = self.scheduler
+        self.workload.begin()
+        for deployed in self.slots:
+            scheduler.after(deployed.slot.starts_us, deployed.start)
+        for fault in self.scenario.faults:
+            scheduler.after(fault.at_us, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
+        scheduler.after(150_000, self._save_redis)
+
+    def _settle(self) -> None:
+        """Nothing goes wrong any more: everything must be done within ``SETTLE_US``."""
+        scheduler = self.scheduler
+        scheduler.note("world", "healed")
+        self.healed = True
+        self.rates.stop()
+        self.workload.calm()
+        self.redis.down_until = 0
+        for process in self._processes:
+            process.crash_rate = 0.0
+            process.cut_until = min(process.cut_until, scheduler.now)
+            process.frozen_until = min(process.frozen_until, scheduler.now + 1)
+        deadline_us = scheduler.now + SETTLE_US
+        marks_end = self.cluster.topics[MARKS][0].end
+        while (left := self._left(marks_end)) is not None:
+            if scheduler.now > deadline_us:
+                raise Violation(f"everything settles in {SETTLE_US / 1e6:g} s when nothing goes wrong: {left}")
+            scheduler.run(scheduler.now + 50_000, STEPS_MAX)
+            self._attend()
+        self.watch.check_settled()
+
+    def _left(self, marks_end: int) -> str | None:
+        """What is still to be done."""
+        if self.workload.executing:
+            return f"{self.workload.executing} commands are being executed"
+        return self.watch.unsettled(marks_end)
+
+    def _attend(self) -> None:
+        """The operator's part: a group of which partitions are without an owner for good needs another rebalance."""
+        for group in self.cluster.groups.values():
+            if group.unowned() and all(not process.dead for process in self._running()):
+                self.scheduler.note("world", f"{group.name}: nobody has {group.unowned()}")
+                self.attended += 1
+                group.rebalance()
+
+    def _running(self) -> list[Process]:
+        return [deployed.process for deployed in self.slots if deployed.process is not None]
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.on_kill = lambda: None
+            process.dead = True
+            process.unwind()
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def _strike(self, fault: Fault) -> None:
+        if self.healed:
+            return
+        self.faults[fault.kind] += 1
+        self.scheduler.note("world", fault.kind)
+        now = self.scheduler.now
+        if fault.kind == "redis down":
+            self.redis.down_until = now + int(800_000 * fault.strength)
+        elif fault.kind == "redis flushed":
+            self.redis.flush()
+        elif fault.kind == "redis rolled back":
+            self.redis.roll_back()
+            if self.faults["redis evicts"]:
+                self._mark_evicted()  # the snapshot may have been taken after it
+        elif fault.kind == "redis evicts":
+            self._evict(int(fault.draw * 1000))
+        else:
+            deployed = self.slots[int(fault.draw * len(self.slots))]
+            deployed.strike(fault.kind, fault.strength)
+
+    def _evict(self, draw: int) -> None:
+        self.redis.evict(draw)
+        self._mark_evicted()
+
+    def _mark_evicted(self) -> None:
+        for truth in self.watch.shards:
+            truth.evicted = True
+
+    def _save_redis(self) -> None:
+        self.redis.snapshot()
+        self.scheduler.after(150_000, self._save_redis)
+
+    def _marker_delay_us(self) -> int:
+        random = self.scheduler.random
+        slow = self.rates.strikes("slow_markers", random.random())
+        return random.randrange(600_000) if slow else random.randrange(3_000)
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    def spawn(self, name: str, body: Callable[[], None], on_end: Callable[[BaseException | None], None]) -> Process:
+        """Start a process."""
+        process = Process(self.scheduler, name)
+        process.crash_rate = 0.0 if self.healed else self.rates.crash_call
+        if not self.healed and self.scenario.skew_us:
+            process.skew_us = self.scheduler.random.randrange(-self.scenario.skew_us, self.scenario.skew_us)
+
+        def killed() -> None:
+            self.faults["crash"] += 1
+            self.vanish(process)
+            on_end(None)
+
+        def ended(error: BaseException | None) -> None:
+            self.ends["stopped" if error is None else type(error).__name__] += 1
+            self.scheduler.note(name, f"ENDED {error!r}")
+            process.on_kill = lambda: self.vanish(process)
+            process.kill("ended")
+            if error is not None and not isinstance(error, MarginClearingError):
+                self.scheduler.fail(error)
+            on_end(error)
+
+        process.on_kill, process.on_end = killed, ended
+        self._processes.append(process)
+        self.scheduler.spawn(process, "main", body)
+        return process
+
+    def vanish(self, process: Process) -> None:
+        """The process does not heartbeat any more; what it has sent still arrives."""
+        for client in process.clients:
+            if isinstance(client, FakeProducer):
+                client.die()
+        self.watch_sessions(process)
+
+    def watch_sessions(self, process: Process) -> None:
+        """Let the groups expel the process when its session has timed out."""
+        for group in self.cluster.groups.values():
+            group.watch(process)
+
+    # --- stand-ins ---------------------------------------------------------------------------------------------------
+
+    def stand_ins(self) -> Mapping[str, Any]:
+        """What takes the place of what is real, by the names of ``production.REAL``."""
+        scheduler, cluster, rates = self.scheduler, self.cluster, self.rates
+        counts = {topic: len(found) for topic, found in cluster.topics.items()}
+
+        def process() -> Process:
+            task = scheduler.current
+            assert task is not None
+            task.process.alive()
+            return task.process
+
+        def topic_ids(_: Any, names: tuple[str, ...]) -> dict[str, str]:
+            process().call("topic ids")
+            return {name: f"id-of-{name}" for name in names}
+
+        def require_topics(_: Any) -> dict[str, int]:
+            process().call("topics")
+            return counts
+
+        return {
+            "time": FakeTime(scheduler),
+            "threading": FakeThreading(scheduler),
+            "os": SimpleNamespace(getpid=lambda: process().name),
+            "socket": SimpleNamespace(gethostname=lambda: "host"),
+            "Consumer": lambda properties: FakeConsumer(cluster, process(), rates, properties),
+            "Producer": lambda properties: FakeProducer(cluster, process(), rates, properties),
+            "connect": lambda _: FakeRedis(self.redis, process(), rates),
+            "admin_client": lambda _: FakeAdmin(cluster),
+            "require_topics": require_topics,
+            "topic_ids": topic_ids,
+        }
+
+
+class Deployed:
+    """One deployed process: started again whenever it ends, as a supervisor does."""
+
+    def __init__(self, world: World, slot: Slot) -> None:
+        self.slot = slot
+        self._world = world
+        self._starts = 0
+        self.process: Process | None = None
+        self._stop: FakeEvent | None = None
+
+    def start(self) -> None:
+        """Start the process, unless it runs."""
+        if self.process is not None and not self.process.dead:
+            return
+        self._starts += 1
+        world, slot = self._world, self.slot
+        settings = self._settings()
+        stop = self._stop = FakeEvent(world.scheduler)
+        role: Any = Engine if slot.role == "engine" else Router
+        process: Process | None = None
+
+        def ended(_: BaseException | None) -> None:
+            if self.process is process:
+                world.scheduler.after(world.scheduler.random.randrange(5_000, 150_000), self.start)
+
+        process = world.spawn(f"{slot.name}.{self._starts}", lambda: role(settings, stop).run(), ended)
+        self.process = process
+
+    def _settings(self) -> Any:
+        settings = self._world.scenario.settings
+        if not self.slot.static:
+            return settings
+        return replace(settings, service=replace(settings.service, instance_id=self.slot.name))
+
+    def strike(self, kind: str, strength: float) -> None:
+        """Something happens to the process."""
+        world, process = self._world, self.process
+        if process is None or process.dead:
+            return
+        settings = world.scenario.settings.kafka
+        if kind == "kill":
+            process.kill("by the world")
+        elif kind == "stop":
+            assert self._stop is not None
+            self._stop.set()
+        else:
+            longest_us = 2_000 * max(settings.session_timeout_ms, settings.transaction_timeout_ms)
+            silent_us = 1 + int(longest_us * strength)
+            process.go_silent(**{"cut_us" if kind == "cut" else "frozen_us": silent_us})
+            world.watch_sessions(process)
+            if kind == "replace":
+                self.process = None
+                world.scheduler.after(int(silent_us * 0.7 * strength), self.start)
+
+
+def _partition_counts(scenario: Scenario) -> dict[str, int]:
+    counts = {"one": 1, "any": scenario.partitions["any"], "shards": scenario.shards}
+    counts |= dict.fromkeys(("trades", "prices"), scenario.partitions["trades"])
+    found = {topic.name: counts[topic.partitioning] for topic in all_topics()}
+    found[TRADES] = scenario.partitions["trades"]
+    return found
+
+
+def _described(failure: BaseException) -> str:
+    if isinstance(failure, Violation):
+        return str(failure)
+    return "".join(traceback.format_exception(failure))

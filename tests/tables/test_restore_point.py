@@ -1,0 +1,118 @@
+"""Redis that stalls or crawls never keeps a shard from being taken."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from streams.settings import Settings, load
+from streams.tables import restore_point
+from streams.tables.restore_point import AWAY_S, ROWS_PER_S_MIN, RestorePoint
+from streams.tables.writer import AccountTable, ShardTable, TableState
+
+TIMEOUT_MS = 200
+
+
+@pytest.fixture
+def stalled() -> Iterator[str]:
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    kept.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in kept:
+            connection.close()
+
+
+def point(url: str, monkeypatch: pytest.MonkeyPatch, table: Callable[..., Any] | None = None) -> RestorePoint:
+    settings = load({}, {"redis.url": url, "redis.timeout_ms": TIMEOUT_MS})
+
+    def account_table(settings: Settings, cluster_id: str, shards: int, *, attempts: int) -> AccountTable:
+        return AccountTable(settings.redis, cluster_id, shards, attempts=attempts)
+
+    monkeypatch.setattr(restore_point, "account_table", table or account_table)
+    return RestorePoint(settings, "cluster", 4)
+
+
+def read(found: RestorePoint, shard: int = 0) -> ShardTable | None:
+    steps: Generator[None, None, ShardTable | None] = found.read(shard, 1, 0, 10)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            table: ShardTable | None = done.value
+            return table
+
+
+def test_a_stalled_redis_costs_its_timeout_once(stalled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = point(stalled, monkeypatch)
+    started = time.monotonic()
+    assert read(found) is None
+    first = time.monotonic() - started
+    assert TIMEOUT_MS / 1000 <= first < 5 * TIMEOUT_MS / 1000
+    for shard in range(1, 100):
+        assert read(found, shard) is None
+    assert time.monotonic() - started - first < TIMEOUT_MS / 1000, "the other shards do not wait for it again"
+    found.close()
+
+
+class Crawling:
+    """A table that answers each call after ``call_s`` of a clock that is its own."""
+
+    def __init__(self, call_s: float, rows: int) -> None:
+        self.call_s, self.rows = call_s, rows
+        self.now = 0.0
+        self.calls = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time_ns(self) -> int:
+        return 0
+
+    def open(self, shard: int, token: int) -> TableState:
+        return TableState(10, 0)
+
+    def read_in_steps(self, shard: int) -> Generator[int, None, ShardTable | None]:
+        for done in range(1000, self.rows + 1, 1000):
+            self.now += self.call_s
+            self.calls += 1
+            yield done
+        return ShardTable(1, 10, {})
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_redis_that_crawls_is_given_up_for_the_changelog(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Crawling(call_s=0.15, rows=1_000_000)
+    found = point("redis://nowhere", monkeypatch, lambda *_, **__: table)
+    monkeypatch.setattr(restore_point, "time", table)
+    table.now = 100.0
+    assert read(found) is None
+    assert table.now - 100.0 < 2.5 * TIMEOUT_MS / 1000
+    calls = table.calls
+    assert read(found) is None
+    assert table.calls == calls, "not asked again at once"
+    table.now += AWAY_S
+    read(found)
+    assert table.calls > calls, "but later"
+
+
+def test_a_large_table_of_a_healthy_redis_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Crawling(call_s=0.9 * 1000 / ROWS_PER_S_MIN, rows=1_000_000)
+    found = point("redis://nowhere", monkeypatch, lambda *_, **__: table)
+    monkeypatch.setattr(restore_point, "time", table)
+    assert read(found) is not None
