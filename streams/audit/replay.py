@@ -183,11 +183,11 @@ class _Replay:
             output = self._rerun.commit(record, entry.offset)
             wanted = encode(self._as_far_as_known(output.journal, record))
             stray = self._compare_output(output, record, judged=judged)
-        for topic, offset in self._rerun.lost:
+        for offset in self._rerun.lost:
             self._findings.differ(
                 f"the record that commit {record.sequence} applied is gone: what follows from it cannot be replayed",
-                topic,
-                0 if topic != EVENTS else self._shard,
+                EVENTS,
+                self._shard,
                 offset,
             )
         self._rerun.lost.clear()
