@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import redis
 
@@ -228,8 +229,7 @@ def _cut(strike: Strike) -> str:
     """Cut the connection on which the next requests of one kind go, before or after the broker gets them."""
     fault = strike.fault
     if fault.api == JOIN_GROUP:  # a group at rest has none
-        other = "dynamic" if fault.membership == "static" else "static"
-        strike.pipeline.fleet.of(fault.role, other)[0].kill()
+        next(worker for worker in strike.pipeline.fleet.of(fault.role) if worker is not strike.worker()).kill()
     rule = strike.pipeline.proxy.add(
         Rule(fault.api, fault.at, fault.seconds, client=strike.worker().member_name, times=fault.times)
     )
@@ -309,7 +309,7 @@ def _redis_evicts(strike: Strike) -> str:
     return _with_memory_of_one(strike, "allkeys-random", lambda info: info["evicted_keys"])
 
 
-def _with_memory_of_one(strike: Strike, policy: str, count: Callable[[dict], int]) -> str:  # type: ignore[type-arg]
+def _with_memory_of_one(strike: Strike, policy: str, count: Callable[[dict[str, Any]], int]) -> str:
     """Redis may use one byte for a while: it refuses writes or throws keys away, according to ``policy``."""
     client = strike.pipeline.redis
     before = count({**client.info("stats"), **client.info("errorstats")})
