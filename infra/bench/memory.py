@@ -153,7 +153,7 @@ def main() -> int:
         growth = last / settled - 1
         grown = grown or growth > GROWTH_MAX
         print(
-            f"{role}: {settled / 1024:.1f} MiB after a third of the time, {last / 1024:.1f} MiB at the end, {growth:+.1%}"
+            f"{role}: {settled / 1024:.1f} MiB at a third of the time, {last / 1024:.1f} MiB in the end, {growth:+.1%}"
         )
     return int(grown)
 

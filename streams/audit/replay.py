@@ -5,6 +5,7 @@ the one before ``first``) for which they do, with the accounts as the changelog 
 compacted away is left out until its next row is met.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ class _Replay:
         if first is not None and last is not None and first > last:
             raise AuditError(f"sequence {first} comes after {last}: nothing is between them")
         self._log, self._shard, self._first, self._last, self._progress = log, shard, first, last, progress
-        self._findings = Findings()
+        self._findings = Findings(counts=Counter(dict.fromkeys(("journal records", "commands", "alerts", "rows"), 0)))
         self._commands = CommittedIndex(log, COMMANDS, shard, shards)
         self._alerts = CommittedIndex(log, ALERTS, shard, shards)
         self._numbers: dict[str, tuple[int, int]] = {}
@@ -168,7 +169,10 @@ class _Replay:
             if not record.sequence % 64:
                 self._progress("replaying", entry.offset, self._end)
         if last < first:
-            raise AuditError(f"{JOURNAL}[{self._shard}] ends at sequence {last}: nothing comes after it")
+            raise AuditError(
+                f"nothing to compare: {JOURNAL}[{self._shard}] was read up to sequence {last}, sequence {first} is the "
+                "first that can be compared"
+            )
         return first, last
 
     def _step(self, entry: Entry, record: JournalRecord, *, judged: bool) -> None:
@@ -180,11 +184,11 @@ class _Replay:
             output = self._rerun.commit(record, entry.offset)
             wanted = encode(self._as_far_as_known(output.journal, record))
             stray = self._compare_output(output, record, judged=judged)
-        for topic, offset in self._rerun.lost:
+        for offset in self._rerun.lost:
             self._findings.differ(
                 f"the record that commit {record.sequence} applied is gone: what follows from it cannot be replayed",
-                topic,
-                0 if topic != EVENTS else self._shard,
+                EVENTS,
+                self._shard,
                 offset,
             )
         self._rerun.lost.clear()

@@ -117,8 +117,8 @@ class Rerun:
         self.shard = Shard(shard)
         self.rows: dict[str, bytes] = {}
         self.marks: dict[str, tuple[int, Mark]] = {}
-        self.lost: list[tuple[str, int]] = []
-        """Inputs (topic, offset) that the journal names and the log does not hold."""
+        self.lost: list[int] = []
+        """Offsets of event frames that the journal names and the log does not hold."""
         self._last: tuple[JournalRecord, int] | None = None
         self._events: Tape | None = None
         self._marks: Tape | None = None
@@ -205,8 +205,12 @@ class Rerun:
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)
 
     def _recall(self, offset: int, frame: MarkFrame) -> None:
+        self._remember(offset, frame)
         self.shard.recall_marks(offset, frame)
-        self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
+
+    def _remember(self, offset: int, frame: MarkFrame) -> None:
+        if frame.epoch >= self.shard.marks_epoch:
+            self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -217,11 +221,14 @@ class Rerun:
             offset = offset_of(message)
             if offset < shard.marks_next:
                 continue
-            with suppress(DecodeError):  # refused, as it was then
+            try:
                 frame = MARK_FRAME(message.value())
-                shard.apply_marks(offset, frame)
-                self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
-                self._observe(MARKS, offset)
+            except DecodeError:
+                shard.skip_marks(offset)
+                continue
+            self._remember(offset, frame)
+            shard.apply_marks(offset, frame)
+            self._observe(MARKS, offset)
         shard.marks_next = max(shard.marks_next, end)
 
     def _adopt_parameters(self, end: int) -> bool:
@@ -231,8 +238,7 @@ class Rerun:
             return False
         offsets = self._rules.offsets(shard.parameters_next, end)
         if not offsets or offsets[-1] != end - 1:
-            self.lost.append((PARAMETERS, end - 1))
-            offsets.append(end - 1)
+            offsets.append(end - 1)  # compacted away, or the marker of a transaction: the rules are known all the same
         for offset in offsets:
             with suppress(InputError):  # the ledger cannot be held in them: those before stay, as they did
                 shard.apply_parameters(offset, self._rules.at(offset + 1))
@@ -253,7 +259,7 @@ class Rerun:
             except DecodeError:
                 shard.skip_events(offset)
         if shard.events_next != end:
-            self.lost.append((EVENTS, end - 1))
+            self.lost.append(end - 1)
             shard.skip_events(end - 1)
         return True
 

@@ -1,5 +1,6 @@
 """What a person sees of an audit: progress on standard error while it runs, then tables."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from streams.audit.findings import Findings
 from streams.audit.replay import Progress, Replayed
 from streams.margin.fixed_point import format_decimal
 
+_SHOW_EVERY_S = 0.1
+
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
@@ -23,9 +26,13 @@ def progress_bar() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=None)
+        shown_at = 0.0
 
         def show(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total or None)
+            nonlocal shown_at
+            if time.monotonic() - shown_at > _SHOW_EVERY_S:
+                bars.update(task, description=what, completed=done, total=total or None)
+                shown_at = time.monotonic()
 
         yield show
 

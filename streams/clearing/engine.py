@@ -323,10 +323,14 @@ class Engine:
     def _hold_events(self) -> None:
         """Add what has arrived to the batch, until that is full or there is nothing more."""
         timeout_s = 0.0 if self._held or self._taking else (_POLL_S if self._shards else _IDLE_POLL_S)
-        while True:
-            if self._hold(timeout_s, _FRAMES_PER_POLL) < _FRAMES_PER_POLL or self._is_batch_full():
-                return
+        while self._hold(timeout_s, _FRAMES_PER_POLL) == _FRAMES_PER_POLL and not self._is_batch_full():
             timeout_s = 0.0
+
+    def _hold(self, timeout_s: float, frames_max: int) -> int:
+        """Poll. A rebalance within the poll puts another deque in place of the one that was there before it."""
+        polled = poll_batch(self._consumer, timeout_s, frames_max)
+        self._held.extend(polled)
+        return len(polled)
 
     def _is_batch_full(self) -> bool:
         engine = self._settings.engine
@@ -334,12 +338,6 @@ class Engine:
             len(self._held) >= engine.batch_frames_max
             or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
         )
-
-    def _hold(self, timeout_s: float, frames_max: int) -> int:
-        """Poll; how many came. A rebalance within the poll puts another deque in place of the one held before it."""
-        polled = poll_batch(self._consumer, timeout_s, frames_max)
-        self._held.extend(polled)
-        return len(polled)
 
     def _decoded(self, message: Message) -> EventFrame | None:
         try:

@@ -172,10 +172,6 @@ class Shard:
         self._open_batch()
         self.events_next = offset + 1
 
-    def skip_marks(self, offset: int) -> None:
-        """Count a record of the marks' log that is no frame, or void, as walked."""
-        self.marks_next = max(self.marks_next, offset + 1)
-
     def knows(self, frame: EventFrame) -> bool:
         """Whether every symbol and asset that ``frame`` names is in the parameters in force."""
         return self.parameters.instruments.keys() >= set(frame.fills.symbol) and self.parameters.assets.keys() >= set(
@@ -218,6 +214,10 @@ class Shard:
             found.append(_array(due))
         if found:
             self._decide(np.unique(np.concatenate(found)))
+
+    def skip_marks(self, offset: int) -> None:
+        """Count a record that is no frame as walked."""
+        self.marks_next = max(self.marks_next, offset + 1)
 
     # --- output ------------------------------------------------------------------------------------------------------
 

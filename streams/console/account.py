@@ -11,11 +11,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from schemas.codec import DecodeError
 from schemas.messages import AccountRow, GroupRow
-from schemas.topics import PARAMETERS
-from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
+from streams.console.parameters import read_parameters
 from streams.errors import InputError
 from streams.margin.fixed_point import format_decimal
 from streams.margin.group import Group, Position
@@ -68,22 +66,9 @@ def read_account(settings: Settings, account: str) -> AccountView | None:
         marks = {symbol: Decimal(mark.price) for symbol, mark in tables.read_marks().items()}
     if row is None:
         return None
-    rules = read_parameters(settings)
-    return AccountView(row, tuple(_view(account, group, marks, rules) for group in row.groups), marks)
-
-
-def read_parameters(settings: Settings) -> RiskParameters:
-    """The parameters in force: every record of ``risk.parameters.v1`` that breaks no rule, at the scales in force."""
-    rules = RiskParameters.empty()
     with LogReader(settings.kafka, "margin-console") as reader:
-        for message in reader.read_range(PARAMETERS, 0, 0):
-            try:
-                rules = rules.with_encoded(message.key(), message.value())
-            except (DecodeError, InputError):
-                continue
-        frame = last_full_frame(reader)
-    scales = {} if frame is None else frame.scales
-    return rules.with_scales({key: Decimal(scale) for key, scale in scales.items()})
+        rules, _ = read_parameters(reader)
+    return AccountView(row, tuple(_view(account, group, marks, rules) for group in row.groups), marks)
 
 
 def show_account(console: Console, view: AccountView) -> None:

@@ -17,6 +17,7 @@ from streams.broker.admin import admin_client as _admin_client
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
 from streams.clearing.restore import last_journal_record
+from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
 from streams.routing.split import INPUTS
 from streams.settings import Settings
@@ -69,7 +70,10 @@ class MarksStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything that was found. ``redis_problem`` is why there is nothing of Redis, if so."""
+    """Everything that was found. ``refused_parameters``: by key, why the last record there is not in force.
+
+    ``redis_problem`` is why there is nothing of Redis, if so.
+    """
 
     engines: GroupState
     routers: GroupState
@@ -77,6 +81,7 @@ class Status:
     shards: tuple[ShardStatus, ...]
     inputs: tuple[Lag, ...]
     marks: MarksStatus | None
+    refused_parameters: dict[str, str]
     redis_problem: str | None
 
     def as_json(self) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def read_status(settings: Settings) -> Status:
         shards = tuple(_shard(reader, engines, shard, tables.get(shard)) for shard in range(counts[EVENTS]))
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
-    return Status(engines, routers, oracles, shards, inputs, marks, redis_problem)
+        _, refused = read_parameters(reader)
+    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem)
 
 
 def judge(found: Status, settings: Settings) -> list[str]:
@@ -115,6 +121,7 @@ def judge(found: Status, settings: Settings) -> list[str]:
         *_judge_group(found.routers, "router", [(lag.topic, lag.partition) for lag in found.inputs]),
         *_judge_group(found.oracles, "oracle", [(MARKS, 0)]),
         *_judge_marks(found.marks, settings.service.ready_age_ms),
+        *_judge_parameters(found.refused_parameters),
         *_judge_inputs(found.inputs, settings.router.ready_lag_records_max),
         *(fault for shard in found.shards for fault in _judge_shard(shard, settings)),
         *_judge_tables(found),
@@ -269,6 +276,14 @@ def _judge_marks(marks: MarksStatus | None, age_ms_max: int) -> Iterator[str]:
         yield (
             f"Halted: {', '.join(marks.halted)}. The price jumped by more than max_jump; it goes on at the new level "
             "once that has lasted max_age_ms. If it stays so, check the sources."
+        )
+
+
+def _judge_parameters(refused: dict[str, str]) -> Iterator[str]:
+    for key, reason in refused.items():
+        yield (
+            f"The last record of {key!r} in risk.parameters.v1 is refused ({reason}). The one before it stays in force "
+            "as long as the topic has it, until compaction at the latest: publish a right one."
         )
 
 

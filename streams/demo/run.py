@@ -27,6 +27,8 @@ from streams.demo.exchange import Exchange, now_us
 from streams.demo.market import market_of
 from streams.demo.population import draw_population
 from streams.demo.recording import RecordedQuote, Recording, carried_recording, load_recording
+from streams.demo.replaying import NAME as REPLAY
+from streams.demo.replaying import Replaying
 from streams.demo.roles import Roles
 from streams.settings import Settings, load
 
@@ -129,9 +131,22 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
                 raise DemoError("the topics are not as they must be: " + "; ".join(report.wrong))
             display.say(f"starting router, oracle and {options.engines} engines")
             found, feed, exchange, seconds = _play(options, recording, settings, stack.folder, display)
-        results = run_checks(found)
+            # Not of a cluster that was given: it may hold a deployment's days.
+            results = _judge(found, Replaying(settings) if stack.kafka is not None else None)
     latencies = latencies_of(found, feed.seen_us)
     return _conclude(options, console, found, feed, exchange, results, latencies, (seconds, time.monotonic() - started))
+
+
+def _judge(found: Evidence, replaying: Replaying | None) -> dict[str, Differences]:
+    """Every check's differences; those of the replay, which runs beside the others, last."""
+    try:
+        results = run_checks(found)
+        if replaying is not None:
+            results[REPLAY] = replaying.differences()
+        return results
+    finally:
+        if replaying is not None:
+            replaying.stop()
 
 
 def _recording(options: DemoOptions) -> Recording:
@@ -175,11 +190,11 @@ def _play(
             _replay(options, recording, exchange, feed, roles, display)
             seconds = time.monotonic() - began
             display.say("waiting until nothing is on its way")
-            quiet = _settle(exchange, feed, roles)
-            display.say("reading everything back and checking it")
-            found = read_evidence(settings, starts, prefix)
-            if not quiet:
+            if not _settle(exchange, feed, roles):
                 display.say(f"not quiet within {QUIET_TIMEOUT_S:g} s; the checks judge what there is")
+        # Only now: while the roles run, scales that move on change accounts between one look and the next.
+        display.say("reading everything back and checking it")
+        found = read_evidence(settings, starts, prefix)
     finally:
         feed.close()
     return found, feed, exchange, seconds

@@ -48,6 +48,7 @@ class Script:
         self.time = T0
         self.sequence = 0
         self.trade_id = 0
+        self.epoch = 0
         self.engine: MemoryEngine | None = None
 
     def begin(self, price: str = "10000") -> "Script":
@@ -78,12 +79,17 @@ class Script:
             )
             for symbol, value in prices.items()
         )
-        self.running.mark(MarkFrame(time=self.time, marks=marks, full=full, **more))
+        self.running.mark(MarkFrame(time=self.time, marks=marks, full=full, **{"epoch": self.epoch} | more))
 
     def tick(self, after_ms: int) -> None:
         """Time passes and no price comes."""
         self.time += after_ms * 1000
-        self.running.mark(MarkFrame(time=self.time, marks=()))
+        self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
+
+    def new_oracle(self) -> None:
+        """Another oracle leads: an empty frame of a higher epoch is its claim."""
+        self.epoch += 1
+        self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
 
     def transfer(
         self, account: str, amount: str, *, asset: str = "USDC", shard: int = 0, margin: str = "cross"

@@ -124,6 +124,22 @@ def test_a_changed_input_is_noticed() -> None:
     assert any("equity: the command says 449.99, the logs give 449.98" in d for d in found.differences)
 
 
+def test_a_frame_of_a_replaced_oracle_is_no_mark_of_the_decision() -> None:
+    script = Script().begin()
+    script.new_oracle()
+    script.mark("9450")
+    script.mark("9900", epoch=0, full=False)
+    script.running.settle()
+    script.transfer("alice", "400")
+    script.fill("alice", "1", "9450")
+    script.running.settle()
+    found = explain(script.log, "alice:1")
+    assert found.passed
+    assert found.decision is not None
+    (mark,) = found.decision.marks
+    assert mark.sources == {"a": "9450"}
+
+
 def test_what_cannot_be_explained_is_said() -> None:
     script = a_liquidation()
     with pytest.raises(AuditError, match="no command alice:9"):

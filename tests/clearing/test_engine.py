@@ -73,15 +73,15 @@ class Log:
 
     def __init__(self) -> None:
         self.waiting: list[Record] = []
-        self.started = -1
+        self.started: int | None = None
         self.paused: list[int] = []
+
+    def start(self, offset: int) -> None:
+        self.started = offset
 
     def poll(self, timeout_s: float = 0, records_max: int = 1000) -> list[Record]:
         found, self.waiting = self.waiting, []
         return found
-
-    def start(self, offset: int) -> None:
-        self.started = offset
 
     def pause(self, places: list[TopicPartition]) -> None:
         self.paused = [place.partition for place in places]
@@ -180,8 +180,8 @@ class Bench:
         found = cast(Any, engine)
         found._producer, found._tables, found._consumer = self.producer, self.tables, self.events
         found._marks_log, found._parameter_log = self.marks, self.parameters
-        found._restoring = found._restore_point = SimpleNamespace()
-        found._reader = SimpleNamespace(watermarks=lambda *_: (0, 0))
+        found._reader = SimpleNamespace(watermarks=lambda topic, partition: (0, 0))
+        found._restoring = found._restore_point = None
         found._rules = RULES
         found._new_producer = Producer
         self.inside: Any = engine
@@ -374,6 +374,22 @@ def test_the_cycle_after_it_mends_the_producer_and_takes_the_rest(
     assert bench.producer.calls == ["begin", "abort"]
     bench.cycle()
     assert list(bench.inside._shards) == [0]
+
+
+def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: Any) -> None:
+        raise TransactionAborted("aborted")
+
+    commands = iter([False, True])
+    monkeypatch.setattr(Shard, "has_command", property(lambda _: next(commands, True)))
+    monkeypatch.setattr(bench.inside, "_commit", fails)
+    bench.own(0)
+    for offset in range(3):
+        bench.mark(offset)
+    bench.cycle()
+    assert bench.marks.started == 2, "the third mark was polled, and not walked"
 
 
 # --- watching itself -------------------------------------------------------------------------------------------------

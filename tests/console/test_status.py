@@ -44,6 +44,7 @@ SOUND = Status(
     shards=(shard(0), shard(1, "b")),
     inputs=(Lag(TRADES, 0, 7, 8, 0),),
     marks=MARKS_SOUND,
+    refused_parameters={},
     redis_problem=None,
 )
 
@@ -72,6 +73,10 @@ def test_a_sound_deployment_has_no_faults() -> None:
         (replace(SOUND, marks=replace(MARKS_SOUND, live=0)), "There are no marks"),
         (replace(SOUND, marks=replace(MARKS_SOUND, stale=("BTC-PERP",))), "Stale: BTC-PERP"),
         (replace(SOUND, marks=replace(MARKS_SOUND, halted=("ETH-PERP",))), "Halted: ETH-PERP"),
+        (
+            replace(SOUND, refused_parameters={"policy:default": "offset 7: margin_call_levels must be above 1"}),
+            "'policy:default' in risk.parameters.v1 is refused (offset 7: margin_call_levels must be above 1)",
+        ),
         (replace(SOUND, inputs=(Lag(TRADES, 0, 0, 200_000, 200_000),)), "200,000 records wait to be routed"),
         (with_shard(worker=None, claim=None, table=None), "Shard 0 was never taken"),
         (with_shard(worker="gone"), "journal was last written by gone: it is being taken"),

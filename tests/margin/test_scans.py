@@ -4,6 +4,7 @@ import random
 from decimal import Decimal
 
 import numpy as np
+import pytest
 
 from schemas.parameters import AssetParameters, PolicyParameters, ScanOffset
 from streams.margin.health import evaluate
@@ -87,3 +88,23 @@ def test_an_account_changes_its_model_with_the_policy() -> None:
         exact = evaluate(portfolio.group(row), portfolio.marks, portfolio.parameters).maintenance_margin
         assert abs(float(exact) - tiered[row]) < 1e-6
     assert (scanned != tiered).any()
+
+
+@pytest.mark.parametrize(("lots", "move"), [({"A": "1", "B": "-2"}, Decimal(-1)), ({"A": "-1"}, Decimal(1))])
+def test_a_book_that_grows_dearer_as_it_loses_is_woken_where_it_crosses(lots: dict[str, str], move: Decimal) -> None:
+    """One group, range 50 %. Short 1 of A, or long 1 against 2 of B: when A moves d against it, equity falls by d and
+    the margin, 50 at first, rises by d / 2. With equity 70 it crosses at d = 13.33: the band may end there, no later.
+    """
+    scan = {"scan_group": "G", "scan_range": "0.5", "scan_floor_rate": "0.001"}
+    instruments = [rules(symbol=symbol, **scan).records[f"instrument:{symbol}"] for symbol in "AB"]
+    policy = PolicyParameters(portfolio_margin_accounts=("a",))
+    portfolio = Portfolio(RiskParameters.build([policy, AssetParameters(asset="USD"), *instruments]))
+    positions = [(symbol, lot, str(-100 * int(lot))) for symbol, lot in lots.items()]
+    portfolio.load_group(portfolio.open_group("a", "cross"), {"USD": "70"}, positions)
+    for distance, crosses in (("1", False), ("13.2", False), ("13.34", True)):
+        portfolio.set_mark("A", "100", True)
+        portfolio.set_mark("B", "100", True)
+        watch = Watch(portfolio)
+        before = watch.known
+        watch.move({"A": 100 + move * Decimal(distance)})
+        assert (watch.known != before) is crosses
