@@ -5,10 +5,11 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaException
 
 _STATISTICS_MS = 1_000
 
@@ -69,8 +70,9 @@ def leave_group(consumer: Consumer, instance_id: str, timeout_s: float) -> None:
     partitions stand still for that long; unsubscribing before gives the place up.
     """
     if instance_id:
-        consumer.unsubscribe()
-        deadline = time.monotonic() + timeout_s
-        while consumer.assignment() and time.monotonic() < deadline:
-            consumer.poll(0.01)
+        with suppress(KafkaException):  # a consumer that was fenced has no place to give up
+            consumer.unsubscribe()
+            deadline = time.monotonic() + timeout_s
+            while consumer.assignment() and time.monotonic() < deadline:
+                consumer.poll(0.01)
     consumer.close()

@@ -71,6 +71,7 @@ class Fault:
         parts += [self.point.replace("_", "-")] if self.point else []
         parts += [f"{_API_NAMES[self.api]}-{self.at}"] if self.api is not None else []
         parts += [str(self.passes)] if self.passes > 1 else []
+        parts += [str(self.times)] if self.kind == "churn" else []
         return ":".join(parts)
 
 
@@ -195,7 +196,11 @@ def _network() -> list[Fault]:
     return rows
 
 
-_CHURN = [Fault(kind="churn", role=role, times=4, short=role == "engine") for role in _ROLES]
+_CHURN = [
+    Fault(kind="churn", role=role, times=times, short=(role, times) == ("engine", 2))
+    for role in _ROLES
+    for times in (2, 6)
+]
 _SERVERS = [
     Fault(kind="kafka_kill", short=True),
     Fault(kind="kafka_pause", seconds=5.0, short=True),
@@ -205,7 +210,7 @@ _SERVERS = [
     Fault(kind="redis_full", seconds=2.0, short=True),
     Fault(kind="redis_evicts", seconds=1.0, short=True),
     Fault(kind="redis_stall", seconds=2.0, short=True),
-    Fault(kind="redis_client_pause", seconds=2.0, short=True),
+    Fault(kind="redis_client_pause", seconds=2.0),
 ]
 
 ROWS = (*_kills(), *_zombies(), *_network(), *_CHURN, *_SERVERS)

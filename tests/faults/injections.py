@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import redis
 
@@ -131,18 +132,23 @@ def _zombie(strike: Strike) -> str:
     strike.until(lambda: worker.stopped, f"{worker.name} standing still")
     try:
         if fault.role == "engine":
-            pipeline.wait(
-                lambda: all(owner != name for _, owner in pipeline.claims.values()),
-                f"the claims of others on the shards of {worker.name}",
-                TAKEN_OVER_WITHIN_S,
-                bring_back=False,
-            )
+            _await_claims_of_others(pipeline, name)
         else:
             pipeline.await_recovery(TAKEN_OVER_WITHIN_S)
     finally:
         worker.signal(signal.SIGCONT)
     _await_refusal(strike, worker, position)
     return f"{worker.name} stopped at {fault.point}, superseded, then {fault.refused_by}"
+
+
+def _await_claims_of_others(pipeline: Pipeline, name: str) -> None:
+    """Wait until no shard's last claim is that of the engine ``name``."""
+    pipeline.wait(
+        lambda: all(owner != name for _, owner in pipeline.claims.values()),
+        f"the claims of others on the shards of {name}",
+        TAKEN_OVER_WITHIN_S,
+        bring_back=False,
+    )
 
 
 def _await_refusal(strike: Strike, worker: Worker, position: int) -> None:
@@ -196,13 +202,13 @@ def _churn(strike: Strike) -> str:
 
 
 def _partition(strike: Strike) -> str:
-    """A worker runs but reaches nobody until others have taken over; then all that it has sent arrives."""
-    worker = strike.worker()
-    if strike.fault.role == "oracle":
-        worker = _leader(strike)
+    """A worker runs but reaches nobody, beyond all timeouts; then all that it has sent arrives, late."""
+    worker = strike.worker() if strike.fault.role != "oracle" else _leader(strike)
     strike.happened()
     strike.pipeline.proxy.partition(worker.member_name)
     time.sleep(strike.fault.seconds)
+    if strike.fault.role == "engine":
+        _await_claims_of_others(strike.pipeline, worker.member_name)
     held = strike.pipeline.proxy.held
     if not held:
         raise NotInjected(f"nothing of {worker.name} was held")
@@ -223,8 +229,7 @@ def _cut(strike: Strike) -> str:
     """Cut the connection on which the next requests of one kind go, before or after the broker gets them."""
     fault = strike.fault
     if fault.api == JOIN_GROUP:  # a group at rest has none
-        other = "dynamic" if fault.membership == "static" else "static"
-        strike.pipeline.fleet.of(fault.role, other)[0].kill()
+        next(worker for worker in strike.pipeline.fleet.of(fault.role) if worker is not strike.worker()).kill()
     rule = strike.pipeline.proxy.add(
         Rule(fault.api, fault.at, fault.seconds, client=strike.worker().member_name, times=fault.times)
     )
@@ -304,7 +309,7 @@ def _redis_evicts(strike: Strike) -> str:
     return _with_memory_of_one(strike, "allkeys-random", lambda info: info["evicted_keys"])
 
 
-def _with_memory_of_one(strike: Strike, policy: str, count: Callable[[dict], int]) -> str:  # type: ignore[type-arg]
+def _with_memory_of_one(strike: Strike, policy: str, count: Callable[[dict[str, Any]], int]) -> str:
     """Redis may use one byte for a while: it refuses writes or throws keys away, according to ``policy``."""
     client = strike.pipeline.redis
     before = count({**client.info("stats"), **client.info("errorstats")})

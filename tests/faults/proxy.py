@@ -9,8 +9,11 @@ import asyncio
 import contextlib
 import struct
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
+
+T = TypeVar("T")
 
 PRODUCE, FETCH, JOIN_GROUP, HEARTBEAT, INIT_PRODUCER_ID = 0, 1, 11, 12, 22
 ADD_OFFSETS_TO_TXN, END_TXN, TXN_OFFSET_COMMIT = 25, 26, 28
@@ -96,7 +99,7 @@ class Proxy:
         """Cut every connection there is; how many."""
         return self._run(self._cut_all())
 
-    def _run(self, coroutine: "asyncio._CoroutineLike[object]") -> object:  # type: ignore[name-defined]
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
 
     async def _close(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import redis
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from schemas import topics
 from streams.broker import config
@@ -76,19 +76,19 @@ def collect(settings: Settings) -> Records:
     with LogReader(settings.kafka, "faults-checker") as reader:
         for topic in topics.all_topics():
             found.logs[topic.name] = [
-                Record(partition, m.offset() or 0, _bytes(m.key()), m.value(), dict(m.headers() or ()))
+                Record(partition, m.offset() or 0, _bytes(m.key()), m.value(), _headers(m))
                 for partition in range(reader.partitions(topic.name))
                 for m in reader.read_range(topic.name, partition, 0)
             ]
         inputs = (topics.TRADES, topics.TRANSFERS, topics.REPORTS)
         places = {topic: reader.partitions(topic) for topic in (*inputs, topics.EVENTS)}
-    for topic, count in places.items():
-        group = settings.engine.group_id if topic == topics.EVENTS else settings.router.group_id
-        found.committed |= _committed(settings, group, topic, count)
+    for name, count in places.items():
+        group = settings.engine.group_id if name == topics.EVENTS else settings.router.group_id
+        found.committed |= _committed(settings, group, name, count)
     with redis.Redis.from_url(settings.redis.url) as client:
         for shard in range(found.shards):
-            rows: dict[Any, Any] = client.hgetall(accounts_key(shard))  # type: ignore[assignment]
-            meta: dict[Any, Any] = client.hgetall(meta_key(shard))  # type: ignore[assignment]
+            rows: dict[Any, Any] = client.hgetall(accounts_key(shard))
+            meta: dict[Any, Any] = client.hgetall(meta_key(shard))
             found.tables[shard] = {name.decode(): row for name, row in rows.items()}
             found.metas[shard] = {name.decode(): value.decode() for name, value in meta.items()}
     return found
@@ -101,6 +101,10 @@ def _committed(settings: Settings, group: str, topic: str, count: int) -> dict[P
         return {(place.topic, place.partition): place.offset for place in consumer.committed(places, timeout=30)}
     finally:
         consumer.close()
+
+
+def _headers(message: Message) -> dict[str, bytes]:
+    return {name: _bytes(value) or b"" for name, value in dict(message.headers() or []).items()}
 
 
 def _bytes(key: bytes | str | None) -> bytes | None:

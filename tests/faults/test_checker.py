@@ -26,10 +26,16 @@ def account_of(name: str, shard: int = 0) -> str:
 ALICE, MAKER, STRANGER = account_of("alice"), account_of("maker"), account_of("stranger", 1)
 
 
-def record(offset: int, value: Any, key: str = "", partition: int = 0, **headers: bytes) -> Record:
+def record(
+    offset: int, value: Any, key: str = "", partition: int = 0, headers: dict[str, bytes] | None = None
+) -> Record:
     data = value if isinstance(value, bytes) else orjson.dumps(value)
-    named = {name.replace("dlq_", "dlq."): content for name, content in headers.items()}
-    return Record(partition, offset, key.encode() or None, data, named)
+    return Record(partition, offset, key.encode() or None, data, headers or {})
+
+
+def letter_of(offset: int) -> dict[str, bytes]:
+    """Headers of the dead letter of a record of partition 0."""
+    return {"dlq.partition": b"0", "dlq.offset": str(offset).encode()}
 
 
 def change(found: Records, topic: str, index: int, **changes: Any) -> None:
@@ -102,7 +108,6 @@ def right() -> Records:
     opening, closing = trade(1, "100", "10", "buy", "o1", "0"), trade(2, "94", "2", "sell", order, "1")
     deposits = [transfer(ALICE, "100", 1), transfer(MAKER, "10000", 1), transfer(ALICE, "100", 1)]
     poison = POISON.decode() + "0"
-    where = {"dlq_partition": b"0", "dlq_offset": b"2"}
     tier = {"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}
     rows = {
         ALICE: row(ALICE, "99", "8", "-812", liquidation_sequence=1, alert_sequence=1),
@@ -117,9 +122,9 @@ def right() -> Records:
         topics.TRADES: [
             record(0, opening), record(1, opening), record(2, b"{", poison), record(3, closing),
         ],
-        topics.dead_letter_topic(topics.TRADES): [record(0, b"{", poison, **where)],
+        topics.dead_letter_topic(topics.TRADES): [record(0, b"{", poison, headers=letter_of(2))],
         topics.PRICES: [record(2, b"nope", poison)],
-        topics.dead_letter_topic(topics.PRICES): [record(n, b"nope", poison, **where) for n in (0, 1)],
+        topics.dead_letter_topic(topics.PRICES): [record(n, b"nope", poison, headers=letter_of(2)) for n in (0, 1)],
         topics.REPORTS: [record(0, {"account": ALICE, "order_id": order, "status": "filled"})],
         topics.EVENTS: [
             record(
@@ -224,7 +229,7 @@ def change_poison(found: Records) -> None:
 
 def refuse_a_readable_record(found: Records) -> None:
     letters = found.logs[topics.dead_letter_topic(topics.TRADES)]
-    letters.append(record(1, trade(1, "100", "10", "buy", "o1", "0"), dlq_partition=b"0", dlq_offset=b"1"))
+    letters.append(record(1, trade(1, "100", "10", "buy", "o1", "0"), headers=letter_of(1)))
 
 
 def lose_a_price_letter(found: Records) -> None:
