@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 
-from streams.errors import BrokerError, SettingsError
+from streams.errors import SettingsError
 from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings, kafka_options
 
 log = logging.getLogger(__name__)
@@ -103,24 +103,10 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
         "enable.partition.eof": False,
         "allow.auto.create.topics": False,
         "topic.metadata.refresh.interval.ms": 30_000,
-        "error_cb": raise_if_fatal,
     }
     if instance_id:
         config["group.instance.id"] = instance_id
     return config
-
-
-def raise_if_fatal(error: KafkaError) -> None:
-    """The error callback of every consumer: what it raises comes out of the poll that serves it.
-
-    After a fatal error (a static member that was fenced) a consumer is polled in vain: no record and no further error
-    comes.
-
-    Raises:
-        BrokerError: this client will never work again; the process should exit and restart.
-    """
-    if error.fatal():
-        raise BrokerError(f"this consumer has ended for good: {error.str()}")
 
 
 def reader(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:

@@ -186,8 +186,14 @@ def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[M
 
 
 def _raise_for_good(message: Message, error: KafkaError) -> None:
-    """What librdkafka mends by itself (brokers away, leaders moving) passes; ``retriable()`` is never set here."""
-    if error.fatal() or error.code() in _FOR_GOOD:
+    """What librdkafka mends by itself (brokers away, leaders moving) passes; ``retriable()`` is never set here.
+
+    Neither is ``fatal()``: that a consumer has ended for good (a static member that was fenced) is said once, by a
+    message with the code ``_FATAL``; after it the consumer is polled in vain.
+    """
+    if error.code() == KafkaError._FATAL:
+        raise BrokerError(f"this consumer has ended for good: {error.str()}")
+    if error.code() in _FOR_GOOD:
         raise BrokerError(f"{message.topic()}[{message.partition()}]: {error.str()}")
 
 

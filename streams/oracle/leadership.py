@@ -15,6 +15,7 @@ from schemas.topics import MARKS
 from streams.broker import config
 from streams.broker.group import leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
+from streams.broker.reader import poll_batch
 from streams.settings import Settings
 
 
@@ -39,9 +40,13 @@ class Leadership:
         self._consumer.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 
     def poll(self) -> bool:
-        """Whether this process holds the right to publish, now."""
+        """Whether this process holds the right to publish, now.
+
+        Raises:
+            BrokerError: it is no member of the group any more and never will be.
+        """
         paused = time.monotonic() - self._polled > self._lease_s
-        self._consumer.poll(0)
+        poll_batch(self._consumer, 0, 1)
         self._polled = time.monotonic()
         if paused and self._held:
             self._lost = True

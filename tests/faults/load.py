@@ -148,6 +148,9 @@ class Load:
         self._calm.set()
 
     def stop(self) -> None:
+        """End it, once."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._thread.join(60)
         assert not self._thread.is_alive(), "the load does not end"

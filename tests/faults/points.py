@@ -81,7 +81,11 @@ Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def lay(ambush: Ambush, role: str) -> None:
-    """Put the points of ``role`` round its methods."""
+    """Put the points of ``role`` round its methods.
+
+    Raises:
+        KeyError: production has no such method any more.
+    """
     if role == "oracle":
         from streams.oracle.app import Oracle
         from streams.tables.faust_store import Store

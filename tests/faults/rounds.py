@@ -1,5 +1,6 @@
 """Rounds of faults under load, and the verdict at their end."""
 
+import pickle
 import random
 import shutil
 import tempfile
@@ -84,28 +85,52 @@ def schedule(rounds: int | None, only: Sequence[str], seed: int) -> list[str]:
     return found[:wanted]
 
 
-def play(names: Sequence[str], seed: int, say: Say) -> Result:
-    """Run the pipeline, do the faults one after the other, come to rest, and judge what is left.
+class Run:
+    """A pipeline under load on which faults are done one after the other, and judged at the end."""
 
-    The logs of a run that failed are kept; where is among its problems.
-    """
-    result, started = Result(), time.monotonic()
-    with running(seed) as pipeline:
-        say(f"everything runs after {time.monotonic() - started:.1f} s; seed {seed}")
-        rng = random.Random(seed)
+    def __init__(self, pipeline: Pipeline, seed: int) -> None:
+        self._pipeline, self._rng = pipeline, random.Random(seed)
+        self._result = Result()
+
+    def round(self, name: str) -> Round:
+        """Do one fault and wait until everything works again."""
+        pipeline, strike, evidence = self._pipeline, Strike(self._pipeline, FAULTS[name], self._rng), ""
+        number = len(self._result.rounds) + 1
         try:
-            for number, name in enumerate(names, 1):
-                result.rounds.append(found := _round(pipeline, number, name, rng))
-                say(str(found))
-                if found.recovered_s is None and not _is_back(pipeline):
-                    result.problems.append("the pipeline did not come back; no more rounds")
-                    break
+            pipeline.await_settled()
+            evidence = strike.inject()
+            pipeline.await_recovery()
+            found = Round(number, name, evidence, time.monotonic() - strike.struck_at)
+        except (NotInjected, NotRefused, NotInTime) as error:
+            pipeline.fleet.say_where()
+            found = Round(number, name, evidence, problem=f"{type(error).__name__}: {error}")
+        self._result.rounds.append(found)
+        return found
+
+    @property
+    def works(self) -> bool:
+        """Whether everything works, if need be after a while."""
+        try:
+            self._pipeline.await_recovery()
+        except NotInTime:
+            return False
+        return True
+
+    def finish(self) -> Result:
+        """Come to rest, end every worker in order, read everything back and judge it.
+
+        Logs and records of a run that failed are kept; where is among its problems.
+        """
+        pipeline, result = self._pipeline, self._result
+        try:
             pipeline.come_to_rest()
             result.problems += [
                 f"{name} ended with {code} on SIGTERM" for name, code in pipeline.exit_codes.items() if code
             ]
         except NotInTime as error:
             result.problems.append(f"the end: {error}")
+            pipeline.fleet.say_where()
+            pipeline.load.stop()
             pipeline.fleet.stop()
         result.records_in = pipeline.load.sent
         result.ended = Counter(f"{ended.name} ended with {ended.exit_code}" for ended in pipeline.fleet.ended)
@@ -114,32 +139,29 @@ def play(names: Sequence[str], seed: int, say: Say) -> Result:
             for ended in pipeline.fleet.ended
             if ended.is_a_defect
         ]
-        say(f"reading everything back after {time.monotonic() - started:.1f} s")
-        result.verdict = judge(collect(pipeline.settings))
+        records = collect(pipeline.settings)
+        result.verdict = judge(records)
         if not result.passed:
-            result.problems.append(f"the logs are in {_keep_logs(pipeline.folder)}")
-    return result
+            kept = _keep_logs(pipeline.folder)
+            (kept / "records.pickle").write_bytes(pickle.dumps(records))
+            result.problems.append(f"logs and records are in {kept}")
+        return result
 
 
-def _round(pipeline: Pipeline, number: int, name: str, rng: random.Random) -> Round:
-    strike = Strike(pipeline, FAULTS[name], rng)
-    evidence = ""
-    try:
-        pipeline.await_settled()
-        evidence = strike.inject()
-        pipeline.await_recovery()
-        return Round(number, name, evidence, time.monotonic() - strike.struck_at)
-    except (NotInjected, NotRefused, NotInTime) as error:
-        pipeline.fleet.say_where()
-        return Round(number, name, evidence, problem=f"{type(error).__name__}: {error}")
-
-
-def _is_back(pipeline: Pipeline) -> bool:
-    try:
-        pipeline.await_recovery()
-    except NotInTime:
-        return False
-    return True
+def play(names: Sequence[str], seed: int, say: Say) -> Result:
+    """A whole run: start everything, do the faults one after the other, and judge."""
+    started = time.monotonic()
+    with running(seed) as pipeline:
+        say(f"everything runs after {time.monotonic() - started:.1f} s; seed {seed}")
+        run = Run(pipeline, seed)
+        for name in names:
+            found = run.round(name)
+            say(str(found))
+            if found.problem and not run.works:
+                say("it does not work again: no more rounds")
+                break
+        say(f"coming to rest after {time.monotonic() - started:.1f} s")
+        return run.finish()
 
 
 def _keep_logs(folder: Path) -> Path:

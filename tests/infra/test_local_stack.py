@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from infra.local import valkey
 from infra.local.errors import MissingError, StartError
 from infra.local.kafka import KafkaServer
+from infra.local.ports import free_port
 from infra.local.stack import LocalStack
 from infra.local.valkey import ValkeyServer
 
@@ -24,6 +25,7 @@ Owner = Callable[..., "subprocess.Popen[str]"]
 
 OWNER = """
 import sys, time
+from infra.local.ports import free_port
 from infra.local.stack import LocalStack
 with LocalStack.start(environment={}) as stack:
     print(stack.kafka.process.pid, stack.valkey.process.pid, stack.folder, flush=True)
@@ -71,6 +73,17 @@ def test_what_is_given_is_not_started() -> None:
         assert stack.valkey.healthy()
         folder = stack.folder
     assert not folder.exists()
+
+
+def test_kafka_tells_those_who_come_through_a_proxy_to_stay_behind_it(tmp_path: Path) -> None:
+    def told(port: int) -> int:
+        brokers = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}"}).list_topics(timeout=20).brokers
+        (broker,) = brokers.values()
+        return int(broker.port)
+
+    with KafkaServer(tmp_path, proxy_port=free_port()) as kafka:
+        assert told(kafka.port) == kafka.port
+        assert told(kafka.proxied_port) == kafka.proxy_port
 
 
 def test_kafka_comes_back_after_kill_with_what_was_committed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tests.simulation.world import Result, run
 
 CHUNK = 10
 PROGRESS_S = 10.0
+FAILURES_MAX = 10
 
 
 def mode_of(seed: int) -> Mode:
@@ -25,6 +26,9 @@ def run_all(seeds: list[tuple[int, Mode]], jobs: int) -> int:
     with get_context("spawn").Pool(jobs) as pool:
         for results in pool.imap_unordered(_run_chunk, chunks):
             tally.take(results)
+            if len(tally.failed) >= FAILURES_MAX:
+                print(f"{len(tally.failed)} failures are enough")
+                break
     tally.report()
     return 1 if tally.failed else 0
 
@@ -48,6 +52,7 @@ class Tally:
         self._sums: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._ends: Counter[str] = Counter()
+        self._settled_us: list[int] = []
         self._started = self._said = time.monotonic()
 
     def take(self, results: Iterable[Result]) -> None:
@@ -56,6 +61,7 @@ class Tally:
             self._done += 1
             for name in ("steps", "committed", "aborted", "commands", "lost", "repeated", "attended"):
                 self._sums[name] += getattr(result, name)
+            self._settled_us.append(result.settled_us)
             self._faults += result.faults
             self._ends += result.ends
             if result.failure is not None:
@@ -74,6 +80,7 @@ class Tally:
         print("faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(self._faults.items())))
         print("processes ended by themselves: " + ", ".join(f"{name} {count:,}" for name, count in self._ends.items()))
         print(f"groups that needed an operator: {sums['attended']:,}")
+        print(f"longest until everything had settled: {max(self._settled_us, default=0) / 1e6:.1f} s")
         if self.failed:
             print("failed: " + ", ".join(f"{result.seed} {result.mode}" for result in self.failed))
 

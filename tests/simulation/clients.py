@@ -447,6 +447,8 @@ class FakeConsumer:
         self._member = ""
         self._generation = -1
         self._fenced = False
+        self._expelled = False
+        self._asked = False
         process.clients.append(self)
 
     def _enter(self, what: str) -> None:
@@ -477,6 +479,15 @@ class FakeConsumer:
     def assignment(self) -> list[TopicPartition]:
         self._enter("assignment")
         return [TopicPartition(*place) for place in sorted(self._positions)]
+
+    def position(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        self._enter("position")
+        found = []
+        for place in places:
+            position = self._positions.get((place.topic, place.partition))
+            offset = -1001 if position is None or position.next is None else position.next
+            found.append(TopicPartition(place.topic, place.partition, offset))
+        return found
 
     def pause(self, places: list[TopicPartition]) -> None:
         self._pause(places, True)
@@ -608,6 +619,13 @@ class FakeConsumer:
         self._group.session_us = self._session_us
         self._join_later()
 
+    def unsubscribe(self) -> None:
+        """Give up what it owns, and leave the group: a static member does so only here, not in ``close``."""
+        self._enter("unsubscribe")
+        if self.topics:
+            self._leave(for_good=True)
+        self.topics, self._positions = [], {}
+
     def memberid(self) -> str:
         self._enter("member id")
         return self._member
@@ -624,7 +642,7 @@ class FakeConsumer:
         return set(self._positions)
 
     def busy(self) -> bool:
-        return bool(self._waiting) or self._serving
+        return bool(self._waiting) or self._serving or self._expelled
 
     def rejoin_later(self) -> None:
         self._rejoin = True
@@ -636,7 +654,7 @@ class FakeConsumer:
         return self._cluster.scheduler.now
 
     def joined(self, member: str, generation: int) -> None:
-        self._member, self._generation = member, generation
+        self._member, self._generation, self._asked = member, generation, False
 
     def assigned(self, member: str, generation: int, places: set[Place]) -> None:
         if member != self._member or generation != self._generation:
@@ -652,9 +670,13 @@ class FakeConsumer:
         if self.closed or (self._member and member != self._member):
             return
         self._cluster.scheduler.note(self.process.name, "finds itself expelled")
-        self._member, self._generation = "", -1
+        self._member, self._generation, self._asked = "", -1, False
         self._fenced = fenced
         if fenced:
+            return
+        self._expelled = self._serving
+        if self._expelled:  # librdkafka leaves a rebalance that is in progress alone; the next heartbeat says it again
+            self._group.background(self, self._random.randrange(HEARTBEAT_US), lambda: self.lose(member))
             return
         if self._positions or self._waiting:
             self._waiting.append(("lost", []))
@@ -668,8 +690,11 @@ class FakeConsumer:
         def join() -> None:
             if self.busy():  # what was lost meanwhile must be given up first
                 self._rejoin = True
-            else:
+            elif self._member:
                 group.join(self, self._member)
+            elif not self._asked:
+                self._asked = True
+                group.join(self, "")
 
         group.background(self, self._random.randrange(1_000, HEARTBEAT_US // 2), join)
 
@@ -701,15 +726,15 @@ class FakeConsumer:
             for place in places:
                 self._positions.pop(place, None)
 
-    def _leave(self) -> None:
-        """Give up what is owned, and leave the group unless the membership is static."""
+    def _leave(self, *, for_good: bool = False) -> None:
+        """Give up what is owned, and leave the group unless the membership is static and not given up ``for_good``."""
         self._waiting.clear()
         if self._positions:
             kind = "revoke" if self._member else "lost"
             self._serving = True
             self._call_back(kind, sorted(self._positions))
         member, group = self._member, self._group
-        if self.instance or not member:
+        if (self.instance and not for_good) or not member:
             return
         self.process.call("leaving")
         if self.process.cut_until <= self._cluster.scheduler.now:

@@ -8,12 +8,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import AccountRow, EventFrame, JournalRecord, LiquidationCommand
-from schemas.partitioning import shard_of
+from schemas import partitioning
 from schemas.topics import (
     ACCOUNTS,
     ALERTS,
@@ -46,6 +47,8 @@ _COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
 _ROW = Decoder[AccountRow](AccountRow)
 _JOURNAL = Decoder[JournalRecord](JournalRecord)
 _IDS = Decoder[dict[str, int]](dict[str, int])
+
+shard_of = lru_cache(maxsize=10_000)(partitioning.shard_of)
 
 Letter = tuple[str, int, int]
 """Topic, partition and offset of a record in the dead letters."""

@@ -6,11 +6,14 @@ skip them) are written to each partition a little later, each in its own time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from schemas.partitioning import partition_of
 from tests.simulation.groups import Group
 from tests.simulation.scheduler import EPOCH_US, Scheduler
+
+_partition_of = lru_cache(maxsize=10_000)(partition_of)
 
 Place = tuple[str, int]
 """Topic and partition."""
@@ -151,7 +154,7 @@ class Cluster:
     def partition(self, topic: str, key: bytes | None, number: int = -1) -> Partition:
         """Where a record goes: the given partition, or that of its key."""
         found = self.topics[topic]
-        return found[number if number >= 0 else partition_of(key or b"", len(found))]
+        return found[number if number >= 0 else _partition_of(key or b"", len(found))]
 
     def append(self, topic: str, key: bytes | None, value: bytes | None, number: int = -1) -> Record:
         """Write a record outside any transaction."""

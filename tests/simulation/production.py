@@ -142,7 +142,7 @@ def replaced(stand_ins: Mapping[str, Any], constants: Mapping[str, Any]) -> Iter
 
 # --- parameters, parsed once -------------------------------------------------------------------------------------------
 
-_PARSED_MAX = 20_000
+_PARSED_MAX = 2_000
 
 
 class ParsedParameters:

@@ -5,10 +5,12 @@ trying a little of everything.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Any, Literal
 
 from streams.settings import EngineSettings, KafkaSettings, RedisSettings, RouterSettings, Settings, TopicsSettings
+from streams.tables import writer
 from tests.simulation.clients import Rates
 
 Mode = Literal["safety", "liveness"]
@@ -16,8 +18,8 @@ MODES: tuple[Mode, ...] = ("safety", "liveness")
 
 BUSY_US = {"safety": 1_200_000, "liveness": 800_000}
 """How long the exchange trades and faults happen."""
-SETTLE_US = 40_000_000
-"""How long everything may take to settle when nothing goes wrong any more: every timeout of the pipeline, twice."""
+SETTLE_US = 12_000_000
+"""How long everything may take to settle when nothing goes wrong any more: some times the longest seen."""
 
 _RATES = {
     "crash_call": (0.0002, 0.002),
@@ -37,6 +39,8 @@ _RATES = {
     "redis_answer_lost": (0.01, 0.3),
     "slow_markers": (0.02, 0.3),
 }
+
+_script = cache(writer._script)  # read once, not at every start of a process
 
 EVENTS_KINDS = (
     "kill",
@@ -144,6 +148,7 @@ def _constants(random: Random) -> dict[str, Any]:
         "streams.tables.catch_up.ROWS_PER_STEP": random.choice((2, 5_000)),
         "streams.tables.catch_up.TOMBSTONES_KEPT_MS": random.choice((300, 43_200_000)),
         "streams.tables.writer.ROWS_PER_SCRIPT_MAX": random.choice((1, 3, 1_000)),
+        "streams.tables.writer._script": _script,
         "streams.clearing.restore.MARKS_LOOKBACK": random.choice((20, 500)),
     }
 

@@ -126,6 +126,7 @@ class Scheduler:
         self._count = 0
         self._hub = getcurrent()
         self._stopped = False
+        self._until_us = 0
 
     def note(self, who: str, what: str) -> None:
         """Add a line to the trace and to its digest."""
@@ -167,10 +168,16 @@ class Scheduler:
         return task
 
     def sleep(self, delay_us: int) -> None:
-        """Suspend the running task."""
+        """Suspend the running task. If nothing else is due before it goes on, it goes on at once, only later."""
         task = self.current
         assert task is not None
-        self._resume_at(task, self.now + delay_us)
+        time_us = self.now + delay_us
+        if self._heap[0][0] > time_us <= self._until_us and task.process.frozen_until <= time_us:
+            if self.failure is None and not task.process.dead:
+                self.now = time_us
+                self.steps += 1
+                return
+        self._resume_at(task, time_us)
         self._suspend(task)
 
     def wait(self, waiters: list[Task], timeout_s: float | None) -> None:
@@ -213,6 +220,7 @@ class Scheduler:
             Violation: more than ``steps_max`` steps, or what a task or an action has raised.
         """
         heap = self._heap
+        self._until_us = until_us
         while heap and not self._stopped:
             time_us, _, what, token = heap[0]
             if time_us > until_us:

@@ -29,6 +29,8 @@ UNKNOWN = "XRP-PERP"
 """A symbol that never has parameters: fills in it suspend their accounts."""
 LISTED_LATER = "SOL-PERP"
 PRICES = {"BTC-PERP": 60_000.0, "ETH-PERP": 2_500.0, "BTC-USD": 60_000.0, LISTED_LATER: 150.0}
+CLOCKS_DIFFER_US = 25_000
+"""How far the exchange's clock may be behind the oracle's."""
 STEPS = {"BTC-PERP": "0.001", "ETH-PERP": "0.01", LISTED_LATER: "0.1"}
 TICKS = {"BTC-PERP": 1, "ETH-PERP": 2, "BTC-USD": 1, LISTED_LATER: 3}
 """Decimal places of prices."""
@@ -132,7 +134,7 @@ class Workload:
         self._every(self._trade_pause_us, self._trade_or_so)
         self._every(self._mark_pause_us, self._mark_change, when_calm=True)
         self._every(self._full_us, lambda: self._marks(full=True), when_calm=True)
-        self._every(200_000, self._set_parameters)
+        self._every(self._random.choice((40_000, 200_000)), self._set_parameters)
 
     def calm(self) -> None:
         """No more trades, transfers and parameters, prices stand still and are live; the clock and the fills go on."""
@@ -166,7 +168,7 @@ class Workload:
             self._send_again(TRANSFERS)
         elif draw < 0.93:
             self._transfer_some()
-        elif draw < 0.96:
+        elif draw < 0.95:
             self._trade_ids[random.choice(self._symbols)] += random.randrange(1, 4)
         elif draw < 0.985:
             self._poison()
@@ -246,7 +248,7 @@ class Workload:
             self._write(topic, key, encode(message), message)
 
     def _poison(self) -> None:
-        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS))
+        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS))
         value = self._random.choice((b"{", b"", b'{"trade_id":1}', b"\xff\xfe", None))
         self._write(topic, None if topic == MARKS else b"BTC-PERP", value, None)
 
@@ -309,8 +311,11 @@ class Workload:
     # --- the execution service ---------------------------------------------------------------------------------------
 
     def _execute(self, command: LiquidationCommand, draw: float) -> None:
-        """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills."""
-        if draw < 0.1:
+        """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills.
+
+        One that has expired is not touched: it may have been superseded.
+        """
+        if draw < 0.1 or self._now_us() + CLOCKS_DIFFER_US > command.expires_at:
             return
         share = 1.0 if draw >= 0.35 else (0.0 if draw < 0.2 else 0.5)
         for order in command.orders:

@@ -44,6 +44,7 @@ class Result:
     lost: int
     repeated: int
     attended: int
+    settled_us: int
     faults: Counter[str]
     ends: Counter[str]
     failure: str | None = None
@@ -80,7 +81,7 @@ class World:
         self.faults: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
         self.healed = False
-        self.attended = 0
+        self.attended = self.settled_us = 0
         self._processes: list[Process] = []
         self.cluster.marker_delay_us = self._marker_delay_us
 
@@ -112,6 +113,7 @@ class World:
             lost=self.watch.lost,
             repeated=self.watch.repeated,
             attended=self.attended,
+            settled_us=self.settled_us,
             faults=self.faults + self.rates.counts,
             ends=self.ends,
             failure=None if failure is None else _described(failure),
@@ -146,6 +148,7 @@ class World:
                 raise Violation(f"everything settles in {SETTLE_US / 1e6:g} s when nothing goes wrong: {left}")
             scheduler.run(scheduler.now + 50_000, STEPS_MAX)
             self._attend()
+        self.settled_us = scheduler.now - self.scenario.busy_us
         self.watch.check_settled()
 
     def _left(self, marks_end: int) -> str | None:
@@ -278,7 +281,7 @@ class World:
             "socket": SimpleNamespace(gethostname=lambda: "host"),
             "Consumer": lambda properties: FakeConsumer(cluster, process(), rates, properties),
             "Producer": lambda properties: FakeProducer(cluster, process(), rates, properties),
-            "connect": lambda _: FakeRedis(self.redis, process(), rates),
+            "connect": lambda *_: FakeRedis(self.redis, process(), rates),
             "admin_client": lambda _: FakeAdmin(cluster),
             "require_topics": require_topics,
             "topic_ids": topic_ids,

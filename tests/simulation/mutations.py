@@ -1,0 +1,305 @@
+"""Real bugs, put back by hand: each is a way in which such a pipeline goes wrong, and the simulation must find it.
+
+A mutation replaces production code while a run lasts. What it replaces must be there, or the mutation is an error.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer
+
+import streams.clearing.engine as engine_module
+import streams.clearing.restore as restore_module
+import streams.clearing.shard as shard_module
+import streams.routing.ownership as ownership_module
+import streams.routing.router as router_module
+from schemas.topics import ACCOUNTS, ROUTER
+from streams.broker.producer import TransactionalProducer
+from streams.clearing.engine import Engine
+from streams.clearing.shard import Shard
+from streams.routing.trade_ids import TradeIds
+from tests.simulation.redis import Server
+from tests.simulation.scenario import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A bug. ``seeds``: within so many it must be found, by an invariant whose text contains one of ``found_by``."""
+
+    name: str
+    put_in: Callable[[], Any]
+    found_by: tuple[str, ...]
+    seeds: int = 100
+    mode: Mode = "safety"
+
+
+MUTATIONS: list[Mutation] = []
+
+
+def _mutation(*found_by: str, seeds: int = 100, mode: Mode = "safety") -> Callable[[Callable[[], Iterator[None]]], Any]:
+    def register(function: Callable[[], Iterator[None]]) -> Any:
+        put_in = contextmanager(function)
+        MUTATIONS.append(Mutation(function.__name__, put_in, found_by, seeds, mode))
+        return put_in
+
+    return register
+
+
+@contextmanager
+def _replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    before = []
+    for owner, name, value in replacements:
+        before.append((owner, name, vars(owner)[name]))
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(before):
+            setattr(owner, name, value)
+
+
+_JOURNAL = ("the journal is contiguous", "the journal's ranges adjoin", "the committed offset is the journal's")
+_REPLAY = ("a replay of the journal gives the same", "applied exactly once")
+_REDIS = ("Redis is neither ahead of Kafka nor torn",)
+
+
+# --- how such pipelines go wrong ---------------------------------------------------------------------------------------
+
+
+@_mutation(*_JOURNAL)
+def offsets_are_the_consumers_position() -> Iterator[None]:
+    """What was polled is not what was applied."""
+    consumers: dict[Any, Consumer] = {}
+    metadata, send = engine_module.group_metadata, TransactionalProducer.send_offsets
+
+    def group_metadata(consumer: Consumer) -> Any:
+        of = metadata(consumer)
+        consumers[of] = consumer
+        return of
+
+    def send_offsets(self: TransactionalProducer, offsets: Any, of: Any) -> None:
+        positions = consumers[of].position(offsets) if of in consumers else offsets
+        send(self, [known if at.offset < 0 else at for at, known in zip(positions, offsets, strict=True)], of)
+
+    with _replaced(
+        (engine_module, "group_metadata", group_metadata), (TransactionalProducer, "send_offsets", send_offsets)
+    ):
+        yield
+
+
+@_mutation(*_JOURNAL, *_REPLAY)
+def a_revoked_shard_is_kept() -> Iterator[None]:
+    """The old owner goes on: Kafka does not ask whose partition it is whose offset a member commits."""
+    with _replaced((Engine, "_drop", lambda *_, **__: None)):
+        yield
+
+
+@_mutation(*_REDIS)
+def redis_is_written_before_the_commit() -> Iterator[None]:
+    """Rows go to Redis when they are produced."""
+    produce = Engine._produce
+
+    def _produce(self: Engine, shard: Shard, output: Any) -> Any:
+        offsets = produce(self, shard, output)
+        _, end = self._reader.watermarks(ACCOUNTS, shard.shard)
+        self._tables.submit(shard.shard, shard.claim, end + len(output.rows), output.rows)
+        return offsets
+
+    with _replaced((Engine, "_produce", _produce)):
+        yield
+
+
+@_mutation("everything settles", mode="liveness", seeds=200)
+def group_metadata_is_taken_once() -> Iterator[None]:
+    """Every commit after a rebalance is refused: the generation is an old one."""
+    metadata = engine_module.group_metadata
+    taken: dict[Consumer, Any] = {}
+
+    def once(consumer: Consumer) -> Any:
+        if consumer not in taken:
+            taken[consumer] = metadata(consumer)
+        return taken[consumer]
+
+    with _replaced((engine_module, "group_metadata", once), (restore_module, "group_metadata", once)):
+        yield
+
+
+@_mutation(*_JOURNAL, "is not routed again", seeds=300)
+def an_expelled_member_commits() -> Iterator[None]:
+    """One that was expelled has neither id nor generation, and Kafka takes its offsets unchecked."""
+
+    def unchecked(consumer: Consumer) -> Any:
+        return consumer.consumer_group_metadata()
+
+    modules = (engine_module, restore_module, router_module)
+    with _replaced(*((module, "group_metadata", unchecked) for module in modules)):
+        yield
+
+
+@_mutation("token never goes back", seeds=200)
+def the_claims_token_is_not_checked() -> Iterator[None]:
+    """An older owner takes the table back."""
+    opened, written = Server.open_lua, Server.write_lua
+
+    def let_in(server: Server, key: bytes, token: bytes) -> None:
+        meta = server.hashes.get(key, {})
+        if int(meta.get(b"token", b"-1")) > int(token):
+            server.on_token(key, int(token), int(meta[b"token"]))
+            meta[b"token"] = token
+
+    def open_lua(self: Server, keys: list[bytes], argv: list[bytes]) -> list[bytes]:
+        let_in(self, keys[1], argv[0])
+        return opened(self, keys, argv)
+
+    def write_lua(self: Server, keys: list[bytes], argv: list[bytes]) -> bytes:
+        let_in(self, keys[1], argv[0])
+        return written(self, keys, argv)
+
+    with _replaced((Server, "open_lua", open_lua), (Server, "write_lua", write_lua)):
+        yield
+
+
+@_mutation("the memory of trade ids")
+def trade_ids_are_not_written() -> Iterator[None]:
+    """The next owner of a trades partition knows none of its trades."""
+    produce = TransactionalProducer.produce
+
+    def without(self: TransactionalProducer, topic: str, *arguments: Any, **more: Any) -> None:
+        if topic != ROUTER:
+            produce(self, topic, *arguments, **more)
+
+    with _replaced((TransactionalProducer, "produce", without)):
+        yield
+
+
+@_mutation("routed exactly once")
+def trade_ids_are_not_read() -> Iterator[None]:
+    """Repeats that come after a change of owner are routed."""
+    with _replaced((ownership_module, "TradeIds", lambda *_: TradeIds())):
+        yield
+
+
+@_mutation(*_REPLAY)
+def marks_are_not_walked_after_a_takeover() -> Iterator[None]:
+    """Prices that came while nobody owned the shard liquidate nobody."""
+
+    def skip(shard: Shard, _: Any, marks_next: int) -> list[Any]:
+        shard.marks_next = max(shard.marks_next, marks_next)
+        return []
+
+    with _replaced((restore_module, "_walk_marks", skip)):
+        yield
+
+
+@_mutation(*_JOURNAL, *_REPLAY)
+def shards_are_retaken_with_their_memory() -> Iterator[None]:
+    """What was taken out of the shard for the commit that failed is lost."""
+    with _replaced((Engine, "_abandon", lambda _: None)):
+        yield
+
+
+# --- what this simulation has found ------------------------------------------------------------------------------------
+
+
+@_mutation(*_REPLAY)
+def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
+    """``self._held.extend(poll())``: the deque is looked up before the poll, in which a rebalance replaces it."""
+
+    def _hold(self: Engine, timeout_s: float, frames_max: int) -> None:
+        self._held.extend(engine_module.poll_batch(self._consumer, timeout_s, frames_max))
+
+    with _replaced((Engine, "_hold", _hold)):
+        yield
+
+
+@_mutation(*_REPLAY, seeds=400)
+def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
+    """The followers go on after the batch in which the commit failed."""
+    retake = Engine._retake_all
+
+    def _retake_all(self: Engine, error: Exception) -> None:
+        self._marks_log.start = lambda *_: None
+        try:
+            retake(self, error)
+        finally:
+            del self._marks_log.start
+
+    with _replaced((Engine, "_retake_all", _retake_all)):
+        yield
+
+
+@_mutation(*_REPLAY, *_JOURNAL, seeds=300)
+def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
+    """The shard's last owner had read further than the one that takes it."""
+    take = Engine._take
+
+    def _take(self: Engine, shard: int) -> None:
+        self._catch_up_parameters = lambda: None  # type: ignore[method-assign]
+        try:
+            take(self, shard)
+        finally:
+            del self._catch_up_parameters
+
+    with _replaced((Engine, "_take", _take)):
+        yield
+
+
+@_mutation("everything settles", mode="liveness", seeds=300)
+def an_expelled_member_does_not_hear_of_it() -> Iterator[None]:
+    """It tries to take its shards again and again and never polls."""
+    hold = Engine._hold
+
+    def _hold(self: Engine, timeout_s: float, frames_max: int) -> None:
+        if not self._to_take:
+            hold(self, timeout_s, frames_max)
+
+    with _replaced((Engine, "_hold", _hold)):
+        yield
+
+
+@_mutation(*_REPLAY)
+def a_shards_clock_goes_back() -> Iterator[None]:
+    """A restored shard knows the marks' time, but not that of the events it has seen."""
+    resume = Shard.resume
+
+    def forget(self: Shard, record: Any) -> None:
+        resume(self, record)
+        self.clock_us = 0
+
+    with _replaced((Shard, "resume", forget)):
+        yield
+
+
+@_mutation("a record is in the dead letters once")
+def marks_that_are_no_frames_are_not_walked() -> Iterator[None]:
+    """The next owner finds them again."""
+    with _replaced((Shard, "skip_marks", lambda *_: None)):
+        yield
+
+
+@_mutation(*_REPLAY, seeds=300)
+def groups_are_decided_by_row() -> Iterator[None]:
+    """Two groups of an account get their commands' numbers in the order in which they were restored."""
+
+    def by_row(found: Any, *, key: Any = None) -> list[Any]:
+        return list(found) if key is not None else sorted(found)
+
+    shard_module.sorted = by_row  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del shard_module.sorted  # type: ignore[attr-defined]
+
+
+@_mutation(*_REDIS, seeds=600)
+def parts_of_a_write_are_taken_alone() -> Iterator[None]:
+    """Redis goes back to a snapshot between two parts of one write, and the last one moves the stamp."""
+    write = Server.write_lua
+
+    def write_lua(self: Server, keys: list[bytes], argv: list[bytes]) -> bytes:
+        return write(self, keys, [*argv[:6], b"0", *argv[7:]])
+
+    with _replaced((Server, "write_lua", write_lua)):
+        yield
