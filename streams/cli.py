@@ -247,7 +247,8 @@ def replay(
     named with its place and field, and the exit code is 1.
 
     It begins where the logs still hold everything that follows, at the first commit of all if they can, and says so.
-    Rows that compaction has removed are counted, not compared.
+    Rows that compaction has removed are counted, not compared. What runs is this version's code: commits of one that
+    decided otherwise differ rightly.
     """
     from streams.audit.log import KafkaLog
     from streams.audit.replay import replay_shards

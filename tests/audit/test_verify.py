@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as configure
+from hypothesis import strategies as st
 
 from schemas.codec import encode
 from schemas.messages import EventFrame, FillColumns, Trade, TradeSide, Transfer
@@ -14,6 +17,7 @@ from streams.audit.verify import verify
 from streams.tables.reader import TableMeta
 from tests.audit.memory import MemoryLog, MemoryRecord
 from tests.audit.scripts import SYMBOL, Script
+from tests.audit.test_replay import STEPS, Step
 
 SHARDS = 2
 ACCOUNTS_HELD = ("alice", "bob", "carol", "dave")
@@ -60,6 +64,7 @@ class Tables:
     behind: int = 0
     building: bool = False
     first_looks: dict[int, TableMeta | None] = field(default_factory=dict)
+    shards: int = SHARDS
 
     def table_meta(self, shard: int) -> TableMeta | None:
         if shard in self.first_looks:
@@ -72,7 +77,7 @@ class Tables:
         rows: dict[str, bytes | None] = {}
         for record in self.log.read_range(ACCOUNTS, shard, 0, self.log.watermarks(ACCOUNTS, shard)[1] - self.behind):
             rows[(record.key() or b"").decode()] = record.value()
-        rows |= {account: row for account, row in self.changed.items() if shard_of(account, SHARDS) == shard}
+        rows |= {account: row for account, row in self.changed.items() if shard_of(account, self.shards) == shard}
         yield from ((account, row) for account, row in rows.items() if row is not None)
 
 
@@ -83,13 +88,14 @@ class Groups:
     log: MemoryLog
     committed: dict[int, int]
     router_behind: int = 0
+    shards: int = SHARDS
 
     def router(self, topic: str) -> list[int]:
         ends = [self.log.watermarks(topic, partition)[1] for partition in range(self.log.partitions(topic))]
         return [end - self.router_behind for end in ends]
 
     def engine(self) -> list[int]:
-        return [self.committed[shard] for shard in range(SHARDS)]
+        return [self.committed[shard] for shard in range(self.shards)]
 
 
 @dataclass
@@ -302,3 +308,19 @@ def test_an_event_that_could_not_be_applied_is_no_money(deployment: Deployment) 
 def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) -> None:
     deployment.log.drop(deployment.first(PARAMETERS, b'"instrument"'))
     assert any("names no instrument" in note for note in deployment.verify().notes)
+
+
+@given(st.lists(STEPS, min_size=10, max_size=60))
+@configure(max_examples=30, deadline=None)
+def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
+    script = Script().begin()
+    script.transfer("alice", "1000")
+    script.transfer("bob", "30000")
+    for step in steps:
+        step(script)
+    script.running.settle()
+    script.log.append(TRANSFERS, b"not routed yet", key="alice")
+    groups = Groups(script.log, script.running.committed, shards=1, router_behind=1)
+    findings = verify(script.log, Tables(script.log, shards=1), groups, [], tables_timeout_s=0)
+    assert findings.differences == []
+    assert findings.counts["accounts"] >= 2
