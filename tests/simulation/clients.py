@@ -449,6 +449,7 @@ class FakeConsumer:
         self._fenced = False
         self._expelled = False
         self._asked = False
+        self._lost: set[str] = set()
         process.clients.append(self)
 
     def _enter(self, what: str) -> None:
@@ -667,17 +668,23 @@ class FakeConsumer:
             self._waiting.append(("assign", sorted(added)))
 
     def lose(self, member: str, *, fenced: bool = False) -> None:
-        if self.closed or (self._member and member != self._member):
+        if self.closed or member in self._lost or (self._member and member != self._member):
             return
         self._cluster.scheduler.note(self.process.name, "finds itself expelled")
+        self._lost.add(member)
         self._member, self._generation, self._asked = "", -1, False
         self._fenced = fenced
         if fenced:
             return
         self._expelled = self._serving
         if self._expelled:  # librdkafka leaves a rebalance that is in progress alone; the next heartbeat says it again
-            self._group.background(self, self._random.randrange(HEARTBEAT_US), lambda: self.lose(member))
-            return
+            self._group.background(self, self._random.randrange(HEARTBEAT_US), self._give_up)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let the application hear that it has lost what it has, then join again."""
+        self._expelled = False
         if self._positions or self._waiting:
             self._waiting.append(("lost", []))
             self._rejoin = True

@@ -3,9 +3,9 @@
 A mutation replaces production code while a run lasts. What it replaces must be there, or the mutation is an error.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer
@@ -26,22 +26,26 @@ from tests.simulation.scenario import Mode
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """A bug. ``seeds``: within so many it must be found, by an invariant whose text contains one of ``found_by``."""
+    """A bug. ``seeds``: within so many it must be found, by an invariant whose text contains one of ``found_by``.
+
+    ``rates`` makes the faults frequent that bring it out.
+    """
 
     name: str
     put_in: Callable[[], Any]
     found_by: tuple[str, ...]
     seeds: int = 100
     mode: Mode = "safety"
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 MUTATIONS: list[Mutation] = []
 
 
-def _mutation(*found_by: str, seeds: int = 100, mode: Mode = "safety") -> Callable[[Callable[[], Iterator[None]]], Any]:
+def _mutation(*found_by: str, seeds: int = 100, mode: Mode = "safety", **rates: float) -> Callable[[Callable[[], Iterator[None]]], Any]:
     def register(function: Callable[[], Iterator[None]]) -> Any:
         put_in = contextmanager(function)
-        MUTATIONS.append(Mutation(function.__name__, put_in, found_by, seeds, mode))
+        MUTATIONS.append(Mutation(function.__name__, put_in, found_by, seeds, mode, rates))
         return put_in
 
     return register
@@ -214,7 +218,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, seeds=400)
+@_mutation(*_REPLAY, seeds=300, abortable=0.04, slow_fetch=0.5)
 def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     """The followers go on after the batch in which the commit failed."""
     retake = Engine._retake_all

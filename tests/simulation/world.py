@@ -51,10 +51,18 @@ class Result:
     trace: list[str] = field(default_factory=list)
 
 
-def run(seed: int, mode: Mode, *, trace_lines: int | None = TRACE_LINES) -> Result:
-    """Run one seed; never raises for what production does. ``trace_lines`` None keeps the whole trace."""
+def run(
+    seed: int, mode: Mode, *, trace_lines: int | None = TRACE_LINES, rates: Mapping[str, float] | None = None
+) -> Result:
+    """Run one seed; never raises for what production does.
+
+    ``trace_lines`` None keeps the whole trace; ``rates`` makes faults as frequent as they say, whatever the seed says.
+    """
     with remembered_parameters():
-        world = World(Scenario.draw(seed, mode), trace_lines)
+        scenario = Scenario.draw(seed, mode)
+        for name, rate in (rates or {}).items():
+            setattr(scenario.rates, name, rate)
+        world = World(scenario, trace_lines)
         with replaced(world.stand_ins(), world.scenario.constants):
             collecting = gc.isenabled()
             gc.disable()
