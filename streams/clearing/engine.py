@@ -91,6 +91,7 @@ class Engine:
         self._shards: dict[int, Shard] = {}
         self._to_take: list[int] = []
         self._taking: Steps | None = None
+        self._rules_meanwhile: list[tuple[int, RiskParameters]] = []
         self._broken: Exception | None = None
         self._held: deque[Message] = deque()
         self._rules = RiskParameters.empty()
@@ -255,13 +256,15 @@ class Engine:
                 PARAMETERS_REFUSED.inc()
                 event(log, logging.ERROR, "parameters_refused", offset=offset, reason=str(error))
             for shard in self._shards.values():
-                self._adopt(shard, offset)
+                self._adopt(shard, offset, self._rules)
+            if self._taking is not None:
+                self._rules_meanwhile.append((offset, self._rules))
         for shard in self._shards.values():
             shard.decide_touched(everything=True)
 
-    def _adopt(self, shard: Shard, offset: int) -> None:
+    def _adopt(self, shard: Shard, offset: int, rules: RiskParameters) -> None:
         try:
-            shard.apply_parameters(offset, self._rules)
+            shard.apply_parameters(offset, rules)
         except InputError as error:
             event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=offset, reason=str(error))
 
@@ -515,6 +518,7 @@ class Engine:
         """Go one step further in taking a shard."""
         if self._taking is None:
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
+            self._rules_meanwhile = []
             self._taking = take_shard(
                 shard_id,
                 reader=self._restoring,
@@ -556,10 +560,11 @@ class Engine:
         SHARDS_OWNED.set(len(self._shards))
         if shard.has_output:
             self._commit()
-        if shard.parameters_next < self._parameters_next:
+        if self._rules_meanwhile:
             if letters:
                 self._letters += self._refused_parameters(shard.parameters_next, self._parameters_next)
-            self._adopt(shard, self._parameters_next - 1)
+            for offset, rules in self._rules_meanwhile:
+                self._adopt(shard, offset, rules)
             shard.decide_touched(everything=True)
 
     def _refused_parameters(self, first: int, end: int) -> list[tuple[Message, Exception]]:
