@@ -66,7 +66,8 @@ class Fault:
         parts = [self.kind.replace("_", "-")]
         if self.kind.startswith(of_worker) and self.kind != "cut_all":
             parts.append(self.role)
-            if self.kind in ("kill_at_point", "kill_while_starting", "kill_at_random", "zombie"):
+            whoever_leads = self.role == "oracle" and self.kind != "kill_at_random"
+            if self.kind in ("kill_at_point", "kill_while_starting", "kill_at_random", "zombie") and not whoever_leads:
                 parts.append(self.membership)
         parts += [self.point.replace("_", "-")] if self.point else []
         parts += [f"{_API_NAMES[self.api]}-{self.at}"] if self.api is not None else []
