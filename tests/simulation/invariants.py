@@ -4,17 +4,20 @@ The checks know what the inputs mean, what has been committed and how Kafka numb
 often it was tried, or what failed meanwhile.
 """
 
+# ruff: noqa: B023 - what an invariant says is put into words at once or never
+
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
-from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, EventFrame, JournalRecord, LiquidationCommand
 from schemas import partitioning
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import AccountRow, EventFrame, GroupRow, JournalRecord, LiquidationCommand
 from schemas.topics import (
     ACCOUNTS,
     ALERTS,
@@ -156,7 +159,9 @@ class Watch:
         count = len(self.shards)
         if topic == TRANSFERS:
             to = shard_of(message.account, count)
-            expected[to, "transfer", message.account, message.margin, message.asset, message.amount, message.sequence] += 1
+            expected[
+                to, "transfer", message.account, message.margin, message.asset, message.amount, message.sequence
+            ] += 1
         elif topic != TRADES:
             to = shard_of(message.account, count)
             expected[to, "report", message.order_id, message.status, message.filled_quantity] += 1
@@ -243,7 +248,7 @@ class Watch:
                 self._mark_rows.update(encode(mark) for mark in record.decoded.marks)
         self._marks_seen = len(records)
         for row in self._server.hashes.get(REDIS_MARKS.encode(), {}).values():
-            require(row in self._mark_rows, "the marks in Redis are those of the log", lambda: row.decode())
+            require(row in self._mark_rows, "the marks in Redis are those of the log", row.decode)
 
     # --- at the end --------------------------------------------------------------------------------------------------
 
@@ -266,7 +271,7 @@ class Watch:
     def check_settled(self) -> None:
         """Check what holds when everything has settled."""
         quantities: Counter[str] = Counter()
-        cash = transferred = fees = 0
+        cash = transferred = fees = Decimal(0)
         for truth in self.shards:
             for row in truth.decoded_rows():
                 for group in row.groups:
@@ -329,7 +334,9 @@ class ShardTruth:
 
     def commit(self, found: Committed, offset: int | None) -> None:
         """Check what one transaction did to the shard."""
-        require(len(found.journals) == 1, "a commit of a shard has one journal record", lambda: f"{self.number} {offset}")
+        require(
+            len(found.journals) == 1, "a commit of a shard has one journal record", lambda: f"{self.number} {offset}"
+        )
         written = found.journals[0]
         journal = _JOURNAL(written.value)
         self._check_chain(journal, written.offset)
@@ -412,10 +419,8 @@ class ShardTruth:
         shard.marks_next = split
         if journal.parameters.first < journal.parameters.next:
             for offset in range(journal.parameters.first, journal.parameters.next):
-                try:
+                with suppress(InputError):
                     shard.apply_parameters(offset, self._watch.rules(offset + 1))
-                except InputError:
-                    pass
             shard.decide_touched(everything=True)
         if journal.events.first < journal.events.next:
             partition = self._watch.cluster.topics[EVENTS][self.number]
@@ -486,7 +491,7 @@ class ShardTruth:
             require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
 
     @staticmethod
-    def add_up(group: Any, quantities: Counter[str]) -> Any:
+    def add_up(group: GroupRow, quantities: Counter[str]) -> Decimal:
         """The cash of a group; its quantities are added to ``quantities``."""
         for position in group.positions:
             quantities[position.symbol] += Decimal(position.quantity)  # type: ignore[assignment]
@@ -521,7 +526,9 @@ def _difference(replayed: Any, committed: Any) -> str:
     """Where two outputs part, with a little around it."""
     pairs = [(replayed, committed)] if isinstance(replayed, bytes) else list(zip_longest(replayed, committed))
     one, other = next((repr(one), repr(other)) for one, other in pairs if one != other)
-    at = next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    at = next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
     first = max(0, at - 150)
     return f"at character {at}\nreplayed  …{one[first : at + 150]}\ncommitted …{other[first : at + 150]}"
 

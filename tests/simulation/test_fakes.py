@@ -1,6 +1,6 @@
 """The fakes behave as what they stand for, where the simulation depends on it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -186,5 +186,5 @@ def _log(random: Random) -> list[Any]:
     return ["cluster", "topic", "id" if random.random() < 0.98 else "another", 4]
 
 
-def _contents(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
+def _contents(found: Mapping[Any, Any]) -> dict[bytes, bytes]:
     return {name: value for name, value in found.items() if name != b"updated_at"}
