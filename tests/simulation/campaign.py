@@ -3,7 +3,7 @@
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 
 from tests.simulation.scenario import MODES, Mode
@@ -19,16 +19,21 @@ def mode_of(seed: int) -> Mode:
     return MODES[seed % len(MODES)]
 
 
-def run_all(seeds: list[tuple[int, Mode]], jobs: int) -> int:
-    """Run every seed; print progress, every failure with its trace, and the sums."""
-    tally = Tally(len(seeds))
+def run_each(seeds: list[tuple[int, Mode]], jobs: int) -> Iterator[list[Result]]:
+    """The results of every seed, a few at a time, in no particular order, from ``jobs`` processes."""
     chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     with get_context("spawn").Pool(jobs) as pool:
-        for results in pool.imap_unordered(_run_chunk, chunks):
-            tally.take(results)
-            if len(tally.failed) >= FAILURES_MAX:
-                print(f"{len(tally.failed)} failures are enough")
-                break
+        yield from pool.imap_unordered(_run_chunk, chunks)
+
+
+def run_all(seeds: list[tuple[int, Mode]], jobs: int) -> int:
+    """Run every seed; print progress, every failure with its trace, and the sums; 1 if there was a failure."""
+    tally = Tally(len(seeds))
+    for results in run_each(seeds, jobs):
+        tally.take(results)
+        if len(tally.failed) >= FAILURES_MAX:
+            print(f"{len(tally.failed)} failures are enough")
+            break
     tally.report()
     return 1 if tally.failed else 0
 

@@ -676,14 +676,17 @@ class FakeConsumer:
         self._fenced = fenced
         if fenced:
             return
-        self._expelled = self._serving
-        if self._expelled:  # librdkafka leaves a rebalance that is in progress alone; the next heartbeat says it again
-            self._group.background(self, self._random.randrange(HEARTBEAT_US), self._give_up)
-        else:
-            self._give_up()
+        self._expelled = True
+        self._give_up()
 
     def _give_up(self) -> None:
-        """Let the application hear that it has lost what it has, then join again."""
+        """Let the application hear that it has lost what it has, then join again.
+
+        librdkafka leaves a rebalance that is in progress alone; the next heartbeat says it again.
+        """
+        if self._serving:
+            self._group.background(self, self._random.randrange(HEARTBEAT_US), self._give_up)
+            return
         self._expelled = False
         if self._positions or self._waiting:
             self._waiting.append(("lost", []))

@@ -4,17 +4,20 @@ The checks know what the inputs mean, what has been committed and how Kafka numb
 often it was tried, or what failed meanwhile.
 """
 
+# ruff: noqa: B023 - what an invariant says is put into words at once or never
+
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
-from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, EventFrame, JournalRecord, LiquidationCommand
 from schemas import partitioning
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.messages import AccountRow, EventFrame, GroupRow, JournalRecord, LiquidationCommand
 from schemas.topics import (
     ACCOUNTS,
     ALERTS,
@@ -245,7 +248,7 @@ class Watch:
                 self._mark_rows.update(encode(mark) for mark in record.decoded.marks)
         self._marks_seen = len(records)
         for row in self._server.hashes.get(REDIS_MARKS.encode(), {}).values():
-            require(row in self._mark_rows, "the marks in Redis are those of the log", lambda: row.decode())
+            require(row in self._mark_rows, "the marks in Redis are those of the log", row.decode)
 
     # --- at the end --------------------------------------------------------------------------------------------------
 
@@ -268,7 +271,7 @@ class Watch:
     def check_settled(self) -> None:
         """Check what holds when everything has settled."""
         quantities: Counter[str] = Counter()
-        cash = transferred = fees = 0
+        cash = transferred = fees = Decimal(0)
         for truth in self.shards:
             for row in truth.decoded_rows():
                 for group in row.groups:
@@ -416,10 +419,8 @@ class ShardTruth:
         shard.marks_next = split
         if journal.parameters.first < journal.parameters.next:
             for offset in range(journal.parameters.first, journal.parameters.next):
-                try:
+                with suppress(InputError):
                     shard.apply_parameters(offset, self._watch.rules(offset + 1))
-                except InputError:
-                    pass
             shard.decide_touched(everything=True)
         if journal.events.first < journal.events.next:
             partition = self._watch.cluster.topics[EVENTS][self.number]
@@ -490,7 +491,7 @@ class ShardTruth:
             require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
 
     @staticmethod
-    def add_up(group: Any, quantities: Counter[str]) -> Any:
+    def add_up(group: GroupRow, quantities: Counter[str]) -> Decimal:
         """The cash of a group; its quantities are added to ``quantities``."""
         for position in group.positions:
             quantities[position.symbol] += Decimal(position.quantity)  # type: ignore[assignment]

@@ -16,7 +16,9 @@ import streams.clearing.shard as shard_module
 import streams.routing.ownership as ownership_module
 import streams.routing.router as router_module
 from schemas.topics import ACCOUNTS, ROUTER
+from streams.broker import producer as producer_module
 from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import poll_batch
 from streams.clearing.engine import Engine
 from streams.clearing.shard import Shard
 from streams.routing.trade_ids import TradeIds
@@ -42,7 +44,9 @@ class Mutation:
 MUTATIONS: list[Mutation] = []
 
 
-def _mutation(*found_by: str, seeds: int = 100, mode: Mode = "safety", **rates: float) -> Callable[[Callable[[], Iterator[None]]], Any]:
+def _mutation(
+    *found_by: str, seeds: int = 100, mode: Mode = "safety", **rates: float
+) -> Callable[[Callable[[], Iterator[None]]], Any]:
     def register(function: Callable[[], Iterator[None]]) -> Any:
         put_in = contextmanager(function)
         MUTATIONS.append(Mutation(function.__name__, put_in, found_by, seeds, mode, rates))
@@ -69,14 +73,14 @@ _REPLAY = ("a replay of the journal gives the same", "applied exactly once")
 _REDIS = ("Redis is neither ahead of Kafka nor torn",)
 
 
-# --- how such pipelines go wrong ---------------------------------------------------------------------------------------
+# --- how such pipelines go wrong -------------------------------------------------------------------------------------
 
 
 @_mutation(*_JOURNAL)
 def offsets_are_the_consumers_position() -> Iterator[None]:
     """What was polled is not what was applied."""
     consumers: dict[Any, Consumer] = {}
-    metadata, send = engine_module.group_metadata, TransactionalProducer.send_offsets
+    metadata, send = producer_module.group_metadata, TransactionalProducer.send_offsets
 
     def group_metadata(consumer: Consumer) -> Any:
         of = metadata(consumer)
@@ -118,7 +122,7 @@ def redis_is_written_before_the_commit() -> Iterator[None]:
 @_mutation("everything settles", mode="liveness", seeds=200)
 def group_metadata_is_taken_once() -> Iterator[None]:
     """Every commit after a rebalance is refused: the generation is an old one."""
-    metadata = engine_module.group_metadata
+    metadata = producer_module.group_metadata
     taken: dict[Consumer, Any] = {}
 
     def once(consumer: Consumer) -> Any:
@@ -204,7 +208,7 @@ def shards_are_retaken_with_their_memory() -> Iterator[None]:
         yield
 
 
-# --- what this simulation has found ------------------------------------------------------------------------------------
+# --- what this simulation has found ----------------------------------------------------------------------------------
 
 
 @_mutation(*_REPLAY)
@@ -212,7 +216,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
     """``self._held.extend(poll())``: the deque is looked up before the poll, in which a rebalance replaces it."""
 
     def _hold(self: Engine, timeout_s: float, frames_max: int) -> None:
-        self._held.extend(engine_module.poll_batch(self._consumer, timeout_s, frames_max))
+        self._held.extend(poll_batch(self._consumer, timeout_s, frames_max))
 
     with _replaced((Engine, "_hold", _hold)):
         yield
@@ -224,7 +228,7 @@ def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     retake = Engine._retake_all
 
     def _retake_all(self: Engine, error: Exception) -> None:
-        self._marks_log.start = lambda *_: None
+        self._marks_log.start = lambda *_: None  # type: ignore[method-assign]
         try:
             retake(self, error)
         finally:

@@ -140,7 +140,7 @@ def replaced(stand_ins: Mapping[str, Any], constants: Mapping[str, Any]) -> Iter
         logging.disable(logged)
 
 
-# --- parameters, parsed once -------------------------------------------------------------------------------------------
+# --- parameters, parsed once -----------------------------------------------------------------------------------------
 
 _PARSED_MAX = 2_000
 
@@ -185,11 +185,15 @@ def remembered_parameters() -> Iterator[ParsedParameters]:
     parsed = _parsed
     empty = RiskParameters.__dict__["empty"]
     RiskParameters.empty = classmethod(lambda _: parsed.empty)  # type: ignore[assignment, method-assign]
-    RiskParameters.with_encoded = lambda self, key, value: parsed.with_encoded(self, key, value)  # type: ignore[method-assign]
+
+    def with_encoded(self: RiskParameters, key: bytes | None, value: bytes | None) -> RiskParameters:
+        return parsed.with_encoded(self, key, value)
+
+    RiskParameters.with_encoded = with_encoded  # type: ignore[method-assign]
     try:
         yield parsed
     finally:
-        RiskParameters.empty = empty
+        RiskParameters.empty = empty  # type: ignore[method-assign]
         RiskParameters.with_encoded = WITH_ENCODED  # type: ignore[method-assign]
 
 

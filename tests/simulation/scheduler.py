@@ -125,7 +125,6 @@ class Scheduler:
         self._heap: list[tuple[int, int, Any, int]] = []
         self._count = 0
         self._hub = getcurrent()
-        self._stopped = False
         self._until_us = 0
 
     def note(self, who: str, what: str) -> None:
@@ -172,11 +171,11 @@ class Scheduler:
         task = self.current
         assert task is not None
         time_us = self.now + delay_us
-        if self._heap[0][0] > time_us <= self._until_us and task.process.frozen_until <= time_us:
-            if self.failure is None and not task.process.dead:
-                self.now = time_us
-                self.steps += 1
-                return
+        alone = self._heap[0][0] > time_us <= self._until_us
+        if alone and task.process.frozen_until <= time_us and self.failure is None and not task.process.dead:
+            self.now = time_us
+            self.steps += 1
+            return
         self._resume_at(task, time_us)
         self._suspend(task)
 
@@ -214,14 +213,14 @@ class Scheduler:
         self.current = before
 
     def run(self, until_us: int, steps_max: int) -> None:
-        """Run until ``until_us``, :meth:`stop`, or a failure.
+        """Run until ``until_us``, or a failure.
 
         Raises:
             Violation: more than ``steps_max`` steps, or what a task or an action has raised.
         """
         heap = self._heap
         self._until_us = until_us
-        while heap and not self._stopped:
+        while heap:
             time_us, _, what, token = heap[0]
             if time_us > until_us:
                 break
@@ -243,12 +242,7 @@ class Scheduler:
                 self.current = None
             if self.failure is not None:
                 raise self.failure
-        if not self._stopped:
-            self.now = max(self.now, until_us)
-
-    def stop(self) -> None:
-        """Let :meth:`run` return after this step."""
-        self._stopped = True
+        self.now = max(self.now, until_us)
 
     def _resume_at(self, task: Task, time_us: int) -> None:
         self._count += 1

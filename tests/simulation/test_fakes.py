@@ -1,0 +1,190 @@
+"""The fakes behave as what they stand for, where the simulation depends on it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+from confluent_kafka import KafkaError
+
+from infra.local.valkey import ValkeyServer
+from streams.tables.keys import accounts_key, meta_key
+from streams.tables.writer import _script
+from tests.simulation.log import ABORTED, COMMITTED, Cluster, Concurrent, Fenced, InvalidState
+from tests.simulation.redis import Server
+from tests.simulation.scheduler import FakeEvent, Process, Scheduler
+
+TIMEOUT_US = 1_000_000
+NOBODY = ("", -1, "")
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster(Scheduler(0), {"topic": 1}, lambda _: None)
+
+
+def _write(cluster: Cluster, producer: str, epoch: int, value: bytes) -> int:
+    return cluster.produce(producer, epoch, TIMEOUT_US, cluster.topics["topic"][0], None, value, None).offset
+
+
+def _values(cluster: Cluster) -> list[bytes | None]:
+    return [record.value for record in cluster.topics["topic"][0].read(0, 100)[0]]
+
+
+def test_a_reader_stops_at_the_first_open_transaction(cluster: Cluster) -> None:
+    epoch = cluster.init("one")
+    other = cluster.init("other")
+    _write(cluster, "one", epoch, b"open")
+    _write(cluster, "other", other, b"committed")
+    cluster.end("other", other, commit=True)
+    cluster.scheduler.run(10, 10)
+    assert _values(cluster) == []
+    cluster.end("one", epoch, commit=False)
+    cluster.scheduler.run(20, 10)
+    assert _values(cluster) == [b"committed"]
+
+
+def test_records_are_read_when_the_marker_is_written_not_when_it_is_decided(cluster: Cluster) -> None:
+    cluster.marker_delay_us = lambda: 500
+    epoch = cluster.init("one")
+    _write(cluster, "one", epoch, b"value")
+    cluster.end("one", epoch, commit=True)
+    assert _values(cluster) == []
+    with pytest.raises(Concurrent):
+        _write(cluster, "one", epoch, b"next")
+    cluster.scheduler.run(600, 10)
+    assert _values(cluster) == [b"value"]
+    assert cluster.topics["topic"][0].end == 2  # the marker has an offset
+
+
+def test_a_new_producer_aborts_what_the_old_one_has_open_and_fences_it(cluster: Cluster) -> None:
+    old = cluster.init("one")
+    _write(cluster, "one", old, b"value")
+    txn = cluster.transaction("one")
+    with pytest.raises(Concurrent):
+        cluster.init("one")
+    cluster.scheduler.run(10, 10)
+    assert txn is not None
+    assert txn.state == ABORTED
+    assert cluster.init("one") > old
+    with pytest.raises(Fenced):
+        _write(cluster, "one", old, b"late")
+    with pytest.raises(Fenced):
+        cluster.end("one", old, commit=True)
+
+
+def test_a_transaction_that_takes_too_long_is_aborted_and_its_producer_fenced(cluster: Cluster) -> None:
+    epoch = cluster.init("one")
+    _write(cluster, "one", epoch, b"value")
+    cluster.scheduler.run(TIMEOUT_US + 1, 10)
+    with pytest.raises(Fenced):
+        cluster.end("one", epoch, commit=True)
+
+
+def test_a_commit_said_again_is_answered_as_the_first_time_and_an_abort_is_not(cluster: Cluster) -> None:
+    epoch = cluster.init("one")
+    _write(cluster, "one", epoch, b"value")
+    txn = cluster.transaction("one")
+    cluster.end("one", epoch, commit=True)
+    cluster.end("one", epoch, commit=True)
+    with pytest.raises(InvalidState):
+        cluster.end("one", epoch, commit=False)
+    assert txn is not None
+    assert txn.state == COMMITTED
+
+
+def test_committed_offsets_are_unstable_while_a_transaction_holds_them(cluster: Cluster) -> None:
+    epoch = cluster.init("one")
+    assert cluster.add_offsets("one", epoch, TIMEOUT_US, "group", {("topic", 0): 7}, NOBODY) is None
+    assert cluster.committed_offsets("group", [("topic", 0)]) is None
+    cluster.end("one", epoch, commit=True)
+    cluster.scheduler.run(10, 10)
+    assert cluster.committed_offsets("group", [("topic", 0)]) == [7]
+
+
+@pytest.mark.parametrize(
+    ("member", "refused"),
+    [
+        (NOBODY, None),
+        (("gone", 3, ""), KafkaError.UNKNOWN_MEMBER_ID),
+        (("", -1, "static-0"), KafkaError.UNKNOWN_MEMBER_ID),
+    ],
+)
+def test_offsets_of_a_member_that_is_none_are_refused_but_those_of_nobody_are_taken(
+    cluster: Cluster, member: tuple[str, int, str], refused: int | None
+) -> None:
+    epoch = cluster.init("one")
+    assert cluster.add_offsets("one", epoch, TIMEOUT_US, "group", {("topic", 0): 7}, member) == refused
+
+
+def test_a_thread_that_ends_gives_way_to_the_scheduler_not_to_who_started_it() -> None:
+    scheduler = Scheduler(0)
+    process = Process(scheduler, "process")
+    seen: list[str] = []
+    event = FakeEvent(scheduler)
+
+    def main() -> None:
+        scheduler.spawn(process, "thread", lambda: seen.append("thread"))
+        event.wait(1.0)
+        seen.append(f"main at {scheduler.now}")
+
+    scheduler.spawn(process, "main", main)
+    scheduler.run(2_000_000, 100)
+    assert seen == ["thread", "main at 1000000"]
+
+
+# --- the two scripts -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+    server.stop()
+
+
+def test_the_scripts_restated_do_what_the_scripts_do(valkey: redis.Redis) -> None:
+    """The same random commands, with old tokens, old stamps, lost keys and parts: same answers, same tables."""
+    server, random = Server(Scheduler(0)), Random(5)
+    keys = [accounts_key(0), meta_key(0)]
+    scripts: dict[str, tuple[Any, Callable[..., Any]]] = {
+        "open.lua": (valkey.register_script(_script("open.lua")), server.open_lua),
+        "write.lua": (valkey.register_script(_script("write.lua")), server.write_lua),
+    }
+    answers = set()
+    for number in range(1500):
+        name, arguments = ("open.lua", _open(random)) if random.random() < 0.1 else ("write.lua", _write_part(random))
+        real, restated = scripts[name]
+        answer = real(keys=keys, args=arguments)
+        assert answer == restated([key.encode() for key in keys], [str(value).encode() for value in arguments]), number
+        answers.add(answer if isinstance(answer, bytes) else answer[0])
+        if random.random() < 0.02:
+            lost = random.choice(keys)
+            valkey.delete(lost)
+            server.hashes.pop(lost.encode(), None)
+        for key in keys:
+            assert _contents(valkey.hgetall(key)) == _contents(server.hashes.get(key.encode(), {})), (number, name)
+    assert answers == {b"opened", b"cleared", b"fenced", b"applied", b"ignored", b"lost"}
+
+
+def _open(random: Random) -> list[Any]:
+    return [random.randrange(1, 4), int(random.random() < 0.1), *_log(random)]
+
+
+def _write_part(random: Random) -> list[Any]:
+    after, stamp = random.randrange(0, 12), random.randrange(1, 60)
+    removed = [f"acct-{random.randrange(5)}" for _ in range(random.randrange(2))]
+    rows = [text for _ in range(random.randrange(3)) for text in (f"acct-{random.randrange(5)}", f"row-{stamp}")]
+    flags = [int(random.random() < 0.5), int(random.random() < 0.7), random.choice((0, 0, 0, 1))]
+    return [random.randrange(1, 4), after, stamp, 1_000 + stamp, *flags, *_log(random), len(removed), *removed, *rows]
+
+
+def _log(random: Random) -> list[Any]:
+    return ["cluster", "topic", "id" if random.random() < 0.98 else "another", 4]
+
+
+def _contents(found: Mapping[Any, Any]) -> dict[bytes, bytes]:
+    return {name: value for name, value in found.items() if name != b"updated_at"}
