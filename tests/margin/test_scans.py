@@ -11,7 +11,7 @@ from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
 from tests.margin.conftest import rules
-from tests.margin.test_bands import LEVELS, Watch
+from tests.margin.test_bands import LEVELS, Watch, follow
 from tests.margin.test_portfolio import assert_within_error
 
 
@@ -50,18 +50,8 @@ def hedged(count: int, seed: int, scanned: int | None = None) -> Portfolio:
 
 def test_a_long_walk_of_hedged_accounts_is_followed_and_few_are_looked_at_in_vain() -> None:
     watch = Watch(hedged(50, seed=3))
-    chosen = random.Random(7)
-    changes = steps = 0
-    for _ in range(200):
-        symbol = chosen.choice(["S0", "S1", "S2", "S3"])
-        size = chosen.choice([0.0005, 0.0005, 0.0005, 0.01])
-        mark = Decimal(f"{float(watch.portfolio.marks[symbol]) * (1 + chosen.gauss(0, size)):.6f}")
-        before = watch.known
-        watch.move({symbol: mark})
-        changes += sum(one != other for one, other in zip(before, watch.known, strict=True))
-        steps += 1
-    assert changes > 15
-    assert watch.looked_at < steps * 50 / 6
+    assert follow(watch, ["S0", "S1", "S2", "S3"], seed=7, steps=200) > 15
+    assert watch.looked_at < 200 * 50 / 6
 
 
 def test_scanned_and_tiered_rows_are_screened_together_within_a_small_error() -> None:
