@@ -133,6 +133,8 @@ def _zombie(strike: Strike) -> str:
     try:
         if fault.role == "engine":
             _await_claims_of_others(pipeline, name)
+            if fault.refused_by == "table_fenced":  # before the new owner has opened it, a table takes committed rows
+                pipeline.wait(pipeline.has_opened_tables, "tables opened by the new owners", bring_back=False)
         else:
             pipeline.await_recovery(TAKEN_OVER_WITHIN_S)
     finally:

@@ -24,7 +24,7 @@ from schemas import topics
 from streams.broker import config
 from streams.broker.admin import ensure_topics
 from streams.settings import Settings, load
-from streams.tables.keys import accounts_key
+from streams.tables.keys import accounts_key, meta_key
 from tests.faults.fleet import Fleet, Role
 from tests.faults.load import NO_NEWS, Load
 from tests.faults.proxy import Proxy
@@ -203,6 +203,11 @@ class Pipeline:
             return found
         except redis.RedisError:
             return None
+
+    def has_opened_tables(self) -> bool:
+        """Whether every table in Redis is under the token of its shard's last claim."""
+        tokens = [self.redis.hget(meta_key(shard), "token") for shard in range(SHARDS)]
+        return tokens == [str(self.claims[shard][0]).encode() for shard in range(SHARDS)]
 
     def await_settled(self, timeout_s: float = RECOVERY_S) -> None:
         """Wait until every worker takes orders and is a member of its group at rest, with something to do.

@@ -74,7 +74,8 @@ class Ambush:
                 return
             self._orders = None
         os.write(sys.stderr.fileno(), f"{PASSED} {point} {orders.number.name}\n".encode())
-        os.kill(os.getpid(), orders.number)
+        # To this thread: sent to the process, another thread may take it and this one run past the point meanwhile.
+        signal.pthread_kill(threading.get_ident(), orders.number)
 
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
