@@ -222,7 +222,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, seeds=300, abortable=0.04, slow_fetch=0.5)
+@_mutation(*_REPLAY, seeds=200, abortable=0.06, slow_fetch=0.7, crash_call=0.0, crash_commit=0.0)
 def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     """The followers go on after the batch in which the commit failed."""
     retake = Engine._retake_all
@@ -280,7 +280,7 @@ def a_shards_clock_goes_back() -> Iterator[None]:
         yield
 
 
-@_mutation("a record is in the dead letters once")
+@_mutation("a record is in the dead letters once", seeds=200, crash_call=0.003)
 def marks_that_are_no_frames_are_not_walked() -> Iterator[None]:
     """The next owner finds them again."""
     with _replaced((Shard, "skip_marks", lambda *_: None)):

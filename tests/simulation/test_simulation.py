@@ -15,7 +15,7 @@ from tests.simulation.production import places, replaced
 from tests.simulation.scenario import MODES, Mode
 from tests.simulation.world import Result, run
 
-SEEDS = 150
+SEEDS = 120
 
 
 def test_nothing_is_lost_and_nothing_happens_twice() -> None:

@@ -4,10 +4,10 @@ They write to the in-memory Kafka without transactions. Each input record carrie
 cannot be read), so what the pipeline makes of the bytes is checked against the meaning, not against its own decoder.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from schemas.codec import encode
 from schemas.messages import LiquidationCommand, LiquidationReport, Mark, MarkFrame, Trade, TradeSide, Transfer
@@ -117,6 +117,7 @@ class Workload:
         self._symbols = ["BTC-PERP", "ETH-PERP"]
         self._trade_ids = dict.fromkeys(STEPS, 0) | {UNKNOWN: 0}
         self._sequences: dict[str, int] = {}
+        self._held: Counter[tuple[str, str, str]] = Counter()
         self._sent: dict[str, deque[tuple[bytes, Any]]] = {TRADES: deque(maxlen=6), TRANSFERS: deque(maxlen=6)}
         self._trade_pause_us = random.choice((10_000, 20_000, 40_000))
         self._mark_pause_us = random.choice((25_000, 50_000, 100_000))
@@ -208,6 +209,9 @@ class Workload:
             taker=taker,
             event_time=self._now_us(),
         )
+        lots = round(float(quantity) / float(STEPS.get(symbol, "1"))) * (1 if side == "buy" else -1)
+        self._held[taker.account, taker.margin, symbol] += lots
+        self._held[maker.account, maker.margin, symbol] -= lots
         self._send(TRADES, symbol.encode(), trade)
 
     def _transfer_some(self) -> None:
@@ -313,14 +317,17 @@ class Workload:
     def _execute(self, command: LiquidationCommand, draw: float) -> None:
         """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills.
 
-        One that has expired is not touched: it may have been superseded.
+        One that has expired is not touched: it may have been superseded. Orders are reduce-only: what was filled while
+        a command was superseded is not filled again.
         """
         if draw < 0.1 or self._now_us() + CLOCKS_DIFFER_US > command.expires_at:
             return
         share = 1.0 if draw >= 0.35 else (0.0 if draw < 0.2 else 0.5)
         for order in command.orders:
             step = STEPS.get(order.symbol)
-            lots = 0 if step is None else round(float(order.quantity) / float(step) * share)
+            margin: Literal["cross", "isolated"] = "cross" if command.margin == "cross" else "isolated"
+            held = self._held[command.account, margin, order.symbol] * (1 if order.order_side == "sell" else -1)
+            lots = 0 if step is None else max(0, min(round(float(order.quantity) / float(step) * share), held))
             quantity = _decimal(lots * float(step or 1), 3)
             status = "rejected" if not lots else ("filled" if share == 1 else "cancelled")
             report = LiquidationReport(
@@ -335,14 +342,13 @@ class Workload:
             if first:
                 self._report(report)
             if lots:
-                margin = "cross" if command.margin == "cross" else "isolated"
                 self._match(
                     order.symbol,
                     self._price(order.symbol),
                     quantity,
                     order.order_side,
                     TradeSide(account=HOUSE, order_id="house", fee="0"),
-                    TradeSide(account=command.account, order_id=order.order_id, fee="0.5", margin=margin),  # type: ignore[arg-type]
+                    TradeSide(account=command.account, order_id=order.order_id, fee="0.5", margin=margin),
                 )
             if not first or self._random.random() < 0.2:
                 self._report(report)
