@@ -317,9 +317,9 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
     ``clock`` is the shard's time after it: the latest seen on marks and events.
-    ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next`` of a claim:
-    the shard was taken with the parameter records below this offset in force, and if they are newer than
-    ``parameters.next``, everything was decided once before the marks were walked on.
+    ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next``: the
+    parameters in force after it are those of the records below this offset; it is less than ``parameters.next`` while
+    the ledger cannot be held in newer ones.
     """
 
     kind: Literal["claim", "commit"]

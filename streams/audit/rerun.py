@@ -18,7 +18,6 @@ from schemas.topics import EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.audit.log import Log, Record, Tape, offset_of
 from streams.clearing.restore import (
     MARK_FRAME,
-    catch_up_parameters,
     claim_record,
     load_account,
     recall_from,
@@ -133,17 +132,17 @@ class Rerun:
         if record.kind == "claim":
             self.claim(record, offset)
             return
-        self._restore(record, self._rules.at(record.parameters.next))
+        self._restore(record)
         self.shard.claim, self.shard.journal_previous = record.claim, offset
         self._last = (record, offset)
 
     def expected_claim(self, found: JournalRecord) -> JournalRecord:
-        """The claim that must follow the last record, with the worker and rules that ``found`` names."""
+        """The claim that must follow the last record, with the worker that ``found`` names."""
         assert self._last is not None
         before = Shard(self._id)
         before.resume(self._last[0])
         before.journal_previous = self._last[1]
-        return claim_record(before, found.worker, found.rules_next)
+        return claim_record(before, found.worker)
 
     def claim(self, record: JournalRecord, offset: int) -> None:
         """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``.
@@ -151,13 +150,9 @@ class Rerun:
         Raises:
             ShardError: a row cannot be loaded.
         """
-        rules_next = record.rules_next if record.rules_next >= 0 else record.parameters.next
-        rules = self._rules.at(rules_next)
-        self._restore(record, rules)
+        self._restore(record)
         self.shard.claim = self.shard.journal_previous = offset
-        catch_up_parameters(self.shard, rules, rules_next)
         self._last = (record, offset)
-        self._observe(PARAMETERS, rules_next - 1)
 
     def commit(self, record: JournalRecord, offset: int) -> Output:
         """Run what one commit covered; its output, which is not yet in :attr:`rows`."""
@@ -191,8 +186,9 @@ class Rerun:
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
-    def _restore(self, record: JournalRecord, rules: RiskParameters) -> None:
-        self.shard = Shard(self._id, rules)
+    def _restore(self, record: JournalRecord) -> None:
+        rules_next = record.rules_next if record.rules_next >= 0 else record.parameters.next
+        self.shard = Shard(self._id, self._rules.at(rules_next))
         self.shard.resume(record)
         for account in sorted(self.rows):
             load_account(self.shard, account, self.rows[account])

@@ -7,7 +7,7 @@ further, so that an engine goes on with its other shards meanwhile.
 
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import AccountRow, JournalRecord, MarkFrame, Range
-from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader
 from streams.clearing.account import restore_account
@@ -74,9 +74,10 @@ def take_shard(
     2. Find the last record of the shard's journal; its event offset and the committed offset must agree.
     3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
        group that has moved on refuses it.
-    4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog.
+    4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog;
+       under the parameters that were in force as of the last journal record.
     5. Learn the prices as of the last journal record.
-    6. Decide everything once if the parameters moved on to ``parameters_next`` since.
+    6. Put the records up to ``parameters_next`` in force that have come since, and decide everything once if any have.
     7. Walk every mark from the last journal record to ``marks_next``, which moves on meanwhile, deciding as if the
        shard had never been without an owner.
 
@@ -87,23 +88,30 @@ def take_shard(
     started = time.monotonic()
     committed = yield from _committed_offset(consumer, shard_id, timeout_s)
     last = last_journal_record(reader, shard_id)
-    shard = Shard(shard_id, rules)
     if last is None:
-        shard.resume(_first_record(shard_id, max(committed, 0), marks_next(), parameters_next))
+        record, offset = _first_record(shard_id, max(committed, 0), marks_next(), parameters_next), -1
     else:
-        record, message = last
+        record, offset = last[0], _offset(last[1])
         if committed >= 0 and committed != record.events.next:
             raise ShardError(
                 f"shard {shard_id}: the group's offset of {EVENTS}[{shard_id}] is {committed} and the journal says "
                 f"{record.events.next}; the offsets were changed by hand: set them back to {record.events.next}"
             )
-        shard.resume(record)
-        shard.journal_previous = _offset(message)
-    _claim(shard, producer, consumer, worker, parameters_next)
-    from_redis = yield from _load_rows(shard, reader, restore_point)
+    in_force, newer = _rules_since(reader, record, rules, parameters_next)
+    shard = _standing(record, offset, in_force)
+    _claim(shard, producer, consumer, worker)
+    rows, from_redis = yield from _read_rows(shard, reader, restore_point)
+    try:
+        yield from _load_rows(shard, rows)
+    except ShardError:
+        if in_force is rules:
+            raise
+        event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
+        shard = _standing(record, offset, rules, claimed=shard)  # compaction took what was in force then
+        yield from _load_rows(shard, rows)
     yield from _recall_marks(shard, reader)
     parameters_first = shard.parameters_next
-    catch_up_parameters(shard, rules, parameters_next)
+    adopt_parameters(shard, newer)
     refused = yield from _walk_marks(shard, reader, marks_next)
     event(
         log,
@@ -173,10 +181,63 @@ def _first_record(shard_id: int, events_next: int, marks_next: int, parameters_n
         events=Range(first=events_next, next=events_next),
         marks=Range(first=marks_next, next=marks_next),
         parameters=Range(first=parameters_next, next=parameters_next),
+        rules_next=parameters_next,
     )
 
 
-def claim_record(shard: Shard, worker: str, rules_next: int) -> JournalRecord:
+def _standing(record: JournalRecord, offset: int, rules: RiskParameters, claimed: Shard | None = None) -> Shard:
+    """A shard without accounts that stands at ``record``, with the claim of another one, if given."""
+    shard = Shard(record.shard, rules)
+    shard.resume(record)
+    shard.journal_previous = offset
+    if claimed is not None:
+        shard.claim, shard.journal_previous = claimed.claim, claimed.journal_previous
+        shard.journal_sequence = claimed.journal_sequence
+    return shard
+
+
+def _rules_since(
+    reader: LogReader, record: JournalRecord, rules: RiskParameters, parameters_next: int
+) -> tuple[RiskParameters, list[tuple[int, RiskParameters]]]:
+    """The parameters in force as of ``record``, and those that each record since has made of them, by its offset.
+
+    ``rules`` are those of all records below ``parameters_next``.
+    """
+    rules_next = parameters_next if record.rules_next < 0 else record.rules_next
+    if min(rules_next, record.parameters.next) >= parameters_next:
+        return rules, []
+    in_force = found = RiskParameters.empty()
+    newer = []
+    for message in reader.read_range(PARAMETERS, 0, 0, parameters_next):
+        offset = _offset(message)
+        with suppress(DecodeError, InputError):  # refused by everybody
+            found = found.with_encoded(message.key(), message.value())
+        if offset < rules_next:
+            in_force = found
+        if offset >= record.parameters.next:
+            newer.append((offset, found))
+    return (in_force if rules_next < parameters_next else rules), newer
+
+
+def adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
+    """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
+
+    Those that the ledger cannot be held in are passed over.
+    """
+    if not newer:
+        return
+    try:
+        shard.apply_parameters(*newer[-1])
+    except InputError as error:
+        reason = str(error)
+        event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=newer[-1][0], reason=reason)
+        for offset, rules in newer:
+            with suppress(InputError):
+                shard.apply_parameters(offset, rules)
+    shard.decide_touched(everything=True)
+
+
+def claim_record(shard: Shard, worker: str) -> JournalRecord:
     """The record with which ``worker`` claims ``shard``, which stands at the last record of its journal."""
     return JournalRecord(
         kind="claim",
@@ -190,7 +251,7 @@ def claim_record(shard: Shard, worker: str, rules_next: int) -> JournalRecord:
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
         clock=shard.clock_us,
-        rules_next=rules_next,
+        rules_next=shard.rules_next,
         worker=worker,
     )
 
@@ -212,19 +273,12 @@ def recall_from(shard: Shard) -> int:
     return shard.marks_full if shard.marks_full >= 0 else max(0, shard.marks_next - MARKS_LOOKBACK)
 
 
-def catch_up_parameters(shard: Shard, rules: RiskParameters, parameters_next: int) -> None:
-    """Decide everything once if ``rules``, with which the shard was made, are newer than its last journal record."""
-    if shard.parameters_next < parameters_next:
-        shard.apply_parameters(parameters_next - 1, rules)
-        shard.decide_touched(everything=True)
-
-
-def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str, rules_next: int) -> None:
+def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str) -> None:
     offsets: list[int] = []
     producer.begin()
     producer.produce(
         JOURNAL,
-        encode(claim_record(shard, worker, rules_next)),
+        encode(claim_record(shard, worker)),
         partition=shard.shard,
         on_delivery=lambda _, message: offsets.append(message.offset() or 0),
     )
@@ -234,11 +288,14 @@ def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, wo
     shard.journal_sequence += 1
 
 
-def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> Generator[None, None, int]:
-    """Take in every account's last row; how many came from Redis."""
+def _read_rows(
+    shard: Shard, reader: LogReader, restore_point: RestorePoint
+) -> Generator[None, None, tuple[dict[str, bytes], int]]:
+    """Every account's last row, and how many came from Redis."""
     low, end = reader.watermarks(ACCOUNTS, shard.shard)
     table = yield from restore_point.read(shard.shard, shard.claim, low, end)
-    rows, first = ({}, 0) if table is None else (dict(table.rows), table.stamp)
+    rows: dict[str, bytes] = {} if table is None else dict(table.rows)
+    first = 0 if table is None else table.stamp
     for count, message in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
         key, value = message.key(), message.value()
         if key is None:
@@ -249,11 +306,15 @@ def _load_rows(shard: Shard, reader: LogReader, restore_point: RestorePoint) -> 
             rows[bytes(key).decode()] = bytes(value)
         if count % (4 * ROWS_PER_STEP) == 0:
             yield
+    return rows, 0 if table is None else len(table.rows)
+
+
+def _load_rows(shard: Shard, rows: Mapping[str, bytes]) -> Generator[None, None, None]:
+    """Take in every account's last row."""
     for count, account in enumerate(sorted(rows)):
         load_account(shard, account, rows[account])
         if count % ROWS_PER_STEP == 0:
             yield
-    return 0 if table is None else len(table.rows)
 
 
 def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None]:

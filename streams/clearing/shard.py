@@ -81,7 +81,8 @@ class Shard:
     """The accounts of one shard.
 
     ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
-    ``marks_full`` is the offset of the last full mark frame applied (-1: none); ``marks_epoch`` is the highest epoch of
+    ``rules_next`` is the offset after the newest parameter record in force, ``marks_full`` that of the last full mark
+    frame applied (-1: none); ``marks_epoch`` is the highest epoch of
     the frames walked.
     """
 
@@ -95,6 +96,7 @@ class Shard:
         self.events_next = 0
         self.marks_next = 0
         self.parameters_next = 0
+        self.rules_next = -1
         self.marks_full = -1
         self.marks_epoch = -1
         self.clock_us = 0
@@ -144,6 +146,7 @@ class Shard:
         self.events_next = record.events.next
         self.marks_next = record.marks.next
         self.parameters_next = record.parameters.next
+        self.rules_next = record.rules_next
         self.marks_full = record.marks_full
         self.clock_us = record.clock
         self.journal_sequence = record.sequence
@@ -160,6 +163,7 @@ class Shard:
         self._open_batch()
         self.parameters_next = offset + 1
         self._put_in_force(parameters)
+        self.rules_next = offset + 1
         self._refresh_liveness(force=True)
 
     def _put_in_force(self, parameters: RiskParameters) -> None:
@@ -646,6 +650,7 @@ class Shard:
             marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
             marks_full=self.marks_full,
             clock=self.clock_us,
+            rules_next=self.rules_next,
             accounts=accounts,
             commands=tuple(command.command_id for command in self._commands),
             open_interest=open_interest,

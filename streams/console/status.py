@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from schemas.messages import JournalRecord
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
 from streams.broker.admin import GroupState, group_state, partition_counts, require_topics
 from streams.broker.admin import admin_client as _admin_client
@@ -43,7 +44,10 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it)."""
+    """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it).
+
+    ``not_adopted``: the offset of the first parameter record that its positions cannot be held in, if any.
+    """
 
     shard: int
     member: str | None
@@ -51,6 +55,7 @@ class ShardStatus:
     claim: int | None
     sequence: int | None
     journal_age_ms: int | None
+    not_adopted: int | None
     lag: Lag
     table: TableMeta | None
     table_behind: int
@@ -176,11 +181,16 @@ def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta
         claim=None if record is None or message is None else (record.claim if record.claim >= 0 else message.offset()),
         sequence=None if record is None else record.sequence,
         journal_age_ms=None if message is None else _now_ms() - message.timestamp()[1],
+        not_adopted=None if record is None else _not_adopted(record),
         lag=_lag(reader, engines, EVENTS, number),
         table=table,
         table_behind=behind,
         table_age_ms=None if table is None else _now_ms() - table.updated_at_ms,
     )
+
+
+def _not_adopted(record: JournalRecord) -> int | None:
+    return record.rules_next if 0 <= record.rules_next < record.parameters.next else None
 
 
 def _lag(reader: LogReader, group: GroupState, topic: str, partition: int) -> Lag:
@@ -312,6 +322,11 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
         yield (
             f"{name} has journaled nothing for {_age(shard.journal_age_ms)} (at most {_age(journal_ms_max)}): its "
             f"engine {shard.worker} hangs or cannot commit; read its log, restart it if it does not restart itself."
+        )
+    if shard.not_adopted is not None:
+        yield (
+            f"{name} stays on the parameters before offset {shard.not_adopted} of risk.parameters.v1: its positions cannot "
+            f"be held in that record; the log of {shard.worker} says why (parameters_not_adopted): publish a right one."
         )
     if shard.lag.records > limit:
         yield (

@@ -2,8 +2,10 @@
 
 from decimal import Decimal
 
+import msgspec
+
 from schemas.parameters import PolicyParameters
-from schemas.topics import COMMANDS, JOURNAL
+from schemas.topics import COMMANDS, PARAMETERS
 from streams.audit.replay import replay
 from tests.audit.scripts import SYMBOL, Script, instrument
 
@@ -53,10 +55,90 @@ def test_a_shard_is_taken_with_the_rules_of_its_last_owner_at_least() -> None:
     polled, follower.poll = follower.poll, lambda timeout_s: []  # its fetch has not brought the record yet
     engine._to_take = [0]
     engine._abandon()
-    script.cycle()
+    while engine._to_take:
+        script.cycle()
     follower.poll = polled
-    claim = [record for record in script.log.records(JOURNAL) if b'"claim",' in (record.value() or b"")[:20]][-1]
-    assert f'"rules_next":{script.log.watermarks("risk.parameters.v1", 0)[1]}'.encode() in (claim.value() or b"")
+    assert engine._shards[0].rules_next == engine._shards[0].parameters_next == end(script)
+    assert engine._shards[0].parameters.policy.command_ttl_ms == 9_000
+
+
+# --- records that a shard's ledger cannot be held in -----------------------------------------------------------------
+
+
+def end(script: Script) -> int:
+    return script.log.watermarks(PARAMETERS, 0)[1]
+
+
+def holding_odd_lots() -> Script:
+    """Alice and Bob hold 1.005, which is no multiple of 0.01."""
+    script = opened()
+    script.fill("alice", "0.005", "10000")
+    script.fill("bob", "-0.005", "10000")
+    script.cycle()
+    script.running.parameters(msgspec.structs.replace(instrument("0.06"), quantity_increment="0.01"))
+    script.running.settle()
+    return script
+
+
+def rate(script: Script) -> Decimal:
+    return script.running._engine._shards[0].parameters.instruments[SYMBOL].steps[0].maintenance_rate
+
+
+def test_a_record_that_positions_cannot_be_held_in_is_not_adopted_and_does_not_keep_a_process_from_starting() -> None:
+    script = holding_odd_lots()
+    refused = end(script)
+    for _ in range(2):
+        shard = script.running._engine._shards[0]
+        assert rate(script) == Decimal("0.05")
+        assert (shard.rules_next, shard.parameters_next) == (refused - 1, refused)
+        script.running.start()
+        script.running.settle()
+    script.fill("alice", "0.001", "10000")
+    script.fill("bob", "-0.001", "10000")
+    script.running.settle()
+    assert not script.running._engine._shards[0].accounts["alice"].suspended
+    assert replay(script.log, 0).findings.differences == []
+
+
+def test_the_record_that_puts_it_right_comes_into_force_whether_a_process_runs_or_starts() -> None:
+    for starts in (False, True):
+        script = holding_odd_lots()
+        script.running.parameters(instrument("0.07"))
+        if starts:
+            script.running.start()
+        script.running.settle()
+        assert rate(script) == Decimal("0.07")
+        assert script.running._engine._shards[0].rules_next == end(script)
+        assert replay(script.log, 0).findings.differences == []
+
+
+def test_records_that_came_while_nobody_owned_a_shard_are_adopted_as_far_as_they_can_be() -> None:
+    script = opened()
+    script.fill("alice", "0.005", "10000")
+    script.fill("bob", "-0.005", "10000")
+    script.running.settle()
+    script.running.parameters(instrument("0.08"))
+    adopted = end(script)
+    script.running.parameters(msgspec.structs.replace(instrument("0.09"), quantity_increment="0.01"))
+    script.running.start()
+    script.running.settle()
+    assert rate(script) == Decimal("0.08")
+    assert script.running._engine._shards[0].rules_next == adopted
+    assert replay(script.log, 0).findings.differences == []
+
+
+def test_rules_that_compaction_has_taken_are_made_up_for_with_those_of_now() -> None:
+    script = opened()
+    script.running.settle()
+    first = next(r for r in script.log.records(PARAMETERS) if r.key() == f"instrument:{SYMBOL}".encode())
+    script.running.parameters(instrument("0.08"))
+    script.log.drop(first)
+    script.running.start()
+    script.running.settle()
+    assert rate(script) == Decimal("0.08")
+
+
+# --- time and names --------------------------------------------------------------------------------------------------
 
 
 def test_time_does_not_go_back_when_a_shard_is_taken() -> None:
