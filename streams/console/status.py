@@ -325,8 +325,9 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
         )
     if shard.not_adopted is not None:
         yield (
-            f"{name} stays on the parameters before offset {shard.not_adopted} of risk.parameters.v1: its positions cannot "
-            f"be held in that record; the log of {shard.worker} says why (parameters_not_adopted): publish a right one."
+            f"{name} stays on the parameters before offset {shard.not_adopted} of risk.parameters.v1: its positions "
+            f"cannot be held in that record, the log of {shard.worker} says why (parameters_not_adopted); publish a "
+            "right one."
         )
     if shard.lag.records > limit:
         yield (
