@@ -111,7 +111,7 @@ def take_shard(
         yield from _load_rows(shard, rows)
     yield from _recall_marks(shard, reader)
     parameters_first = shard.parameters_next
-    adopt_parameters(shard, newer)
+    _adopt_parameters(shard, newer)
     refused = yield from _walk_marks(shard, reader, marks_next)
     event(
         log,
@@ -219,7 +219,7 @@ def _rules_since(
     return (in_force if rules_next < parameters_next else rules), newer
 
 
-def adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
+def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
     Those that the ledger cannot be held in are passed over.
