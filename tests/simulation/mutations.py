@@ -3,7 +3,7 @@
 A mutation replaces production code while a run lasts. What it replaces must be there, or the mutation is an error.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,8 +193,9 @@ def trade_ids_are_not_read() -> Iterator[None]:
 def marks_are_not_walked_after_a_takeover() -> Iterator[None]:
     """Prices that came while nobody owned the shard liquidate nobody."""
 
-    def skip(shard: Shard, _: Any, marks_next: int) -> list[Any]:
-        shard.marks_next = max(shard.marks_next, marks_next)
+    def skip(shard: Shard, _: Any, marks_next: Callable[[], int]) -> Generator[None, None, list[Any]]:
+        shard.skip_marks(marks_next() - 1)
+        yield from ()
         return []
 
     with _replaced((restore_module, "_walk_marks", skip)):
@@ -222,7 +223,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, seeds=200, abortable=0.06, slow_fetch=0.7, crash_call=0.0, crash_commit=0.0)
+@_mutation(*_REPLAY, seeds=600, abortable=0.06, slow_fetch=0.7, crash_call=0.0, crash_commit=0.0)
 def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     """The followers go on after the batch in which the commit failed."""
     retake = Engine._retake_all
