@@ -29,6 +29,7 @@ class LogReader:
     ) -> None:
         self._timeout_s = kafka.call_ms_max / 1000
         self._on_progress = on_progress
+        self._known: set[str] = set()
         properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
         self._consumer = config.created(Consumer, properties)
         # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
@@ -98,6 +99,7 @@ class LogReader:
         if position >= stop:
             return
         place = TopicPartition(topic, partition, position)
+        self._learn(topic)
         self._consumer.assign([place])
         try:
             deadline = time.monotonic() + timeout_s
@@ -121,6 +123,16 @@ class LogReader:
         finally:
             with suppress(RuntimeError):  # closed while whoever reads had stopped half-way
                 self._consumer.unassign()
+
+    def _learn(self, topic: str) -> None:
+        """Ask where a topic is before it is read for the first time.
+
+        librdkafka waits a second before it asks by itself for any topic but a client's first.
+        """
+        if topic not in self._known:
+            with suppress(KafkaException):  # reading it will say what is wrong
+                self._consumer.list_topics(topic, timeout=self._timeout_s)
+            self._known.add(topic)
 
 
 def _end_of_partition(message: Message) -> int:

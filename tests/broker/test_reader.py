@@ -4,10 +4,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from streams.broker.reader import poll_batch
+from streams.broker import reader as reader_module
+from streams.broker.reader import LogReader, poll_batch
 from streams.errors import BrokerError
+from streams.settings import load
 
 
 def polled(error: KafkaError) -> list[Any]:
@@ -28,3 +30,36 @@ def test_a_consumer_that_has_ended_for_good_says_so_instead_of_being_polled_in_v
 def test_what_will_not_pass_names_its_place() -> None:
     with pytest.raises(BrokerError, match=r"t\[0\]"):
         polled(KafkaError(KafkaError._UNKNOWN_PARTITION))
+
+
+class OneRecord:
+    """A consumer of partitions that hold one record each; what it was asked for, in order."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+        self._topic = ""
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        return 0, 1
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        self._asked.append(f"where is {topic}")
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self._topic = places[0].topic
+        self._asked.append(f"read {self._topic}")
+
+    def unassign(self) -> None: ...
+
+    def consume(self, most: int, timeout: float) -> list[Any]:
+        return [SimpleNamespace(error=lambda: None, offset=lambda: 0, value=self._topic.encode)]
+
+
+def test_a_topic_is_looked_up_once_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise librdkafka waits a second before it looks: a shard that is taken would wait for each of its logs."""
+    asked: list[str] = []
+    monkeypatch.setattr(reader_module.config, "created", lambda *_: OneRecord(asked))
+    reader = LogReader(load({}).kafka, "test")
+    for topic in ("a", "b", "a"):
+        assert [message.value() for message in reader.read_range(topic, 0, 0)] == [topic.encode()]
+    assert asked == ["where is a", "read a", "where is b", "read b", "read a"]
