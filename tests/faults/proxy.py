@@ -65,13 +65,15 @@ class Proxy:
         self.held = 0
         self._partitioned: str | None = None
         self._connections: set[_Connection] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._served: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Condition()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20))
+        self._server = self._run(asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=1 << 20))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,6 +112,15 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in list(self._writers):
+            await self._let_go(writer)
+
+    async def _let_go(self, writer: asyncio.StreamWriter) -> None:
+        """Cut a connection's end and wait until its socket is closed."""
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self._writers.discard(writer)
 
     async def _partition(self, client: str | None) -> None:
         async with self._changed:
@@ -122,13 +133,21 @@ class Proxy:
             _cut(connection)
         return len(found)
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Known from here on, whether or not it is ever served."""
+        self._writers.add(writer)
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             opening = asyncio.open_connection("127.0.0.1", self.upstream, limit=1 << 20)
             upstream = await asyncio.wait_for(opening, _UPSTREAM_ATTEMPT_S)
         except (OSError, TimeoutError):
-            writer.transport.abort()
+            await self._let_go(writer)
             return
+        self._writers.add(upstream[1])
         connection = _Connection(reader, writer, *upstream)
         self._connections.add(connection)
         pumps = [asyncio.create_task(self._requests(connection)), asyncio.create_task(self._responses(connection))]
@@ -140,6 +159,8 @@ class Proxy:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
+            for end in (writer, upstream[1]):
+                await self._let_go(end)
 
     async def _requests(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

@@ -1,7 +1,8 @@
 """The proxy forwards whole requests and responses, and does to them exactly what a rule says."""
 
-import asyncio
+import contextlib
 import socket
+import socketserver
 import struct
 import threading
 import time
@@ -13,35 +14,40 @@ from infra.local.ports import free_port
 from tests.faults.proxy import END_TXN, FETCH, HEARTBEAT, Proxy, Rule
 
 
-class Broker:
+class Broker(socketserver.ThreadingTCPServer):
     """Answers every request with its own bytes after the header, and remembers which kinds came."""
 
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answering)
         self.seen: list[int] = []
-        self.port = free_port()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        starting = asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(5)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                (length,) = struct.unpack(">i", await reader.readexactly(4))
-                request = await reader.readexactly(length)
-                api, _, correlation = struct.unpack_from(">hhi", request)
-                self.seen.append(api)
-                response = struct.pack(">i", correlation) + request[8:]
-                writer.write(struct.pack(">i", len(response)) + response)
-        except (asyncio.IncompleteReadError, OSError):
-            writer.close()
+        self.connections: set[socket.socket] = set()
+        self.port = self.server_address[1]
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
+        self.shutdown()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()  # waits for every connection's thread
+
+
+class Answering(socketserver.StreamRequestHandler):
+    server: Broker
+
+    def handle(self) -> None:
+        self.server.connections.add(self.connection)
+        try:
+            while head := self.rfile.read(4):
+                request = self.rfile.read(struct.unpack(">i", head)[0])
+                api, _, correlation = struct.unpack_from(">hhi", request)
+                self.server.seen.append(api)
+                response = struct.pack(">i", correlation) + request[8:]
+                self.wfile.write(struct.pack(">i", len(response)) + response)
+        except (OSError, struct.error):  # cut
+            pass
+        finally:
+            self.server.connections.discard(self.connection)
 
 
 class Client:

@@ -581,7 +581,7 @@ class FakeConsumer:
         return 0, partition.end if self._uncommitted else partition.stable_end
 
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> _Metadata:
-        self._enter("list topics")
+        self.process.alive()
         return _Metadata(self._cluster)
 
     def committed(self, places: list[TopicPartition], timeout: float = -1) -> list[TopicPartition]:

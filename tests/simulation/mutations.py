@@ -300,15 +300,3 @@ def groups_are_decided_by_row() -> Iterator[None]:
         yield
     finally:
         del shard_module.sorted  # type: ignore[attr-defined]
-
-
-@_mutation(*_REDIS, seeds=600)
-def parts_of_a_write_are_taken_alone() -> Iterator[None]:
-    """Redis goes back to a snapshot between two parts of one write, and the last one moves the stamp."""
-    write = Server.write_lua
-
-    def write_lua(self: Server, keys: list[bytes], argv: list[bytes]) -> bytes:
-        return write(self, keys, [*argv[:6], b"0", *argv[7:]])
-
-    with _replaced((Server, "write_lua", write_lua)):
-        yield

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import pytest
 import redis
@@ -222,6 +223,31 @@ def test_a_shard_whose_write_broke_off_is_not_read_before_it_was_caught_up(
     found = table.read_shard(SHARD)
     assert found is not None
     assert found.stamp == 9
+
+
+def test_a_server_that_goes_back_to_a_snapshot_between_two_parts_of_a_write_is_not_given_the_rest(
+    table: AccountTable, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot has the stamp that the write began at, but not its first part."""
+    monkeypatch.setattr(writer_module, "ROWS_PER_SCRIPT_MAX", 1)
+    table.open(SHARD, 1)
+    table.write(SHARD, 1, 5, {"a": b"1", "b": b"1"})
+    snapshot = {key: client.dump(key) for key in (accounts_key(SHARD), meta_key(SHARD))}
+    call, parts = table._call, []
+
+    def go_back_after_the_first(*arguments: Any) -> Any:
+        outcome = call(*arguments)
+        parts.append(outcome)
+        if len(parts) == 1:
+            for key, value in snapshot.items():
+                client.restore(key, 0, value, replace=True)
+        return outcome
+
+    monkeypatch.setattr(table, "_call", go_back_after_the_first)
+    assert table.write(SHARD, 1, 9, {"a": b"2", "b": b"2"}) is WriteOutcome.LOST
+    assert parts == [b"applied", b"lost"]
+    assert rows_of(client) == {b"a": b"1", b"b": b"1"}
+    assert stamp_of(client) == 5
 
 
 # --- properties ------------------------------------------------------------------------------------------------------
