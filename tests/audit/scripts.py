@@ -1,5 +1,6 @@
 """Inputs for a shard: a market of one contract, accounts that trade it, and the steps that a script is made of."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, TransferColumns
@@ -143,8 +144,8 @@ class Script:
         self.running.cycle(commit=commit, idle=idle)
 
 
-def a_liquidation() -> Script:
-    """Alice is long on thin margin and Bob short against her; the price falls and she is commanded to reduce."""
+def opened() -> Script:
+    """Alice is long one at 10,000 on 1,000, and Bob short against her."""
     script = Script().begin()
     script.transfer("alice", "1000")
     script.transfer("bob", "100000")
@@ -152,6 +153,23 @@ def a_liquidation() -> Script:
     script.fill("alice", "1", "10000")
     script.fill("bob", "-1", "10000")
     script.cycle()
+    return script
+
+
+def played(steps: Iterable[Callable[[Script], None]]) -> Script:
+    """Whatever ``steps`` do to Alice with 1,000 and Bob with 30,000, applied and committed to the end."""
+    script = Script().begin()
+    script.transfer("alice", "1000")
+    script.transfer("bob", "30000")
+    for step in steps:
+        step(script)
+    script.running.settle()
+    return script
+
+
+def a_liquidation() -> Script:
+    """Alice is long on thin margin and Bob short against her; the price falls and she is commanded to reduce."""
+    script = opened()
     script.mark("9700")
     script.cycle()
     script.mark("9450")

@@ -14,7 +14,7 @@ from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL
 from streams.audit.explain import Explanation, explain
 from streams.audit.show import show_explanation
 from streams.errors import AuditError
-from tests.audit.scripts import SYMBOL, Script, a_liquidation
+from tests.audit.scripts import SYMBOL, Script, a_liquidation, played
 from tests.audit.test_replay import STEPS, Step
 
 
@@ -178,12 +178,7 @@ def test_a_command_is_found_in_a_long_journal() -> None:
 @given(st.lists(STEPS, min_size=10, max_size=60))
 @configure(max_examples=20, deadline=None)
 def test_whatever_an_engine_did_its_commands_are_explained(steps: list[Step]) -> None:
-    script = Script().begin()
-    script.transfer("alice", "1000")
-    script.transfer("bob", "30000")
-    for step in steps:
-        step(script)
-    script.running.settle()
+    script = played(steps)
     for command in script.log.records(COMMANDS)[:3]:
         found = explain(script.log, dict(command.headers())["ce_id"].decode())
         assert found.differences == []

@@ -13,7 +13,7 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, P
 from streams.audit.replay import Replayed, replay
 from streams.errors import AuditError
 from tests.audit.memory import MemoryRecord
-from tests.audit.scripts import Script, a_liquidation, instrument
+from tests.audit.scripts import Script, a_liquidation, instrument, played
 
 
 def found(result: Replayed) -> list[str]:
@@ -264,12 +264,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 @given(st.lists(STEPS, min_size=5, max_size=60), st.integers(2, 40))
 @configure(max_examples=60, deadline=None)
 def test_whatever_an_engine_did_is_replayed_to_the_byte(steps: list[Step], first: int) -> None:
-    script = Script().begin()
-    script.transfer("alice", "1000")
-    script.transfer("bob", "30000")
-    for step in steps:
-        step(script)
-    script.running.settle()
+    script = played(steps)
     result = replay(script.log, 0)
     assert found(result) == []
     assert result.findings.counts["rows"] == len(script.log.records(ACCOUNTS))

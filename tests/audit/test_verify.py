@@ -16,7 +16,7 @@ from streams.audit.findings import Findings
 from streams.audit.verify import verify
 from streams.tables.reader import TableMeta
 from tests.audit.memory import MemoryLog, MemoryRecord
-from tests.audit.scripts import SYMBOL, Script
+from tests.audit.scripts import SYMBOL, Script, played
 from tests.audit.test_replay import STEPS, Step
 
 SHARDS = 2
@@ -313,12 +313,7 @@ def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) ->
 @given(st.lists(STEPS, min_size=10, max_size=60))
 @configure(max_examples=30, deadline=None)
 def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
-    script = Script().begin()
-    script.transfer("alice", "1000")
-    script.transfer("bob", "30000")
-    for step in steps:
-        step(script)
-    script.running.settle()
+    script = played(steps)
     script.log.append(TRANSFERS, b"not routed yet", key="alice")
     groups = Groups(script.log, script.running.committed, shards=1, router_behind=1)
     findings = verify(script.log, Tables(script.log, shards=1), groups, [], tables_timeout_s=0)

@@ -7,19 +7,7 @@ import msgspec
 from schemas.parameters import PolicyParameters
 from schemas.topics import COMMANDS, PARAMETERS
 from streams.audit.replay import replay
-from tests.audit.scripts import SYMBOL, Script, instrument
-
-
-def opened() -> Script:
-    """Alice is long one at 10,000 on 1,000, and Bob short against her."""
-    script = Script().begin()
-    script.transfer("alice", "1000")
-    script.transfer("bob", "100000")
-    script.cycle()
-    script.fill("alice", "1", "10000")
-    script.fill("bob", "-1", "10000")
-    script.cycle()
-    return script
+from tests.audit.scripts import SYMBOL, Script, instrument, opened
 
 
 def test_parameters_polled_when_a_commit_fails_come_into_force() -> None:
