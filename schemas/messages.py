@@ -15,6 +15,9 @@ from schemas.types import (
     AccountStatus,
     AlertKind,
     Asset,
+    DerivedDecimal,
+    DerivedId,
+    DerivedUnsigned,
     GroupStatus,
     Identifier,
     MarginMode,
@@ -42,7 +45,7 @@ class TradeSide(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a trade. ``fee`` is in the settle asset; a rebate is negative."""
 
     account: Identifier
-    order_id: Identifier
+    order_id: DerivedId
     fee: SignedDecimal
     margin: MarginMode = "cross"
 
@@ -90,8 +93,8 @@ class OraclePrice(msgspec.Struct, frozen=True, kw_only=True):
 class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
     """``liquidation.reports.v1``: what became of one order of a command. ``filled_quantity`` is cumulative."""
 
-    command_id: Identifier
-    order_id: Identifier
+    command_id: DerivedId
+    order_id: DerivedId
     account: Identifier
     status: ReportStatus
     filled_quantity: UnsignedDecimal = "0"
@@ -139,11 +142,23 @@ class ReportColumns(msgspec.Struct, kw_only=True):
     filled_quantity: list[str] = msgspec.field(default_factory=list)
 
 
-class EventFrame(msgspec.Struct, kw_only=True):
-    """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied transfers first, then fills, reports.
+class Suspension(msgspec.Struct, kw_only=True):
+    """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
-    ``time`` is the router's clock when it built the frame; with the marks' time it is the only clock the engine knows.
-    ``repaired`` marks a replayed dead letter: its transfers may be older than the account's last one.
+    account: str
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+
+
+class EventFrame(msgspec.Struct, kw_only=True):
+    """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied suspensions first, then transfers,
+    fills, reports.
+
+    ``time`` is the router's clock when it built the frame; with the marks' time and the time at which Kafka appended
+    them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter: its transfers may be older
+    than the account's last one.
     """
 
     time: TimeUs
@@ -151,6 +166,7 @@ class EventFrame(msgspec.Struct, kw_only=True):
     transfers: TransferColumns = msgspec.field(default_factory=TransferColumns)
     fills: FillColumns = msgspec.field(default_factory=FillColumns)
     reports: ReportColumns = msgspec.field(default_factory=ReportColumns)
+    suspensions: list[Suspension] = msgspec.field(default_factory=list)
 
 
 # --- oracle to engine ------------------------------------------------------------------------------------------------
@@ -190,22 +206,28 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
     """One order of a command. ``limit_price`` is the worst price at which the close costs the fund nothing."""
 
-    order_id: Identifier
+    order_id: DerivedId
     symbol: Symbol
     position_side: PositionSide
     order_side: Side
     quantity: PositiveDecimal
     reduce_only: bool
-    limit_price: SignedDecimal
+    limit_price: DerivedDecimal
     mark_price: PositiveDecimal
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a command was issued: the figures and the exact place in the logs from which anybody can recompute them."""
+    """Why a command was issued: the figures and the exact place in the logs from which anybody can recompute them.
 
-    equity: SignedDecimal
-    maintenance_margin: UnsignedDecimal
-    health_ratio: SignedDecimal
+    ``debt`` is the weighted sum of the negative balances, ``unweighted_equity`` counts every balance at weight 1.
+    ``stale_bounds`` names the symbols whose marks are not live, with the bound they were given (its mark is worth at
+    most 1 + bound times what ``marks`` says, at least nothing): equity, debt and maintenance_margin are then those of
+    the corner that is best for the account, below its requirement even so.
+    """
+
+    equity: DerivedDecimal
+    maintenance_margin: DerivedUnsigned
+    health_ratio: DerivedDecimal
     shard: Annotated[int, Meta(ge=0)]
     events_offset: Offset
     marks_offset: Offset
@@ -213,17 +235,20 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     marks: dict[str, str]
     reason: str
     scales: dict[str, str] = {}
+    debt: DerivedUnsigned = "0"
+    unweighted_equity: DerivedDecimal | None = None
+    stale_bounds: dict[str, str] = {}
 
 
 class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
     """``liquidation.commands.v1``: ``command_id`` is ``account:sequence``, a pure function of the inputs."""
 
-    command_id: Identifier
+    command_id: DerivedId
     account: Identifier
     margin: Symbol
     sequence: Sequence
     stage: Stage
-    supersedes: Identifier | None
+    supersedes: DerivedId | None
     cancel_open_orders: bool
     issued_at: TimeUs
     expires_at: TimeUs
@@ -232,19 +257,24 @@ class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """``margin.alerts.v1``: what an account's owner or the risk desk is told. ``level`` is the margin-call level."""
+    """``margin.alerts.v1``: what an account's owner or the risk desk is told. ``level`` is the margin-call level.
 
-    alert_id: Identifier
+    What concerns a whole shard (a symbol without a live mark, a clock that is off) has the account
+    ``margin-clearing:shard:N``. ``symbol`` is the one it is about, if it is about one.
+    """
+
+    alert_id: DerivedId
     account: Identifier
     margin: Symbol
     kind: AlertKind
     level: SignedDecimal | None
-    health_ratio: SignedDecimal | None
-    equity: SignedDecimal | None
-    maintenance_margin: UnsignedDecimal | None
+    health_ratio: DerivedDecimal | None
+    equity: DerivedDecimal | None
+    maintenance_margin: DerivedUnsigned | None
     marks_offset: Offset
     event_time: TimeUs
     reason: Text | None = None
+    symbol: Symbol | None = None
 
 
 class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,21 +286,37 @@ class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """An order of the outstanding command: ``filled`` sums the fills seen, ``final`` is what its last report says."""
+    """An order of the outstanding command: ``filled`` sums the fills seen, ``final`` is what its last report says.
 
-    order_id: Identifier
+    A fill counts only for its ``symbol`` and ``order_side``; rows of earlier versions do not have them.
+    """
+
+    order_id: DerivedId
     quantity: PositiveDecimal
-    filled: UnsignedDecimal = "0"
+    filled: DerivedUnsigned = "0"
     final: UnsignedDecimal | None = None
+    symbol: Symbol | None = None
+    order_side: Side | None = None
 
 
 class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
     """The one outstanding command of a group."""
 
-    command_id: Identifier
+    command_id: DerivedId
     stage: Stage
     expires_at: TimeUs
     orders: tuple[OpenOrder, ...]
+
+
+class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
+    """A credit that could not be applied and waits: it can only have made its account better."""
+
+    transfer_id: Identifier
+    sequence: Sequence
+    margin: Symbol
+    asset: Asset
+    amount: PositiveDecimal
+    offset: Offset
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,6 +328,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     positions: tuple[PositionRow, ...]
     margin_call_level: SignedDecimal | None = None
     command: OpenCommand | None = None
+    told_undecided: bool = False
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -290,6 +337,9 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued,
     transfer applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead
     letters that could not be applied; the account is suspended until they are repaired and replayed.
+    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are credits
+    that wait to be applied. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not come, those
+    below ``transfer_floor`` are not known.
     """
 
     account: Identifier
@@ -300,6 +350,10 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     alert_sequence: Sequence = 0
     unapplied: Sequence = 0
     suspended_reason: Text | None = None
+    told_liquidatable: bool = False
+    parked: tuple[ParkedTransfer, ...] = ()
+    transfer_gaps: tuple["Range", ...] = ()
+    transfer_floor: Offset = 0
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -319,7 +373,10 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``clock`` is the shard's time after it: the latest seen on marks and events.
     ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next``: the
     parameters in force after it are those of the records below this offset; it is less than ``parameters.next`` while
-    the ledger cannot be held in newer ones.
+    the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
+    (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
+    since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
+    been alerted, ``skewed`` which clocks have been.
     """
 
     kind: Literal["claim", "commit"]
@@ -336,5 +393,10 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     rules_next: Offset = -1
     accounts: int = 0
     commands: tuple[str, ...] = ()
-    open_interest: dict[Symbol, UnsignedDecimal] | None = None
+    open_interest: dict[Symbol, DerivedUnsigned] | None = None
     worker: Text = ""
+    command_count: Offset = -1
+    alert_sequence: Sequence = 0
+    not_live: dict[Symbol, TimeUs] = {}
+    told_not_live: tuple[Symbol, ...] = ()
+    skewed: tuple[Text, ...] = ()

@@ -61,6 +61,9 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     Under portfolio margin, positions of one ``scan_group`` are valued together in each scenario. ``scan_range`` is the
     price move scanned, as a fraction; ``scan_array``, if given, is the profit of a long of notional 1 in each of the
     scenarios instead (as a pricing model finds it), and ``scan_floor_rate`` the least margin on a notional of 1.
+
+    ``min_order_notional`` is the smallest order that the venue takes, in the settle asset. ``stale_bound``: while the
+    mark is not live, the price is taken to be anything from nothing to 1 + ``stale_bound`` times the last one.
     """
 
     symbol: Symbol
@@ -79,6 +82,8 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     scan_floor_rate: UnsignedDecimal = "0"
     volatility_scale: Scale | None = None
     open_interest_scale: Scale | None = None
+    min_order_notional: PositiveDecimal | None = None
+    stale_bound: PositiveDecimal = "9"
     version: Sequence = 0
 
     @property
@@ -94,7 +99,8 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
     is cheaper than closing positions. Without it they are asked to only when closing positions is not enough.
 
     Its haircuts (1 - weight) are multiplied by ``volatility_scale`` (measure: the standard deviation of the mark of
-    ``price_symbol`` in a day, as a fraction).
+    ``price_symbol`` in a day, as a fraction). ``min_order_notional`` is the smallest order on the market of
+    ``price_symbol``, in the unit of account; ``stale_bound`` is that of an instrument, for its price.
     """
 
     asset: Asset
@@ -106,6 +112,8 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
     liability_weight: PositiveDecimal = "1"
     liquidation_fee: UnsignedDecimal | None = None
     volatility_scale: Scale | None = None
+    min_order_notional: PositiveDecimal | None = None
+    stale_bound: PositiveDecimal = "9"
     version: Sequence = 0
 
     @property
@@ -130,6 +138,9 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 
     Volatility is an average whose weights halve every ``volatility_half_life_ms``; rates are scaled anew at most every
     ``scale_interval_ms``.
+
+    What a missing mark keeps from being decided for ``undecided_alert_ms`` is alerted. A clock counts as the broker's,
+    ``clock_skew_ms_max`` more or less.
     """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"
@@ -142,6 +153,8 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     scan_initial_scale: PositiveDecimal = "1.25"
     volatility_half_life_ms: DurationMs = 600_000
     scale_interval_ms: DurationMs = 10_000
+    undecided_alert_ms: DurationMs = 5_000
+    clock_skew_ms_max: DurationMs = 2_000
     version: Sequence = 0
 
     @property
@@ -159,6 +172,8 @@ class OracleParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     max_confidence_ratio: UnsignedDecimal = "0.01"
     max_deviation: UnsignedDecimal = "0.05"
     max_jump: UnsignedDecimal = "0.10"
+    jump_confirm_ms: DurationMs = 500
+    jump_halt_ms_max: DurationMs = 30_000
     version: Sequence = 0
 
     @property
