@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaException
 
+from streams.broker.client_log import ClientLog
 from streams.errors import SettingsError
 from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings, kafka_options
 
@@ -32,7 +33,7 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
         "bootstrap.servers": kafka.bootstrap_servers,
         "client.id": client_id,
         "security.protocol": kafka.security_protocol.lower(),
-        "logger": log,
+        "logger": ClientLog(log),
         "log.connection.close": False,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
