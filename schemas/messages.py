@@ -339,7 +339,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     letters that could not be applied; the account is suspended until they are repaired and replayed.
     ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are credits
     that wait to be applied. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not come, those
-    below ``transfer_floor`` are not known.
+    below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could not be
+    read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
     """
 
     account: Identifier
@@ -354,6 +355,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     parked: tuple[ParkedTransfer, ...] = ()
     transfer_gaps: tuple["Range", ...] = ()
     transfer_floor: Offset = 0
+    unread: str | None = None
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -376,7 +378,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
     (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
     since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
-    been alerted, ``skewed`` which clocks have been.
+    been alerted, ``skewed`` which clocks have been. ``unread``, of a claim, is how many records of the journal before
+    it could not be read: the shard stands at the marks of the claim, and every account is decided anew.
     """
 
     kind: Literal["claim", "commit"]
@@ -400,3 +403,4 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     not_live: dict[Symbol, TimeUs] = {}
     told_not_live: tuple[Symbol, ...] = ()
     skewed: tuple[Text, ...] = ()
+    unread: Sequence = 0

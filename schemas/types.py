@@ -80,5 +80,12 @@ AlertKind = Literal[
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""
+
+
+def shard_account(shard: int) -> str:
+    """What stands for the account in an alert about a whole shard."""
+    return f"{RESERVED_ACCOUNTS}shard:{shard}"
+
+
 CROSS = "cross"
 """The margin group that all of an account's positions share unless one is isolated under its symbol."""
