@@ -357,7 +357,9 @@ def status(
 @app.command()
 def replay(
     shard: Annotated[int | None, _else("every one", "The shard")] = None,
-    first: Annotated[int | None, _else("the first that the logs still hold", "Compare from this journal sequence on", "--from")] = None,
+    first: Annotated[
+        int | None, _else("the first that the logs still hold", "Compare from this journal sequence on", "--from")
+    ] = None,
     last: Annotated[int | None, _else("the last", "Compare up to this journal sequence", "--to")] = None,
     bootstrap_servers: BootstrapServers = None,
     as_json: AsJson = False,
@@ -470,7 +472,9 @@ def verify(
 
 @app.command()
 def evaluate(
-    file: Annotated[Path | None, typer.Argument(help="JSON [default: standard input]", dir_okay=False, show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON [default: standard input]", dir_okay=False, show_default=False)
+    ] = None,
     example: Annotated[
         bool, _else("evaluate", "Print a whole document that this command reads, and end", "--example")
     ] = False,
@@ -523,8 +527,12 @@ def _read(file: Path | None) -> bytes:
 
 @app.command()
 def demo(
-    trades: Annotated[Path | None, _else("the carried one", "Recorded trades, CSV (.gz) as in the carried recording")] = None,
-    quotes: Annotated[Path | None, _else("the carried one", "Recorded quotes, CSV (.gz) as in the carried recording")] = None,
+    trades: Annotated[
+        Path | None, _else("the carried one", "Recorded trades, CSV (.gz) as in the carried recording")
+    ] = None,
+    quotes: Annotated[
+        Path | None, _else("the carried one", "Recorded quotes, CSV (.gz) as in the carried recording")
+    ] = None,
     speed: Annotated[float, typer.Option(help="Market seconds a second; 1 is real time")] = 20.0,
     seconds: Annotated[float | None, _else("all of it", "Play only the first so many seconds of the market")] = None,
     accounts: Annotated[int, typer.Option(help="Size of the drawn population")] = 4000,
@@ -572,7 +580,9 @@ def demo(
 def local(
     kafka_port: Annotated[int, typer.Option(help="Port of Kafka; 0 takes a free one")] = 0,
     redis_port: Annotated[int, typer.Option(help="Port of Valkey; 0 takes a free one")] = 0,
-    keep_data: Annotated[Path | None, _else("removed at the end", "Keep the data here and use it again next time")] = None,
+    keep_data: Annotated[
+        Path | None, _else("removed at the end", "Keep the data here and use it again next time")
+    ] = None,
 ) -> None:
     """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C.
 

@@ -212,9 +212,7 @@ def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Setting
     return wanted[topic.partitioning]()
 
 
-def _cleanup_policies(
-    admin: AdminClient, topics: list[Topic], report: TopicReport, timeout_s: float
-) -> dict[str, str]:
+def _cleanup_policies(admin: AdminClient, topics: list[Topic], report: TopicReport, timeout_s: float) -> dict[str, str]:
     """The cleanup policies that this client may read; what it may not goes to ``report``."""
     if not topics:
         return {}
