@@ -74,7 +74,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self._producer = Producer(
-            config.producer(self.settings.kafka, "margin-demo-exchange") | {"linger.ms": 1, "compression.type": "none"}
+            config.producer(self.settings.kafka, "margin-demo-exchange") | {"linger.ms": 1}
         )
         self._rng = random.Random(self.seed + 1)
         self._trade_id = dict.fromkeys(self.market.contracts, now_us())
