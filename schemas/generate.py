@@ -173,7 +173,7 @@ def samples(topic: str) -> list[Path]:
 
 
 def json_schema(topic: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a topic's values, with the standard's keywords only: strict readers refuse others."""
+    """The JSON Schema (2020-12) of a topic's values, with the standard's keywords only, as strict readers ask."""
     return {"$schema": _DIALECT, "title": topic, **_standard(msgspec.json.schema(MESSAGE_TYPES[topic]))}
 
 
@@ -257,7 +257,11 @@ def _servers() -> dict[str, Any]:
     passwords = [{"$ref": f"#/components/securitySchemes/{name}"} for name in ("plain", "scramSha256", "scramSha512")]
     certificate = [{"$ref": "#/components/securitySchemes/clientCertificate"}]
     return {
-        "plaintext": {**host, "protocol": "kafka", "description": "PLAINTEXT: no encryption, nobody is asked who he is."},
+        "plaintext": {
+            **host,
+            "protocol": "kafka",
+            "description": "PLAINTEXT: no encryption, no credentials.",
+        },
         "tls": {**host, "protocol": "kafka-secure", "description": "SSL: encrypted; the broker shows its certificate."},
         "mutualTls": {
             **host,

@@ -27,7 +27,7 @@ _ANY = object()
 
 
 def refusal(text: str, message_type: Any, data: bytes) -> str:
-    """What msgspec's ``text`` says of ``data``, which is no ``message_type``, in at most TEXT_CHARACTERS_MAX characters."""
+    """Msgspec's ``text`` about ``data``, which is no ``message_type``, in words; at most TEXT_CHARACTERS_MAX."""
     found = _PLACE.match(text)
     if found is None:
         return _cut(_expected(text, None), TEXT_CHARACTERS_MAX)

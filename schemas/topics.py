@@ -86,6 +86,8 @@ CONTRACT: tuple[Topic, ...] = (
 def all_topics() -> tuple[Topic, ...]:
     """The contract's topics and their dead-letter topics."""
     letters = tuple(
-        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS, compression="none") for topic in CONTRACT if topic.dead_letters
+        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS, compression="none")
+        for topic in CONTRACT
+        if topic.dead_letters
     )
     return CONTRACT + letters

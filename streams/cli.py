@@ -332,8 +332,8 @@ def status(
 ) -> None:
     """Show how a running deployment is doing: who owns what, lags, marks, tables.
 
-    Needs Kafka; Redis away is one of the things it finds. Nothing is written and no process is asked. Prints the groups,
-    a table of the shards, and a sentence for whatever is wrong with what to do.
+    Needs Kafka; Redis away is one of the things it finds. Nothing is written and no process is asked. Prints the
+    groups, a table of the shards, and a sentence for whatever is wrong with what to do.
 
     \b
     Exit codes: 0 all is as it should be; 1 something is wrong; 2 Kafka cannot be reached, or a topic is missing.

@@ -1,8 +1,8 @@
 """Creating and verifying the topics of the contract.
 
 What is missing is created; what exists is compared with the contract and every difference is said. Nothing is ever
-deleted or altered: a wrong partition count cannot be mended without moving accounts between shards. Topics are asked for
-by name, because only then does Kafka say which of them this client may not see: such a topic is not a missing one.
+deleted or altered: a wrong partition count cannot be mended without moving accounts between shards. Topics are asked
+for by name, because only then does Kafka say which of them this client may not see: such a topic is not a missing one.
 """
 
 from collections.abc import Callable, Sequence

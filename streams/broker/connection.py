@@ -1,4 +1,4 @@
-"""Whether Kafka can be reached: found out within seconds, and told with the address and the client's own last reason."""
+"""Whether Kafka can be reached: known within seconds, and told with the address and the client's own last reason."""
 
 import time
 from collections.abc import Mapping
@@ -121,6 +121,6 @@ class _Check:
         verb = "and this client do not agree" if self._refused is not None else f"does not answer{within}"
         protocol = f" ({kafka.security_protocol})"
         return (
-            f"Kafka at {kafka.bootstrap_servers}{protocol} {verb}: {reason or 'it says nothing, not even that it refuses'}"
+            f"Kafka at {kafka.bootstrap_servers}{protocol} {verb}: {reason or 'no refusal, no answer'}"
             f"; {advice or _CHECK + ', and MARGIN_KAFKA__SECURITY_PROTOCOL to what it expects'}"
         )
