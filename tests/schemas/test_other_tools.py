@@ -1,7 +1,7 @@
 """The generated schemas load in the tools that other teams use: AsyncAPI's parser, ajv in its strict mode, kafkajs.
 
-The parser's rules are AsyncAPI's own JSON Schema; what ajv's strict mode refuses is listed in its documentation (unknown
-keywords and formats, tuples without an end, unions of types), and here it is looked for.
+The parser's rules are AsyncAPI's own JSON Schema. What ajv's strict mode refuses is listed in its documentation
+(unknown keywords and formats, tuples without an end, unions of types), and here it is looked for.
 """
 
 from collections.abc import Iterator
@@ -105,8 +105,10 @@ def schemas_in(schema: Any) -> Iterator[dict[str, Any]]:
     for name in ("anyOf", "allOf", "oneOf", "prefixItems"):
         for inner in schema.get(name, ()):
             yield from schemas_in(inner)
-    for name in ("items", "additionalProperties", "propertyNames"):
+    for name in ("items", "additionalProperties"):
         yield from schemas_in(schema.get(name))
+    if "propertyNames" in schema:
+        yield from schemas_in({"type": "string", **schema["propertyNames"]})
 
 
 def refused_by_strict_mode(schema: dict[str, Any]) -> list[str]:
