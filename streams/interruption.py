@@ -33,13 +33,20 @@ def prompt() -> Iterator[None]:
     fd_before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
     ended = threading.Event()
     threading.Thread(target=_end_late, args=(told, taken, ended), name="interruption", daemon=True).start()
+    caught: list[int] = []
+
+    def unwind(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        raise _Interrupted(128 + number)
+
     for number in taken:
-        signal.signal(number, _exit_from_main)
+        signal.signal(number, unwind)
     try:
         yield
-    except _Interrupted:
-        raise  # what ends a process at last may wait, too: the thread stays to see to it
     except BaseException:
+        if caught:
+            # A library may have made another error of it. The thread stays: what comes now may wait for a server, too.
+            raise _Interrupted(128 + caught[0]) from None
         ended.set()
         raise
     else:
@@ -53,10 +60,6 @@ def prompt() -> Iterator[None]:
 
 class _Interrupted(SystemExit):
     """Unwinds the main thread; click and typer let it through."""
-
-
-def _exit_from_main(number: int, _: FrameType | None) -> None:
-    raise _Interrupted(128 + number)
 
 
 def _end_late(told: socket.socket, taken: list[signal.Signals], ended: threading.Event) -> None:

@@ -62,7 +62,7 @@ def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
     """
     counts, refused = _look(admin, timeout_s)
     if refused:
-        raise BrokerError("; ".join(refused))
+        raise BrokerError("; ".join(refused.values()))
     return counts
 
 

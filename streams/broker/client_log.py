@@ -81,6 +81,12 @@ def reason_of(text: str) -> tuple[str, str]:
     return broker, reason
 
 
+def is_bootstrap(text: str) -> bool:
+    """Whether a line of librdkafka is about an address of the settings, not about one that the cluster gave."""
+    found = _BROKER.match(text.strip())
+    return found is not None and found["node"] == "bootstrap"
+
+
 def last_reasons(age_s_max: float = _REASON_AGE_S) -> str:
     """What this process's clients last said of the brokers that they could not keep a connection to; may be empty."""
     oldest = time.monotonic() - age_s_max

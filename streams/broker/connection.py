@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
 
 from streams.broker import config
-from streams.broker.client_log import ClientLog, in_words, listed, reason_of
+from streams.broker.client_log import ClientLog, in_words, is_bootstrap, listed, reason_of
 from streams.errors import BrokerError
 from streams.settings import KafkaSettings
 
@@ -17,6 +15,7 @@ ANSWER_S_MAX = 3.0
 """How long a cluster may take to answer for the first time. With the start of Python a refusal comes within 5 s."""
 
 _POLL_S = 0.05
+_NO_REASON = "no reason given; its name may not resolve, or what is there accepts and says nothing"
 _CHECK = "set MARGIN_KAFKA__BOOTSTRAP_SERVERS or --bootstrap-servers to where it is"
 _ADVICE: Mapping[int, str] = {
     KafkaError._AUTHENTICATION: (
@@ -50,6 +49,8 @@ class _Check:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._reasons: dict[str, str] = {}
+        self._given: dict[str, str] = {}
+        """Those of brokers that the cluster has named, and not the settings."""
         self._codes: dict[str, int] = {}
         self._refused: int | None = None
         properties = config.common(kafka, "margin-check") | {
@@ -61,42 +62,17 @@ class _Check:
         self._admin = config.created(AdminClient, properties)
 
     def run(self) -> None:
+        # The answer is the controller's, at the address that the cluster gives for it, not only a bootstrap server's.
         described = self._admin.describe_cluster(request_timeout=self._timeout_s + 1)
-        nodes = self._first([described])
-        if nodes is None:
-            raise BrokerError(self._why_nobody())
-        self._require_node([node for node in nodes.nodes if node is not None])
-
-    def _require_node(self, nodes: list[Any]) -> None:
-        """A cluster may answer at its bootstrap address and give addresses that nobody here can reach."""
-        self._reasons.clear()
-        asked: list[Future[Any]] = []
-        for node in nodes:
-            resource = ConfigResource(ResourceType.BROKER, str(node.id))
-            asked += self._admin.describe_configs([resource], request_timeout=self._timeout_s + 1).values()
-        if nodes and self._first(asked, refusal_is_an_answer=True) is None:
-            where = ", ".join(f"{node.host}:{node.port}" for node in nodes)
-            raise BrokerError(
-                f"Kafka at {self._kafka.bootstrap_servers} answers and says that its brokers are at {where}, where "
-                f"none does within {self._timeout_s:g} s: {listed(self._reasons) or 'no reason given'}; its "
-                "advertised.listeners must be addresses that can be reached from here"
-            )
-
-    def _first(self, asked: list[Future[Any]], *, refusal_is_an_answer: bool = False) -> Any:
-        """The first answer, or None if there is none in time or none to be expected."""
-        while asked and time.monotonic() < self._deadline:
+        while not described.done() and self._refused is None and time.monotonic() < self._deadline:
             self._admin.poll(_POLL_S)  # serves error_cb and the log, and lets signals in
-            for future in [future for future in asked if future.done()]:
-                asked.remove(future)
-                try:
-                    return future.result()
-                except KafkaException as error:
-                    if refusal_is_an_answer and error.args[0].code() >= 0:
-                        return error
-                    self._note(error.args[0])
-            if self._refused is not None:
-                return None
-        return None
+        if described.done():
+            try:
+                described.result()
+                return
+            except KafkaException as error:
+                self._note(error.args[0])
+        raise BrokerError(self._why())
 
     def _on_error(self, error: KafkaError) -> None:
         self._note(error)
@@ -107,8 +83,19 @@ class _Check:
         broker, reason = reason_of(error.str())
         if broker:
             self._reasons[broker], self._codes[broker] = reason, error.code()
+            if not is_bootstrap(error.str()):
+                self._given[broker] = reason
         elif error.code() >= 0:
             self._reasons[""] = in_words(error)
+
+    def _why(self) -> str:
+        if not self._given or self._refused is not None:
+            return self._why_nobody()
+        return (
+            f"Kafka at {self._kafka.bootstrap_servers} answers, and gives addresses of its brokers where none does "
+            f"within {self._timeout_s:g} s: {listed(self._given)}; its advertised.listeners must be addresses that can "
+            "be reached from here"
+        )
 
     def _why_nobody(self) -> str:
         kafka = self._kafka
@@ -121,6 +108,6 @@ class _Check:
         verb = "and this client do not agree" if self._refused is not None else f"does not answer{within}"
         protocol = f" ({kafka.security_protocol})"
         return (
-            f"Kafka at {kafka.bootstrap_servers}{protocol} {verb}: {reason or 'no refusal, no answer'}"
+            f"Kafka at {kafka.bootstrap_servers}{protocol} {verb}: {reason or _NO_REASON}"
             f"; {advice or _CHECK + ', and MARGIN_KAFKA__SECURITY_PROTOCOL to what it expects'}"
         )

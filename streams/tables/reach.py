@@ -46,7 +46,7 @@ def require_redis(settings: RedisSettings, timeout_s: float = ANSWER_S_MAX) -> N
         raise TableError(f"Redis at {where} does not answer within {timeout_s:g} s; {_CHECK}")
     client.close()
     if failures:
-        raise TableError(f"Redis at {where} {why(failures[0])}") from failures[0]
+        raise TableError(f"Redis at {where} {why(failures[0], where)}") from failures[0]
 
 
 def address(client: redis.Redis) -> str:
@@ -59,9 +59,10 @@ def address(client: redis.Redis) -> str:
     return f"{scheme}://{found.get('host', 'localhost')}:{found.get('port', 6379)}/{found.get('db', 0) or 0}"
 
 
-def why(error: BaseException) -> str:
+def why(error: BaseException, where: str) -> str:
     """What a Redis client's error means and what to do, to follow "Redis at ADDRESS"."""
     causes = _causes(error)
+    other = "redis:// if it has no TLS" if where.startswith("rediss:") else "rediss:// if it expects TLS"
     text = " ".join(str(error).split())[:_REASON_CHARACTERS_MAX]
     if isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return f"refuses the credentials: {text}; check the user and the password of MARGIN_REDIS__URL"
@@ -71,15 +72,15 @@ def why(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"shows a certificate that is not trusted: {cause.verify_message}; check the CA and the host name"
         if isinstance(cause, ssl.SSLError):
-            return f"and this client do not agree on TLS: {cause.reason or text}; without TLS it is redis://"
+            return f"and this client do not agree on TLS: {cause.reason or text}; with {other}"
         if isinstance(cause, socket.gaierror):
             return f"cannot be reached: no such host ({cause.strerror}); {_CHECK}"
     if isinstance(error, redis.TimeoutError):
-        return f"does not answer: {text}; {_CHECK}, with rediss:// if it expects TLS"
+        return f"does not answer: {text}; {_CHECK}, with {other}"
     if isinstance(error, redis.ConnectionError):
         if any(isinstance(cause, ConnectionRefusedError | FileNotFoundError | PermissionError) for cause in causes):
             return f"cannot be reached: {text}; {_CHECK}"
-        return f"ends the connection: {text}; {_CHECK}, with rediss:// if it expects TLS"
+        return f"ends the connection: {text}; {_CHECK}, with {other}"
     return f"refuses: {text}"
 
 
