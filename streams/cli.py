@@ -164,9 +164,9 @@ def router(
     Start as many as trades.v1 has partitions. SIGTERM finishes the batch in hand and leaves the group. Needs Kafka with
     the topics (see `margin-clearing topics`); it has no use for Redis. Logs go to standard error.
 
-    \b
     Exit codes: 0 stopped by SIGTERM or Ctrl-C; 2 Kafka cannot be reached within 5 s, is not as it must be, or went
     away for good: start it again; 70 ended by its own watchdog: start it again.
+
     \b
     Example:
       margin-clearing router --bootstrap-servers kafka-1:9092,kafka-2:9092 --metrics-port 9100
@@ -197,9 +197,9 @@ def oracle(
     One process publishes; a second one stands by and takes over when the first is gone. Needs Kafka with the topics
     (see `margin-clearing topics`); Redis may be away. Logs go to standard error.
 
-    \b
     Exit codes: 0 stopped by SIGTERM or Ctrl-C; 1 broken, or replaced by another process: start it again; 2 Kafka
     cannot be reached within 5 s or is not as it must be: start it again; 70 ended by its own watchdog: start it again.
+
     \b
     Example:
       margin-clearing oracle --bootstrap-servers kafka-1:9092 --redis-url redis://redis:6379/0 --metrics-port 9100
@@ -231,9 +231,9 @@ def engine(
     hands the shards over and leaves. Needs Kafka with the topics (see `margin-clearing topics`); Redis may be away.
     Logs go to standard error.
 
-    \b
     Exit codes: 0 stopped by SIGTERM or Ctrl-C; 2 Kafka cannot be reached within 5 s, is not as it must be, or went
     away for good: start it again; 70 ended by its own watchdog: start it again.
+
     \b
     Example:
       margin-clearing engine --bootstrap-servers kafka-1:9092 --redis-url redis://redis:6379/0 --metrics-port 9100
@@ -268,8 +268,8 @@ def topics(
     Nothing is ever altered or deleted. Needs Kafka. Prints a line a topic: created, right, or wrong with what it is and
     must be. A topic that this client is not authorised to see is said to be that.
 
-    \b
     Exit codes: 0 all topics are right; 1 something is wrong; 2 Kafka cannot be reached, or a flag is wrong.
+
     \b
     Example:
       margin-clearing topics --bootstrap-servers kafka-1:9092 --shards 32 --replication-factor 3
@@ -302,8 +302,8 @@ def account(
 
     Needs Redis, for the account and the marks, and Kafka, for the parameters. Prints a table for each margin group.
 
-    \b
     Exit codes: 0 shown; 1 there is no such account; 2 Kafka or Redis cannot be reached, or Redis holds no tables.
+
     \b
     Example:
       margin-clearing account acct-17 --redis-url redis://redis:6379/0
@@ -335,8 +335,8 @@ def status(
     Needs Kafka; Redis away is one of the things it finds. Nothing is written and no process is asked. Prints the
     groups, a table of the shards, and a sentence for whatever is wrong with what to do.
 
-    \b
     Exit codes: 0 all is as it should be; 1 something is wrong; 2 Kafka cannot be reached, or a topic is missing.
+
     \b
     Example:
       margin-clearing status --bootstrap-servers kafka-1:9092 --json
@@ -364,7 +364,7 @@ def replay(
     bootstrap_servers: BootstrapServers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a shard's journal again from the logs and compare what was committed, byte for byte. Reads only.
+    """Run a shard's journal again from the logs and compare what was committed, byte for byte. Needs Kafka; reads only.
 
     The journal says which events, marks and parameters each commit covered, in which order and where a new owner took
     the shard; the same code must give the same commands, alerts, account rows and journal records. Whatever differs is
@@ -374,8 +374,8 @@ def replay(
     Rows that compaction has removed are counted, not compared. What runs is this version's code: commits of one that
     decided otherwise differ rightly.
 
-    \b
     Exit codes: 0 the same bytes; 1 something differs; 2 Kafka cannot be reached, or the logs hold too little.
+
     \b
     Example:
       margin-clearing replay --shard 3 --from 1000
@@ -407,14 +407,14 @@ def explain(
     bootstrap_servers: BootstrapServers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a liquidation command: the group as it was, every term of its equity and margin, the plan. Reads only.
+    """Explain a liquidation command: the group as it was, every term of its equity and margin, the plan.
 
-    The account is set up as it was before the commit that issued the command, and that commit is run again from the
-    logs. Shown are the marks with the source prices they were formed from, the parameter records in force, each balance
-    and position with what it counted for, the shortage, and the orders.
+    Needs Kafka; reads only. The account is set up as it was before the commit that issued the command, and that commit
+    is run again from the logs. Shown are the marks with the source prices they were formed from, the parameter records
+    in force, each balance and position with what it counted for, the shortage, and the orders.
 
-    \b
     Exit codes: 0 the logs give the command; 1 they do not; 2 Kafka cannot be reached, or there is no such command.
+
     \b
     Example:
       margin-clearing explain acct-17:3
@@ -443,15 +443,15 @@ def verify(
     redis_url: RedisUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a deployment while it runs: topics, journals, commands, alerts, offsets, tables, money. Reads only.
+    """Verify a deployment while it runs: topics, journals, commands, alerts, offsets, tables, money.
 
-    Topics are as the contract needs them; journals have no gaps; commands and alerts are numbered without gaps or
-    repeats and are those that the journals and rows count; committed offsets are the journals'; Redis holds the
-    changelog's rows; what the accounts hold is what the inputs brought, as far as these are still complete. Whatever
-    differs is named with its place. How far anything lags behind is told and no difference.
+    Needs Kafka and Redis; reads only. Topics are as the contract needs them; journals have no gaps; commands and alerts
+    are numbered without gaps or repeats and are those that the journals and rows count; committed offsets are the
+    journals'; Redis holds the changelog's rows; what the accounts hold is what the inputs brought, as far as these are
+    still complete. Whatever differs is named with its place. How far anything lags behind is told and no difference.
 
-    \b
     Exit codes: 0 nothing differs; 1 something does; 2 Kafka or Redis cannot be reached.
+
     \b
     Example:
       margin-clearing verify --bootstrap-servers kafka-1:9092 --redis-url redis://redis:6379/0
@@ -500,8 +500,8 @@ def evaluate(
     liquidation and bankruptcy prices, and the plan if it is liquidatable. --example prints a whole document to begin
     with.
 
-    \b
     Exit codes: 0 evaluated; 2 the document is not one, and the field and the reason are named.
+
     \b
     Example:
       margin-clearing evaluate --example > account.json && margin-clearing evaluate account.json
@@ -549,8 +549,8 @@ def demo(
     Needs nothing: it starts a local Kafka and Valkey unless addresses are given. The quotes and trades are real; the
     accounts are drawn. Prints the first commands, figures of the run, and the outcome of each check.
 
-    \b
     Exit codes: 0 every check holds; 1 one does not; 2 a mistake in a flag, or a server that cannot be reached.
+
     \b
     Example:
       margin-clearing demo --seconds 60 --accounts 1000
@@ -588,8 +588,8 @@ def local(
 
     Needs nothing that is not downloaded once. Prints the addresses, as the variables that the other commands read.
 
-    \b
     Exit codes: 0 ended by Ctrl-C or SIGTERM; 2 it cannot start, with the reason.
+
     \b
     Example:
       margin-clearing local --kafka-port 9092 --redis-port 6379
@@ -610,11 +610,12 @@ def ticks(
 ) -> None:
     """Time a new mark in the engine's arithmetic: the trigger index beside a full re-evaluation with NumPy.
 
-    A calm walk (one symbol a tick, a basis point each), then a crash of 10 % of one symbol, then of all of them. All
-    accounts are margined by tiers and hold USDC; a million of them need about 2 GiB and a minute. Prints a table.
+    Needs no server. A calm walk (one symbol a tick, a basis point each), then a crash of 10 % of one symbol, then of
+    all of them. All accounts are margined by tiers and hold USDC; a million of them need about 2 GiB and a minute.
+    Prints a table.
 
-    \b
     Exit codes: 0 measured; 2 a mistake in a flag.
+
     \b
     Example:
       margin-clearing bench ticks --accounts 1000000
@@ -637,8 +638,8 @@ def settings() -> None:
 
     Needs no server. Prints every variable with its value; whatever is wrong with one is said in a line.
 
-    \b
     Exit codes: 0 shown; 2 a setting is unknown, malformed or contradicts another.
+
     \b
     Example:
       MARGIN_TOPICS__SHARDS=32 margin-clearing settings
