@@ -14,7 +14,7 @@ import msgspec
 
 from schemas.messages import Mark, OraclePrice
 from schemas.parameters import OracleParameters
-from schemas.types import FRACTION_DIGITS_MAX, MarkStatus
+from schemas.types import FRACTION_DIGITS_MAX, MarkStatus, Uncounted
 from streams.margin.fixed_point import from_units, parse_units
 from streams.oracle.scales import VolatilityState
 
@@ -32,6 +32,13 @@ COUNTED: frozenset[Outcome] = frozenset({"accepted", "restarted"})
 HEARD: frozenset[Outcome] = COUNTED | {"unsure", "late"}
 """The outcomes after which the mark may be another."""
 
+UNCOUNTED_MAX = 1_000
+_REASONS: dict[Outcome, Uncounted] = {
+    "late": "late",
+    "unsure": "unsure",
+    "repeated": "repeated",
+    "from_the_future": "from_the_future",
+}
 _ONE: int = 10**FRACTION_DIGITS_MAX
 
 
@@ -193,7 +200,7 @@ class _Symbol:
     halt: _Halt | None = None
     mark: Mark | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-    """By source, what became of its last price, where that does not count."""
+    """By source, what became of its last price, where that does not count and is no mere repeat."""
 
 
 _Counting = list[tuple[int, int, str, _Price]]
@@ -239,7 +246,7 @@ class MarkBook:
         outcome = _take_in(found, price, rules, clock)
         if outcome in COUNTED:
             found.outcomes.pop(price.source, None)
-        else:
+        elif outcome != "repeated" or price.publish_time > found.sources[price.source].publish_time:
             found.outcomes[price.source] = outcome
         return outcome
 
@@ -261,6 +268,21 @@ class MarkBook:
         return tuple(
             found.mark for symbol in sorted(self._rules) if (found := self._symbols.get(symbol)) and found.mark
         )
+
+    def uncounted(self, clock: int) -> dict[str, dict[str, Uncounted]]:
+        """By symbol, the listed sources whose price is not in its mark at ``clock``, and why: the first
+        ``UNCOUNTED_MAX``, because a frame must hold them.
+
+        Sources that count and are not part of a mark that is not live are not named.
+        """
+        found: dict[str, dict[str, Uncounted]] = {}
+        left = UNCOUNTED_MAX
+        for symbol, rules in sorted(self._rules.items()):
+            reasons = _uncounted(self._symbols.get(symbol), rules, clock)
+            if reasons and left >= len(reasons):
+                found[symbol] = reasons
+                left -= len(reasons)
+        return found
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -407,6 +429,23 @@ def _pass_time(found: _Symbol, rules: _Rules, clock: int) -> None:
     halt.counted = max(min(halt.counted, clock), counted)
     if clock - halt.counted >= rules.max_age:
         found.halt = None
+
+
+def _uncounted(found: _Symbol | None, rules: _Rules, clock: int) -> dict[str, Uncounted]:
+    if found is None:
+        return dict.fromkeys(rules.weights, "never")
+    mark = found.mark
+    if mark is not None and len(mark.sources) == len(rules.weights):
+        return {}
+    reasons: dict[str, Uncounted] = {}
+    for name in rules.weights:
+        price, outcome = found.sources.get(name), found.outcomes.get(name)
+        if price is not None and rules.fresh(price, clock) and rules.sure(price):
+            if mark is not None and mark.status == "live" and name not in mark.sources:
+                reasons[name] = "apart"
+        else:
+            reasons[name] = _REASONS.get(outcome, "silent") if outcome is not None else ("silent" if price else "never")
+    return reasons
 
 
 def _newer(price: OraclePrice, last: _Price, rules: _Rules, clock: int) -> bool:

@@ -158,9 +158,7 @@ class LiteralBook:
         configured = sum(self.weights.values())
         _, since, _ = level
         lasted = at >= since + self.max_age and any(told.time > since for told in agreeing.values())
-        too_long = (
-            at >= halted_since + 1000 * self.rules.jump_halt_ms_max and self._weight(agreeing) > configured / 2
-        )
+        too_long = at >= halted_since + 1000 * self.rules.jump_halt_ms_max and self._weight(agreeing) > configured / 2
         shown = {source: told for source, told in counting.items() if self._shows(source, level, look)}
         return lasted or too_long or (len(shown) >= 2 and self._weight(shown) > configured / 2)
 

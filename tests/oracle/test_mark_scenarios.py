@@ -1,7 +1,7 @@
 """The rules of a mark as stories: each line is a moment, the prices that come then, and the mark after it.
 
 ``100  a=150 b=150  -> halted 100`` reads: 100 ms after the start the sources a and b say 150; the mark is halted at
-100. ``a=150@-2000`` was published 2,000 ms before it came, ``a=150#7`` has the sequence 7, ``a=150~2`` the confidence 2.
+100. ``a=150@-2000`` was published 2,000 ms before it came, ``a=150#7`` has the sequence 7, ``a=150~2`` is sure to 2.
 ``none`` is no mark. Without other rules there are the sources a, b and c of weight 1, of which two must agree.
 """
 
@@ -59,6 +59,11 @@ STORIES = {
         """,
         sources={"a": "1", "b": "1", "c": "1", "d": "1"},
         minimum_sources=2,
+    ),
+    "half of the fresh weight around the mark is no majority": story(
+        "0 a=90 b=100 c=111 -> none\n10 a=99 -> live 100",
+        sources={"a": "1", "b": "2", "c": "1"},
+        minimum_sources=1,
     ),
     "sources between the others may be no majority": story(
         "0 a=90 b=100 c=111 -> none\n10 a=99 -> live 100",
@@ -158,7 +163,8 @@ STORIES = {
         """
     ),
     "a clock that is ahead shows no level early": story(
-        "0 a=100 b=100 c=100 -> live 100\n100 a=150@4000 b=150@4000 -> halted 100\n110 a=150@4000 b=150@4000 -> halted 100"
+        "0 a=100 b=100 c=100 -> live 100\n100 a=150@4000 b=150@4000 -> halted 100\n"
+        "599 a=150@4000 b=150@4000 -> halted 100\n600 a=150@4000 b=150@4000 -> live 150"
     ),
     "a source that left the level does not show it any more": story(
         """
@@ -169,6 +175,15 @@ STORIES = {
         310    b=150                     -> halted 100
         600    a=150 b=150               -> halted 100
         601    c=150                     -> live 150
+        """
+    ),
+    "what was published before the level began is not since": story(
+        """
+        0      a=100 b=100 c=100         -> live 100
+        100    a=150 b=150               -> halted 100
+        100    c=100                     -> halted 100
+        150    c=100@-51                 -> halted 100
+        700    a=150 c=150               -> live 150
         """
     ),
     "half of the configured weight shows nothing": story(
@@ -198,6 +213,7 @@ STORIES = {
         0      a=100 b=100 c=100   -> live 100
         100    a=150 b=150 c=150   -> halted 100
         700    a=150 b=150~2       -> halted 100
+        710    b=150@-111          -> halted 100
         800    b=150               -> live 150
         """,
         sources={"a": "1", "b": "1", "c": "1"},
@@ -257,6 +273,11 @@ STORIES = {
     ),
     "a gap begins where an unsure price ends what counted": story(
         "0 a=100 -> live 100\n100 a=150 -> halted 100\n200 a=150~9 -> stale 100\n5200 a=150 -> halted 100", **ONE
+    ),
+    "a gap that an unsure price began is measured from there": story(
+        "0 a=100 -> live 100\n100 a=150 -> halted 100\n3000 a=150 -> halted 100\n3100 a=150~9 -> stale 100\n"
+        "6000 a=150 -> live 150",
+        **ONE,
     ),
     "a gap ends the thirty seconds as well": story(
         """
@@ -336,6 +357,36 @@ STORIES = {
         6000   a=150 b=150   -> halted 100
         6499   a=150 b=150   -> halted 100
         6500   a=150 b=150   -> live 150
+        """,
+        **TWO,
+    ),
+    "a price back between sources that disagree ends the halt": story(
+        """
+        0      a=100 b=100   -> live 100
+        100    a=150 b=150   -> halted 100
+        200    b=62          -> stale 100
+        31000  a=150 b=150   -> halted 100
+        """,
+        **TWO,
+    ),
+    "a halt begins where its sources agree": story(
+        """
+        0      a=100 b=100   -> live 100
+        100    a=150         -> stale 100
+        4000   a=150 b=100   -> stale 100
+        8000   a=150 b=100   -> stale 100
+        12000  a=150 b=100   -> stale 100
+        30200  a=125 b=125   -> halted 100
+        """,
+        **TWO,
+    ),
+    "a level outlives sources that do not agree, if their price does not leave it": story(
+        """
+        0      a=100 b=100   -> live 100
+        100    a=150 b=150   -> halted 100
+        2000   b=138         -> stale 100
+        4000   a=150         -> stale 100
+        5100   b=150         -> live 150
         """,
         **TWO,
     ),

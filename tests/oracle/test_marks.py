@@ -259,3 +259,44 @@ def test_a_state_of_an_earlier_version_is_read() -> None:
     book.book.restore("X", Decoder[SymbolState](SymbolState)(earlier))
     assert book.price("a", "100", sequence=7) == "repeated"
     assert (book.mark().price, book.mark().status, book.mark().sources) == ("100", "live", {"a": "100.0"})
+
+
+def test_who_does_not_count_is_named_with_the_reason() -> None:
+    book = Book(structs.replace(RULES, sources=dict.fromkeys("abcdefgh", "1")))
+    assert book.book.uncounted(book.clock) == {"X": dict.fromkeys("abcdefgh", "never")}
+    for source in "abcdg":
+        book.price(source, "100")
+    book.price("h", "120")
+    book.price("e", "100", age_ms=5001)
+    book.price("f", "100", age_ms=-5001)
+    book.price("g", "100", confidence="2")
+    assert book.mark().status == "live"
+    named = {"e": "late", "f": "from_the_future", "g": "unsure", "h": "apart"}
+    assert book.book.uncounted(book.clock) == {"X": named}
+    book.wait(4000)
+    for source in "abd":
+        book.price(source, "100")
+        assert book.price(source, "100", sequence=1, age_ms=100) == "repeated"
+    assert book.price("c", "100", sequence=1) == "repeated"
+    book.wait(1001)
+    assert book.mark().status == "live"
+    assert book.book.uncounted(book.clock) == {"X": named | {"c": "repeated", "h": "silent"}}
+    book.wait(5001)
+    assert book.mark().status == "stale"
+    silent = dict.fromkeys("abdh", "silent")
+    assert book.book.uncounted(book.clock) == {"X": named | silent | {"c": "repeated"}}
+
+
+def test_nobody_is_named_while_all_count() -> None:
+    book = Book()
+    book.prices(a="100", b="100", c="100")
+    assert book.book.uncounted(book.clock) == {}
+    book.book.set_rules({"X": RULES, "Y": structs.replace(RULES, symbol="Y")})
+    assert book.book.uncounted(book.clock) == {"Y": dict.fromkeys("abc", "never")}
+
+
+def test_no_more_are_named_than_a_frame_holds() -> None:
+    book = MarkBook()
+    sources = dict.fromkeys((f"source-{number}" for number in range(64)), "1")
+    book.set_rules({f"S-{n}": structs.replace(RULES, symbol=f"S-{n}", sources=sources) for n in range(100)})
+    assert sum(map(len, book.uncounted(T0).values())) == 960
