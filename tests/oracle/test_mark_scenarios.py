@@ -186,6 +186,15 @@ STORIES = {
         700    a=150 c=150               -> live 150
         """
     ),
+    "what a source has shown stays shown": story(
+        """
+        0      a=100 b=100 c=100         -> live 100
+        100    a=150 b=150               -> halted 100
+        650    b=150                     -> halted 100
+        660    b=150@-100                -> halted 100
+        670    a=150                     -> live 150
+        """
+    ),
     "half of the configured weight shows nothing": story(
         """
         0      a=100 b=100 c=100 d=100   -> live 100
@@ -364,8 +373,13 @@ STORIES = {
         """
         0      a=100 b=100   -> live 100
         100    a=150 b=150   -> halted 100
-        200    b=62          -> stale 100
-        31000  a=150 b=150   -> halted 100
+        200    a=150 b=62    -> stale 100
+        5000   a=150 b=62    -> stale 100
+        10000  a=150 b=62    -> stale 100
+        15000  a=150 b=62    -> stale 100
+        20000  a=150 b=62    -> stale 100
+        25000  a=150 b=62    -> stale 100
+        30100  a=150 b=150   -> halted 100
         """,
         **TWO,
     ),

@@ -240,6 +240,23 @@ def test_a_last_price_of_a_host_whose_clock_was_ahead_holds_nobody_up() -> None:
     assert book.prices(a="150", b="150", c="150").status == "live"
 
 
+def test_a_halt_of_a_host_whose_clock_was_ahead_ends_after_its_longest_time() -> None:
+    ahead = Book()
+    ahead.wait(3_000)
+    ahead.prices(a="100", b="100", c="100")
+    ahead.prices(a="150", b="150", c="150")
+    book = Book()
+    book.book.restore("X", ahead.book.state("X"))
+    book.sequence = 100
+    statuses = []
+    for second in range(32):
+        text = ("150", "200")[second % 2]
+        statuses.append(book.prices(a=text, b=text, c=text).status)
+        book.wait(1_000)
+    assert statuses[:30] == ["halted"] * 30
+    assert statuses[30] == "live"
+
+
 def test_rules_that_are_taken_back_and_set_again_find_the_symbol_as_it_was() -> None:
     book = Book()
     before = book.prices(a="100", b="100")
