@@ -29,10 +29,13 @@ it is the source's last price from here on, and does not count (its confidence i
 """
 
 COUNTED: frozenset[Outcome] = frozenset({"accepted", "restarted"})
+"""The outcomes of a price that counts."""
 HEARD: frozenset[Outcome] = COUNTED | {"unsure", "late"}
 """The outcomes after which the mark may be another."""
 
 UNCOUNTED_MAX = 1_000
+"""So many sources that do not count are named in a frame."""
+
 _REASONS: dict[Outcome, Uncounted] = {
     "late": "late",
     "unsure": "unsure",

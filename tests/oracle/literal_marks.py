@@ -14,7 +14,7 @@ from schemas.parameters import OracleParameters
 
 @dataclass(frozen=True)
 class Told:
-    """A price that was heard, at the oracle's time ``at``; ``ready`` looks were taken before it."""
+    """A price that was heard, at the oracle's time ``at``; ``looks`` of the mark were taken before it."""
 
     at: int
     looks: int
