@@ -37,6 +37,7 @@ from schemas.types import (
     Symbol,
     Text,
     TimeUs,
+    Uncounted,
     UnsignedDecimal,
     is_identifier,
 )
@@ -228,7 +229,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 
     ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
     keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
-    right to: a frame of a lower epoch than one before it is void.
+    right to: a frame of a lower epoch than one before it is void. ``uncounted`` of a full frame says, by symbol and
+    source, which configured sources are not in its mark, and why.
     """
 
     time: TimeUs
@@ -236,6 +238,7 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
     scales: dict[ParameterKey, PositiveDecimal] = {}
     epoch: Offset = -1
+    uncounted: dict[Symbol, dict[str, Uncounted]] = {}
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------

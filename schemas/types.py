@@ -54,6 +54,9 @@ Side = Literal["buy", "sell"]
 PositionSide = Literal["long", "short"]
 MarginMode = Literal["cross", "isolated"]
 MarkStatus = Literal["live", "stale", "halted"]
+Uncounted = Literal["never", "silent", "late", "unsure", "repeated", "from_the_future", "apart"]
+"""Why a source's price is not in a mark: none came, none came lately, the last was published too long ago, has too wide
+a confidence, does not follow the one before it, is from the future, or is too far from the mark."""
 Stage = Literal["reduce", "close", "takeover", "deleverage"]
 ReportStatus = Literal["accepted", "rejected", "filled", "cancelled"]
 GroupStatus = Literal["normal", "margin_call", "liquidating", "bankrupt", "undecided", "unsellable", "insolvent"]
