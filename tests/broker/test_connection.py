@@ -246,7 +246,8 @@ def test_who_may_not_see_a_topic_is_told_that_and_not_that_it_is_missing(secured
         *(Of.TOPIC, TRADES, ResourcePatternType.LITERAL, "User:stranger", "*"),
         *(AclOperation.DESCRIBE, AclPermissionType.ALLOW),
     )
-    for future in admin.admin_client(operator).create_acls([describe]).values():
+    client = admin.admin_client(operator)  # kept: its requests end with it
+    for future in client.create_acls([describe]).values():
         future.result(timeout=30)
     deadline = time.monotonic() + 30
     while (faults := faults_of_trades(stranger)) != [
