@@ -349,12 +349,25 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn")] = None,
     engines: Annotated[int | None, typer.Option(help="Engine processes")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write the summary as JSON here")] = None,
-    bootstrap_servers: BootstrapServers = None,
-    redis_url: RedisUrl = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Use this Kafka, host:port,host:port, instead of one that the demo starts")
+    ] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Use this Redis, redis://host:port/db, instead of one that the demo starts")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated")
+    ] = None,
+    into_this_cluster: Annotated[
+        bool, typer.Option("--into-this-cluster", help="Run even if what was given holds what is not the demo's own")
+    ] = False,
 ) -> None:
     """Replay a recorded market through the whole pipeline and check the result. Exit code 1 if a check fails.
 
-    Starts a local Kafka and Valkey unless addresses are given. The quotes and trades are real; the accounts are drawn.
+    The quotes and trades are real; the accounts are drawn. Everything goes into a Kafka and a Valkey that the demo
+    starts and removes. No setting is taken from the environment: another Kafka or Redis is used only if its address is
+    given here, and only if it holds nothing of the contract but what an earlier demo left, unless --into-this-cluster
+    is given. With that flag the demo's parameters replace those in force there.
     """
     from streams.demo.run import DemoOptions, run_demo
 
@@ -369,17 +382,22 @@ def demo(
         "summary": summary,
         "bootstrap_servers": bootstrap_servers,
         "redis_url": redis_url,
+        "settings": tuple(setting or ()),
+        "into_this_cluster": into_this_cluster,
     }
     raise typer.Exit(run_demo(DemoOptions(**{name: value for name, value in given.items() if value is not None})))
 
 
 @app.command()
 def local(
-    kafka_port: Annotated[int, typer.Option(help="Port of Kafka; 0 takes a free one")] = 0,
-    redis_port: Annotated[int, typer.Option(help="Port of Valkey; 0 takes a free one")] = 0,
+    kafka_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Kafka; 0 takes a free one")] = 0,
+    redis_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Valkey; 0 takes a free one")] = 0,
     keep_data: Annotated[Path | None, typer.Option(help="Keep the data here and use it again next time")] = None,
 ) -> None:
-    """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C."""
+    """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C.
+
+    It always starts its own and takes no setting from the environment.
+    """
     from infra.local.stack import run_local
 
     run_local(kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data)

@@ -3,7 +3,9 @@
 ``supervisor.py run GRACE_S FOLDER COMMAND…`` prints ``pid N`` of the command, or ``error TEXT``, and exits as the
 command did (128 + n for signal n). ``supervisor.py remove FOLDER`` waits for the owner and for every command that holds
 ``FOLDER``, then removes it. Standard input is a pipe whose other end only the owner holds: its end-of-file is the
-owner's end, even by kill -9. Imports nothing of ours, so that it starts at once in an isolated interpreter.
+owner's end, even by kill -9. The command starts with every signal at its default and none blocked, whatever the
+owner was started with (``nohup``, a background job). Imports nothing of ours, so that it starts at once in an isolated
+interpreter.
 """
 
 import contextlib
@@ -19,11 +21,15 @@ import time
 
 REMOVE_WAIT_S = 30.0
 _PR_SET_PDEATHSIG = 1
+_DEFAULT = (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 Child = subprocess.Popen[bytes]
 
 
 def main(arguments: list[str]) -> int:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in _DEFAULT:
+        signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN, which the command would inherit
     if arguments[0] == "remove":

@@ -27,7 +27,7 @@ OWNER = """
 import sys, time
 from infra.local.ports import free_port
 from infra.local.stack import LocalStack
-with LocalStack.start(environment={}) as stack:
+with LocalStack.start() as stack:
     print(stack.kafka.process.pid, stack.valkey.process.pid, stack.folder, flush=True)
     time.sleep(600)
 """
@@ -64,11 +64,11 @@ def require_topic(bootstrap_servers: str, topic: str) -> None:
 
 
 def test_what_is_given_is_not_started() -> None:
-    given = {"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092", "MARGIN_REDIS__URL": "redis://redis.example/0"}
-    with LocalStack.start(environment=given) as stack:
-        assert stack.environment == given
+    given = {"bootstrap_servers": "kafka.example:9092", "redis_url": "redis://redis.example/0"}
+    with LocalStack.start(**given) as stack:
+        assert list(stack.environment.values()) == list(given.values())
         assert (stack.kafka, stack.valkey) == (None, None)
-    with LocalStack.start(environment={}, bootstrap_servers="kafka.example:9092") as stack:
+    with LocalStack.start(bootstrap_servers="kafka.example:9092") as stack:
         assert stack.valkey is not None
         assert stack.valkey.healthy()
         folder = stack.folder
@@ -123,7 +123,7 @@ def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(StartError, match=r"(?s)Kafka ended with \d+ while starting; .*Address already in use"):
             kafka.start()
-        with pytest.raises(MissingError, match=f"port {kafka.port} for Valkey is taken"):
+        with pytest.raises(MissingError, match=f"port {kafka.port} for Valkey cannot be had: Address already in use"):
             ValkeyServer(tmp_path, port=kafka.port)
     assert not kafka.running
 
@@ -145,7 +145,7 @@ def test_valkey_keeps_data_only_if_asked(tmp_path: Path) -> None:
 def test_no_valkey_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(valkey, "_packaged_server", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingError, match="or name a server that runs already in MARGIN_REDIS__URL"):
+    with pytest.raises(MissingError, match="or give the demo a server that runs already: --redis-url"):
         valkey.find_server()
     (tmp_path / "redis-server").touch(mode=0o755)
     assert valkey.find_server() == str(tmp_path / "redis-server")
