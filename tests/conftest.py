@@ -32,18 +32,18 @@ def _stand_alone() -> None:
     - No say of a terminal or of a CI system about colours and widths.
     - This tree first, so that ``python -m`` finds it from any folder.
     - Files that others may read, which not every umask allows.
-    - No signal blocked, and none ignored in what is started: this process goes on ignoring SIGINT and SIGHUP if it was
-      told to, but by a handler, which a new program does not inherit.
+    - No signal blocked, and none ignored in what is started: this process goes on ignoring those that it was told to,
+      but by a handler, which a new program does not inherit.
     """
     for name in [name for name in os.environ if name.startswith("MARGIN_") or name in _OF_A_TERMINAL]:
         del os.environ[name]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # those two Python ignores, here only
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 _stand_alone()

@@ -21,15 +21,15 @@ import time
 
 REMOVE_WAIT_S = 30.0
 _PR_SET_PDEATHSIG = 1
-_DEFAULT = (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 Child = subprocess.Popen[bytes]
 
 
 def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in _DEFAULT:
-        signal.signal(number, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # those two are Popen's business
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN, which the command would inherit
     if arguments[0] == "remove":
