@@ -49,6 +49,12 @@ def _stand_alone() -> None:
 _stand_alone()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fresh", action="store_true", help="install the wheel with its own dependencies, from the package index"
+    )
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[LocalStack]:
     """A real Kafka and a real Valkey of the tests' own."""
