@@ -179,9 +179,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
                 found, feed, exchange, seconds = _play(options, recording, settings, variables, stack.folder, display)
             left_out: dict[str, str] = {}
             if options.into_this_cluster and stack.kafka is None:
-                left_out[REPLAY] = (
-                    "the logs here may hold more than the demo's; see `margin-clearing replay`"
-                )
+                left_out[REPLAY] = "the logs here may hold more than the demo's; see `margin-clearing replay`"
             results = _judge(found, None if REPLAY in left_out else Replaying(variables))
     latencies = latencies_of(found, feed.seen_us)
     summary = summary_of(found, exchange, feed.repeats, results, latencies) | {"left_out": left_out}
