@@ -6,6 +6,7 @@ printed in one line and end with exit code 2; everything else is a bug and shows
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from schemas.codec import DecodeError
 from streams import logs
-from streams.errors import MarginClearingError
+from streams.errors import MarginClearingError, SettingsError
 from streams.settings import Settings, describe, load
 
 app = typer.Typer(
@@ -34,6 +35,8 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 console = Console()
+KAFKA = ("--bootstrap-servers", "MARGIN_KAFKA__BOOTSTRAP_SERVERS")
+REDIS = ("--redis-url", "MARGIN_REDIS__URL")
 T = TypeVar("T")
 
 BootstrapServers = Annotated[
@@ -67,8 +70,25 @@ def _settings(**flags: Any) -> Settings:
     return load(overrides={names[flag]: value for flag, value in flags.items()})
 
 
-def _role(run: Callable[[Settings], None], **flags: Any) -> None:
+def _require_said(*flags: tuple[str | None, str, str]) -> None:
+    """Refuse to write to a place that nobody named: what answers on this machine may be a tunnel to somewhere else.
+
+    Raises:
+        SettingsError: neither the flag nor the variable is there.
+    """
+    for value, flag, variable in flags:
+        if value is None and not os.environ.get(variable):
+            raise SettingsError(
+                f"say where to write with {flag} or {variable}: a command that writes takes no default, "
+                "not even this machine's"
+            )
+
+
+def _role(run: Callable[[Settings], None], *, tables: bool = True, **flags: Any) -> None:
     settings = _settings(**flags)
+    _require_said((flags["bootstrap_servers"], *KAFKA))
+    if tables:
+        _require_said((flags["redis_url"], *REDIS))
     logs.configure(settings.service.log_level, settings.service.log_format, settings.worker_name)
     run(settings)
 
@@ -90,6 +110,7 @@ def router(
 
     _role(
         run,
+        tables=False,
         bootstrap_servers=bootstrap_servers,
         redis_url=redis_url,
         instance_id=instance_id,
@@ -174,6 +195,8 @@ def topics(
     settings = _settings(
         bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
     )
+    if not verify:
+        _require_said((bootstrap_servers, *KAFKA))
     report = ensure_topics(settings, create=not verify)
     for name in report.created:
         console.print(f"created  {name}")
@@ -234,9 +257,9 @@ def status(
 
 @app.command()
 def replay(
-    shard: Annotated[int | None, typer.Option(help="The shard; every one if not given")] = None,
-    first: Annotated[int | None, typer.Option("--from", help="Compare from this journal sequence on")] = None,
-    last: Annotated[int | None, typer.Option("--to", help="Compare up to this journal sequence")] = None,
+    shard: Annotated[int | None, typer.Option(min=0, help="The shard; every one if not given")] = None,
+    first: Annotated[int | None, typer.Option("--from", min=0, help="Compare from this journal sequence on")] = None,
+    last: Annotated[int | None, typer.Option("--to", min=0, help="Compare up to this journal sequence")] = None,
     bootstrap_servers: BootstrapServers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
@@ -405,11 +428,11 @@ def local(
 
 @bench.command()
 def ticks(
-    accounts: Annotated[int, typer.Option(min=1, help="Accounts, one margin group each")] = 100_000,
-    positions: Annotated[int, typer.Option(min=1, help="Positions of each account, in as many symbols")] = 3,
-    symbols: Annotated[int, typer.Option(min=1, help="Symbols, at least as many as positions")] = 50,
-    calm_ticks: Annotated[int, typer.Option(min=1, help="Ticks of the calm walk")] = 5_000,
-    seed: Annotated[int, typer.Option(help="Seed of the accounts and of the walk")] = 1,
+    accounts: Annotated[int, typer.Option(min=1, max=10_000_000, help="Accounts, one margin group each")] = 100_000,
+    positions: Annotated[int, typer.Option(min=1, max=100, help="Positions of each account, in as many symbols")] = 3,
+    symbols: Annotated[int, typer.Option(min=1, max=1_000, help="Symbols, at least as many as positions")] = 50,
+    calm_ticks: Annotated[int, typer.Option(min=1, max=100_000_000, help="Ticks of the calm walk")] = 5_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the accounts and of the walk")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
     """Time a new mark in the engine's arithmetic: the trigger index beside a full re-evaluation with NumPy.
@@ -420,9 +443,14 @@ def ticks(
     from infra.bench.ticks import bench_ticks, show_ticks
 
     progress = Console(stderr=True)
-    found = bench_ticks(
-        accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
-    )
+    try:
+        found = bench_ticks(
+            accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
+        )
+    except MemoryError:
+        raise MarginClearingError(
+            f"{accounts:,} accounts over {symbols:,} symbols do not fit into this machine's memory"
+        ) from None
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:

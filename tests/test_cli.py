@@ -52,6 +52,21 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
         (("bench", "ticks", "--positions", "5", "--symbols", "3"), {}, "not 3"),
         (("replay", "--from", "3"), {}, "--shard"),
+        (("replay", "--shard", "-1"), {}, "--shard"),
+        (("local", "--kafka-port", "99999"), {}, "--kafka-port"),
+        (("local", "--redis-port", "-1"), {}, "--redis-port"),
+        (("local", "--kafka-port", "5000", "--redis-port", "5000"), {}, "port 5000"),
+        (("local", "--keep-data", "/dev/null"), {}, "choose one that can be written"),
+        (("bench", "ticks", "--seed", "-1"), {}, "--seed"),
+        (("bench", "ticks", "--accounts", "100000000000"), {}, "--accounts"),
+        (("demo", "--seconds", "inf"), {}, "--seconds"),
+        (("demo", "--engines", "17"), {}, "--engines"),
+        (("demo", "--summary", "/"), {}, "--summary"),
+        # Where to write is said, never assumed; what only reads may look at this machine.
+        (("topics",), {}, "--bootstrap-servers or MARGIN_KAFKA__BOOTSTRAP_SERVERS"),
+        (("router",), {"MARGIN_REDIS__URL": "redis://127.0.0.1:1/0"}, "MARGIN_KAFKA__BOOTSTRAP_SERVERS"),
+        (("oracle",), {"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "--redis-url or MARGIN_REDIS__URL"),
+        (("engine", "--bootstrap-servers", "127.0.0.1:1"), {}, "--redis-url or MARGIN_REDIS__URL"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -173,10 +173,12 @@ def test_whatever_the_file_is_it_is_read_or_refused_with_its_place(
     try:
         recording = load_recording(trades, quotes)
     except RecordingError as error:
-        assert str(trades) in str(error)
+        refusal = str(error)
     else:
+        refusal = f"none of {trades}"
         assert [row.time_us for row in recording.trades] == sorted(row.time_us for row in recording.trades)
         assert all(Decimal(row.price) > 0 < Decimal(row.quantity) for row in recording.trades)
+    assert str(trades) in refusal
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
