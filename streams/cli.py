@@ -467,8 +467,19 @@ def settings() -> None:
     console.print(table)
 
 
+def _hold_standard_files() -> None:
+    """Where standard input, output or error is closed, /dev/null: else a connection takes its place and gets the log."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """The entry point of ``margin-clearing``."""
+    _hold_standard_files()
     try:
         app()
     except (MarginClearingError, DecodeError) as error:

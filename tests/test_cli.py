@@ -126,6 +126,21 @@ def test_evaluate_reads_a_file_or_standard_input(tmp_path: Path) -> None:
     assert isinstance(json.loads(run("evaluate", stdin=json.dumps([REQUEST])).stdout), list)
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_standard_files_are_no_bug(closed: tuple[int, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streams.cli", "evaluate"],
+        preexec_fn=lambda: [os.close(number) for number in closed],
+        input=None if 0 in closed else b"{}",
+        stdout=None if 1 in closed else subprocess.PIPE,
+        stderr=None if 2 in closed else subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in (done.stderr or b"")
+
+
 def test_evaluate_refuses_bad_input_in_one_line() -> None:
     done = run("evaluate", stdin='{"parameters": []}')
     assert done.returncode == 2

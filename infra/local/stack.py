@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -21,8 +22,17 @@ from infra.local.kafka import KafkaServer
 from infra.local.process import TemporaryFolder
 from infra.local.valkey import ValkeyServer
 
-KAFKA_VARIABLE = "MARGIN_KAFKA__BOOTSTRAP_SERVERS"
-REDIS_VARIABLE = "MARGIN_REDIS__URL"
+PREFIX = "MARGIN_"
+KAFKA_VARIABLE = f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS"
+REDIS_VARIABLE = f"{PREFIX}REDIS__URL"
+
+
+def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with ``variables`` in place of every setting of the pipeline in it.
+
+    For processes that work on a stack: a setting for another cluster does not belong there.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | dict(variables)
 
 
 class LocalStack:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import orjson
 
+from infra.local.stack import child_environment
 from streams.demo.checks import Differences
-from streams.demo.roles import child_environment
 
 NAME = "replay_gives_the_same_bytes"
 TIMEOUT_S = 120.0

@@ -1,6 +1,5 @@
 """The pipeline's roles as the demo's child processes: started, watched, and stopped whatever way the demo ends."""
 
-import os
 import signal
 import sys
 import time
@@ -10,20 +9,16 @@ from pathlib import Path
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra.local.process import ManagedProcess
+from infra.local.stack import child_environment
 from schemas import topics
 from streams.broker import config
 from streams.broker.admin import admin_client
 from streams.broker.reader import LogReader
 from streams.demo.errors import DemoError
-from streams.settings import PREFIX, Settings
+from streams.settings import Settings
 
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
-
-
-def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with ``variables`` in place of every setting of the pipeline in it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | dict(variables)
 
 
 class Roles:

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.local import valkey
-from infra.local.errors import MissingError, StartError
+from infra.local.errors import LocalStackError, MissingError, StartError
 from infra.local.kafka import KafkaServer
 from infra.local.ports import free_port
 from infra.local.stack import LocalStack
@@ -162,7 +162,53 @@ def test_kill_9_of_the_owner_leaves_nothing(owner: Owner, eventually: Eventually
     eventually(lambda: not os.path.exists(folder), "its data is removed")
 
 
-def test_run_local_keeps_data_and_ends_in_order(tmp_path: Path, owner: Owner) -> None:
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_what_is_no_port_is_said(tmp_path: Path, port: int) -> None:
+    with pytest.raises(MissingError, match=f"port {port} for Valkey cannot be had: a port is from 0 to 65535"):
+        ValkeyServer(tmp_path, port=port)
+    with pytest.raises(MissingError, match=f"port {port} for Kafka cannot be had"):
+        LocalStack.start(kafka_port=port)
+
+
+def test_one_port_is_not_given_twice() -> None:
+    with pytest.raises(MissingError, match="port 4242 is asked for by Kafka and by Valkey"):
+        LocalStack.start(kafka_port=4242, redis_port=4242)
+
+
+@pytest.mark.parametrize("given", [{"bootstrap_servers": ""}, {"redis_url": "  "}])
+def test_an_address_that_is_empty_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(LocalStackError, match="that was given is empty"):
+        LocalStack.start(**given)
+
+
+def test_a_kept_folder_is_for_one_stack_at_a_time(tmp_path: Path) -> None:
+    """Two servers on one append-only file would spoil it."""
+    given = {"bootstrap_servers": "kafka.example:9092", "keep_data": tmp_path / "data"}
+    with LocalStack.start(**given) as first:
+        assert first.valkey is not None
+        with redis.Redis.from_url(first.redis_url) as client:
+            client.set("a", 1)
+        with pytest.raises(MissingError, match="is in use by another local stack"):
+            LocalStack.start(**given)
+    with LocalStack.start(**given) as second, redis.Redis.from_url(second.redis_url) as client:
+        assert client.get("a") == b"1"
+
+
+@pytest.mark.parametrize("folder", ["/proc/data", "/dev/null", "/dev/null/data"])
+def test_a_folder_that_cannot_be_written_is_said(folder: str) -> None:
+    with pytest.raises(MissingError, match=r"the folder for the data cannot be used: .*choose one that can be written"):
+        LocalStack.start(bootstrap_servers="kafka.example:9092", keep_data=Path(folder))
+
+
+def test_no_temporary_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(MissingError, match="set TMPDIR to one that can be written"):
+        LocalStack.start(bootstrap_servers="kafka.example:9092")
+
+
+def test_run_local_keeps_data_and_ends_in_order(tmp_path: Path, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARGIN_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")  # somebody else's: never used
+    monkeypatch.setenv("MARGIN_REDIS__URL", "redis://127.0.0.1:1/0")
     for run in (1, 2):
         process = owner(LOCAL, str(tmp_path / "data"))
         assert process.stdout is not None
