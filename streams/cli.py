@@ -468,7 +468,7 @@ def settings() -> None:
 
 
 def _hold_standard_files() -> None:
-    """Where standard input, output or error is closed, /dev/null: else a connection takes its place and gets the log."""
+    """Where standard input, output or error is closed, /dev/null: else a connection takes its place and gets logs."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)

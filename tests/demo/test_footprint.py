@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +138,30 @@ def test_what_is_not_given_is_started(given: LocalStack, tmp_path: Path) -> None
     kafka, tables = state_of(given.bootstrap_servers, given.redis_url)
     assert kafka == kafka_before
     assert {b"somebody", REDIS_NOTE.encode(), LAYOUT.encode()} <= tables.keys()
+
+
+def test_a_demo_that_is_stopped_leaves_in_order(place: Settings, tmp_path: Path) -> None:
+    """SIGTERM in the middle: its processes end, and what it wrote is known as its own."""
+    with (tmp_path / "demo.log").open("w") as log:
+        running = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "streams.cli", "demo", "--accounts", "100", "--engines", "1", "--speed", "1"),
+                *("--bootstrap-servers", place.kafka.bootstrap_servers, "--redis-url", place.redis.url),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        eventually(lambda: "playing" in (tmp_path / "demo.log").read_text() or running.poll() is not None, "it plays")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) != 0
+    finally:
+        running.kill()
+        running.wait()
+    said = (tmp_path / "demo.log").read_text()
+    assert "Traceback" not in said, said
+    assert "playing" in said
+    Footprint(place, kafka=True, tables=True).require_own()
 
 
 # --- what is the demo's own -------------------------------------------------------------------------------------------
