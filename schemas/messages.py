@@ -5,6 +5,7 @@ validation. Unknown fields are ignored everywhere, so a producer may add some. T
 (``margin.events.v1``, ``margin.marks.v1``) are columns, because a record per fill would cost more than the fill.
 """
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,9 +13,13 @@ from msgspec import Meta
 
 from schemas.types import (
     CROSS,
+    RESERVED_ACCOUNTS,
     AccountStatus,
     AlertKind,
     Asset,
+    DerivedDecimal,
+    DerivedId,
+    DerivedUnsigned,
     GroupStatus,
     Identifier,
     MarginMode,
@@ -32,7 +37,9 @@ from schemas.types import (
     Symbol,
     Text,
     TimeUs,
+    Uncounted,
     UnsignedDecimal,
+    is_identifier,
 )
 
 # --- what the exchange sends -----------------------------------------------------------------------------------------
@@ -42,7 +49,7 @@ class TradeSide(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a trade. ``fee`` is in the settle asset; a rebate is negative."""
 
     account: Identifier
-    order_id: Identifier
+    order_id: DerivedId
     fee: SignedDecimal
     margin: MarginMode = "cross"
 
@@ -90,8 +97,8 @@ class OraclePrice(msgspec.Struct, frozen=True, kw_only=True):
 class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
     """``liquidation.reports.v1``: what became of one order of a command. ``filled_quantity`` is cumulative."""
 
-    command_id: Identifier
-    order_id: Identifier
+    command_id: DerivedId
+    order_id: DerivedId
     account: Identifier
     status: ReportStatus
     filled_quantity: UnsignedDecimal = "0"
@@ -105,8 +112,34 @@ class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
 FRAME_ROWS_MAX = 4096
 
 
+_ACCOUNTS_REMEMBERED = 1 << 16
+
+
+@lru_cache(maxsize=_ACCOUNTS_REMEMBERED)
+def _is_account(name: str) -> bool:
+    return is_identifier(name) and not name.startswith(RESERVED_ACCOUNTS)
+
+
+def _check_columns(columns: msgspec.Struct) -> None:
+    """Columns are of one length, and their accounts can be accounts.
+
+    Raises:
+        ValueError: they are not; a decoder makes a DecodeError of it.
+    """
+    lengths = {len(getattr(columns, name)) for name in columns.__struct_fields__}
+    if len(lengths) != 1:
+        raise ValueError(f"columns of different lengths: {sorted(lengths)}")
+    accounts: list[str] = columns.account  # type: ignore[attr-defined]
+    if not all(map(_is_account, accounts)):
+        wrong = next(name for name in accounts if not _is_account(name))
+        raise ValueError(f"{wrong[:60]!r} cannot be an account")
+
+
 class FillColumns(msgspec.Struct, kw_only=True):
-    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol."""
+    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol.
+
+    What is not a decimal, an instrument or in its range is refused fill by fill when it is applied.
+    """
 
     account: list[str] = msgspec.field(default_factory=list)
     margin: list[str] = msgspec.field(default_factory=list)
@@ -115,35 +148,56 @@ class FillColumns(msgspec.Struct, kw_only=True):
     price: list[str] = msgspec.field(default_factory=list)
     fee: list[str] = msgspec.field(default_factory=list)
     order_id: list[str] = msgspec.field(default_factory=list)
-    trade_id: list[int] = msgspec.field(default_factory=list)
+    trade_id: list[Sequence] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class TransferColumns(msgspec.Struct, kw_only=True):
     """Collateral transfers of one shard."""
 
     account: list[str] = msgspec.field(default_factory=list)
-    margin: list[str] = msgspec.field(default_factory=list)
-    asset: list[str] = msgspec.field(default_factory=list)
-    amount: list[str] = msgspec.field(default_factory=list)
-    sequence: list[int] = msgspec.field(default_factory=list)
-    transfer_id: list[str] = msgspec.field(default_factory=list)
+    margin: list[Symbol] = msgspec.field(default_factory=list)
+    asset: list[Asset] = msgspec.field(default_factory=list)
+    amount: list[NonZeroDecimal] = msgspec.field(default_factory=list)
+    sequence: list[Sequence] = msgspec.field(default_factory=list)
+    transfer_id: list[Identifier] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class ReportColumns(msgspec.Struct, kw_only=True):
     """Liquidation reports of one shard."""
 
     account: list[str] = msgspec.field(default_factory=list)
-    command_id: list[str] = msgspec.field(default_factory=list)
-    order_id: list[str] = msgspec.field(default_factory=list)
-    status: list[str] = msgspec.field(default_factory=list)
-    filled_quantity: list[str] = msgspec.field(default_factory=list)
+    command_id: list[DerivedId] = msgspec.field(default_factory=list)
+    order_id: list[DerivedId] = msgspec.field(default_factory=list)
+    status: list[ReportStatus] = msgspec.field(default_factory=list)
+    filled_quantity: list[UnsignedDecimal] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
+
+
+class Suspension(msgspec.Struct, kw_only=True):
+    """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
+
+    account: Identifier
+    topic: Text
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Offset
+    reason: Text
 
 
 class EventFrame(msgspec.Struct, kw_only=True):
-    """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied transfers first, then fills, reports.
+    """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied suspensions first, then transfers,
+    fills, reports.
 
-    ``time`` is the router's clock when it built the frame; with the marks' time it is the only clock the engine knows.
-    ``repaired`` marks a replayed dead letter: its transfers may be older than the account's last one.
+    ``time`` is the router's clock when it built the frame; with the marks' time and the time at which Kafka appended
+    them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter: its transfers may be older
+    than the account's last one.
     """
 
     time: TimeUs
@@ -151,6 +205,7 @@ class EventFrame(msgspec.Struct, kw_only=True):
     transfers: TransferColumns = msgspec.field(default_factory=TransferColumns)
     fills: FillColumns = msgspec.field(default_factory=FillColumns)
     reports: ReportColumns = msgspec.field(default_factory=ReportColumns)
+    suspensions: list[Suspension] = msgspec.field(default_factory=list)
 
 
 # --- oracle to engine ------------------------------------------------------------------------------------------------
@@ -174,7 +229,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 
     ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
     keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
-    right to: a frame of a lower epoch than one before it is void.
+    right to: a frame of a lower epoch than one before it is void. ``uncounted`` of a full frame says, by symbol and
+    source, which configured sources are not in its mark, and why.
     """
 
     time: TimeUs
@@ -182,6 +238,7 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
     scales: dict[ParameterKey, PositiveDecimal] = {}
     epoch: Offset = -1
+    uncounted: dict[Symbol, dict[str, Uncounted]] = {}
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------
@@ -190,22 +247,28 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
     """One order of a command. ``limit_price`` is the worst price at which the close costs the fund nothing."""
 
-    order_id: Identifier
+    order_id: DerivedId
     symbol: Symbol
     position_side: PositionSide
     order_side: Side
     quantity: PositiveDecimal
     reduce_only: bool
-    limit_price: SignedDecimal
+    limit_price: DerivedDecimal
     mark_price: PositiveDecimal
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a command was issued: the figures and the exact place in the logs from which anybody can recompute them."""
+    """Why a command was issued: the figures and the exact place in the logs from which anybody can recompute them.
 
-    equity: SignedDecimal
-    maintenance_margin: UnsignedDecimal
-    health_ratio: SignedDecimal
+    ``debt`` is the weighted sum of the negative balances, ``unweighted_equity`` counts every balance at weight 1.
+    ``stale_bounds`` names the symbols whose marks are not live, with the bound they were given (its mark is worth at
+    most 1 + bound times what ``marks`` says, at least nothing): equity, debt and maintenance_margin are then those of
+    the corner that is best for the account, below its requirement even so.
+    """
+
+    equity: DerivedDecimal
+    maintenance_margin: DerivedUnsigned
+    health_ratio: DerivedDecimal
     shard: Annotated[int, Meta(ge=0)]
     events_offset: Offset
     marks_offset: Offset
@@ -213,17 +276,20 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     marks: dict[str, str]
     reason: str
     scales: dict[str, str] = {}
+    debt: DerivedUnsigned = "0"
+    unweighted_equity: DerivedDecimal | None = None
+    stale_bounds: dict[str, str] = {}
 
 
 class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
     """``liquidation.commands.v1``: ``command_id`` is ``account:sequence``, a pure function of the inputs."""
 
-    command_id: Identifier
+    command_id: DerivedId
     account: Identifier
     margin: Symbol
     sequence: Sequence
     stage: Stage
-    supersedes: Identifier | None
+    supersedes: DerivedId | None
     cancel_open_orders: bool
     issued_at: TimeUs
     expires_at: TimeUs
@@ -232,19 +298,24 @@ class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """``margin.alerts.v1``: what an account's owner or the risk desk is told. ``level`` is the margin-call level."""
+    """``margin.alerts.v1``: what an account's owner or the risk desk is told. ``level`` is the margin-call level.
 
-    alert_id: Identifier
+    What concerns a whole shard (a symbol without a live mark, a clock that is off) has the account
+    ``margin-clearing:shard:N``. ``symbol`` is the one it is about, if it is about one.
+    """
+
+    alert_id: DerivedId
     account: Identifier
     margin: Symbol
     kind: AlertKind
     level: SignedDecimal | None
-    health_ratio: SignedDecimal | None
-    equity: SignedDecimal | None
-    maintenance_margin: UnsignedDecimal | None
+    health_ratio: DerivedDecimal | None
+    equity: DerivedDecimal | None
+    maintenance_margin: DerivedUnsigned | None
     marks_offset: Offset
     event_time: TimeUs
     reason: Text | None = None
+    symbol: Symbol | None = None
 
 
 class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,21 +327,37 @@ class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """An order of the outstanding command: ``filled`` sums the fills seen, ``final`` is what its last report says."""
+    """An order of the outstanding command: ``filled`` sums the fills seen, ``final`` is what its last report says.
 
-    order_id: Identifier
+    A fill counts only for its ``symbol`` and ``order_side``; rows of earlier versions do not have them.
+    """
+
+    order_id: DerivedId
     quantity: PositiveDecimal
-    filled: UnsignedDecimal = "0"
+    filled: DerivedUnsigned = "0"
     final: UnsignedDecimal | None = None
+    symbol: Symbol | None = None
+    order_side: Side | None = None
 
 
 class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
     """The one outstanding command of a group."""
 
-    command_id: Identifier
+    command_id: DerivedId
     stage: Stage
     expires_at: TimeUs
     orders: tuple[OpenOrder, ...]
+
+
+class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
+    """A credit that could not be applied and waits: it can only have made its account better."""
+
+    transfer_id: Identifier
+    sequence: Sequence
+    margin: Symbol
+    asset: Asset
+    amount: PositiveDecimal
+    offset: Offset
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,6 +369,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     positions: tuple[PositionRow, ...]
     margin_call_level: SignedDecimal | None = None
     command: OpenCommand | None = None
+    told_undecided: bool = False
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -290,6 +378,10 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued,
     transfer applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead
     letters that could not be applied; the account is suspended until they are repaired and replayed.
+    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are credits
+    that wait to be applied. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not come, those
+    below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could not be
+    read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
     """
 
     account: Identifier
@@ -300,6 +392,11 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     alert_sequence: Sequence = 0
     unapplied: Sequence = 0
     suspended_reason: Text | None = None
+    told_liquidatable: bool = False
+    parked: tuple[ParkedTransfer, ...] = ()
+    transfer_gaps: tuple["Range", ...] = ()
+    transfer_floor: Offset = 0
+    unread: str | None = None
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -319,7 +416,11 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``clock`` is the shard's time after it: the latest seen on marks and events.
     ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next``: the
     parameters in force after it are those of the records below this offset; it is less than ``parameters.next`` while
-    the ledger cannot be held in newer ones.
+    the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
+    (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
+    since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
+    been alerted, ``skewed`` which clocks have been. ``unread``, of a claim, is how many records of the journal before
+    it could not be read: the shard stands at the marks of the claim, and every account is decided anew.
     """
 
     kind: Literal["claim", "commit"]
@@ -336,5 +437,11 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     rules_next: Offset = -1
     accounts: int = 0
     commands: tuple[str, ...] = ()
-    open_interest: dict[Symbol, UnsignedDecimal] | None = None
+    open_interest: dict[Symbol, DerivedUnsigned] | None = None
     worker: Text = ""
+    command_count: Offset = -1
+    alert_sequence: Sequence = 0
+    not_live: dict[Symbol, TimeUs] = {}
+    told_not_live: tuple[Symbol, ...] = ()
+    skewed: tuple[Text, ...] = ()
+    unread: Sequence = 0

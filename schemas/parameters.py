@@ -61,6 +61,9 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     Under portfolio margin, positions of one ``scan_group`` are valued together in each scenario. ``scan_range`` is the
     price move scanned, as a fraction; ``scan_array``, if given, is the profit of a long of notional 1 in each of the
     scenarios instead (as a pricing model finds it), and ``scan_floor_rate`` the least margin on a notional of 1.
+
+    ``min_order_notional`` is the smallest order that the venue takes, in the settle asset. ``stale_bound``: while the
+    mark is not live, the price is taken to be anything from nothing to 1 + ``stale_bound`` times the last one.
     """
 
     symbol: Symbol
@@ -79,6 +82,8 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     scan_floor_rate: UnsignedDecimal = "0"
     volatility_scale: Scale | None = None
     open_interest_scale: Scale | None = None
+    min_order_notional: PositiveDecimal | None = None
+    stale_bound: PositiveDecimal = "9"
     version: Sequence = 0
 
     @property
@@ -94,7 +99,8 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
     is cheaper than closing positions. Without it they are asked to only when closing positions is not enough.
 
     Its haircuts (1 - weight) are multiplied by ``volatility_scale`` (measure: the standard deviation of the mark of
-    ``price_symbol`` in a day, as a fraction).
+    ``price_symbol`` in a day, as a fraction). ``min_order_notional`` is the smallest order on the market of
+    ``price_symbol``, in the unit of account; ``stale_bound`` is that of an instrument, for its price.
     """
 
     asset: Asset
@@ -106,6 +112,8 @@ class AssetParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type
     liability_weight: PositiveDecimal = "1"
     liquidation_fee: UnsignedDecimal | None = None
     volatility_scale: Scale | None = None
+    min_order_notional: PositiveDecimal | None = None
+    stale_bound: PositiveDecimal = "9"
     version: Sequence = 0
 
     @property
@@ -130,6 +138,9 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 
     Volatility is an average whose weights halve every ``volatility_half_life_ms``; rates are scaled anew at most every
     ``scale_interval_ms``.
+
+    What a missing mark keeps from being decided for ``undecided_alert_ms`` is alerted. A clock counts as the broker's,
+    ``clock_skew_ms_max`` more or less.
     """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"
@@ -142,6 +153,8 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     scan_initial_scale: PositiveDecimal = "1.25"
     volatility_half_life_ms: DurationMs = 600_000
     scale_interval_ms: DurationMs = 10_000
+    undecided_alert_ms: DurationMs = 5_000
+    clock_skew_ms_max: DurationMs = 2_000
     version: Sequence = 0
 
     @property
@@ -150,7 +163,21 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 
 
 class OracleParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="oracle"):
-    """How one symbol's mark is formed. Key ``oracle:SYMBOL``. ``sources`` maps a source to its weight."""
+    """How one symbol's mark is formed. Key ``oracle:SYMBOL``. ``sources`` maps a source to its weight.
+
+    A price counts for ``max_age_ms`` and if its confidence is at most ``max_confidence_ratio`` of it. With m1 <= m2 the
+    lower and upper weighted median of those that count, the mark is (m1 + m2) / 2, rounded down at 18 places. It is
+    live if m2 - m1 <= ``max_deviation`` * m1 and the sources within ``max_deviation`` of it hold more than half of the
+    weight of those that count and are at least ``minimum_sources``.
+
+    A mark further than ``max_jump`` from the last live one is halted until it is back, or more than half of the
+    configured weight and at least two sources have shown the new level (all prices within ``max_jump`` of it, one of
+    them ``jump_confirm_ms`` or more after it began), or the level has lasted ``max_age_ms``, or, ``jump_halt_ms_max``
+    after the halt began, more than half of the configured weight agrees.
+
+    A source's sequence rises; one that does not is heard if its publish_time is more than ``max_age_ms`` after the
+    source's last.
+    """
 
     symbol: Symbol
     sources: Annotated[dict[str, PositiveDecimal], Meta(min_length=1, max_length=64)]
@@ -159,6 +186,8 @@ class OracleParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     max_confidence_ratio: UnsignedDecimal = "0.01"
     max_deviation: UnsignedDecimal = "0.05"
     max_jump: UnsignedDecimal = "0.10"
+    jump_confirm_ms: DurationMs = 500
+    jump_halt_ms_max: DurationMs = 30_000
     version: Sequence = 0
 
     @property

@@ -15,6 +15,7 @@ from schemas import generate
 from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
 from schemas.messages import LiquidationCommand, Trade
 from schemas.topics import COMMANDS, EVENTS, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
+from schemas.types import DERIVED_DIGITS_MAX, INTEGER_DIGITS_MAX, RESERVED_ACCOUNTS
 
 DECODERS: dict[str, Decoder[Any]] = {topic: Decoder(kind) for topic, kind in generate.MESSAGE_TYPES.items()}
 SAMPLES = [(topic, path) for topic in generate.MESSAGE_TYPES for path in generate.samples(topic)]
@@ -139,10 +140,9 @@ NOT_DECIMAL = [
     "NaN",
     "--1",
     "٣",
-    "1" * 19,
     "0." + "1" * 19,
 ]
-NOT_ID = [*NOT_TEXT, "", "a b", "a\n", "ä", "\u0000", "x" * 129]
+NOT_ID = [*NOT_TEXT, "", "a b", "a\n", "ä", "\u0000"]
 NOT_INTEGER: list[Any] = ["1", 1.5, True, [], {}]
 
 
@@ -164,8 +164,10 @@ def forbidden(alternatives: list[dict[str, Any]]) -> list[Any]:
         return [*NOT_TEXT, "x", ""]
     if about.startswith("decimal"):
         signed = ["-1"] if ">" in about else []
-        return NOT_DECIMAL + signed + (["0", "0.000"] if "> 0" in about or "not 0" in about else [])
-    return NOT_ID if "pattern" in one else NOT_TEXT
+        digits = DERIVED_DIGITS_MAX if one["maxLength"] > 40 else INTEGER_DIGITS_MAX
+        most = ["1" * (digits + 1)]
+        return NOT_DECIMAL + most + signed + (["0", "0.000"] if "> 0" in about or "not 0" in about else [])
+    return [*NOT_ID, "x" * (one["maxLength"] + 1)] if "pattern" in one else NOT_TEXT
 
 
 def broken(topic: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -263,3 +265,33 @@ def test_deep_nesting_is_refused_without_a_crash() -> None:
     for decode in DECODERS.values():
         with pytest.raises(DecodeError):
             decode(b'{"a":' * 100_000)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+REPORT = {"account": "alice", "command_id": "c", "order_id": "o", "status": "filled", "filled_quantity": "1"}
+
+
+def frame_with_reports() -> dict[str, Any]:
+    return sample(EVENTS) | {"reports": {name: [value] for name, value in REPORT.items()}}
+
+
+@pytest.mark.parametrize("kind", ["transfers", "fills", "reports"])
+@pytest.mark.parametrize(
+    "account", ["", "a b", "ä", "a\n", "x" * 129, f"{RESERVED_ACCOUNTS}shard:0"], ids=lambda text: f"{text!r:.20}"
+)
+def test_a_frame_names_only_what_can_be_an_account(kind: str, account: str) -> None:
+    frame = frame_with_reports()
+    DECODERS[EVENTS](orjson.dumps(frame))
+    frame[kind]["account"][-1:] = [account]
+    with pytest.raises(DecodeError, match="account"):
+        DECODERS[EVENTS](orjson.dumps(frame))
+
+
+@pytest.mark.parametrize("kind", ["transfers", "fills", "reports"])
+def test_the_columns_of_a_frame_are_of_one_length(kind: str) -> None:
+    for name in frame_with_reports()[kind]:
+        frame = frame_with_reports()
+        frame[kind][name] = frame[kind][name] * 2
+        with pytest.raises(DecodeError, match="lengths"):
+            DECODERS[EVENTS](orjson.dumps(frame))
