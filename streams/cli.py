@@ -74,10 +74,10 @@ def _require_said(*flags: tuple[str | None, str, str]) -> None:
     """Refuse to write to a place that nobody named: what answers on this machine may be a tunnel to somewhere else.
 
     Raises:
-        SettingsError: neither the flag nor the variable is there.
+        SettingsError: neither the flag nor the variable (nor the one that names a file with it) is there.
     """
     for value, flag, variable in flags:
-        if value is None and not os.environ.get(variable):
+        if value is None and not (os.environ.get(variable) or os.environ.get(f"{variable}_FILE")):
             raise SettingsError(
                 f"say where to write with {flag} or {variable}: a command that writes takes no default, "
                 "not even this machine's"
