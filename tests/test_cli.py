@@ -62,6 +62,10 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("demo", "--seconds", "inf"), {}, "--seconds"),
         (("demo", "--engines", "17"), {}, "--engines"),
         (("demo", "--summary", "/"), {}, "--summary"),
+        (("demo", "--setting", "MARGIN_ENGINE__NOPE=1"), {}, "MARGIN_ENGINE__NOPE: no such setting"),
+        (("demo", "--redis-url", "nonsense"), {}, "MARGIN_REDIS__URL must begin with"),
+        (("demo", "--redis-url", "redis://127.0.0.1:1/0"), {}, "--redis-url: it does not answer"),
+        (("demo", "--bootstrap-servers", "127.0.0.1:1"), {}, "--bootstrap-servers 127.0.0.1:1: "),
         # Where to write is said, never assumed; what only reads may look at this machine.
         (("topics",), {}, "--bootstrap-servers or MARGIN_KAFKA__BOOTSTRAP_SERVERS"),
         (("router",), {"MARGIN_REDIS__URL": "redis://127.0.0.1:1/0"}, "MARGIN_KAFKA__BOOTSTRAP_SERVERS"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+import redis
 from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
 
@@ -38,9 +39,12 @@ from streams.demo.recording import RecordedQuote, Recording, carried_recording, 
 from streams.demo.replaying import NAME as REPLAY
 from streams.demo.replaying import Replaying
 from streams.demo.roles import Roles
+from streams.errors import BrokerError
 from streams.settings import PREFIX, SECRETS, Settings, describe, load
+from streams.tables.writer import connect
 
 _ADDRESSES = {KAFKA_VARIABLE: "--bootstrap-servers", REDIS_VARIABLE: "--redis-url"}
+REACH_S = 4.0
 QUIET_TIMEOUT_S = 20.0
 OPENING_TIMEOUT_S = 60.0
 _TICK_S = 0.001
@@ -157,6 +161,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         MarginClearingError: it could not be run; says why.
     """
     options.check()
+    _check_given(options)
     console = console or Console()
     started = time.monotonic()
     recording = _recording(options)
@@ -250,6 +255,27 @@ def _settings(options: DemoOptions, stack: LocalStack) -> tuple[Settings, dict[s
     shards = partition_counts(admin_client(settings), 30).get(EVENTS, settings.topics.shards)
     variables[f"{PREFIX}TOPICS__SHARDS"] = str(shards)
     return load(variables), variables
+
+
+def _check_given(options: DemoOptions) -> None:
+    """Refuse settings that make no sense, and servers that do not answer, before anything is started.
+
+    Raises:
+        DemoError, SettingsError: what is wrong.
+    """
+    given = {KAFKA_VARIABLE: options.bootstrap_servers, REDIS_VARIABLE: options.redis_url}
+    settings = load(options.variables() | {name: value for name, value in given.items() if value is not None})
+    if options.bootstrap_servers is not None:
+        try:
+            partition_counts(admin_client(settings), REACH_S)
+        except BrokerError as error:
+            raise DemoError(f"--bootstrap-servers {options.bootstrap_servers}: {error}") from error
+    if options.redis_url is not None:
+        with connect(settings.redis) as client:
+            try:
+                client.ping()
+            except redis.RedisError as error:
+                raise DemoError(f"--redis-url: it does not answer: {error}") from error
 
 
 def _is_security(variable: str) -> bool:
