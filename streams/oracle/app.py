@@ -20,7 +20,7 @@ from faust.types import StreamT
 from prometheus_client import Counter, Gauge
 
 from schemas import headers
-from schemas.codec import DecodeError, Decoder, encode
+from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
 from streams import probes
@@ -242,7 +242,7 @@ class Oracle:
         """Hand a frame to the producer; what is returned waits until Kafka has it."""
         if self._leadership is None or self._leadership.lost:
             raise RuntimeError("another oracle process publishes now")
-        sent: Awaitable[Any] = await self._marks.send(value=encode(frame), partition=0)
+        sent: Awaitable[Any] = await self._marks.send(value=encoded_frame(frame), partition=0)
         FRAMES.inc()
         return sent
 
@@ -261,7 +261,12 @@ class Oracle:
             return
         self._restored = True
         for key, value in self._table.items():
-            symbol, state = key.decode(), _SYMBOL(value)
+            symbol = key.decode("utf-8", "replace")
+            try:
+                state = _SYMBOL(value)
+            except DecodeError as error:  # what it said is heard again, and the mark's last price is in the frame
+                event(log, logging.ERROR, "symbol_unreadable", symbol=symbol, reason=str(error))
+                continue
             self._book.restore(symbol, state)
             if state.volatility is not None:
                 self._scales.restore_volatility(symbol, state.volatility)
@@ -269,6 +274,8 @@ class Oracle:
             frame = last_full_frame(reader)
         if frame is not None:
             self._scales.restore(frame.scales)
+            for mark in frame.marks:
+                self._book.remember(mark)
         event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules.oracle))
 
     def _read_parameters_from_the_beginning(self) -> None:
@@ -287,13 +294,34 @@ class Oracle:
             self._set_rules()
 
     def _set_rules(self) -> None:
-        self._book.set_rules(self._rules.oracle)
+        priced = {rules.price_symbol for rules in self._rules.assets.values() if rules.price_symbol is not None}
+        self._book.set_rules(self._rules.oracle, kept={*self._rules.instruments, *priced})
         self._scales.set_parameters(self._rules)
 
     def _read_parameter(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record; to say what is wrong with one that is refused is the engine's business."""
         with contextlib.suppress(DecodeError, InputError):
             self._rules = self._rules.with_encoded(key, value)
+
+
+def encoded_frame(frame: MarkFrame) -> bytes:
+    """The bytes of ``frame``, without what only explains its marks if a message could not hold that.
+
+    Raises:
+        InputError: even so it is larger than a message may be: there are too many symbols for one frame.
+    """
+    data = encode(frame)
+    if len(data) <= MESSAGE_BYTES_MAX:
+        return data
+    event(log, logging.WARNING, "frame_without_sources", marks=len(frame.marks), bytes=len(data))
+    bare = tuple(msgspec.structs.replace(mark, sources={}) for mark in frame.marks)
+    data = encode(msgspec.structs.replace(frame, marks=bare, uncounted={}))
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise InputError(
+            f"a frame of {len(frame.marks):,} marks has {len(data):,} bytes, more than the {MESSAGE_BYTES_MAX:,} of a "
+            "message: take oracle records of symbols that are not used any more out of risk.parameters.v1"
+        )
+    return data
 
 
 class _App(faust.App):

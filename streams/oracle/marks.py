@@ -6,7 +6,7 @@ and their formulas are in this package's README. Everything is exact: prices, we
 ``10**-18``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -216,10 +216,23 @@ class MarkBook:
     def __init__(self) -> None:
         self._rules: dict[str, _Rules] = {}
         self._symbols: dict[str, _Symbol] = {}
+        self._kept: frozenset[str] = frozenset()
 
-    def set_rules(self, rules: Mapping[str, OracleParameters]) -> None:
-        """Put these rules, by symbol, in force, and no others."""
+    def set_rules(self, rules: Mapping[str, OracleParameters], kept: Collection[str] = ()) -> None:
+        """Put these rules, by symbol, in force, and no others.
+
+        The symbols ``kept`` stay in the marks at their last price, stale, when they have no rules any more: whoever
+        holds something priced by one must not take it for a symbol that never had a price.
+        """
         self._rules = {symbol: _Rules.of(record) for symbol, record in rules.items()}
+        self._kept = frozenset(kept)
+
+    def remember(self, mark: Mark) -> None:
+        """Know a mark published before, unless the symbol's own state is known: it is not live until it is formed."""
+        found = self._symbols.setdefault(mark.symbol, _Symbol())
+        if found.live is None:
+            units = _units(mark.price)
+            found.live = _Live(from_units(units, FRACTION_DIGITS_MAX), units, mark.publish_time)
 
     def restore(self, symbol: str, state: SymbolState) -> None:
         """Remember a symbol from before a restart."""
@@ -266,11 +279,15 @@ class MarkBook:
 
     def form_all(self, clock: int) -> tuple[Mark, ...]:
         """Every mark at ``clock``, changed or not."""
-        for symbol in self._rules:
-            self.form(symbol, clock)
-        return tuple(
-            found.mark for symbol in sorted(self._rules) if (found := self._symbols.get(symbol)) and found.mark
-        )
+        marks = []
+        for symbol, found in sorted(self._symbols.items()):
+            if symbol in self._rules:
+                self.form(symbol, clock)
+            else:
+                found.mark = _not_live(symbol, found.live, "stale", clock) if symbol in self._kept else None
+            if found.mark is not None:
+                marks.append(found.mark)
+        return tuple(marks)
 
     def uncounted(self, clock: int) -> dict[str, dict[str, Uncounted]]:
         """By symbol, the listed sources whose price is not in its mark at ``clock``, and why: the first

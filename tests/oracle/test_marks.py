@@ -4,8 +4,10 @@ import pytest
 from msgspec import structs
 
 from schemas.codec import Decoder
-from schemas.messages import Mark, OraclePrice
+from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.parameters import OracleParameters
+from streams.errors import InputError
+from streams.oracle.app import encoded_frame
 from streams.oracle.marks import MarkBook, SymbolState
 
 T0 = 1_700_000_000_000_000
@@ -317,3 +319,45 @@ def test_no_more_are_named_than_a_frame_holds() -> None:
     sources = dict.fromkeys((f"source-{number}" for number in range(64)), "1")
     book.set_rules({f"S-{n}": structs.replace(RULES, symbol=f"S-{n}", sources=sources) for n in range(100)})
     assert sum(map(len, book.uncounted(T0).values())) == 960
+
+
+# --- what is not forgotten -------------------------------------------------------------------------------------------
+
+
+def test_a_symbol_without_rules_stays_at_its_last_price_while_something_is_priced_by_it() -> None:
+    book = Book()
+    book.prices(a="100", b="100")
+    book.book.set_rules({}, kept={"X"})
+    mark = book.mark()
+    assert (mark.price, mark.status) == ("100", "stale")
+    book.book.set_rules({})
+    assert book.book.form_all(book.clock) == ()
+    book.book.set_rules({"X": RULES})
+    assert book.mark().status == "live"
+
+
+def test_a_mark_of_the_last_frame_is_known_where_nothing_else_is() -> None:
+    book = Book()
+    published = Mark(symbol="X", price="100", status="live", publish_time=T0 - 1)
+    book.book.remember(published)
+    mark = book.mark()
+    assert (mark.price, mark.status) == ("100", "stale")
+    assert book.prices(a="101", b="101").status == "live"
+    book.book.remember(published)
+    assert book.mark().price == "101"
+
+
+def test_a_frame_that_no_message_can_hold_loses_what_explains_its_marks() -> None:
+    sources = {f"source-{number}": "61800.123456" for number in range(60)}
+    marks = tuple(
+        Mark(symbol=f"S{number}", price="61800.123456", status="live", publish_time=T0, sources=sources)
+        for number in range(600)
+    )
+    frame = MarkFrame(time=T0, marks=marks, full=True)
+    written = Decoder[MarkFrame](MarkFrame)(encoded_frame(frame))
+    assert [mark.symbol for mark in written.marks] == [mark.symbol for mark in marks]
+    assert not any(mark.sources for mark in written.marks)
+    small = MarkFrame(time=T0, marks=marks[:5])
+    assert Decoder[MarkFrame](MarkFrame)(encoded_frame(small)) == small
+    with pytest.raises(InputError, match="marks"):
+        encoded_frame(MarkFrame(time=T0, marks=marks * 25))
