@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from schemas.codec import DecodeError
 from streams import interruption, logs
-from streams.errors import MarginClearingError, TableError
+from streams.errors import MarginClearingError, SettingsError, TableError
 from streams.settings import Settings, describe, load
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 console = Console()
+KAFKA = ("--bootstrap-servers", "MARGIN_KAFKA__BOOTSTRAP_SERVERS")
+REDIS = ("--redis-url", "MARGIN_REDIS__URL")
 
 _DEFAULTS = Settings()
 
@@ -99,12 +102,29 @@ def _settings(**flags: Any) -> Settings:
     return load(overrides={names[flag]: value for flag, value in flags.items()})
 
 
+def _require_said(*flags: tuple[str | None, str, str]) -> None:
+    """Refuse to write to a place that nobody named: what answers on this machine may be a tunnel to somewhere else.
+
+    Raises:
+        SettingsError: neither the flag nor the variable (nor the one that names a file with it) is there.
+    """
+    for value, flag, variable in flags:
+        if value is None and not (os.environ.get(variable) or os.environ.get(f"{variable}_FILE")):
+            raise SettingsError(
+                f"say where to write with {flag} or {variable}: a command that writes takes no default, "
+                "not even this machine's"
+            )
+
+
 def _role(name: str, *, redis: bool, **flags: Any) -> None:
     """Start a role: once Kafka has answered, because a process that waits in silence helps nobody.
 
     A role is started again by whatever runs it. Redis is a copy: without it a role starts all the same, and says so.
     """
     settings = _settings(**flags)
+    _require_said((flags["bootstrap_servers"], *KAFKA))
+    if redis:
+        _require_said((flags["redis_url"], *REDIS))
     logs.configure(settings.service.log_level, settings.service.log_format, settings.worker_name)
     with interruption.prompt():
         _reach(settings)
@@ -279,6 +299,8 @@ def topics(
     given = _settings(
         bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
     )
+    if not verify:
+        _require_said((bootstrap_servers, *KAFKA))
     with _tool(given) as settings:
         report = ensure_topics(settings, create=not verify)
     for name in report.created:
@@ -356,11 +378,12 @@ def status(
 
 @app.command()
 def replay(
-    shard: Annotated[int | None, _else("every one", "The shard")] = None,
+    shard: Annotated[int | None, _else("every one", "The shard", min=0)] = None,
     first: Annotated[
-        int | None, _else("the first that the logs still hold", "Compare from this journal sequence on", "--from")
+        int | None,
+        _else("the first that the logs still hold", "Compare from this journal sequence on", "--from", min=0),
     ] = None,
-    last: Annotated[int | None, _else("the last", "Compare up to this journal sequence", "--to")] = None,
+    last: Annotated[int | None, _else("the last", "Compare up to this journal sequence", "--to", min=0)] = None,
     bootstrap_servers: BootstrapServers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -543,11 +566,22 @@ def demo(
         str | None, _else("one that the demo starts", "Use this Kafka, host:port,host:port")
     ] = None,
     redis_url: Annotated[str | None, _else("one that the demo starts", "Use this Redis, redis://host:port/db")] = None,
+    setting: Annotated[
+        list[str] | None,
+        _else("none", "A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated"),
+    ] = None,
+    into_this_cluster: Annotated[
+        bool,
+        _else("refused", "Run even if what was given holds what is not the demo's own", "--into-this-cluster"),
+    ] = False,
 ) -> None:
     """Replay a recorded market through the whole pipeline and check the result.
 
-    Needs nothing: it starts a local Kafka and Valkey unless addresses are given. The quotes and trades are real; the
-    accounts are drawn. Prints the first commands, figures of the run, and the outcome of each check.
+    Needs nothing. The quotes and trades are real; the accounts are drawn. Everything goes into a Kafka and a Valkey
+    that the demo starts and removes. No setting is taken from the environment: another Kafka or Redis is used only if
+    its address is given here, and only if it holds nothing of the contract but what an earlier demo left, unless
+    --into-this-cluster is given. With that flag the demo's parameters replace those in force there. Prints the first
+    commands, figures of the run, and the outcome of each check.
 
     Exit codes: 0 every check holds; 1 one does not; 2 a mistake in a flag, or a server that cannot be reached.
 
@@ -568,9 +602,11 @@ def demo(
         "summary": summary,
         "bootstrap_servers": bootstrap_servers,
         "redis_url": redis_url,
+        "settings": tuple(setting or ()),
+        "into_this_cluster": into_this_cluster,
     }
     options = DemoOptions(**{name: value for name, value in given.items() if value is not None})
-    addresses = load({}, {"kafka.bootstrap_servers": bootstrap_servers, "redis.url": redis_url})
+    addresses = load(options.variables(), {"kafka.bootstrap_servers": bootstrap_servers, "redis.url": redis_url})
     with interruption.prompt():
         _reach(addresses, kafka=bootstrap_servers is not None, redis=redis_url is not None)
     raise typer.Exit(run_demo(options))
@@ -578,15 +614,16 @@ def demo(
 
 @app.command()
 def local(
-    kafka_port: Annotated[int, typer.Option(help="Port of Kafka; 0 takes a free one")] = 0,
-    redis_port: Annotated[int, typer.Option(help="Port of Valkey; 0 takes a free one")] = 0,
+    kafka_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Kafka; 0 takes a free one")] = 0,
+    redis_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Valkey; 0 takes a free one")] = 0,
     keep_data: Annotated[
         Path | None, _else("removed at the end", "Keep the data here and use it again next time")
     ] = None,
 ) -> None:
     """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C.
 
-    Needs nothing that is not downloaded once. Prints the addresses, as the variables that the other commands read.
+    Needs nothing that is not downloaded once. It always starts its own and takes no setting from the environment.
+    Prints the addresses, as the variables that the other commands read.
 
     Exit codes: 0 ended by Ctrl-C or SIGTERM; 2 it cannot start, with the reason.
 
@@ -601,11 +638,11 @@ def local(
 
 @bench.command()
 def ticks(
-    accounts: Annotated[int, typer.Option(min=1, help="Accounts, one margin group each")] = 100_000,
-    positions: Annotated[int, typer.Option(min=1, help="Positions of each account, in as many symbols")] = 3,
-    symbols: Annotated[int, typer.Option(min=1, help="Symbols, at least as many as positions")] = 50,
-    calm_ticks: Annotated[int, typer.Option(min=1, help="Ticks of the calm walk")] = 5_000,
-    seed: Annotated[int, typer.Option(help="Seed of the accounts and of the walk")] = 1,
+    accounts: Annotated[int, typer.Option(min=1, max=10_000_000, help="Accounts, one margin group each")] = 100_000,
+    positions: Annotated[int, typer.Option(min=1, max=100, help="Positions of each account, in as many symbols")] = 3,
+    symbols: Annotated[int, typer.Option(min=1, max=1_000, help="Symbols, at least as many as positions")] = 50,
+    calm_ticks: Annotated[int, typer.Option(min=1, max=100_000_000, help="Ticks of the calm walk")] = 5_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the accounts and of the walk")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Time a new mark in the engine's arithmetic: the trigger index beside a full re-evaluation with NumPy.
@@ -623,9 +660,14 @@ def ticks(
     from infra.bench.ticks import bench_ticks, show_ticks
 
     progress = Console(stderr=True)
-    found = bench_ticks(
-        accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
-    )
+    try:
+        found = bench_ticks(
+            accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
+        )
+    except MemoryError:
+        raise MarginClearingError(
+            f"{accounts:,} accounts over {symbols:,} symbols do not fit into this machine's memory"
+        ) from None
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:
@@ -651,8 +693,19 @@ def settings() -> None:
     console.print(table)
 
 
+def _hold_standard_files() -> None:
+    """Where standard input, output or error is closed, /dev/null: else a connection takes its place and gets logs."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """The entry point of ``margin-clearing``."""
+    _hold_standard_files()
     try:
         app()
     except (MarginClearingError, DecodeError) as error:

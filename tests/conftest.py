@@ -1,7 +1,13 @@
-"""What the tests share: one real local stack a run, with the contract's topics."""
+"""What the tests share: one real local stack a run, with the contract's topics.
+
+The tests are the same however they are started: in an operator's shell, under ``nohup``, in the background, without a
+terminal, from another folder. Whatever could reach them from there is set right below, before anything else.
+"""
 
 import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +17,47 @@ from streams.settings import Settings, load
 
 SHARDS = 4
 
-for _name in [name for name in os.environ if name.startswith("MARGIN_")]:
-    if _name not in ("MARGIN_KAFKA__BOOTSTRAP_SERVERS", "MARGIN_REDIS__URL"):
-        del os.environ[_name]
+ROOT = Path(__file__).resolve().parents[1]
+
+_OF_A_TERMINAL = {
+    "CLICOLOR_FORCE", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS", "TERM",
+    "TERMINAL_WIDTH", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+}  # fmt: skip
+
+
+def _stand_alone() -> None:
+    """Keep from the tests, and from the processes that they start, how this process was started.
+
+    - No setting of the pipeline, so that no test reaches a cluster that a shell is set up for.
+    - No say of a terminal or of a CI system about colours and widths.
+    - This tree first, so that ``python -m`` finds it from any folder.
+    - Files that others may read, which not every umask allows.
+    - No signal blocked, and none ignored in what is started: this process goes on ignoring those that it was told to,
+      but by a handler, which a new program does not inherit.
+    """
+    for name in [name for name in os.environ if name.startswith("MARGIN_") or name in _OF_A_TERMINAL]:
+        del os.environ[name]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.umask(0o022)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # those two Python ignores, here only
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+_stand_alone()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fresh", action="store_true", help="install the wheel with its own dependencies, from the package index"
+    )
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[LocalStack]:
-    """A real Kafka and a real Valkey, or those that the environment names."""
+    """A real Kafka and a real Valkey of the tests' own."""
     with LocalStack.start() as started:
         yield started
 

@@ -52,6 +52,25 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
         (("bench", "ticks", "--positions", "5", "--symbols", "3"), {}, "not 3"),
         (("replay", "--from", "3"), {}, "--shard"),
+        (("replay", "--shard", "-1"), {}, "--shard"),
+        (("local", "--kafka-port", "99999"), {}, "--kafka-port"),
+        (("local", "--redis-port", "-1"), {}, "--redis-port"),
+        (("local", "--kafka-port", "5000", "--redis-port", "5000"), {}, "port 5000"),
+        (("local", "--keep-data", "/dev/null"), {}, "choose one that can be written"),
+        (("bench", "ticks", "--seed", "-1"), {}, "--seed"),
+        (("bench", "ticks", "--accounts", "100000000000"), {}, "--accounts"),
+        (("demo", "--seconds", "inf"), {}, "--seconds"),
+        (("demo", "--engines", "17"), {}, "--engines"),
+        (("demo", "--summary", "/"), {}, "--summary"),
+        (("demo", "--setting", "MARGIN_ENGINE__NOPE=1"), {}, "MARGIN_ENGINE__NOPE: no such setting"),
+        (("demo", "--redis-url", "nonsense"), {}, "MARGIN_REDIS__URL must begin with"),
+        (("demo", "--redis-url", "redis://127.0.0.1:1/0"), {}, "Redis at redis://127.0.0.1:1/0 cannot be reached"),
+        (("demo", "--bootstrap-servers", "127.0.0.1:1"), {}, "Kafka at 127.0.0.1:1 (PLAINTEXT) "),
+        # Where to write is said, never assumed; what only reads may look at this machine.
+        (("topics",), {}, "--bootstrap-servers or MARGIN_KAFKA__BOOTSTRAP_SERVERS"),
+        (("router",), {"MARGIN_REDIS__URL": "redis://127.0.0.1:1/0"}, "MARGIN_KAFKA__BOOTSTRAP_SERVERS"),
+        (("oracle",), {"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "--redis-url or MARGIN_REDIS__URL"),
+        (("engine", "--bootstrap-servers", "127.0.0.1:1"), {}, "--redis-url or MARGIN_REDIS__URL"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -109,6 +128,21 @@ def test_evaluate_reads_a_file_or_standard_input(tmp_path: Path) -> None:
     assert group["equity"] == "499"
     assert group["plan"]["orders"][0]["symbol"] == "BTC-PERP"
     assert isinstance(json.loads(run("evaluate", stdin=json.dumps([REQUEST])).stdout), list)
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_standard_files_are_no_bug(closed: tuple[int, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streams.cli", "evaluate"],
+        preexec_fn=lambda: [os.close(number) for number in closed],
+        input=None if 0 in closed else b"{}",
+        stdout=None if 1 in closed else subprocess.PIPE,
+        stderr=None if 2 in closed else subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in (done.stderr or b"")
 
 
 def test_evaluate_refuses_bad_input_in_one_line() -> None:

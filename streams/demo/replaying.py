@@ -4,14 +4,14 @@ Unlike those it uses the engine's own code: they say that what was committed is 
 give it again, byte for byte.
 """
 
-import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import orjson
 
+from infra.local.stack import child_environment
 from streams.demo.checks import Differences
-from streams.settings import Settings
 
 NAME = "replay_gives_the_same_bytes"
 TIMEOUT_S = 120.0
@@ -20,10 +20,11 @@ TIMEOUT_S = 120.0
 class Replaying:
     """``margin-clearing replay`` of every shard, begun at once; :meth:`differences` waits for it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, variables: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "streams.cli", "replay", "--json"],
-            env={**os.environ, "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers},
+            env=child_environment(variables),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

@@ -1,15 +1,15 @@
 """The pipeline's roles as the demo's child processes: started, watched, and stopped whatever way the demo ends."""
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from infra.local.process import ManagedProcess
+from infra.local.stack import child_environment
 from schemas import topics
 from streams.broker import config
 from streams.broker.admin import admin_client
@@ -22,10 +22,14 @@ _POLL_S = 0.05
 
 
 class Roles:
-    """One router, one oracle and ``engines`` engines. Use as a context manager."""
+    """One router, one oracle and ``engines`` engines. Use as a context manager.
 
-    def __init__(self, settings: Settings, engines: int, folder: Path) -> None:
-        self._settings, self._engines, self._folder = settings, engines, folder
+    ``variables`` are the settings of the processes; whatever else the environment says is kept from them.
+    """
+
+    def __init__(self, settings: Settings, variables: Mapping[str, str], engines: int, folder: Path) -> None:
+        self._settings, self._variables = settings, variables
+        self._engines, self._folder = engines, folder
         self._running: list[ManagedProcess] = []
 
     def __enter__(self) -> "Roles":
@@ -102,19 +106,12 @@ class Roles:
             )
 
     def _start(self, name: str) -> ManagedProcess:
-        kafka, redis = self._settings.kafka, self._settings.redis
-        environment = {
-            **os.environ,
-            "MARGIN_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-            "MARGIN_REDIS__URL": redis.url,
-            "MARGIN_TOPICS__SHARDS": str(self._settings.topics.shards),
-        }
         role = name.partition("-")[0]
         return ManagedProcess(
             [sys.executable, "-m", "streams.cli", role],
             name=name,
             log_path=self._folder / f"{name}.log",
-            env=environment,
+            env=child_environment(self._variables),
         )
 
     def _marks_end(self) -> int:

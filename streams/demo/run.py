@@ -1,18 +1,26 @@
 """The demo from beginning to end: stack, topics, roles, the market, the verdict.
 
-One thread plays the exchange and its execution service against the clock; everything else is real processes.
+One thread plays the exchange and its execution service against the clock; everything else is real processes. Where it
+runs is said by its options alone: no setting is taken from the environment, in which an operator's cluster may stand.
 """
 
+import contextlib
+import math
+import os
 import secrets
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+import redis
 from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
 
-from infra.local.stack import LocalStack
+from infra.local.stack import KAFKA_VARIABLE, REDIS_VARIABLE, LocalStack
 from schemas.codec import Decoder
 from schemas.messages import LiquidationCommand
 from schemas.topics import COMMANDS, EVENTS
@@ -20,18 +28,23 @@ from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.broker.reader import poll_batch
 from streams.demo.checks import Differences, run_checks
-from streams.demo.display import Display, Latencies, latencies_of, show_result, summary_of, write_summary
+from streams.demo.display import Display, latencies_of, show_result, summary_of, write_summary
 from streams.demo.errors import DemoError
 from streams.demo.evidence import Evidence, Starts, ends, read_evidence
 from streams.demo.exchange import Exchange, now_us
+from streams.demo.footprint import Footprint
 from streams.demo.market import market_of
 from streams.demo.population import draw_population
 from streams.demo.recording import RecordedQuote, Recording, carried_recording, load_recording
 from streams.demo.replaying import NAME as REPLAY
 from streams.demo.replaying import Replaying
 from streams.demo.roles import Roles
-from streams.settings import Settings, load
+from streams.errors import BrokerError
+from streams.settings import PREFIX, SECRETS, Settings, describe, load
+from streams.tables.writer import connect
 
+_ADDRESSES = {KAFKA_VARIABLE: "--bootstrap-servers", REDIS_VARIABLE: "--redis-url"}
+REACH_S = 4.0
 QUIET_TIMEOUT_S = 20.0
 OPENING_TIMEOUT_S = 60.0
 _TICK_S = 0.001
@@ -39,7 +52,10 @@ _TICK_S = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What the command line may say. ``speed`` is market seconds a second; ``seconds`` plays only the beginning."""
+    """What the command line may say. ``speed`` is market seconds a second; ``seconds`` plays only the beginning.
+
+    ``settings`` are further ones as ``MARGIN_SECTION__FIELD=VALUE``. ``into_this_cluster``: whatever is there.
+    """
 
     trades: Path | None = None
     quotes: Path | None = None
@@ -51,6 +67,8 @@ class DemoOptions:
     summary: Path | None = None
     bootstrap_servers: str | None = None
     redis_url: str | None = None
+    settings: tuple[str, ...] = ()
+    into_this_cluster: bool = False
 
     def check(self) -> None:
         """Refuse what makes no sense.
@@ -60,16 +78,43 @@ class DemoOptions:
         """
         if (self.trades is None) != (self.quotes is None):
             raise DemoError("--trades and --quotes belong together: give both or neither")
-        if not self.speed > 0:
-            raise DemoError(f"--speed {self.speed:g} must be above 0")
-        if self.seconds is not None and not self.seconds > 0:
-            raise DemoError(f"--seconds {self.seconds:g} must be above 0")
+        if not 0 < self.speed < math.inf:
+            raise DemoError(f"--speed {self.speed:g} must be above 0, and a number")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise DemoError(f"--seconds {self.seconds:g} must be above 0, and a number")
         if not 1 <= self.accounts <= 1_000_000:
             raise DemoError(f"--accounts {self.accounts} must be from 1 to 1,000,000")
         if not 1 <= self.engines <= 16:
             raise DemoError(f"--engines {self.engines} must be from 1 to 16")
-        if self.summary is not None and not self.summary.resolve().parent.is_dir():
-            raise DemoError(f"--summary {self.summary}: there is no such folder")
+        if self.summary is not None:
+            _check_summary(self.summary)
+        for name, value in (("--bootstrap-servers", self.bootstrap_servers), ("--redis-url", self.redis_url)):
+            if value is not None and not value.strip():
+                raise DemoError(f"{name} is empty: give an address, or leave it away for one that the demo starts")
+        if self.into_this_cluster and self.bootstrap_servers is None and self.redis_url is None:
+            raise DemoError("--into-this-cluster goes with --bootstrap-servers or --redis-url")
+        if self.bootstrap_servers is None and (secured := sorted(filter(_is_security, self.variables()))):
+            raise DemoError(f"--setting {secured[0]}: the Kafka that the demo starts has no such thing")
+
+    def variables(self) -> dict[str, str]:
+        """The settings that were given, by the names of their variables.
+
+        Raises:
+            DemoError: one is malformed, says where to go (that has options of its own), or is a secret.
+        """
+        found: dict[str, str] = {}
+        for text in self.settings:
+            name, separator, value = text.partition("=")
+            if not separator or not name.startswith(PREFIX):
+                raise DemoError(f"--setting {name}: must be {PREFIX}SECTION__FIELD=VALUE")
+            if name in _ADDRESSES:
+                raise DemoError(f"--setting {name}: give {_ADDRESSES[name]} instead")
+            if tuple(name[len(PREFIX) :].lower().split("__")) in SECRETS:
+                raise DemoError(f"--setting {name}: others would see a secret there; give {name}_FILE")
+            if name in found:
+                raise DemoError(f"--setting {name} is given twice")
+            found[name] = value
+        return found
 
 
 @dataclass
@@ -116,25 +161,71 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         MarginClearingError: it could not be run; says why.
     """
     options.check()
+    _check_given(options)
     console = console or Console()
     started = time.monotonic()
     recording = _recording(options)
-    with Display(console) as display:
+    with _ended_in_order(), Display(console) as display:
         stack = LocalStack.start(
             bootstrap_servers=options.bootstrap_servers, redis_url=options.redis_url, progress=display.say
         )
         with stack:
-            display.say(f"Kafka {stack.bootstrap_servers}, Redis {stack.redis_url}")
-            settings = _settings(stack)
+            settings, variables = _settings(options, stack)
+            described = describe(settings)
+            display.say(f"Kafka {described['kafka']['bootstrap_servers']}, Redis {described['redis']['url']}")
+            footprint = Footprint(settings, kafka=stack.kafka is None, tables=stack.valkey is None)
+            if not options.into_this_cluster:
+                footprint.require_own()
             report = ensure_topics(settings)
             if report.wrong:
                 raise DemoError("the topics are not as they must be: " + "; ".join(report.wrong))
             display.say(f"starting router, oracle and {options.engines} engines")
-            found, feed, exchange, seconds = _play(options, recording, settings, stack.folder, display)
-            # Not of a cluster that was given: it may hold a deployment's days.
-            results = _judge(found, Replaying(settings) if stack.kafka is not None else None)
+            with contextlib.nullcontext() if options.into_this_cluster else _noted(footprint):
+                found, feed, exchange, seconds = _play(options, recording, settings, variables, stack.folder, display)
+            left_out: dict[str, str] = {}
+            if options.into_this_cluster and stack.kafka is None:
+                left_out[REPLAY] = "the logs here may hold more than the demo's; see `margin-clearing replay`"
+            results = _judge(found, None if REPLAY in left_out else Replaying(variables))
     latencies = latencies_of(found, feed.seen_us)
-    return _conclude(options, console, found, feed, exchange, results, latencies, (seconds, time.monotonic() - started))
+    summary = summary_of(found, exchange, feed.repeats, results, latencies) | {"left_out": left_out}
+    show_result(console, found, exchange, results, latencies, (seconds, time.monotonic() - started))
+    for name, reason in left_out.items():
+        console.print(f"[yellow]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
+    if options.summary is not None:
+        write_summary(options.summary, summary)
+    return 0 if summary["passed"] else 1
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does: with the processes stopped, the data removed, the note written.
+
+    A signal that this process was started to ignore stays ignored; outside the main thread nothing changes.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _noted(footprint: Footprint) -> Iterator[None]:
+    """What is done within is the demo's own, however it ends."""
+    footprint.begin()
+    try:
+        yield
+    finally:
+        footprint.finish()
 
 
 def _judge(found: Evidence, replaying: Replaying | None) -> dict[str, Differences]:
@@ -157,20 +248,57 @@ def _recording(options: DemoOptions) -> Recording:
     return recording if options.seconds is None else recording.first_seconds(options.seconds)
 
 
-def _settings(stack: LocalStack) -> Settings:
-    settings = load(overrides={"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+def _settings(options: DemoOptions, stack: LocalStack) -> tuple[Settings, dict[str, str]]:
+    """The settings of everything here, and the variables that give them to the processes."""
+    variables = options.variables() | stack.environment
+    settings = load(variables)
     shards = partition_counts(admin_client(settings), 30).get(EVENTS, settings.topics.shards)
-    return load(
-        overrides={
-            "kafka.bootstrap_servers": stack.bootstrap_servers,
-            "redis.url": stack.redis_url,
-            "topics.shards": shards,
-        }
-    )
+    variables[f"{PREFIX}TOPICS__SHARDS"] = str(shards)
+    return load(variables), variables
+
+
+def _check_given(options: DemoOptions) -> None:
+    """Refuse settings that make no sense, and servers that do not answer, before anything is started.
+
+    Raises:
+        DemoError, SettingsError: what is wrong.
+    """
+    given = {KAFKA_VARIABLE: options.bootstrap_servers, REDIS_VARIABLE: options.redis_url}
+    settings = load(options.variables() | {name: value for name, value in given.items() if value is not None})
+    if options.bootstrap_servers is not None:
+        try:
+            partition_counts(admin_client(settings), REACH_S)
+        except BrokerError as error:
+            raise DemoError(f"--bootstrap-servers {options.bootstrap_servers}: {error}") from error
+    if options.redis_url is not None:
+        with connect(settings.redis) as client:
+            try:
+                client.ping()
+            except redis.RedisError as error:
+                raise DemoError(f"--redis-url: it does not answer: {error}") from error
+
+
+def _is_security(variable: str) -> bool:
+    return variable.startswith((f"{PREFIX}KAFKA__SECURITY", f"{PREFIX}KAFKA__SASL", f"{PREFIX}KAFKA__SSL"))
+
+
+def _check_summary(path: Path) -> None:
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise DemoError(f"--summary {path}: there is no such folder")
+    if path.is_dir():
+        raise DemoError(f"--summary {path}: is a folder; give the name of a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise DemoError(f"--summary {path}: cannot be written")
 
 
 def _play(
-    options: DemoOptions, recording: Recording, settings: Settings, folder: Path, display: Display
+    options: DemoOptions,
+    recording: Recording,
+    settings: Settings,
+    variables: dict[str, str],
+    folder: Path,
+    display: Display,
 ) -> tuple[Evidence, CommandFeed, Exchange, float]:
     market = market_of(recording)
     prefix = f"demo-{secrets.token_hex(3)}-"
@@ -180,7 +308,7 @@ def _play(
     starts = ends(settings)
     feed = CommandFeed(settings, starts, prefix)
     try:
-        with Roles(settings, options.engines, folder) as roles:
+        with Roles(settings, variables, options.engines, folder) as roles:
             exchange.publish_parameters()
             roles.await_ready()
             display.say(f"{len(people.accounts):,} accounts deposit and open their positions")
@@ -255,20 +383,3 @@ def _settle(exchange: Exchange, feed: CommandFeed, roles: Roles) -> bool:
         still = not commands and not exchange.open_orders and roles.routed() and roles.applied()
         calm = calm + 1 if still else 0
     return True
-
-
-def _conclude(
-    options: DemoOptions,
-    console: Console,
-    found: Evidence,
-    feed: CommandFeed,
-    exchange: Exchange,
-    results: dict[str, Differences],
-    latencies: Latencies,
-    seconds: tuple[float, float],
-) -> int:
-    summary = summary_of(found, exchange, feed.repeats, results, latencies)
-    show_result(console, found, exchange, results, latencies, seconds)
-    if options.summary is not None:
-        write_summary(options.summary, summary)
-    return 0 if summary["passed"] else 1

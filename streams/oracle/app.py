@@ -324,11 +324,19 @@ def encoded_frame(frame: MarkFrame) -> bytes:
     return data
 
 
+class _App(faust.App):
+    """Faust without its folders: it would make them in the working folder, and only its RocksDB store writes there."""
+
+    def _create_directories(self) -> None:
+        pass
+
+
 def _faust_app(settings: Settings) -> faust.App:
     kafka = settings.kafka
     faust.stores.STORES.aliases.setdefault("redis", f"{Store.__module__}:{Store.__name__}")
-    return faust.App(
+    return _App(
         settings.oracle.app_id,
+        env={},  # else BROKER_URL, TOPIC_PARTITIONS and their like in the environment go before what is given here
         broker=[f"aiokafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],
         broker_credentials=_credentials(settings),
         store=settings.redis.url,

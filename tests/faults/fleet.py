@@ -1,6 +1,5 @@
 """The pipeline's workers as processes that are killed, stopped, sent away and brought back."""
 
-import os
 import signal
 import socket
 import sys
@@ -11,6 +10,7 @@ from typing import Literal
 
 from infra.local.errors import StillRunning
 from infra.local.process import ManagedProcess
+from infra.local.stack import child_environment
 from tests.faults.points import LISTENING, PASSED, Orders
 
 Role = Literal["engine", "router", "oracle"]
@@ -27,7 +27,7 @@ class Worker:
         self.role, self.name, self.membership = role, name, membership
         self.log_path = folder / f"{name}.log"
         self._orders = folder / f"{name}.orders"
-        self._environment = {**os.environ, **environment}
+        self._environment = child_environment(environment)
         if membership == "static":
             self._environment["MARGIN_SERVICE__INSTANCE_ID"] = name
         self._process: ManagedProcess | None = None

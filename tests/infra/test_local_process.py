@@ -56,6 +56,20 @@ time.sleep(600)
 """
 
 
+NOHUP = """
+import pathlib, sys
+from infra.local.process import ManagedProcess
+code = '''
+import signal
+left = signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}
+print([int(n) for n in left if signal.getsignal(n) is signal.SIG_IGN], signal.pthread_sigmask(signal.SIG_BLOCK, []))
+'''
+process = ManagedProcess([sys.executable, "-c", code], name="it", log_path=pathlib.Path(sys.argv[1]) / "it.log")
+assert process.wait(20) == 0
+print(process.log_tail())
+"""
+
+
 def started(argv: list[str], folder: Path, eventually: Eventually, **options: float) -> ManagedProcess:
     process = ManagedProcess(argv, name="it", log_path=folder / "it.log", **options)  # type: ignore[arg-type]
     eventually(lambda: "up" in process.log_tail(), "the process is up")
@@ -111,6 +125,25 @@ def test_what_it_started_itself_ends_with_it(
     grandchild = int(process.log_tail().split()[1])
     process.wait(20)
     eventually(lambda: ended(grandchild), "the grandchild has ended")
+
+
+def test_it_starts_with_every_signal_whatever_the_owner_was_started_with(tmp_path: Path) -> None:
+    """``nohup`` ignores SIGHUP, and a shell's background job SIGINT and SIGQUIT: programs inherit that."""
+
+    def ignore() -> None:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    done = subprocess.run(
+        [sys.executable, "-c", NOHUP, str(tmp_path)],
+        preexec_fn=ignore,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "[] set()"
 
 
 def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.local import valkey
-from infra.local.errors import MissingError, StartError
+from infra.local.errors import LocalStackError, MissingError, StartError
 from infra.local.kafka import KafkaServer
 from infra.local.ports import free_port
 from infra.local.stack import LocalStack
@@ -27,7 +27,7 @@ OWNER = """
 import sys, time
 from infra.local.ports import free_port
 from infra.local.stack import LocalStack
-with LocalStack.start(environment={}) as stack:
+with LocalStack.start() as stack:
     print(stack.kafka.process.pid, stack.valkey.process.pid, stack.folder, flush=True)
     time.sleep(600)
 """
@@ -64,11 +64,11 @@ def require_topic(bootstrap_servers: str, topic: str) -> None:
 
 
 def test_what_is_given_is_not_started() -> None:
-    given = {"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092", "MARGIN_REDIS__URL": "redis://redis.example/0"}
-    with LocalStack.start(environment=given) as stack:
-        assert stack.environment == given
+    given = {"bootstrap_servers": "kafka.example:9092", "redis_url": "redis://redis.example/0"}
+    with LocalStack.start(**given) as stack:
+        assert list(stack.environment.values()) == list(given.values())
         assert (stack.kafka, stack.valkey) == (None, None)
-    with LocalStack.start(environment={}, bootstrap_servers="kafka.example:9092") as stack:
+    with LocalStack.start(bootstrap_servers="kafka.example:9092") as stack:
         assert stack.valkey is not None
         assert stack.valkey.healthy()
         folder = stack.folder
@@ -123,7 +123,7 @@ def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(StartError, match=r"(?s)Kafka ended with \d+ while starting; .*Address already in use"):
             kafka.start()
-        with pytest.raises(MissingError, match=f"port {kafka.port} for Valkey is taken"):
+        with pytest.raises(MissingError, match=f"port {kafka.port} for Valkey cannot be had: Address already in use"):
             ValkeyServer(tmp_path, port=kafka.port)
     assert not kafka.running
 
@@ -145,7 +145,7 @@ def test_valkey_keeps_data_only_if_asked(tmp_path: Path) -> None:
 def test_no_valkey_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(valkey, "_packaged_server", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingError, match="or name a server that runs already in MARGIN_REDIS__URL"):
+    with pytest.raises(MissingError, match="or give the demo a server that runs already: --redis-url"):
         valkey.find_server()
     (tmp_path / "redis-server").touch(mode=0o755)
     assert valkey.find_server() == str(tmp_path / "redis-server")
@@ -162,7 +162,53 @@ def test_kill_9_of_the_owner_leaves_nothing(owner: Owner, eventually: Eventually
     eventually(lambda: not os.path.exists(folder), "its data is removed")
 
 
-def test_run_local_keeps_data_and_ends_in_order(tmp_path: Path, owner: Owner) -> None:
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_what_is_no_port_is_said(tmp_path: Path, port: int) -> None:
+    with pytest.raises(MissingError, match=f"port {port} for Valkey cannot be had: a port is from 0 to 65535"):
+        ValkeyServer(tmp_path, port=port)
+    with pytest.raises(MissingError, match=f"port {port} for Kafka cannot be had"):
+        LocalStack.start(kafka_port=port)
+
+
+def test_one_port_is_not_given_twice() -> None:
+    with pytest.raises(MissingError, match="port 4242 is asked for by Kafka and by Valkey"):
+        LocalStack.start(kafka_port=4242, redis_port=4242)
+
+
+@pytest.mark.parametrize("given", [{"bootstrap_servers": ""}, {"redis_url": "  "}])
+def test_an_address_that_is_empty_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(LocalStackError, match="that was given is empty"):
+        LocalStack.start(**given)
+
+
+def test_a_kept_folder_is_for_one_stack_at_a_time(tmp_path: Path) -> None:
+    """Two servers on one append-only file would spoil it."""
+    given = {"bootstrap_servers": "kafka.example:9092", "keep_data": tmp_path / "data"}
+    with LocalStack.start(**given) as first:
+        assert first.valkey is not None
+        with redis.Redis.from_url(first.redis_url) as client:
+            client.set("a", 1)
+        with pytest.raises(MissingError, match="is in use by another local stack"):
+            LocalStack.start(**given)
+    with LocalStack.start(**given) as second, redis.Redis.from_url(second.redis_url) as client:
+        assert client.get("a") == b"1"
+
+
+@pytest.mark.parametrize("folder", ["/proc/data", "/dev/null", "/dev/null/data"])
+def test_a_folder_that_cannot_be_written_is_said(folder: str) -> None:
+    with pytest.raises(MissingError, match=r"the folder for the data cannot be used: .*choose one that can be written"):
+        LocalStack.start(bootstrap_servers="kafka.example:9092", keep_data=Path(folder))
+
+
+def test_no_temporary_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(MissingError, match="set TMPDIR to one that can be written"):
+        LocalStack.start(bootstrap_servers="kafka.example:9092")
+
+
+def test_run_local_keeps_data_and_ends_in_order(tmp_path: Path, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARGIN_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")  # somebody else's: never used
+    monkeypatch.setenv("MARGIN_REDIS__URL", "redis://127.0.0.1:1/0")
     for run in (1, 2):
         process = owner(LOCAL, str(tmp_path / "data"))
         assert process.stdout is not None

@@ -25,7 +25,7 @@ SHARDS = 2
 @pytest.fixture(scope="module")
 def own_settings() -> Iterator[Settings]:
     """A stack that nothing else writes to: an audit looks at everything there is."""
-    with LocalStack.start(environment={}) as stack:
+    with LocalStack.start() as stack:
         found = load(
             {},
             {
