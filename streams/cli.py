@@ -14,11 +14,14 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas.codec import DecodeError
 from streams import logs
-from streams.errors import MarginClearingError
-from streams.settings import Settings, describe, load
+from streams.access.redis_address import holds_password
+from streams.errors import MarginClearingError, SettingsError
+from streams.redaction import redacted
+from streams.settings import Loaded, Settings, describe, read, variable
 
 app = typer.Typer(
     name="margin-clearing",
@@ -52,19 +55,34 @@ LogFormat = Annotated[str | None, typer.Option(help="json or text [MARGIN_SERVIC
 Shards = Annotated[int | None, typer.Option(help="Partitions of margin.events.v1 [MARGIN_TOPICS__SHARDS]")]
 
 
+_FLAGS = {
+    "bootstrap_servers": "kafka.bootstrap_servers",
+    "redis_url": "redis.url",
+    "instance_id": "service.instance_id",
+    "metrics_port": "service.metrics_port",
+    "log_level": "service.log_level",
+    "log_format": "service.log_format",
+    "shards": "topics.shards",
+    "partitions": "topics.partitions",
+    "replication_factor": "topics.replication_factor",
+}
+"""The setting of each flag."""
+
+
 def _settings(**flags: Any) -> Settings:
-    names = {
-        "bootstrap_servers": "kafka.bootstrap_servers",
-        "redis_url": "redis.url",
-        "instance_id": "service.instance_id",
-        "metrics_port": "service.metrics_port",
-        "log_level": "service.log_level",
-        "log_format": "service.log_format",
-        "shards": "topics.shards",
-        "partitions": "topics.partitions",
-        "replication_factor": "topics.replication_factor",
-    }
-    return load(overrides={names[flag]: value for flag, value in flags.items()})
+    return _read_settings(**flags).settings
+
+
+def _read_settings(**flags: Any) -> Loaded:
+    if flags.get("redis_url") and holds_password(flags["redis_url"]):
+        raise SettingsError(
+            "--redis-url holds a password, which every user of this machine can read in the list of processes: give "
+            "it by MARGIN_REDIS__URL, MARGIN_REDIS__PASSWORD or MARGIN_REDIS__PASSWORD_FILE"
+        )
+    return read(
+        overrides={_FLAGS[flag]: value for flag, value in flags.items()},
+        flags={_FLAGS[flag]: f"--{flag.replace('_', '-')}" for flag in flags},
+    )
 
 
 def _role(run: Callable[[Settings], None], **flags: Any) -> None:
@@ -412,21 +430,50 @@ def ticks(
 
 
 @app.command()
-def settings() -> None:
-    """Show the settings in force and where each is set. Secrets are masked."""
-    table = Table("variable", "value", box=None)
-    for section, fields in describe(load()).items():
-        for field, value in fields.items():
-            table.add_row(f"MARGIN_{section.upper()}__{field.upper()}", str(value))
+def settings(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    instance_id: InstanceId = None,
+    metrics_port: MetricsPort = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    shards: Shards = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Show the settings in force and what set each: the default, a variable, the file it names, or a flag.
+
+    Secrets are masked. The flags are those of the roles, to see what they would change.
+    """
+    found = _read_settings(
+        bootstrap_servers=bootstrap_servers,
+        redis_url=redis_url,
+        instance_id=instance_id,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        log_format=log_format,
+        shards=shards,
+    )
+    rows = {
+        variable(section, field): {"value": value, "set_by": found.set_by[section, field]}
+        for section, fields in describe(found.settings).items()
+        for field, value in fields.items()
+    }
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("variable", "value", "set by", box=None)
+    for name, row in rows.items():
+        table.add_row(*(Text(str(cell), overflow="fold") for cell in (name, row["value"], row["set_by"])))
     console.print(table)
 
 
 def main() -> None:
     """The entry point of ``margin-clearing``."""
+    logs.guard_output()
     try:
         app()
     except (MarginClearingError, DecodeError) as error:
-        print(f"margin-clearing: {error}", file=sys.stderr)
+        print(f"margin-clearing: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -16,9 +16,14 @@
 Messages say what was wrong, where, and what to do.
 """
 
+from streams.redaction import redacted
+
 
 class MarginClearingError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. Its text holds no secret, also where it quotes a server."""
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class SettingsError(MarginClearingError):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from confluent_kafka import KafkaException
 
 from streams.errors import SettingsError
-from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings, kafka_options
+from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def created(client: Callable[[dict[str, Any]], Client], properties: dict[str, An
 def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
     """What every client has: addresses, security, and errors that go to our log."""
     config: dict[str, Any] = {
-        "bootstrap.servers": kafka.bootstrap_servers,
+        "bootstrap.servers": ",".join(kafka.servers),
         "client.id": client_id,
         "security.protocol": kafka.security_protocol.lower(),
         "logger": log,
@@ -43,9 +43,15 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
             "sasl.username": kafka.sasl_username,
             "sasl.password": kafka.sasl_password,
         }
-    if kafka.ssl_ca_location:
-        config["ssl.ca.location"] = kafka.ssl_ca_location
-    return config | kafka_options(kafka)
+    if kafka.tls is not None:
+        files = {
+            "ssl.ca.location": kafka.ssl_ca_location,
+            "ssl.certificate.location": kafka.ssl_certificate_location,
+            "ssl.key.location": kafka.ssl_key_location,
+            "ssl.key.password": kafka.ssl_key_password,
+        }
+        config |= {name: value for name, value in files.items() if value}
+    return config | kafka.properties.librdkafka
 
 
 def producer(kafka: KafkaSettings, client_id: str, transactional_id: str | None = None) -> dict[str, Any]:
