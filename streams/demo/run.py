@@ -16,7 +16,6 @@ from infra.local.stack import LocalStack
 from schemas.codec import Decoder
 from schemas.messages import LiquidationCommand
 from schemas.topics import COMMANDS, EVENTS
-from streams.access.redis_address import masked_url
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.broker.reader import poll_batch
@@ -125,7 +124,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
             bootstrap_servers=options.bootstrap_servers, redis_url=options.redis_url, progress=display.say
         )
         with stack:
-            display.say(f"Kafka {stack.bootstrap_servers}, Redis {masked_url(stack.redis_url)}")
+            display.say(f"Kafka {stack.bootstrap_servers}, Redis {stack.redis_url}")
             settings = _settings(stack)
             report = ensure_topics(settings)
             if report.wrong:
