@@ -8,6 +8,8 @@ process as text (logs, errors, tracebacks, tables) is passed through :func:`reda
 import base64
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
 
@@ -29,6 +31,23 @@ def redacted(text: str) -> str:
     """``text`` with every secret that is known as ``***``."""
     pattern = _pattern()
     return text if pattern is None else pattern.sub(MASK, text)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within, nothing is known but what is hidden within: for whoever loads settings of others, as tests do."""
+    kept = set(_secrets)
+    _know(set())
+    try:
+        yield
+    finally:
+        _know(kept)
+
+
+def _know(secrets: set[str]) -> None:
+    _secrets.clear()
+    _secrets.update(secrets)
+    _pattern.cache_clear()
 
 
 @lru_cache(maxsize=1)

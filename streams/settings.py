@@ -5,6 +5,7 @@ other: a role that starts has settings that make sense together, and hold for ev
 files (``…_FILE``) and are never printed (:func:`describe`); where each value came from is remembered (:func:`read`).
 """
 
+import difflib
 import os
 import re
 import socket
@@ -457,17 +458,20 @@ def _servers(text: str) -> tuple[str, ...]:
 
 
 def _refuse_unknown(values: Mapping[str, Mapping[str, Any]]) -> None:
+    places = _places()
     for section, fields in values.items():
-        if section not in Settings.__struct_fields__:
-            known = ", ".join(Settings.__struct_fields__)
-            raise SettingsError(f"{PREFIX}{section.upper()}__…: no such section; there are {known}")
-        known_fields = getattr(Settings(), section).__struct_fields__
         for field in fields:
-            if field not in known_fields:
+            if (section, field) in places:
+                continue
+            name = variable(section, field)
+            alike = difflib.get_close_matches(name, _variables(), 1)
+            meant = f"is {alike[0]} meant? " if alike else ""
+            known = [each for of, each in places if of == section]
+            if not known:
                 raise SettingsError(
-                    f"{PREFIX}{section.upper()}__{field.upper()}: no such setting; "
-                    f"{section} has {', '.join(known_fields)}"
+                    f"{name}: no such section; {meant}there are {', '.join(Settings.__struct_fields__)}"
                 )
+            raise SettingsError(f"{name}: no such setting; {meant}{section} has {', '.join(known)}")
 
 
 def _in_words(error: str) -> str:

@@ -59,11 +59,11 @@ def bindings(who: str, user: str) -> list[AclBinding]:
     return found
 
 
-def redis_rules() -> str:
-    """The rules of the Redis user, behind its password."""
-    match = re.search(r"^ACL SETUSER margin on >\S+ (.*)$", _text(), re.M)
-    assert match, "README.md does not say what the Redis user is allowed"
-    return match[1]
+def redis_rules() -> dict[str, list[str]]:
+    """The rules of each Redis user, behind its password."""
+    found = re.findall(r"^ACL SETUSER (\S+) on >\S+ (.*)$", _text(), re.M)
+    assert found, "README.md does not say what a Redis user is allowed"
+    return {user: rules.split() for user, rules in found}
 
 
 def _names(cells: list[str]) -> list[str]:

@@ -145,6 +145,10 @@ class Exchange:
         self._producer = Producer(config.producer(settings.kafka, "exchange"))
         self._sequence = 0
 
+    def close(self) -> None:
+        """Let go of the connection before the servers go."""
+        self._producer.close()
+
     def list_symbol(self) -> None:
         records: list[dict[str, Any]] = [
             {"type": "asset", "asset": "USDC", "decimals": 6, "price_symbol": None, "version": 1},

@@ -5,7 +5,7 @@ TLS with a certificate on both sides. An authorizer judges everybody: nothing is
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,6 +27,7 @@ from tests.security.tls_front import TlsFront
 OPERATOR = "operator"
 """May do everything on Kafka, like the certificate of the same name."""
 REDIS_USER = "margin"
+REDIS_READER = "margin-reader"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Secrets:
 class Servers:
     """The two servers, running. Use as a context manager. ``folder`` holds the certificates and the secrets' files."""
 
-    def __init__(self, redis_rules: str) -> None:
+    def __init__(self, redis_rules: Mapping[str, Sequence[str]]) -> None:
         self.secrets = Secrets()
         self._redis_rules = redis_rules
         self._ends = contextlib.ExitStack()
@@ -99,8 +100,9 @@ class Servers:
 
     def _close_redis(self) -> None:
         with redis.Redis.from_url(self.valkey.url) as administrator:
-            rules = ["reset", "on", f">{self.secrets.redis_password}", *self._redis_rules.split()]
-            administrator.execute_command("ACL", "SETUSER", REDIS_USER, *rules)
+            for user, rules in self._redis_rules.items():
+                password = f">{self.secrets.redis_password}"
+                administrator.execute_command("ACL", "SETUSER", user, "reset", "on", password, *rules)
             administrator.execute_command("ACL", "SETUSER", "default", "off")
 
     def _new_kafka(self) -> KafkaServer:

@@ -12,7 +12,7 @@ from streams.broker.reader import LogReader
 from streams.settings import Settings, load
 from tests.security.documented import bindings
 from tests.security.fleet import ROLES, Exchange, Fleet, eventually, tool
-from tests.security.servers import OPERATOR, REDIS_USER, Servers
+from tests.security.servers import OPERATOR, REDIS_READER, REDIS_USER, Servers
 
 WHO = (*ROLES, "topics", "tools")
 SHARDS = {"MARGIN_TOPICS__SHARDS": "2", "MARGIN_TOPICS__PARTITIONS": "2"}
@@ -83,6 +83,7 @@ def each_its_own_user(servers: Servers) -> dict[str, dict[str, str]]:
         servers.add_user(user, servers.secrets.kafka_password)
         servers.allow(bindings(who, user))
         variables[who] = by_password(servers, user) | over_tls(servers)
+    variables["tools"]["MARGIN_REDIS__USERNAME"] = REDIS_READER
     return variables
 
 
@@ -110,6 +111,7 @@ def test_every_role_and_tool_works_through(door: str, servers: Servers, tmp_path
         _check_oracle_table(servers, exchange)
         for role in fleet.roles.values():
             assert role.stop() == 0, role.output()[-3000:]
+    exchange.close()
     _assert_journalled(operator)
 
 
