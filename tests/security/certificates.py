@@ -63,6 +63,20 @@ class Authority:
         found.both.write_bytes(encoded_key + encoded)
         return found
 
+    def revoke(self) -> Path:
+        """A list of revoked certificates, which is empty."""
+        now = datetime.datetime.now(datetime.UTC)
+        revocations = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._subject)
+            .last_update(now - _DAY)
+            .next_update(now + 30 * _DAY)
+            .sign(self._key, hashes.SHA256())
+        )
+        path = self._folder / f"{self._name}.crl"
+        path.write_bytes(revocations.public_bytes(serialization.Encoding.PEM))
+        return path
+
 
 def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -34,10 +34,10 @@ REDIS_READER = "margin-reader"
 class Secrets:
     """Every secret here, each unlike anything else that could be written anywhere."""
 
-    kafka_password: str = "kafka-Marker,=\"'%40 pass/word"
-    kafka_key_password: str = "kafka-key-Marker-7d1"
-    redis_password: str = "redis-Marker:@/?#%25-9f3"
-    redis_key_password: str = "redis-key-Marker-44c"
+    kafka_password: str = "kafka-Mrk9Qz,=\"'%40 pass/word"
+    kafka_key_password: str = "kafka-key-Mrk9Qz-7d1"
+    redis_password: str = "redis-Mrk9Qz:@/?#%25-9f3"
+    redis_key_password: str = "redis-key-Mrk9Qz-44c"
 
     def all(self) -> list[str]:
         return [self.kafka_password, self.kafka_key_password, self.redis_password, self.redis_key_password]
