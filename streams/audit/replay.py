@@ -21,7 +21,7 @@ from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows
 from streams.audit.rerun import Entry, Rerun, RuleLog, read_journal
 from streams.clearing.restore import MARKS_LOOKBACK
 from streams.clearing.shard import Output
-from streams.errors import AuditError, ShardError
+from streams.errors import AuditError
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how far it is, and of how much."""
@@ -141,7 +141,8 @@ class _Replay:
         try:
             known = _ROW(row)
         except DecodeError as error:
-            raise ShardError(f"{ACCOUNTS}[{self._shard}] account {account!r} is no row: {error}") from None
+            self._findings.differ(f"account {account}: its row cannot be read: {error}", ACCOUNTS, self._shard)
+            return
         self._numbers[account] = (known.liquidation_sequence, known.alert_sequence)
 
     # --- running -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from streams.audit.log import Log, Record, Tape, offset_of
 from streams.clearing.restore import (
     MARK_FRAME,
     claim_record,
-    load_account,
     recall_from,
 )
 from streams.clearing.shard import Output, Shard
@@ -123,11 +122,7 @@ class Rerun:
         self._marks: Tape | None = None
 
     def begin(self, record: JournalRecord, offset: int, rows: Mapping[str, bytes]) -> None:
-        """Stand where ``record``, at ``offset`` of the journal, left the shard, with ``rows`` as of then.
-
-        Raises:
-            ShardError: a row cannot be loaded.
-        """
+        """Stand where ``record``, at ``offset`` of the journal, left the shard, with ``rows`` as of then."""
         self.rows = dict(rows)
         if record.kind == "claim":
             self.claim(record, offset)
@@ -145,11 +140,7 @@ class Rerun:
         return claim_record(before, found.worker)
 
     def claim(self, record: JournalRecord, offset: int) -> None:
-        """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``.
-
-        Raises:
-            ShardError: a row cannot be loaded.
-        """
+        """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``."""
         self._restore(record)
         self.shard.claim = self.shard.journal_previous = offset
         self._last = (record, offset)
@@ -174,15 +165,11 @@ class Rerun:
         return output
 
     def adopt(self, account: str, row: bytes) -> None:
-        """Make an account known, whose row as of the last commit is ``row``.
-
-        Raises:
-            ShardError: the row cannot be loaded.
-        """
+        """Make an account known, whose row as of the last commit is ``row``."""
         assert self._known is not None
         self._known.add(account)
         self.rows[account] = row
-        load_account(self.shard, account, row)
+        self.shard.restore(account, row)
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
@@ -191,11 +178,12 @@ class Rerun:
         self.shard = Shard(self._id, self._rules.at(rules_next))
         self.shard.resume(record)
         for account in sorted(self.rows):
-            load_account(self.shard, account, self.rows[account])
+            self.shard.restore(account, self.rows[account])
         first, end = recall_from(self.shard), self.shard.marks_next
         for message in self._log.read_range(MARKS, 0, first, end):
             with suppress(DecodeError):  # it was refused when it was walked
                 self._recall(offset_of(message), MARK_FRAME(message.value()))
+        self.shard.tell_unread_journal()
         if self._events is None:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)

@@ -29,8 +29,16 @@ from schemas.messages import (
     ReportColumns,
     TransferColumns,
 )
-from schemas.types import AlertKind
-from streams.clearing.account import AccountState, CommandState, GroupState, OrderState, account_row
+from schemas.types import CROSS, AlertKind, shard_account
+from streams.clearing.account import (
+    AccountState,
+    CommandState,
+    GroupState,
+    OrderState,
+    account_row,
+    read_account,
+    set_aside,
+)
 from streams.errors import InputError, ShardError
 from streams.logs import event
 from streams.margin.bands import TriggerIndex
@@ -45,8 +53,17 @@ log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
+COMMAND_NAMES_BYTES_MAX = 300_000
+"""Most bytes of command ids in one journal record, which with everything else in it must stay a readable message."""
+
+OPEN_INTEREST_SYMBOLS_MAX = 4096
+"""Most symbols whose open interest one journal record tells; parameters scale no more than that by it."""
+
 MARK_AGE_MS_DEFAULT = 5000
 """``max_age_ms`` of a symbol without oracle parameters."""
+
+REASON_MAX = 1000
+"""Most characters of a reason in a row or an alert."""
 
 
 @dataclass(slots=True)
@@ -103,6 +120,11 @@ class Shard:
         self.claim = -1
         self.journal_sequence = 0
         self.journal_previous = -1
+        self.alert_sequence = 0
+        self.journal_unread = 0
+        """Records of the journal that could not be read, until a commit has told of it."""
+        self.unread: dict[str, str] = {}
+        """The accounts whose row cannot be read, and why."""
         self._owner: dict[int, tuple[AccountState, GroupState]] = {}
         self._levels = np.full(64, np.inf)
         self._marks: dict[str, _MarkState] = {}
@@ -111,6 +133,7 @@ class Shard:
         self._orders: dict[str, tuple[AccountState, GroupState, OrderState]] = {}
         self._expiries: list[tuple[int, str, int]] = []
         self._overdue: set[int] = set()
+        self._undone: set[int] = set()
         self._dirty: set[str] = set()
         self._touched: set[int] = set()
         self._commanded: set[int] = set()
@@ -123,14 +146,46 @@ class Shard:
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
-    def adopt(self, state: AccountState) -> None:
-        """Take in an account that was restored from its row (its ledger is in the portfolio already)."""
+    def restore(self, account: str, row: bytes) -> None:
+        """Take in an account as its last row says.
+
+        A row that cannot be read is kept as it is and its account suspended: what that row holds is not known, nothing
+        can be applied to it, and everybody else in the shard goes on.
+        """
+        try:
+            state = read_account(account, row, self.portfolio)
+        except InputError as error:
+            reason = f"account {account}: its row cannot be read: {error}"[:REASON_MAX]
+            state, known = set_aside(account, row, reason)
+            self.unread[account] = reason
+            if not known:
+                self._alert_shard("unreadable", reason)
+                self._dirty.add(account)
+            event(log, logging.ERROR, "row_unreadable", shard=self.shard, account=account, reason=reason)
+        else:
+            self.unread.pop(account, None)
+        self._adopt(state)
+
+    def _adopt(self, state: AccountState) -> None:
         self.accounts[state.account] = state
         self._index_current = False
         for group in state.groups.values():
             self._register(state, group)
             if group.command is not None:
                 self._track(state, group, group.command)
+
+    def _read_again(self) -> None:
+        """Try the rows again that could not be read: other parameters may hold what they say."""
+        for account in sorted(self.unread):
+            kept = self.accounts[account]
+            assert kept.unread is not None
+            row = account_row(kept, self.portfolio)
+            assert row is not None
+            self.restore(account, encode(row))
+            if account not in self.unread:
+                state = self.accounts[account]
+                self._dirty.add(account)
+                self._touched.update(group.row for group in state.groups.values())
 
     def recall_marks(self, offset: int, frame: MarkFrame) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
@@ -150,7 +205,22 @@ class Shard:
         self.marks_full = record.marks_full
         self.clock_us = record.clock
         self.journal_sequence = record.sequence
+        self.alert_sequence = record.alert_sequence
+        self.journal_unread = record.unread
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
+
+    def tell_unread_journal(self) -> None:
+        """Tell that the journal could not be read to its end, if so, and have every account decided anew.
+
+        To be called once the accounts and the prices are there.
+        """
+        if self.journal_unread:
+            self._undone.update(self._owner)
+            self._alert_shard(
+                "unreadable",
+                f"{self.journal_unread} records of the shard's journal could not be read: what they decided is known "
+                "from the accounts' rows alone, and the marks in between were not walked",
+            )
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -164,6 +234,7 @@ class Shard:
         self.parameters_next = offset + 1
         self._put_in_force(parameters)
         self.rules_next = offset + 1
+        self._read_again()
         self._refresh_liveness(force=True)
 
     def _put_in_force(self, parameters: RiskParameters) -> None:
@@ -248,13 +319,23 @@ class Shard:
             rows[account] = None if row is None else encode(row)
             if row is None:
                 self._forget(account)
-        journal = self._journal(worker, len(rows), self.portfolio.open_interest() if with_open_interest else None)
+        journal = self._journal(worker, len(rows), self._open_interest() if with_open_interest else None)
         output = Output(journal, rows, self._commands, self._alerts, self._unapplied)
         self._dirty.clear()
         self._commands, self._alerts, self._unapplied = [], [], []
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
         self._marks_before, self._decided = -1, False
+        self.journal_unread = 0
         return output
+
+    def _open_interest(self) -> dict[str, str]:
+        """The quantity of all long positions of as many symbols as a record has room for, first those it scales."""
+        found = self.portfolio.open_interest()
+        if len(found) <= OPEN_INTEREST_SYMBOLS_MAX:
+            return found
+        instruments = self.parameters.instruments
+        first = sorted(found, key=lambda symbol: (instruments[symbol].open_interest_scale is None, symbol))
+        return {symbol: found[symbol] for symbol in first[:OPEN_INTEREST_SYMBOLS_MAX]}
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -329,10 +410,10 @@ class Shard:
         self, state: AccountState, offset: int, frame: EventFrame, kind: str, index: int, error: Exception
     ) -> None:
         state.unapplied += 0 if frame.repaired else 1
-        state.suspended_reason = str(error)[:1000]
+        state.suspended_reason = str(error)[:REASON_MAX]
         self._dirty.add(state.account)
         self._unapplied.append(UnappliedEvent(state.account, offset, _one_row(frame, kind, index), error))
-        if not frame.repaired:
+        if not frame.repaired and state.unread is None:
             self._alert(state, "cross", "suspended", reason=state.suspended_reason)
 
     def _applied(self, state: AccountState, frame: EventFrame) -> None:
@@ -351,6 +432,8 @@ class Shard:
     def _group(self, state: AccountState, margin: str) -> GroupState:
         group = state.groups.get(margin)
         if group is None:
+            if state.unread is not None:
+                raise InputError(self.unread[state.account])
             group = GroupState(row=self.portfolio.open_group(state.account, margin), margin=margin)
             state.groups[margin] = group
             self._register(state, group)
@@ -442,7 +525,8 @@ class Shard:
             owner = self._owner.get(row)
             if owner is not None and owner[1].command is not None and owner[1].command.command_id == command_id:
                 self._overdue.add(row)
-        return set(self._overdue)
+        undone, self._undone = self._undone, set()
+        return self._overdue | undone
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
@@ -611,6 +695,27 @@ class Shard:
         self._dirty.add(state.account)
         event(log, logging.DEBUG, "alert", account=state.account, margin=margin, kind=kind)
 
+    def _alert_shard(self, kind: AlertKind, reason: str, symbol: str | None = None) -> None:
+        """An alert about the shard as a whole."""
+        self.alert_sequence += 1
+        account = shard_account(self.shard)
+        self._alerts.append(
+            Alert(
+                alert_id=f"{account}:alert:{self.alert_sequence}",
+                account=account,
+                margin=CROSS,
+                kind=kind,
+                level=None,
+                health_ratio=None,
+                equity=None,
+                maintenance_margin=None,
+                marks_offset=self.marks_next - 1,
+                event_time=self.clock_us,
+                reason=reason[:REASON_MAX],
+                symbol=symbol,
+            )
+        )
+
     def _priced_by(self, group: GroupState) -> set[str]:
         """The symbols whose marks the group's equity depends on."""
         instruments, assets = self.parameters.instruments, self.parameters.assets
@@ -637,6 +742,7 @@ class Shard:
 
     def _journal(self, worker: str, accounts: int, open_interest: dict[str, str] | None) -> JournalRecord:
         self.journal_sequence += 1
+        named = _first_names([command.command_id for command in self._commands])
         events_first, marks_first, parameters_first = self._taken
         return JournalRecord(
             kind="commit",
@@ -652,10 +758,22 @@ class Shard:
             clock=self.clock_us,
             rules_next=self.rules_next,
             accounts=accounts,
-            commands=tuple(command.command_id for command in self._commands),
+            commands=named,
+            command_count=-1 if len(named) == len(self._commands) else len(self._commands),
+            alert_sequence=self.alert_sequence,
             open_interest=open_interest,
             worker=worker,
         )
+
+
+def _first_names(names: list[str]) -> tuple[str, ...]:
+    """As many of ``names``, from the first on, as a journal record has room for."""
+    room = COMMAND_NAMES_BYTES_MAX
+    for index, name in enumerate(names):
+        room -= len(name) + 3
+        if room < 0:
+            return tuple(names[:index])
+    return tuple(names)
 
 
 def _array(rows: set[int]) -> Rows:
