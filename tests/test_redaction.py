@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import redaction
-from streams.errors import TableError
+from streams.errors import InputError, TableError
 from streams.redaction import hide, redacted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +67,11 @@ def test_errors_are_masked_where_they_quote_a_server() -> None:
     assert str(TableError("Redis: unknown command AUTH, with args 'hunter2!'")) == (
         "Redis: unknown command AUTH, with args '***'"
     )
+
+
+def test_what_gets_into_records_does_not_depend_on_what_a_process_knows() -> None:
+    hide("BTC-PERP")
+    assert str(InputError("unknown symbol BTC-PERP")) == "unknown symbol BTC-PERP"
 
 
 CODE = """

@@ -76,7 +76,7 @@ class Oracle:
         self._restored = False
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
-        self._app = _faust_app(settings)
+        self._app = faust_app(settings)
         self._prices = self._app.topic(PRICES, value_type=bytes, key_type=bytes)
         self._marks = self._app.topic(MARKS, value_type=bytes)
         self._letters = self._app.topic(dead_letter_topic(PRICES), value_type=bytes, key_type=bytes)
@@ -327,7 +327,12 @@ def encoded_frame(frame: MarkFrame) -> bytes:
     return data
 
 
-def _faust_app(settings: Settings) -> faust.App:
+def faust_app(settings: Settings) -> faust.App:
+    """The app, told what every other client is told. Redis is none of its business: a table's options say where it is.
+
+    Raises:
+        SettingsError: a certificate or key cannot be used.
+    """
     kafka = settings.kafka
     faust.stores.STORES.aliases.setdefault("redis", f"{Store.__module__}:{Store.__name__}")
     session_s = kafka.session_timeout_ms / 1000
