@@ -58,6 +58,18 @@ def tool(
     )
 
 
+def page_of(port: int, path: str) -> str:
+    """What a page says, whatever its status; empty if nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode()
+    except OSError:
+        return ""
+
+
 class Role:
     """One role as a process. Use as a context manager."""
 
@@ -84,14 +96,7 @@ class Role:
 
     def page(self, path: str) -> str:
         """What one of its pages says; empty while nobody answers."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return str(answer.read().decode())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.read().decode()
-        except OSError:
-            return ""
+        return page_of(self.port, path)
 
     def is_ready(self) -> bool:
         self.assert_running()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.ports import free_port
-from tests.security.fleet import DEADLINE_S, ROLES, Role, clean_environment, eventually, tool
+from tests.security.fleet import DEADLINE_S, ROLES, Role, clean_environment, eventually, page_of, tool
 from tests.security.marks import MARK, assert_untold
 from tests.security.quoting_redis import QuotingRedis
 from tests.security.servers import REDIS_USER, Servers
@@ -119,6 +119,8 @@ def test_a_redis_that_lets_nobody_in(
                     assert role.page(page)
                     assert_untold(role.page(page), f"{role.name}{page}")
                 assert_untold(role.shown_by_ps(), f"{role.name} in the list of processes")
+            for page in ("/", "/router/"):
+                assert_untold(page_of(web_port, page), f"Faust's page {page}")
             for arguments in (("status", "--json"), ("account", "a")):
                 done = tool(variables, *arguments)
                 assert_untold(done.stdout + done.stderr, arguments[0])

@@ -62,6 +62,20 @@ def test_every_role_and_tool_works_through(door: str, servers: Servers, tmp_path
     _assert_journalled(operator)
 
 
+def test_who_is_allowed_nothing_gets_nothing(servers: Servers) -> None:
+    """The authorizer and the lists of Redis are on: what the tests above were allowed, they needed."""
+    assert tool(by_password(servers) | over_tls(servers), "topics").returncode == 0
+    servers.add_user("nobody", servers.secrets.kafka_password)
+    assert tool(by_password(servers, "nobody") | over_tls(servers), "topics", "--verify").returncode != 0
+    for user, key in ((REDIS_READER, "margin:marks"), (REDIS_USER, "another"), ("default", "margin:marks")):
+        password = servers.secrets.redis_password
+        with (
+            redis.Redis(port=servers.valkey.port, username=user, password=password) as client,
+            pytest.raises((redis.exceptions.NoPermissionError, redis.exceptions.AuthenticationError)),
+        ):
+            client.hset(key, "a", "b")
+
+
 def _trade_until_liquidated(exchange: Exchange, fleet: Fleet, tools: Mapping[str, str]) -> None:
     def seen(status: str) -> bool:
         for role in fleet.roles.values():
