@@ -142,13 +142,15 @@ class Fleet:
 
 
 class Exchange:
-    """An exchange with one symbol and two accounts of its own, which writes through the clients that the roles use."""
+    """An exchange with two accounts of its own, which writes through the clients that the roles use.
+
+    All trade one symbol: a symbol that nobody prices any more would be a fault, and rightly.
+    """
 
     def __init__(self, settings: Settings) -> None:
         number = next(_numbers)
-        self.symbol, self.alice, self.bob = f"S{number}-PERP", f"alice-{number}", f"bob-{number}"
+        self.symbol, self.alice, self.bob = "SECURE-PERP", f"alice-{number}", f"bob-{number}"
         self._producer = Producer(config.producer(settings.kafka, "exchange"))
-        self._sequence = 0
 
     def close(self) -> None:
         """Let go of the connection before the servers go."""
@@ -183,10 +185,10 @@ class Exchange:
 
     def price(self, price: str) -> None:
         """Both sources say ``price``."""
-        self._sequence += 1
+        now = time.time_ns() // 1000
         for source in ("one", "two"):
-            record = {"source": source, "symbol": self.symbol, "price": price, "sequence": self._sequence}
-            self._send(topics.PRICES, record | {"publish_time": time.time_ns() // 1000}, self.symbol)
+            record = {"source": source, "symbol": self.symbol, "price": price, "sequence": now, "publish_time": now}
+            self._send(topics.PRICES, record, self.symbol)
 
     def open_positions(self) -> None:
         """Alice buys 10 at 100 of Bob; her 150 hold above 89.48 or so."""
@@ -200,7 +202,7 @@ class Exchange:
             }
             self._send(topics.TRANSFERS, record | {"margin": "cross", "event_time": time.time_ns() // 1000}, account)
         trade = {
-            "trade_id": 1,
+            "trade_id": time.time_ns() // 1000,
             "symbol": self.symbol,
             "price": "100",
             "quantity": "10",

@@ -52,6 +52,7 @@ def test_every_role_and_tool_works_through(door: str, servers: Servers, tmp_path
         exchange.list_symbol()
         _trade_until_liquidated(exchange, fleet, variables["tools"])
         _ask_every_tool(exchange, variables["tools"])
+        _await_well(variables["tools"])
         _check_oracle_table(servers, exchange)
         for role in fleet.roles.values():
             assert_untold(role.page("/metrics") + role.page("/readyz"), f"the pages of {role.name}")
@@ -96,7 +97,6 @@ def _ask_every_tool(exchange: Exchange, tools: Mapping[str, str]) -> None:
         ("explain", f"{exchange.alice}:1", "--json"),
         ("replay", "--json"),
         ("verify", "--json"),
-        ("status", "--json"),
         ("settings", "--json"),
     ):
         done = tool(tools, *arguments)
@@ -104,6 +104,19 @@ def _ask_every_tool(exchange: Exchange, tools: Mapping[str, str]) -> None:
         assert_untold(done.stdout + done.stderr, arguments[0])
         if "--json" in arguments:
             json.loads(done.stdout)
+
+
+def _await_well(tools: Mapping[str, str]) -> None:
+    said = ""
+
+    def is_well() -> bool:
+        nonlocal said
+        done = tool(tools, "status", "--json")
+        said = done.stdout + done.stderr
+        return done.returncode == 0
+
+    eventually(is_well, "status finds nothing wrong")
+    assert_untold(said, "status")
 
 
 def _check_oracle_table(servers: Servers, exchange: Exchange) -> None:
