@@ -70,6 +70,7 @@ class ClientLog:
 
 def reason_of(text: str) -> tuple[str, str]:
     """The broker (``host:port``, empty if none is named) and the reason in one of librdkafka's lines, without noise."""
+    text = redacted(text)  # before it is cut: half a secret would not be known as one
     found = _BROKER.match(text.strip())
     broker, reason = (found["broker"], found["reason"]) if found else ("", text.strip())
     for noise in _NOISE:
@@ -77,7 +78,6 @@ def reason_of(text: str) -> tuple[str, str]:
     if "Invalid response size" in reason:
         reason = "what listens there does not speak Kafka's protocol, or expects TLS"
     reason = re.sub(r"\s+", " ", reason).strip().rstrip(":;,. ")
-    reason = redacted(reason)  # before it is cut: half a secret would not be known as one
     if len(reason) > _REASON_CHARACTERS_MAX:
         reason = reason[:_REASON_CHARACTERS_MAX] + "…"
     return broker, reason

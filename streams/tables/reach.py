@@ -64,7 +64,8 @@ def why(error: BaseException, where: str) -> str:
     """What a Redis client's error means and what to do, to follow "Redis at ADDRESS"."""
     causes = _causes(error)
     other = "redis:// if it has no TLS" if where.startswith("rediss:") else "rediss:// if it expects TLS"
-    text = redacted(" ".join(str(error).split()))[:_REASON_CHARACTERS_MAX]  # half a secret would not be known as one
+    # Masked before it is cut: half a secret would not be known as one.
+    text = " ".join(redacted(str(error)).split())[:_REASON_CHARACTERS_MAX]
     if isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return f"refuses the credentials: {text}; check the user and the password of MARGIN_REDIS__URL"
     if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM"):
