@@ -19,11 +19,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from schemas.codec import DecodeError
 from streams import interruption, logs
+from streams.access.redis_address import holds_password
 from streams.errors import MarginClearingError, SettingsError, TableError
-from streams.settings import Settings, describe, load
+from streams.redaction import redacted
+from streams.settings import Loaded, Settings, describe, load, read, variable
 
 log = logging.getLogger(__name__)
 
@@ -87,19 +90,34 @@ Shards = Annotated[int | None, _set_by("topics.shards", "Partitions of margin.ev
 AsJson = Annotated[bool, _else("tables for a person", "Print JSON", "--json")]
 
 
+_FLAGS = {
+    "bootstrap_servers": "kafka.bootstrap_servers",
+    "redis_url": "redis.url",
+    "instance_id": "service.instance_id",
+    "metrics_port": "service.metrics_port",
+    "log_level": "service.log_level",
+    "log_format": "service.log_format",
+    "shards": "topics.shards",
+    "partitions": "topics.partitions",
+    "replication_factor": "topics.replication_factor",
+}
+"""The setting of each flag."""
+
+
 def _settings(**flags: Any) -> Settings:
-    names = {
-        "bootstrap_servers": "kafka.bootstrap_servers",
-        "redis_url": "redis.url",
-        "instance_id": "service.instance_id",
-        "metrics_port": "service.metrics_port",
-        "log_level": "service.log_level",
-        "log_format": "service.log_format",
-        "shards": "topics.shards",
-        "partitions": "topics.partitions",
-        "replication_factor": "topics.replication_factor",
-    }
-    return load(overrides={names[flag]: value for flag, value in flags.items()})
+    return _read_settings(**flags).settings
+
+
+def _read_settings(**flags: Any) -> Loaded:
+    if flags.get("redis_url") and holds_password(flags["redis_url"]):
+        raise SettingsError(
+            "--redis-url holds a password, which every user of this machine can read in the list of processes: give "
+            "it by MARGIN_REDIS__URL, MARGIN_REDIS__PASSWORD or MARGIN_REDIS__PASSWORD_FILE"
+        )
+    return read(
+        overrides={_FLAGS[flag]: value for flag, value in flags.items()},
+        flags={_FLAGS[flag]: f"--{flag.replace('_', '-')}" for flag in flags},
+    )
 
 
 def _require_said(*flags: tuple[str | None, str, str]) -> None:
@@ -108,10 +126,10 @@ def _require_said(*flags: tuple[str | None, str, str]) -> None:
     Raises:
         SettingsError: neither the flag nor the variable (nor the one that names a file with it) is there.
     """
-    for value, flag, variable in flags:
-        if value is None and not (os.environ.get(variable) or os.environ.get(f"{variable}_FILE")):
+    for value, flag, name in flags:
+        if value is None and not (os.environ.get(name) or os.environ.get(f"{name}_FILE")):
             raise SettingsError(
-                f"say where to write with {flag} or {variable}: a command that writes takes no default, "
+                f"say where to write with {flag} or {name}: a command that writes takes no default, "
                 "not even this machine's"
             )
 
@@ -605,6 +623,11 @@ def demo(
         "settings": tuple(setting or ()),
         "into_this_cluster": into_this_cluster,
     }
+    if redis_url is not None and holds_password(redis_url):
+        raise SettingsError(
+            "--redis-url holds a password, which every user of this machine can read in the list of processes: give it "
+            "by --setting MARGIN_REDIS__PASSWORD_FILE=PATH"
+        )
     options = DemoOptions(**{name: value for name, value in given.items() if value is not None})
     addresses = load(options.variables(), {"kafka.bootstrap_servers": bootstrap_servers, "redis.url": redis_url})
     with interruption.prompt():
@@ -675,21 +698,47 @@ def ticks(
 
 
 @app.command()
-def settings() -> None:
-    """Show the settings in force. Secrets are masked.
+def settings(
+    bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
+    instance_id: InstanceId = None,
+    metrics_port: MetricsPort = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    shards: Shards = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the settings in force and what set each: the default, a variable, the file it names, or a flag.
 
-    Needs no server. Prints every variable with its value; whatever is wrong with one is said in a line.
+    Needs no server. Prints every variable with its value, secrets masked. The flags are those of the roles, to see what
+    they would change. Whatever is wrong with a setting is said in a line.
 
     Exit codes: 0 shown; 2 a setting is unknown, malformed or contradicts another.
 
     \b
     Example:
-      MARGIN_TOPICS__SHARDS=32 margin-clearing settings
+      MARGIN_TOPICS__SHARDS=32 margin-clearing settings --json
     """
-    table = Table("variable", "value", box=None)
-    for section, fields in describe(load()).items():
-        for field, value in fields.items():
-            table.add_row(f"MARGIN_{section.upper()}__{field.upper()}", str(value))
+    found = _read_settings(
+        bootstrap_servers=bootstrap_servers,
+        redis_url=redis_url,
+        instance_id=instance_id,
+        metrics_port=metrics_port,
+        log_level=log_level,
+        log_format=log_format,
+        shards=shards,
+    )
+    rows = {
+        variable(section, field): {"value": value, "set_by": found.set_by[section, field]}
+        for section, fields in describe(found.settings).items()
+        for field, value in fields.items()
+    }
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("variable", "value", "set by", box=None)
+    for name, row in rows.items():
+        table.add_row(*(Text(str(cell), overflow="fold") for cell in (name, row["value"], row["set_by"])))
     console.print(table)
 
 
@@ -706,10 +755,11 @@ def _hold_standard_files() -> None:
 def main() -> None:
     """The entry point of ``margin-clearing``."""
     _hold_standard_files()
+    logs.guard_output()
     try:
         app()
     except (MarginClearingError, DecodeError) as error:
-        print(f"margin-clearing: {error}", file=sys.stderr)
+        print(f"margin-clearing: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

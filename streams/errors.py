@@ -1,31 +1,44 @@
 """Every error the pipeline raises on purpose.
 
     MarginClearingError
-    ├── SettingsError          settings that are missing, malformed or contradict each other
-    ├── TopicError             a topic is missing or not as the contract needs it
-    ├── InputError             an event that cannot be applied to an account
-    │   └── ParameterError     a parameter record that breaks a rule; the version in force stays
-    ├── BrokerError            Kafka refused something and trying again will not help
-    │   ├── TransactionAborted the transaction must be dropped; the producer is still good
-    │   └── ProducerFenced     another process has taken over, or the outcome is unknown; the producer must be dropped
-    ├── TableError             Redis refused a write or holds something unexpected
-    │   └── TableFenced        a newer owner of the shard has written; this one must stop
-    ├── ShardError             a shard's state and its log disagree
-    └── AuditError             a log does not hold what an audit needs, or there is no such thing to audit
+    ├── InputError                 an event that cannot be applied to an account
+    │   └── ParameterError         a parameter record that breaks a rule; the version in force stays
+    ├── ShardError                 a shard's state and its log disagree
+    ├── AuditError                 a log does not hold what an audit needs, or there is no such thing to audit
+    └── QuotingError               may quote a server or a setting: its text is masked
+        ├── SettingsError          settings that are missing, malformed or contradict each other
+        ├── TopicError             a topic is missing or not as the contract needs it
+        ├── BrokerError            Kafka refused something and trying again will not help
+        │   ├── TransactionAborted the transaction must be dropped; the producer is still good
+        │   └── ProducerFenced     another process took over, or the outcome is unknown; the producer must be dropped
+        └── TableError             Redis refused a write or holds something unexpected
+            └── TableFenced        a newer owner of the shard has written; this one must stop
 
 Messages say what was wrong, where, and what to do.
 """
+
+from streams.redaction import redacted
 
 
 class MarginClearingError(Exception):
     """Base of every error raised on purpose."""
 
 
-class SettingsError(MarginClearingError):
+class QuotingError(MarginClearingError):
+    """Base of the errors that may quote a server or a setting: their text holds no secret.
+
+    The others' texts get into records, which a replay must give again to the byte whatever its process knows.
+    """
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
+
+
+class SettingsError(QuotingError):
     """Settings that are missing, malformed or contradict each other."""
 
 
-class TopicError(MarginClearingError):
+class TopicError(QuotingError):
     """A topic is missing or is not what the contract needs."""
 
 
@@ -37,7 +50,7 @@ class ParameterError(InputError):
     """A parameter record that breaks a rule. The version in force stays in force."""
 
 
-class BrokerError(MarginClearingError):
+class BrokerError(QuotingError):
     """Kafka refused something and trying again will not help."""
 
 
@@ -49,7 +62,7 @@ class ProducerFenced(BrokerError):
     """Another process took over or the outcome is unknown: drop this producer and read the log again."""
 
 
-class TableError(MarginClearingError):
+class TableError(QuotingError):
     """Redis refused a write or holds something unexpected."""
 
 

@@ -1,14 +1,20 @@
 """Structured logs: one JSON object a line on standard error (or plain text for a person), never a secret.
 
-Roles log an event name and fields, ``log.info("shard_taken", extra={"fields": {...}})``, through :func:`event`.
+Roles log an event name and fields, ``log.info("shard_taken", extra={"fields": {...}})``, through :func:`event`. What
+others log, and the traceback of whatever nobody caught, goes through the same :func:`streams.redaction.redacted`.
 """
 
 import logging
 import sys
+import threading
 import time
+import traceback
+from types import TracebackType
 from typing import Any
 
 import orjson
+
+from streams.redaction import redacted
 
 
 def configure(level: str, form: str, worker: str) -> None:
@@ -17,12 +23,21 @@ def configure(level: str, form: str, worker: str) -> None:
     handler.setFormatter(
         _JsonFormatter(worker)
         if form == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s%(tail)s")
+        else _TextFormatter("%(asctime)s %(levelname)s %(name)s %(message)s%(tail)s")
     )
     handler.addFilter(_tail)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+def guard_output() -> None:
+    """Have no secret in what is printed without :func:`configure`: tracebacks, and what libraries warn of."""
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda found: _print_traceback(found.exc_type, found.exc_value, found.exc_traceback)
+    sys.unraisablehook = lambda found: _print_traceback(found.exc_type, found.exc_value, found.exc_traceback)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_TextFormatter("%(message)s"))
 
 
 def event(logger: logging.Logger, level: int, name: str, /, **fields: Any) -> None:
@@ -37,7 +52,19 @@ def _tail(record: logging.LogRecord) -> bool:
     return True
 
 
+def _print_traceback(kind: type[BaseException], error: BaseException | None, where: TracebackType | None, /) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, where))))
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 class _JsonFormatter(logging.Formatter):
+    """Masks values, not whole lines, so that a line stays JSON whatever a secret looks like."""
+
     def __init__(self, worker: str) -> None:
         super().__init__()
         self._worker = worker
@@ -48,9 +75,20 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "worker": self._worker,
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": redacted(record.getMessage()),
         }
-        line.update(getattr(record, "fields", None) or {})
+        line.update(_masked(getattr(record, "fields", None) or {}))
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+            line["exception"] = redacted(self.formatException(record.exc_info))
+        return orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _masked(value: Any) -> Any:
+    """``value`` with every text in it masked; what JSON does not know becomes text."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, dict):
+        return {_masked(name): _masked(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(each) for each in value]
+    return redacted(value if isinstance(value, str) else str(value))

@@ -1,18 +1,27 @@
 """Settings of every role: defaults, then ``MARGIN_SECTION__FIELD`` in the environment, then flags.
 
 Unknown names and malformed values are refused with the name and the reason, and so are settings that contradict each
-other: a role that starts has settings that make sense together. Secrets are never printed (:func:`describe`).
+other: a role that starts has settings that make sense together, and hold for every client in it. Secrets may come from
+files (``…_FILE``) and are never printed (:func:`describe`); where each value came from is remembered (:func:`read`).
 """
 
+import difflib
 import os
 import re
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from streams import redaction
+from streams.access import redis_address, tls
+from streams.access.kafka_properties import KafkaProperties, sort_properties
+from streams.access.redis_address import RedisAddress, masked_url
+from streams.access.tls import TlsFiles
 from streams.errors import SettingsError
 
 PREFIX = "MARGIN_"
@@ -27,8 +36,25 @@ MAX_POLL_INTERVAL_MS = 300_000
 """librdkafka's default: a consumer that does not poll for so long leaves its group."""
 
 
-class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to reach Kafka. ``options`` holds further librdkafka properties as ``name=value,name=value``."""
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section whose secrets are masked wherever it is printed."""
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+    def __rich_repr__(self) -> Any:
+        section = type(self).__name__.removesuffix("Settings").lower()
+        for name in self.__struct_fields__:
+            yield name, _shown(section, name, getattr(self, name))
+
+
+class KafkaSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach Kafka. ``ssl_…_location`` name files in PEM form; certificate and key are the client's own.
+
+    ``options`` holds further librdkafka properties as ``name=value,name=value``; which may stand there, and for which
+    client each holds, is in :mod:`streams.access.kafka_properties`.
+    """
 
     bootstrap_servers: str = "localhost:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -36,9 +62,48 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sasl_username: str = ""
     sasl_password: str = ""
     ssl_ca_location: str = ""
+    ssl_certificate_location: str = ""
+    ssl_key_location: str = ""
+    ssl_key_password: str = ""
     options: str = ""
     transaction_timeout_ms: Milliseconds = 10_000
     session_timeout_ms: Milliseconds = 10_000
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses, each as ``host:port``; an IPv6 address is in brackets.
+
+        Raises:
+            SettingsError: one is not an address, or there is none.
+        """
+        return _servers(self.bootstrap_servers)
+
+    @property
+    def properties(self) -> KafkaProperties:
+        """What ``options`` holds.
+
+        Raises:
+            SettingsError: a property is refused.
+        """
+        return sort_properties(self.options, f"{PREFIX}KAFKA__OPTIONS")
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What TLS is made of; None without TLS."""
+        if not self.security_protocol.endswith("SSL"):
+            return None
+        properties = self.properties
+        return TlsFiles(
+            f"{PREFIX}KAFKA__",
+            ca=self.ssl_ca_location,
+            certificate=self.ssl_certificate_location,
+            key=self.ssl_key_location,
+            key_password=self.ssl_key_password,
+            verify=properties.verify,
+            check_hostname=properties.check_hostname,
+            ciphers=properties.tls.get("ssl.cipher.suites", ""),
+            crl=properties.tls.get("ssl.crl.location", ""),
+        )
 
     @property
     def call_ms_max(self) -> int:
@@ -55,11 +120,46 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return min(self.transaction_timeout_ms, self.session_timeout_ms) / 2000
 
 
-class RedisSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to reach Redis (or Valkey)."""
+class RedisSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach Redis (or Valkey). User and password stand in the URL or by themselves."""
 
     url: str = "redis://localhost:6379/0"
+    username: str = ""
+    password: str = ""
+    ssl_ca_location: str = ""
+    ssl_certificate_location: str = ""
+    ssl_key_location: str = ""
+    ssl_key_password: str = ""
     timeout_ms: Milliseconds = 1_000
+
+    @property
+    def address(self) -> RedisAddress:
+        """Where it is, with the credentials.
+
+        Raises:
+            SettingsError: the URL is none, or credentials are given twice.
+        """
+        found = redis_address.parse_url(self.url, f"{PREFIX}REDIS__URL")
+        for field in ("username", "password"):
+            if getattr(self, field) and getattr(found, field):
+                raise SettingsError(f"{PREFIX}REDIS__URL and {PREFIX}REDIS__{field.upper()} both give a {field}")
+        return redis_address.with_credentials(found, self.username or found.username, self.password or found.password)
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What TLS is made of; None without TLS."""
+        address = self.address
+        if address.scheme != "rediss":
+            return None
+        return TlsFiles(
+            f"{PREFIX}REDIS__",
+            ca=self.ssl_ca_location,
+            certificate=self.ssl_certificate_location,
+            key=self.ssl_key_location,
+            key_password=self.ssl_key_password,
+            verify=address.verify,
+            check_hostname=address.check_hostname,
+        )
 
 
 class TopicsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,76 +235,243 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.service.instance_id or f"{socket.gethostname()}-{os.getpid()}"
 
 
-SECRETS = {("kafka", "sasl_password")}
+SECRETS = {
+    ("kafka", "sasl_password"),
+    ("kafka", "ssl_key_password"),
+    ("redis", "url"),
+    ("redis", "password"),
+    ("redis", "ssl_key_password"),
+}
+"""What is, or may hold, a secret: never shown, and taken from a file where ``…_FILE`` names one."""
+
+DEFAULT = "default"
+_FILE_SUFFIX = "_file"
+_SECRET_BYTES_MAX = 65_536
+_INJECTED = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_[A-Z0-9_]+)?|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
+_INJECTED_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and what set each: ``default``, a variable, a variable and the file that it names, or a flag."""
+
+    settings: Settings
+    set_by: Mapping[tuple[str, str], str]
+    """By (section, field)."""
 
 
 def load(environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings from ``environment`` (the process's by default) and ``overrides`` (``{"kafka.bootstrap_servers": …}``).
 
     Raises:
-        SettingsError: an unknown name, a malformed value, or values that contradict each other.
+        SettingsError: an unknown name, a malformed value, a file that cannot be read, or values that contradict each
+            other.
+    """
+    return read(environment, overrides).settings
+
+
+def read(
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Loaded:
+    """As :func:`load`, with what set each value. ``flags`` gives the flag's name by the override's.
+
+    Raises:
+        SettingsError: as :func:`load`.
     """
     values: dict[str, dict[str, Any]] = {}
-    for name, value in (os.environ if environment is None else environment).items():
-        if name.startswith(PREFIX):
-            section, separator, field = name[len(PREFIX) :].lower().partition("__")
-            if not separator:
-                raise SettingsError(f"{name}: not a setting; settings are named {PREFIX}SECTION__FIELD")
-            values.setdefault(section, {})[field] = value
-    for path, value in (overrides or {}).items():
-        if value is not None:
-            section, _, field = path.partition(".")
-            values.setdefault(section, {})[field] = value
+    set_by: dict[tuple[str, str], str] = {}
+    overridden = {path for path, value in (overrides or {}).items() if value is not None}
+    _take_environment(os.environ if environment is None else environment, overridden, values, set_by)
+    for path in sorted(overridden):
+        section, _, field = path.partition(".")
+        values.setdefault(section, {})[field] = (overrides or {})[path]
+        set_by[section, field] = (flags or {}).get(path, "override")
+    _hide_secrets(values)
     _refuse_unknown(values)
+    _take_properties(values, set_by)
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_in_words(str(error))) from None
     _check(settings)
-    return settings
+    return Loaded(settings, {place: set_by.get(place, DEFAULT) for place in _places()})
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings as plain values with every secret masked, for logs and for ``margin-clearing settings``."""
     plain: dict[str, dict[str, Any]] = msgspec.to_builtins(settings)
-    for section, field in SECRETS:
-        if plain[section][field]:
-            plain[section][field] = "***"
-    plain["redis"]["url"] = re.sub(r"//[^@/]*@", "//***@", plain["redis"]["url"])
-    if plain["kafka"]["options"]:
-        plain["kafka"]["options"] = re.sub(
-            r"((?:password|secret|key)[^=,]*)=[^,]*", r"\1=***", plain["kafka"]["options"], flags=re.IGNORECASE
-        )
-    return plain
+    return {
+        section: {field: _shown(section, field, value) for field, value in fields.items()}
+        for section, fields in plain.items()
+    }
 
 
-def kafka_options(settings: KafkaSettings) -> dict[str, str]:
-    """The extra librdkafka properties of ``options``.
+def variable(section: str, field: str) -> str:
+    """The name of a setting in the environment."""
+    return f"{PREFIX}{section.upper()}__{field.upper()}"
 
-    Raises:
-        SettingsError: an entry is not ``name=value``.
+
+def is_injected(name: str, value: str) -> bool:
+    """Whether a variable is one that Kubernetes sets for a Service (the form of Docker's links), not a setting.
+
+    ``…_PORT`` alone tells nothing: a setting's name may end so. An address behind it does.
     """
-    options: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in settings.options.split(","))):
-        name, separator, value = entry.partition("=")
-        if not separator:
-            raise SettingsError(f"{PREFIX}KAFKA__OPTIONS: {entry!r} is not name=value")
-        options[name.strip()] = value.strip()
-    return options
+    if _INJECTED.search(name):
+        return True
+    return name.endswith("_PORT") and _INJECTED_ADDRESS.match(value) is not None
+
+
+def _places() -> list[tuple[str, str]]:
+    return [
+        (section, field)
+        for section in Settings.__struct_fields__
+        for field in getattr(Settings(), section).__struct_fields__
+    ]
+
+
+def _variables() -> list[str]:
+    names = [variable(*place) for place in _places()]
+    return [*names, *(f"{variable(*place)}{_FILE_SUFFIX.upper()}" for place in sorted(SECRETS))]
+
+
+def _differ_by_one(one: str, other: str) -> bool:
+    """Whether one character must be put in, left out or replaced to make one name of the other."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    same = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    first, second = one[same:], other[same:]
+    return first[1:] == second[1:] or first[1:] == second or first == second[1:]
+
+
+def _shown(section: str, field: str, value: Any) -> Any:
+    if not value:
+        return value
+    if (section, field) == ("redis", "url"):
+        return masked_url(value)
+    if (section, field) in SECRETS:
+        return redaction.MASK
+    if (section, field) == ("kafka", "options"):
+        masked = re.sub(r"((?:password|secret|key|pem|token)[^=,]*)=[^,]*", r"\1=***", value, flags=re.IGNORECASE)
+        return redaction.redacted(masked)
+    return value
+
+
+def _take_environment(
+    environment: Mapping[str, str],
+    overridden: set[str],
+    values: dict[str, dict[str, Any]],
+    set_by: dict[tuple[str, str], str],
+) -> None:
+    files: dict[tuple[str, str], str] = {}
+    for name in sorted(environment):
+        if not name.startswith(PREFIX):
+            if meant := next((known for known in _variables() if _differ_by_one(name, known)), None):
+                raise SettingsError(f"{name}: is {meant} meant?")
+            continue
+        if is_injected(name, environment[name]):
+            continue
+        section, separator, field = name[len(PREFIX) :].lower().partition("__")
+        if not separator or name != name.upper():
+            raise SettingsError(f"{name}: not a setting; settings are named {PREFIX}SECTION__FIELD, in capitals")
+        stem = field.removesuffix(_FILE_SUFFIX)
+        if stem != field and (section, stem) in SECRETS:
+            if environment[name]:
+                files[section, stem] = name
+            continue
+        values.setdefault(section, {})[field] = environment[name]
+        set_by[section, field] = name
+    for (section, field), name in files.items():
+        if f"{section}.{field}" in overridden:
+            continue
+        if values.get(section, {}).get(field):
+            raise SettingsError(f"{name} and {set_by[section, field]} both give the same secret: give one of them")
+        values.setdefault(section, {})[field] = _secret_of_file(name, environment[name])
+        set_by[section, field] = f"{name} ({environment[name]})"
+
+
+def _secret_of_file(name: str, path: str) -> str:
+    """The text of a file without the line's end behind it. What is wrong is told without what is in it."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_SECRET_BYTES_MAX + 1)
+    except OSError as error:
+        raise SettingsError(f"{name}={path}: {error.strerror or 'cannot be read'}") from None
+    if len(data) > _SECRET_BYTES_MAX:
+        raise SettingsError(f"{name}={path}: longer than {_SECRET_BYTES_MAX:,} bytes, so not a secret's file")
+    try:
+        text = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}={path}: not text in UTF-8") from None
+    if not text:
+        raise SettingsError(f"{name}={path}: the file is empty")
+    if "\n" in text or "\0" in text:
+        raise SettingsError(f"{name}={path}: more than one line: the file must hold the secret and nothing else")
+    return text
+
+
+def _hide_secrets(values: Mapping[str, Mapping[str, Any]]) -> None:
+    for section, field in SECRETS:
+        value = values.get(section, {}).get(field)
+        if isinstance(value, str) and (section, field) != ("redis", "url"):
+            redaction.hide(value)
+    url = values.get("redis", {}).get("url")
+    if isinstance(url, str):
+        for secret in redis_address.secrets_of(url):
+            redaction.hide(secret)
+    options = values.get("kafka", {}).get("options")
+    if isinstance(options, str):
+        for secret in re.findall(r"(?:password|secret|pem|token)[^=,]*=([^,]*)", options, flags=re.IGNORECASE):
+            redaction.hide(secret.strip())
+
+
+def _take_properties(values: dict[str, dict[str, Any]], set_by: dict[tuple[str, str], str]) -> None:
+    """A property in OPTIONS that is a setting's other name counts as that setting."""
+    kafka = values.get("kafka", {})
+    options = kafka.get("options")
+    if not isinstance(options, str):
+        return
+    name = variable("kafka", "options")
+    for field, value in sort_properties(options, name).settings.items():
+        value = value.upper() if field in ("security_protocol", "sasl_mechanism") else value
+        if str(kafka.get(field) or value) != value:
+            raise SettingsError(f"{name} and {set_by['kafka', field]} give different values for the same setting")
+        kafka[field] = value
+        set_by.setdefault(("kafka", field), set_by["kafka", "options"])
+
+
+def _servers(text: str) -> tuple[str, ...]:
+    name = variable("kafka", "bootstrap_servers")
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+)(?::(\d{1,5}))?", entry)
+        if match is None or not 0 < int(match[2] or 9092) < 65_536:
+            raise SettingsError(
+                f"{name}: {entry!r} is not host:port (an IPv6 address is written [::1]:9092; how the connection is "
+                "secured is said by SECURITY_PROTOCOL)"
+            )
+        found.append(f"{match[1]}:{match[2] or 9092}")
+    if not found:
+        raise SettingsError(f"{name} is empty")
+    return tuple(found)
 
 
 def _refuse_unknown(values: Mapping[str, Mapping[str, Any]]) -> None:
+    places = _places()
     for section, fields in values.items():
-        if section not in Settings.__struct_fields__:
-            known = ", ".join(Settings.__struct_fields__)
-            raise SettingsError(f"{PREFIX}{section.upper()}__…: no such section; there are {known}")
-        known_fields = getattr(Settings(), section).__struct_fields__
         for field in fields:
-            if field not in known_fields:
+            if (section, field) in places:
+                continue
+            name = variable(section, field)
+            alike = difflib.get_close_matches(name, _variables(), 1)
+            meant = f"is {alike[0]} meant? " if alike else ""
+            known = [each for of, each in places if of == section]
+            if not known:
                 raise SettingsError(
-                    f"{PREFIX}{section.upper()}__{field.upper()}: no such setting; "
-                    f"{section} has {', '.join(known_fields)}"
+                    f"{name}: no such section; {meant}there are {', '.join(Settings.__struct_fields__)}"
                 )
+            raise SettingsError(f"{name}: no such setting; {meant}{section} has {', '.join(known)}")
 
 
 def _in_words(error: str) -> str:
@@ -217,17 +484,8 @@ def _in_words(error: str) -> str:
 
 def _check(settings: Settings) -> None:
     kafka, engine = settings.kafka, settings.engine
-    if not kafka.bootstrap_servers.strip():
-        raise SettingsError(f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS is empty")
-    if kafka.security_protocol.startswith("SASL") and not kafka.sasl_mechanism:
-        raise SettingsError(f"{PREFIX}KAFKA__SECURITY_PROTOCOL={kafka.security_protocol} needs a SASL_MECHANISM")
-    if kafka.sasl_mechanism and not kafka.security_protocol.startswith("SASL"):
-        raise SettingsError(
-            f"{PREFIX}KAFKA__SASL_MECHANISM={kafka.sasl_mechanism} contradicts "
-            f"SECURITY_PROTOCOL={kafka.security_protocol}: the credentials would not be used"
-        )
-    if kafka.sasl_mechanism and not (kafka.sasl_username and kafka.sasl_password):
-        raise SettingsError(f"{PREFIX}KAFKA__SASL_MECHANISM needs SASL_USERNAME and SASL_PASSWORD")
+    _check_kafka(kafka)
+    _check_redis(settings.redis)
     if engine.commit_interval_ms * 4 > kafka.transaction_timeout_ms:
         raise SettingsError(
             f"{PREFIX}ENGINE__COMMIT_INTERVAL_MS={engine.commit_interval_ms} leaves no room within "
@@ -239,11 +497,85 @@ def _check(settings: Settings) -> None:
             f"KAFKA__TRANSACTION_TIMEOUT_MS={kafka.transaction_timeout_ms}: at most a quarter of it"
         )
     _check_watchdog(settings)
-    if settings.router.group_id == engine.group_id:
-        raise SettingsError(f"ROUTER__GROUP_ID and ENGINE__GROUP_ID are both {engine.group_id!r}: they must differ")
-    if not re.match(r"^(redis|rediss|unix)://", settings.redis.url):
-        raise SettingsError(f"{PREFIX}REDIS__URL must begin with redis://, rediss:// or unix://")
-    kafka_options(kafka)
+    _check_groups(settings)
+    _check_oracle(settings)
+
+
+def _check_kafka(kafka: KafkaSettings) -> None:
+    protocol = f"{PREFIX}KAFKA__SECURITY_PROTOCOL={kafka.security_protocol}"
+    _ = kafka.servers
+    if kafka.security_protocol.startswith("SASL") and not kafka.sasl_mechanism:
+        raise SettingsError(f"{protocol} needs a SASL_MECHANISM")
+    if kafka.sasl_mechanism and not kafka.security_protocol.startswith("SASL"):
+        raise SettingsError(
+            f"{PREFIX}KAFKA__SASL_MECHANISM={kafka.sasl_mechanism} contradicts "
+            f"SECURITY_PROTOCOL={kafka.security_protocol}: the credentials would not be used"
+        )
+    if kafka.sasl_mechanism and not (kafka.sasl_username and kafka.sasl_password):
+        raise SettingsError(f"{PREFIX}KAFKA__SASL_MECHANISM needs SASL_USERNAME and SASL_PASSWORD")
+    if not kafka.sasl_mechanism and (kafka.sasl_username or kafka.sasl_password):
+        raise SettingsError(f"{PREFIX}KAFKA__SASL_USERNAME and SASL_PASSWORD would not be used without SASL_MECHANISM")
+    if kafka.tls is None:
+        _refuse_tls(kafka, f"{PREFIX}KAFKA__", f"{protocol} does without TLS")
+        if unused := sorted(kafka.properties.tls):
+            raise SettingsError(f"{PREFIX}KAFKA__OPTIONS: {unused[0]}, but {protocol} does without TLS")
+    else:
+        _check_tls(kafka, kafka.tls)
+
+
+def _check_redis(redis: RedisSettings) -> None:
+    address = redis.address
+    if redis.tls is None:
+        _refuse_tls(redis, f"{PREFIX}REDIS__", f"{PREFIX}REDIS__URL begins with {address.scheme}://, so without TLS")
+    else:
+        _check_tls(redis, redis.tls)
+
+
+def _refuse_tls(section: KafkaSettings | RedisSettings, prefix: str, reason: str) -> None:
+    for field in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location", "ssl_key_password"):
+        if getattr(section, field):
+            raise SettingsError(f"{prefix}{field.upper()} would not be used: {reason}")
+
+
+def _check_tls(section: KafkaSettings | RedisSettings, files: TlsFiles) -> None:
+    if bool(section.ssl_certificate_location) != bool(section.ssl_key_location):
+        raise SettingsError(f"{files.name}SSL_CERTIFICATE_LOCATION and SSL_KEY_LOCATION belong together: give both")
+    if section.ssl_key_password and not section.ssl_key_location:
+        raise SettingsError(f"{files.name}SSL_KEY_PASSWORD needs SSL_KEY_LOCATION")
+    tls.context(files)
+
+
+def _check_groups(settings: Settings) -> None:
+    """No two kinds of members may meet in one group: they would share out each other's partitions."""
+    app = settings.oracle.app_id
+    groups = {
+        "ROUTER__GROUP_ID": settings.router.group_id,
+        "ENGINE__GROUP_ID": settings.engine.group_id,
+        "ORACLE__APP_ID": app,
+        "ORACLE__APP_ID's group of leaders": f"{app}-leader",
+    }
+    seen: dict[str, str] = {}
+    for name, group in groups.items():
+        if not group.strip():
+            raise SettingsError(f"{PREFIX}{name} is empty")
+        if group in seen:
+            raise SettingsError(f"{seen[group]} and {name} are both {group!r}: they must differ")
+        seen[group] = name
+
+
+def _check_oracle(settings: Settings) -> None:
+    heartbeat_ms, service = settings.oracle.heartbeat_ms, settings.service
+    for name, limit_ms in (
+        ("SERVICE__READY_AGE_MS", service.ready_age_ms),
+        ("SERVICE__WATCHDOG_MS", service.watchdog_ms),
+        ("KAFKA__SESSION_TIMEOUT_MS", settings.kafka.session_timeout_ms),
+    ):
+        if heartbeat_ms * 2 > limit_ms:
+            raise SettingsError(
+                f"{PREFIX}ORACLE__HEARTBEAT_MS={heartbeat_ms} is too rare for {name}={limit_ms}: at most half of it"
+            )
+    if settings.oracle.web_port and settings.oracle.web_port == service.metrics_port:
+        raise SettingsError(f"ORACLE__WEB_PORT and SERVICE__METRICS_PORT are both {service.metrics_port}")
 
 
 def _check_watchdog(settings: Settings) -> None:

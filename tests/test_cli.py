@@ -97,6 +97,20 @@ def test_settings_are_shown_without_secrets() -> None:
     assert "***" in done.stdout
 
 
+def test_settings_show_what_set_each_of_them(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n")
+    variables = {"MARGIN_REDIS__PASSWORD_FILE": str(secret), "MARGIN_ROUTER__LINGER_MS": "20", "COLUMNS": "300"}
+    found = json.loads(run("settings", "--shards", "9", "--json", **variables).stdout)
+    assert found["MARGIN_REDIS__PASSWORD"] == {"value": "***", "set_by": f"MARGIN_REDIS__PASSWORD_FILE ({secret})"}
+    assert found["MARGIN_ROUTER__LINGER_MS"] == {"value": 20, "set_by": "MARGIN_ROUTER__LINGER_MS"}
+    assert found["MARGIN_TOPICS__SHARDS"] == {"value": 9, "set_by": "--shards"}
+    assert found["MARGIN_ORACLE__APP_ID"] == {"value": "margin-oracle", "set_by": "default"}
+    shown = run("settings", "--shards", "9", **variables).stdout
+    assert "set by" in shown
+    assert all(each["set_by"] in shown for each in found.values())
+
+
 REQUEST = {
     "parameters": [
         {"type": "asset", "asset": "USDC", "decimals": 6},

@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -33,7 +34,6 @@ _SETTINGS = {
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "inter.broker.listener.name": "PLAINTEXT",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "default.replication.factor": "1",
     "offsets.topic.replication.factor": "1",
@@ -60,10 +60,29 @@ _PROBE = "margin-local-probe"
 _PORT_ATTEMPTS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A further address of a node: its ``protocol`` (``SSL``, ``SASL_SSL``, …), and the broker's settings for it alone.
+
+    ``properties`` are named as without the listener's prefix, such as ``ssl.client.auth``.
+    """
+
+    name: str
+    protocol: str
+    properties: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
 class KafkaServer(LocalServer):
     """One Kafka node with its data in ``folder``, at ``bootstrap_servers``.
 
-    Ready means that metadata, a transaction coordinator and a group coordinator answer.
+    Ready means that metadata, a transaction coordinator and a group coordinator answer. ``listeners`` are addresses
+    beside the plain one, through which the node is looked after; ``properties`` take the place of the broker's settings
+    here.
 
     With ``proxy_port`` it listens at ``proxied_port`` too and says there that its address is 127.0.0.1:``proxy_port``:
     clients that come through a proxy between the two stay behind it.
@@ -78,9 +97,13 @@ class KafkaServer(LocalServer):
         port: int = 0,
         proxy_port: int = 0,
         keep_data: bool = False,
+        listeners: Sequence[Listener] = (),
+        properties: Mapping[str, str] | None = None,
         progress: Progress = lambda _: None,
     ) -> None:
         super().__init__(folder, port=port, keep_data=keep_data)
+        self._listeners = list(listeners)
+        self._properties = dict(properties or {})
         self.proxy_port = proxy_port
         self.proxied_port = free_port() if proxy_port else 0
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
@@ -135,16 +158,25 @@ class KafkaServer(LocalServer):
 
     def _write_properties(self) -> Path:
         controller = f"127.0.0.1:{self._controller_port}"
-        listeners = advertised = f"PLAINTEXT://{self.bootstrap_servers}"
+        # name, protocol, where it listens, and where it says that it is
+        places = [("PLAINTEXT", "PLAINTEXT", self.bootstrap_servers, self.bootstrap_servers)]
         if self.proxy_port:
-            listeners += f",PROXIED://127.0.0.1:{self.proxied_port}"
-            advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
+            places.append(("PROXIED", "PLAINTEXT", f"127.0.0.1:{self.proxied_port}", f"127.0.0.1:{self.proxy_port}"))
+        places += [(each.name, each.protocol, each.address, each.address) for each in self._listeners]
         values = _SETTINGS | {
             "controller.quorum.voters": f"1@{controller}",
-            "listeners": f"{listeners},CONTROLLER://{controller}",
-            "advertised.listeners": advertised,
+            "listeners": ",".join(
+                [*(f"{name}://{place}" for name, _, place, _ in places), f"CONTROLLER://{controller}"]
+            ),
+            "advertised.listeners": ",".join(f"{name}://{place}" for name, _, _, place in places),
+            "listener.security.protocol.map": ",".join(
+                [*(f"{name}:{protocol}" for name, protocol, _, _ in places), "CONTROLLER:PLAINTEXT"]
+            ),
             "log.dirs": str(self.folder / "kafka"),
         }
+        for each in self._listeners:
+            values |= {f"listener.name.{each.name.lower()}.{name}": value for name, value in each.properties.items()}
+        values |= self._properties
         path = self.folder / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
         return path

@@ -36,12 +36,16 @@ def _packaged_server() -> str | None:
 
 
 class ValkeyServer(LocalServer):
-    """One server without persistence, or with an append-only file if its data is to be kept."""
+    """One server without persistence, or with an append-only file if its data is to be kept.
+
+    With ``socket`` it listens there too, for ``unix://``.
+    """
 
     name = "Valkey"
 
-    def __init__(self, folder: Path, *, port: int = 0, keep_data: bool = False) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, keep_data: bool = False, socket: Path | None = None) -> None:
         super().__init__(folder, port=port, keep_data=keep_data)
+        self.socket = socket
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
@@ -61,6 +65,7 @@ class ValkeyServer(LocalServer):
         return [
             *(find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data)),
             *("--save", "", "--appendonly", append_only, "--daemonize", "no"),
+            *(("--unixsocket", str(self.socket)) if self.socket else ()),
         ]
 
     def _await_ready(self, deadline: float) -> None:

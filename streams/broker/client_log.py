@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from confluent_kafka import KafkaError
 
 from streams.logs import event
+from streams.redaction import redacted
 
 _REASON_AGE_S = 60.0
 _REPEAT_S = 60.0
@@ -69,6 +70,7 @@ class ClientLog:
 
 def reason_of(text: str) -> tuple[str, str]:
     """The broker (``host:port``, empty if none is named) and the reason in one of librdkafka's lines, without noise."""
+    text = redacted(text)  # before it is cut: half a secret would not be known as one
     found = _BROKER.match(text.strip())
     broker, reason = (found["broker"], found["reason"]) if found else ("", text.strip())
     for noise in _NOISE:

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException
 from schemas.topics import Compression
 from streams.broker.client_log import ClientLog
 from streams.errors import SettingsError
-from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings, kafka_options
+from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def created(client: Callable[[dict[str, Any]], Client], properties: dict[str, An
 def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
     """What every client has: addresses, security, and errors that go to our log."""
     config: dict[str, Any] = {
-        "bootstrap.servers": kafka.bootstrap_servers,
+        "bootstrap.servers": ",".join(kafka.servers),
         "client.id": client_id,
         "security.protocol": kafka.security_protocol.lower(),
         "logger": ClientLog(log),
@@ -45,9 +45,15 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
             "sasl.username": kafka.sasl_username,
             "sasl.password": kafka.sasl_password,
         }
-    if kafka.ssl_ca_location:
-        config["ssl.ca.location"] = kafka.ssl_ca_location
-    return config | kafka_options(kafka)
+    if kafka.tls is not None:
+        files = {
+            "ssl.ca.location": kafka.ssl_ca_location,
+            "ssl.certificate.location": kafka.ssl_certificate_location,
+            "ssl.key.location": kafka.ssl_key_location,
+            "ssl.key.password": kafka.ssl_key_password,
+        }
+        config |= {name: value for name, value in files.items() if value}
+    return config | kafka.properties.librdkafka
 
 
 def producer(

@@ -23,8 +23,8 @@ from streams.broker.reader import LogReader
 from streams.demo.errors import DemoError, OccupiedError
 from streams.errors import BrokerError, TableError
 from streams.settings import Settings
+from streams.tables.connection import connect
 from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
-from streams.tables.writer import connect
 
 NOTES = "margin.demo.v1"
 """One partition, compacted, key ``demo``: the demo's note."""

@@ -41,7 +41,7 @@ from streams.demo.replaying import Replaying
 from streams.demo.roles import Roles
 from streams.errors import BrokerError
 from streams.settings import PREFIX, SECRETS, Settings, describe, load
-from streams.tables.writer import connect
+from streams.tables.connection import connect
 
 _ADDRESSES = {KAFKA_VARIABLE: "--bootstrap-servers", REDIS_VARIABLE: "--redis-url"}
 REACH_S = 4.0

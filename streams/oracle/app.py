@@ -24,10 +24,11 @@ from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
 from streams import probes
+from streams.access import tls
 from streams.broker.admin import require_topics
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import Follower, LogReader
-from streams.errors import InputError, SettingsError
+from streams.errors import InputError
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset, MachineClock
@@ -36,7 +37,8 @@ from streams.oracle.leadership import Leadership
 from streams.oracle.marks import HEARD, MarkBook, SymbolState
 from streams.oracle.outcomes import OutcomeLog
 from streams.oracle.scales import ScaleBook
-from streams.settings import Settings
+from streams.settings import KafkaSettings, Settings
+from streams.tables import faust_store
 from streams.tables.faust_store import Store
 from streams.watchdog import Watchdog
 
@@ -74,7 +76,7 @@ class Oracle:
         self._restored = False
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
-        self._app = _faust_app(settings)
+        self._app = faust_app(settings)
         self._prices = self._app.topic(PRICES, value_type=bytes, key_type=bytes)
         self._marks = self._app.topic(MARKS, value_type=bytes)
         self._letters = self._app.topic(dead_letter_topic(PRICES), value_type=bytes, key_type=bytes)
@@ -83,6 +85,7 @@ class Oracle:
             key_type=bytes,
             value_type=bytes,
             changelog_topic=self._app.topic(ORACLE, value_type=bytes, key_type=bytes, compacting=True),
+            options={faust_store.OPTION: settings.redis},
         )
         self._app.agent(self._prices, name="prices")(self._on_prices)
 
@@ -331,15 +334,27 @@ class _App(faust.App):
         pass
 
 
-def _faust_app(settings: Settings) -> faust.App:
+def faust_app(settings: Settings) -> faust.App:
+    """The app, told what every other client is told. Redis is none of its business: a table's options say where it is.
+
+    Raises:
+        SettingsError: a certificate or key cannot be used.
+    """
     kafka = settings.kafka
     faust.stores.STORES.aliases.setdefault("redis", f"{Store.__module__}:{Store.__name__}")
+    session_s = kafka.session_timeout_ms / 1000
+    given = kafka.properties
+    if given.tuning:
+        event(log, logging.INFO, "options_of_librdkafka_alone", names=sorted(given.tuning))
+    client: dict[str, Any] = {"broker_request_timeout": 90.0} | given.faust
+    # Faust refuses a session that is longer than a request may take.
+    client["broker_request_timeout"] = max(client["broker_request_timeout"], session_s)
     return _App(
         settings.oracle.app_id,
         env={},  # else BROKER_URL, TOPIC_PARTITIONS and their like in the environment go before what is given here
-        broker=[f"aiokafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],
-        broker_credentials=_credentials(settings),
-        store=settings.redis.url,
+        broker=[f"aiokafka://{server}" for server in kafka.servers],
+        broker_credentials=_credentials(kafka),
+        store=faust_store.URL,
         key_serializer="raw",
         value_serializer="raw",
         web_enabled=bool(settings.oracle.web_port),
@@ -352,33 +367,26 @@ def _faust_app(settings: Settings) -> faust.App:
         producer_acks=-1,
         consumer_auto_offset_reset="latest",
         broker_commit_interval=1.0,
-        broker_session_timeout=kafka.session_timeout_ms / 1000,
+        broker_session_timeout=session_s,
         broker_heartbeat_interval=max(0.1, kafka.session_timeout_ms / 10_000),
         broker_max_poll_records=500,
         stream_wait_empty=False,
         autodiscover=False,
+        **client,
     )
 
 
-def _credentials(settings: Settings) -> Any:
-    kafka = settings.kafka
-    if kafka.security_protocol == "PLAINTEXT":
-        return None
-    context = None
-    if kafka.security_protocol.endswith("SSL"):
-        import ssl
-
-        context = ssl.create_default_context(cafile=kafka.ssl_ca_location or None)
-    if kafka.security_protocol == "SSL":
-        return faust.SSLCredentials(context=context)
-    if kafka.sasl_mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-        raise SettingsError(f"the oracle cannot use MARGIN_KAFKA__SASL_MECHANISM={kafka.sasl_mechanism}")
-    return faust.SASLCredentials(
-        username=kafka.sasl_username,
-        password=kafka.sasl_password,
-        mechanism=kafka.sasl_mechanism,
-        ssl_context=context,
-    )
+def _credentials(kafka: KafkaSettings) -> Any:
+    """What Faust hands to aiokafka for every client of its own; None is PLAINTEXT."""
+    context = None if kafka.tls is None else tls.context(kafka.tls)
+    if kafka.sasl_mechanism:
+        return faust.SASLCredentials(
+            username=kafka.sasl_username,
+            password=kafka.sasl_password,
+            mechanism=kafka.sasl_mechanism,
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context=context)
 
 
 def run(settings: Settings) -> None:

@@ -29,13 +29,14 @@ class Leadership:
         self._lost = False
         self._polled = time.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
-        self._consumer = Consumer(
+        self._consumer = config.created(
+            Consumer,
             config.consumer(
                 settings.kafka,
                 self._name,
                 f"{settings.oracle.app_id}-leader",
                 instance_id=settings.service.instance_id,
-            )
+            ),
         )
         self._consumer.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 

@@ -1,4 +1,7 @@
-"""A Faust table store in Redis, for ``store="redis://…"`` (entry point ``faust.stores: redis``).
+"""A Faust table store in Redis, for ``store="redis://"`` (entry point ``faust.stores: redis``).
+
+Faust prints a store's URL, so the URL only names this class: where Redis is, and the credentials, come by the table's
+options, ``Table(…, options={"redis": RedisSettings(…)})``.
 
 Reads are answered from memory; writes go to Redis behind the event loop, in order, coalesced by key. The table's
 changelog topic stays the truth: the store remembers the changelog offset that Redis reflects, and Faust replays from
@@ -12,17 +15,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-import redis.asyncio
 from faust.stores.base import SerializedStore
 from faust.types import TP
 from mode import Service
 
+from streams.errors import SettingsError
 from streams.logs import event
+from streams.settings import RedisSettings
+from streams.tables.connection import connect_asyncio
 
 log = logging.getLogger(__name__)
 
 BACKOFF_MAX_S = 2.0
-TIMEOUT_S = 2.0
+URL = "redis://"
+"""What an app's ``store`` must be."""
+OPTION = "redis"
+"""The table's option that holds the settings."""
 
 
 class Store(SerializedStore[Any, Any]):
@@ -36,12 +44,17 @@ class Store(SerializedStore[Any, Any]):
         self._wake = asyncio.Event()
 
     async def on_start(self) -> None:
-        """Load what Redis holds. A Redis that does not answer is an empty one: the changelog has everything."""
+        """Load what Redis holds. A Redis that does not answer is an empty one: the changelog has everything.
+
+        Raises:
+            SettingsError: the table's options do not say where Redis is.
+        """
+        settings = (self.options or {}).get(OPTION)
+        if not isinstance(settings, RedisSettings):
+            raise SettingsError(f"a table in Redis needs options={{{OPTION!r}: RedisSettings(…)}}")
         tag = f"{{{self.app.conf.id}:{self.table_name}}}"
         self._key, self._offset_key = f"faust:{tag}", f"faust:{tag}:offsets"
-        self._redis = redis.asyncio.Redis.from_url(
-            str(self.url), socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-        )
+        self._redis = connect_asyncio(settings)
         try:
             rows: dict[Any, Any] = await self._redis.hgetall(self._key)
             offsets: dict[Any, Any] = await self._redis.hgetall(self._offset_key)

@@ -8,8 +8,9 @@ from typing import Any
 import redis
 
 from streams.errors import TableError
+from streams.redaction import redacted
 from streams.settings import RedisSettings
-from streams.tables.writer import connect
+from streams.tables.connection import connect
 
 ANSWER_S_MAX = 3.0
 """How long Redis may take to answer for the first time. With the start of Python a refusal comes within 5 s."""
@@ -63,7 +64,8 @@ def why(error: BaseException, where: str) -> str:
     """What a Redis client's error means and what to do, to follow "Redis at ADDRESS"."""
     causes = _causes(error)
     other = "redis:// if it has no TLS" if where.startswith("rediss:") else "rediss:// if it expects TLS"
-    text = " ".join(str(error).split())[:_REASON_CHARACTERS_MAX]
+    # Masked before it is cut: half a secret would not be known as one.
+    text = " ".join(redacted(str(error)).split())[:_REASON_CHARACTERS_MAX]
     if isinstance(error, redis.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return f"refuses the credentials: {text}; check the user and the password of MARGIN_REDIS__URL"
     if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith("NOPERM"):

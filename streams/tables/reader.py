@@ -15,9 +15,9 @@ from schemas.messages import AccountRow, Mark
 from schemas.partitioning import shard_of
 from streams.errors import TableError
 from streams.settings import RedisSettings
+from streams.tables.connection import connect
 from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
 from streams.tables.reach import address, why
-from streams.tables.writer import connect
 
 T = TypeVar("T")
 

@@ -15,12 +15,11 @@ from importlib import resources
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from schemas.topics import ACCOUNTS
 from streams.errors import TableError, TableFenced
 from streams.settings import RedisSettings
+from streams.tables.connection import connect
 from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
 
 ROWS_PER_SCRIPT_MAX = 1_000
@@ -59,18 +58,6 @@ class ShardTable:
     token: int
     stamp: int
     rows: dict[str, bytes]
-
-
-def connect(settings: RedisSettings, attempts: int = 2) -> redis.Redis:
-    """A client with the settings' timeout that tries ``attempts`` times: who calls decides how long to go on."""
-    timeout_s = settings.timeout_ms / 1000
-    return redis.Redis.from_url(
-        settings.url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), attempts - 1),
-        client_name="margin-clearing",
-    )
 
 
 class AccountTable:

@@ -1,0 +1,67 @@
+"""What Faust is told: the same servers, credentials and limits as every other client, and no secret that it prints."""
+
+import ssl
+from typing import Any
+
+import faust
+import pytest
+
+from streams import redaction
+from streams.oracle.app import faust_app
+from streams.settings import RedisSettings, load
+from streams.tables import faust_store
+
+SASL = {
+    "MARGIN_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",
+    "MARGIN_KAFKA__SASL_USERNAME": "me",
+    "MARGIN_KAFKA__SASL_PASSWORD": "Mrk9Qz",
+}
+
+
+def app(**variables: str) -> Any:
+    with redaction.apart():
+        return faust_app(load({f"MARGIN_{name}": value for name, value in variables.items()}))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind", "tls"),
+    [
+        ("PLAINTEXT", type(None), False),
+        ("SSL", faust.SSLCredentials, True),
+        ("SASL_PLAINTEXT", faust.SASLCredentials, False),
+        ("SASL_SSL", faust.SASLCredentials, True),
+    ],
+)
+def test_each_protocol_has_its_credentials(protocol: str, kind: type, tls: bool) -> None:
+    given = {name.removeprefix("MARGIN_"): value for name, value in SASL.items()} if "SASL" in protocol else {}
+    found = app(KAFKA__SECURITY_PROTOCOL=protocol, **given).conf.broker_credentials
+    assert isinstance(found, kind)
+    if found is not None:
+        assert found.protocol.value == protocol
+        context = found.context if kind is faust.SSLCredentials else found.ssl_context
+        assert isinstance(context, ssl.SSLContext) is tls
+    if "SASL" in protocol:
+        assert (found.username, found.password, found.mechanism.value) == ("me", "Mrk9Qz", "SCRAM-SHA-512")
+        assert "Mrk9Qz" not in repr(found)
+
+
+def test_addresses_and_limits_are_those_of_every_client() -> None:
+    found = app(
+        KAFKA__BOOTSTRAP_SERVERS="a,[::1]:7",
+        KAFKA__SESSION_TIMEOUT_MS="120000",
+        KAFKA__OPTIONS="max.partition.fetch.bytes=12345,socket.timeout.ms=20000,client.rack=r",
+        SERVICE__WATCHDOG_MS="300000",
+    ).conf
+    assert [str(url) for url in found.broker] == ["aiokafka://a:9092", "aiokafka://[::1]:7"]
+    assert found.consumer_max_fetch_size == 12_345
+    assert found.broker_session_timeout == 120
+    assert found.broker_request_timeout >= found.broker_session_timeout  # else Faust refuses to start
+    assert found.producer_request_timeout == 20
+
+
+def test_the_store_is_told_by_options_where_redis_is() -> None:
+    where = RedisSettings(url="rediss://u:Mrk9Qz@h/3")
+    table = app(REDIS__URL=where.url).Table("prices", options={faust_store.OPTION: where})
+    assert isinstance(table.data, faust_store.Store)
+    for shown in (repr(table.data), table.data.label, str(table.info()), str(table.app.conf.store)):
+        assert "Mrk9Qz" not in shown
