@@ -66,7 +66,10 @@ class Trade(msgspec.Struct, frozen=True, kw_only=True):
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """``collateral.transfers.v1``: collateral into (positive) or out of (negative) a margin group of an account.
 
-    ``sequence`` rises strictly per account; ``margin`` is ``cross`` or the symbol of an isolated position.
+    ``sequence`` numbers the transfers of an account, each once. They may arrive in any order and any number of times:
+    each is applied once. Up to 32 ranges of numbers that have not come yet are remembered for each account; a transfer
+    of an older number that is not known to have come suspends its account. ``margin`` is ``cross`` or the symbol of an
+    isolated position, which must be an instrument of ``risk.parameters.v1``.
     """
 
     transfer_id: Identifier
@@ -309,18 +312,39 @@ class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
-    """A credit that could not be applied and waits: it can only have made its account better."""
+    """A transfer of the frame at ``offset`` that could not be applied and waits for parameters that admit it.
+
+    A credit can only make its account better. As long as those of a group and asset do not add up to a debit, the
+    account's verdict holds without them.
+    """
 
     transfer_id: Identifier
     sequence: Sequence
     margin: Symbol
     asset: Asset
-    amount: PositiveDecimal
+    amount: NonZeroDecimal
+    offset: Offset
+
+
+class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
+    """A fill of the frame at ``offset`` that waits for parameters that admit it, or for one that does."""
+
+    trade_id: Sequence
+    order_id: DerivedId
+    margin: Symbol
+    symbol: Symbol
+    quantity: NonZeroDecimal
+    price: PositiveDecimal
+    fee: SignedDecimal
     offset: Offset
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position."""
+    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position.
+
+    ``told_undecided``: it has been alerted that the group waits for marks that are not live. ``liquidation_started``:
+    that has been alerted, its completion has not; None in rows of earlier versions, whose ``status`` says it.
+    """
 
     margin: Symbol
     status: GroupStatus
@@ -329,6 +353,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     margin_call_level: SignedDecimal | None = None
     command: OpenCommand | None = None
     told_undecided: bool = False
+    liquidation_started: bool | None = None
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -337,9 +362,10 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued,
     transfer applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead
     letters that could not be applied; the account is suspended until they are repaired and replayed.
-    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are credits
-    that wait to be applied. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not come, those
-    below ``transfer_floor`` are not known.
+    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are transfers
+    and ``waiting_fills`` fills that wait to be applied, in the order of the log: fills, and transfers that add up to a
+    debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
+    come, those below ``transfer_floor`` are not known.
     """
 
     account: Identifier
@@ -354,6 +380,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     parked: tuple[ParkedTransfer, ...] = ()
     transfer_gaps: tuple["Range", ...] = ()
     transfer_floor: Offset = 0
+    waiting_fills: tuple[WaitingFill, ...] = ()
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -376,7 +403,10 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
     (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
     since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
-    been alerted, ``skewed`` which clocks have been.
+    been alerted, ``skewed`` which clocks have been. ``unreached`` counts what liquidation does not reach: groups that
+    are ``undecided``, ``unsellable`` or ``insolvent``, accounts that are ``suspended``, the transfers ``parked`` and
+    fills ``waiting``, and the events ``unapplied``; what is not in it is 0. ``unreached_notional`` is what those groups
+    and accounts hold in positions and owe, at the last prices, in the unit of account.
     """
 
     kind: Literal["claim", "commit"]
@@ -400,3 +430,5 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     not_live: dict[Symbol, TimeUs] = {}
     told_not_live: tuple[Symbol, ...] = ()
     skewed: tuple[Text, ...] = ()
+    unreached: dict[str, Sequence] = {}
+    unreached_notional: dict[str, DerivedUnsigned] = {}

@@ -71,6 +71,7 @@ AlertKind = Literal[
     "undecided_cleared",
     "unsellable",
     "insolvent",
+    "recovered",
     "fill_mismatch",
     "credit_parked",
     "credit_applied",

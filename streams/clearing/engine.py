@@ -316,7 +316,7 @@ class Engine:
             return
         frames = [(message, self._decoded(message)) for message in self._held]
         self._held.clear()
-        if any(frame is not None and not self._knows(message, frame) for message, frame in frames):
+        if any(frame is not None and not self._admits(message, frame) for message, frame in frames):
             self._catch_up_parameters()
             self._commit_events()
         touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
@@ -354,8 +354,8 @@ class Engine:
         shard = self._shards.get(message.partition() or 0)
         return shard is not None and _offset(message) >= shard.events_next
 
-    def _knows(self, message: Message, frame: EventFrame) -> bool:
-        return not self._is_next(message) or self._shards[message.partition() or 0].knows(frame)
+    def _admits(self, message: Message, frame: EventFrame) -> bool:
+        return not self._is_next(message) or self._shards[message.partition() or 0].admits(frame)
 
     def _apply(self, message: Message, frame: EventFrame | None) -> int | None:
         if not self._is_next(message):

@@ -253,6 +253,10 @@ def claim_record(shard: Shard, worker: str) -> JournalRecord:
         clock=shard.clock_us,
         rules_next=shard.rules_next,
         worker=worker,
+        alert_sequence=shard.alert_sequence,
+        not_live=shard.not_live,
+        told_not_live=shard.told_not_live,
+        unreached=shard.unreached_before,
     )
 
 

@@ -1,0 +1,67 @@
+"""How much of a shard liquidation does not reach: counts that follow every change of an account.
+
+Which groups and accounts those are is in their states; here they are only counted.
+"""
+
+from collections.abc import Collection, Mapping
+
+from streams.clearing.account import AccountState
+
+KINDS = ("undecided", "unsellable", "insolvent", "suspended", "parked", "waiting", "unapplied")
+"""Groups of the first three, accounts that are suspended, transfers and fills held back, events in the dead letters."""
+
+Counts = tuple[int, int, int, int, int, int, int]
+_NONE: Counts = (0, 0, 0, 0, 0, 0, 0)
+
+
+class Unreached:
+    """The counts of one shard. ``before`` are those of the last journal record when the shard was taken."""
+
+    def __init__(self) -> None:
+        self.before: Mapping[str, int] = {}
+        self._by_account: dict[str, Counts] = {}
+        self._totals = [0] * len(KINDS)
+
+    def resume(self, before: Mapping[str, int]) -> None:
+        """Remember what the journal said."""
+        self.before = dict(before)
+
+    @property
+    def accounts(self) -> Collection[str]:
+        """The accounts of which anything is counted."""
+        return self._by_account.keys()
+
+    def count(self, state: AccountState) -> None:
+        """Count an account as it stands now, instead of as it stood."""
+        before, now = self._by_account.get(state.account, _NONE), _counts(state)
+        if now == before:
+            return
+        for index, (more, less) in enumerate(zip(now, before, strict=True)):
+            self._totals[index] += more - less
+        if now == _NONE:
+            del self._by_account[state.account]
+        else:
+            self._by_account[state.account] = now
+
+    def totals(self) -> dict[str, int]:
+        """What there is of each kind, those of which there is none left out."""
+        return {kind: total for kind, total in zip(KINDS, self._totals, strict=True) if total}
+
+
+def _counts(state: AccountState) -> Counts:
+    undecided = unsellable = insolvent = 0
+    for group in state.groups.values():
+        kind = group.unreached_kind
+        if kind is not None:
+            undecided += kind == "undecided"
+            unsellable += kind == "unsellable"
+            insolvent += kind == "insolvent"
+    return (
+        undecided,
+        unsellable,
+        insolvent,
+        int(state.suspended),
+        len(state.parked),
+        len(state.waiting_fills),
+        state.unapplied,
+    )
