@@ -36,6 +36,15 @@ DerivedUnsigned = Annotated[str, Meta(pattern=rf"^{_DERIVED}{_END}", max_length=
 Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=128, description="printable ASCII id")]
 DerivedId = Annotated[str, Meta(pattern=rf"^[!-~]{{1,192}}{_END}", max_length=192, description="printable ASCII id")]
 """An id that we make from an account's (``ACCOUNT:7:alert:12``) or that may come back to us as one."""
+AccountId = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?!margin-clearing:)[!-~]{{1,128}}{_END}",
+        max_length=128,
+        description="printable ASCII id; none may begin with margin-clearing:",
+    ),
+]
+"""The account that a record from outside names (see ``RESERVED_ACCOUNTS``)."""
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
 """A traded or priced symbol, such as ``BTC-PERP``."""
 Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]

@@ -29,6 +29,7 @@ class _Numbers(msgspec.Struct):
     alert_sequence: Sequence = 0
     unapplied: Sequence = 0
     unread: str | None = None
+    refused: dict[str, Offset] = {}
 
 
 _NUMBERS = Decoder[_Numbers](_Numbers)
@@ -83,7 +84,8 @@ class GroupState:
 class AccountState:
     """One account. ``unapplied`` counts the events that could not be applied: above zero the account is suspended.
 
-    ``unread`` is the account's last row if it could not be read: there is nothing else of the account then.
+    ``unread`` is the account's last row if it could not be read: there is nothing else of the account then. ``refused``
+    says which records that could not be read have suspended it: the last offset by ``topic:partition``.
     """
 
     account: str
@@ -94,6 +96,7 @@ class AccountState:
     unapplied: int = 0
     suspended_reason: str | None = None
     unread: bytes | None = None
+    refused: dict[str, int] = field(default_factory=dict)
 
     @property
     def suspended(self) -> bool:
@@ -109,7 +112,7 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
     groups = tuple(
         row for margin in sorted(state.groups) if (row := _group_row(state.groups[margin], portfolio)) is not None
     )
-    remembered = state.liquidation_sequence or state.alert_sequence or state.transfer_sequence >= 0 or state.suspended
+    remembered = state.liquidation_sequence or state.alert_sequence or state.transfer_sequence >= 0 or state.suspended or state.refused
     if not groups and not remembered:
         return None
     statuses: list[GroupStatus] = [group.status for group in groups]
@@ -124,6 +127,7 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
         unapplied=state.unapplied,
         suspended_reason=state.suspended_reason,
         unread=None if state.unread is None else _packed(state.unread),
+        refused=dict(sorted(state.refused.items())),
     )
 
 
@@ -150,6 +154,7 @@ def read_account(account: str, data: bytes, portfolio: Portfolio) -> AccountStat
     state = restore_account(kept, portfolio)
     state.unapplied = row.unapplied
     state.suspended_reason = row.suspended_reason if row.unapplied else None
+    state.refused = dict(row.refused)
     return state
 
 
@@ -170,6 +175,7 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
         unapplied=row.unapplied,
         suspended_reason=reason,
         unread=data,
+        refused=dict(row.refused),
     )
     if row.unread is not None and row.account == account:
         with suppress(InputError):
@@ -191,6 +197,7 @@ def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
         suspended_reason=row.suspended_reason,
+        refused=dict(row.refused),
     )
     try:
         for group in row.groups:

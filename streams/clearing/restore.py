@@ -19,6 +19,7 @@ from schemas.messages import JournalRecord, MarkFrame, Range
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader
+from streams.clearing.clock import appended_us
 from streams.clearing.shard import Shard
 from streams.errors import InputError, ShardError
 from streams.logs import event
@@ -297,6 +298,7 @@ def claim_record(shard: Shard, worker: str) -> JournalRecord:
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
         clock=shard.clock_us,
+        skewed=dict(sorted(shard.skewed.items())),
         rules_next=shard.rules_next,
         worker=worker,
         alert_sequence=shard.alert_sequence,
@@ -358,7 +360,7 @@ def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None
     """Learn the prices as of the shard's last record."""
     for count, message in enumerate(reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next)):
         with suppress(DecodeError):  # it was refused when it was walked
-            shard.recall_marks(_offset(message), MARK_FRAME(message.value()))
+            shard.recall_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
         if count % FRAMES_PER_STEP == 0:
             yield
 
@@ -372,7 +374,7 @@ def _walk_marks(
         is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
         for count, message in enumerate(reader.read_range(MARKS, 0, shard.marks_next, end)):
             try:
-                shard.apply_marks(_offset(message), MARK_FRAME(message.value()))
+                shard.apply_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
             except DecodeError as error:
                 refused.append((message, error))
             if count % FRAMES_PER_STEP == 0 and not is_last:

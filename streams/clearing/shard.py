@@ -7,6 +7,7 @@ bytes: that is what makes a replay, a simulation and an audit possible. What it 
 
 import heapq
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -27,8 +28,10 @@ from schemas.messages import (
     MarkFrame,
     Range,
     ReportColumns,
+    Suspension,
     TransferColumns,
 )
+from schemas.topics import EVENTS, MARKS
 from schemas.types import CROSS, AlertKind, shard_account
 from streams.clearing.account import (
     AccountState,
@@ -39,6 +42,7 @@ from streams.clearing.account import (
     read_account,
     set_aside,
 )
+from streams.clearing.clock import CLOCK_RIGHT_US, UNSTAMPED, bounded_us, is_off, skew_reason
 from streams.errors import InputError, ShardError
 from streams.logs import event
 from streams.margin.bands import TriggerIndex
@@ -117,6 +121,9 @@ class Shard:
         self.marks_full = -1
         self.marks_epoch = -1
         self.clock_us = 0
+        self.skewed: dict[str, int] = {}
+        """The clocks that have been told to be off, and the broker's time when each was last seen so."""
+        self._borne_out_us = 0
         self.claim = -1
         self.journal_sequence = 0
         self.journal_previous = -1
@@ -187,12 +194,12 @@ class Shard:
                 self._dirty.add(account)
                 self._touched.update(group.row for group in state.groups.values())
 
-    def recall_marks(self, offset: int, frame: MarkFrame) -> None:
+    def recall_marks(self, offset: int, frame: MarkFrame, appended: int | None = None) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
-        if frame.epoch < self.marks_epoch:
+        if frame.epoch < self.marks_epoch or appended == UNSTAMPED:
             return
         marks_next = self.marks_next
-        self._learn(offset, frame)
+        self._learn(offset, frame, frame.time if appended is None else appended)
         self.marks_next = marks_next
         self._index_current = False
 
@@ -203,7 +210,8 @@ class Shard:
         self.parameters_next = record.parameters.next
         self.rules_next = record.rules_next
         self.marks_full = record.marks_full
-        self.clock_us = record.clock
+        self.clock_us = self._borne_out_us = record.clock
+        self.skewed = dict(record.skewed)
         self.journal_sequence = record.sequence
         self.alert_sequence = record.alert_sequence
         self.journal_unread = record.unread
@@ -242,10 +250,19 @@ class Shard:
         self.portfolio.set_parameters(scaled)
         self.parameters = scaled
 
-    def skip_events(self, offset: int) -> None:
-        """Count a record that is no frame as applied."""
+    def skip_events(self, offset: int, reason: str | None = None) -> None:
+        """Count a record as applied that is no frame, and tell why: whom the events in it concern is not known.
+
+        Without a ``reason`` there is no record at ``offset`` to tell of.
+        """
         self._open_batch()
         self.events_next = offset + 1
+        if reason is not None:
+            self._alert_shard(
+                "unreadable",
+                f"{EVENTS}[{self.shard}] offset {offset} is no frame, and whom the events in it concern is not known: "
+                f"{reason}",
+            )
 
     def knows(self, frame: EventFrame) -> bool:
         """Whether every symbol and asset that ``frame`` names is in the parameters in force."""
@@ -253,11 +270,21 @@ class Shard:
             frame.transfers.asset
         )
 
-    def apply_events(self, offset: int, frame: EventFrame) -> None:
-        """Apply a frame: transfers, then fills, then reports. Nothing is decided before :meth:`decide_touched`."""
+    def apply_events(self, offset: int, frame: EventFrame, appended: int | None = None) -> None:
+        """Apply a frame: suspensions, then transfers, fills, reports. :meth:`decide_touched` decides, nothing before.
+
+        ``appended`` is when the broker appended it, in microseconds, or ``UNSTAMPED``: then it moves no clock. Without
+        it (None) the frame's own time counts until a mark frame shows an earlier one.
+        """
         self._open_batch()
         self.events_next = offset + 1
-        self.clock_us = max(self.clock_us, frame.time)
+        if appended is None:
+            self.clock_us = max(self.clock_us, frame.time)
+        else:
+            if appended != UNSTAMPED:
+                self._pass_time(frame.time, appended)
+            self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
+        self._apply_suspensions(frame.suspensions)
         self._apply_transfers(offset, frame.transfers, frame)
         self._apply_fills(offset, frame.fills, frame)
         self._apply_reports(frame.reports)
@@ -272,16 +299,22 @@ class Shard:
         self._index_current = self._index_current and not everything
         self._decide(_array(rows))
 
-    def apply_marks(self, offset: int, frame: MarkFrame) -> None:
+    def apply_marks(self, offset: int, frame: MarkFrame, appended: int | None = None) -> None:
         """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due.
 
-        A frame of a lower epoch comes late from an oracle that has been replaced: it changes nothing.
+        ``appended`` is when the broker appended it, in microseconds (the frame's own time if None). A frame of a lower
+        epoch comes late from an oracle that has been replaced: it changes nothing. Nor does one that is ``UNSTAMPED``.
         """
         if frame.epoch < self.marks_epoch:
             self.skip_marks(offset)
             return
+        appended = frame.time if appended is None else appended
+        self._watch_clock("marks", f"{MARKS}[0] offset {offset}", frame.time, appended)
+        if appended == UNSTAMPED:
+            self.skip_marks(offset)
+            return
         self._renew_index()
-        moved, concerned = self._learn(offset, frame)
+        moved, concerned = self._learn(offset, frame, appended)
         found = [self._index.crossed_all(moved)] if moved else []
         if concerned:
             found.append(self.portfolio.rows_with(concerned))
@@ -338,6 +371,24 @@ class Shard:
         return {symbol: found[symbol] for symbol in first[:OPEN_INTEREST_SYMBOLS_MAX]}
 
     # --- events ------------------------------------------------------------------------------------------------------
+
+    def _apply_suspensions(self, suspensions: Iterable[Suspension]) -> None:
+        """Suspend the accounts that a record names which could not be read, each once for a record.
+
+        The records of a partition come in order, so the last one tells those that are read again.
+        """
+        for found in suspensions:
+            state, place = self._account(found.account), f"{found.topic}:{found.partition}"
+            if found.offset >= 0:
+                if found.offset <= state.refused.get(place, -1):
+                    continue
+                state.refused[place] = found.offset
+            state.unapplied += 1
+            where = f"{found.topic}[{found.partition}] offset {found.offset}"
+            state.suspended_reason = f"{where}: {found.reason}"[:REASON_MAX]
+            self._dirty.add(state.account)
+            if state.unread is None:
+                self._alert(state, CROSS, "suspended", reason=state.suspended_reason)
 
     def _apply_transfers(self, offset: int, columns: TransferColumns, frame: EventFrame) -> None:
         for index, account in enumerate(columns.account):
@@ -454,12 +505,37 @@ class Shard:
 
     # --- marks and time ----------------------------------------------------------------------------------------------
 
-    def _learn(self, offset: int, frame: MarkFrame) -> tuple[dict[str, Decimal], set[str]]:
+    @property
+    def _skew_us(self) -> int:
+        return 1000 * self.parameters.policy.clock_skew_ms_max
+
+    def _pass_time(self, time: int, appended: int) -> None:
+        """Let the clock go on to a frame's time, as far as the broker's bears it out.
+
+        What the clock was set to without a broker's time holds until the times that come disagree with it.
+        """
+        time = bounded_us(time, appended, self._skew_us)
+        self._borne_out_us = max(self._borne_out_us, time)
+        if self.clock_us > time + self._skew_us:
+            self.clock_us = self._borne_out_us
+        self.clock_us = max(self.clock_us, time)
+
+    def _watch_clock(self, clock: str, place: str, time: int, appended: int) -> None:
+        """Tell once when the clock of a kind of frames is off, and once when it has been right again for a while."""
+        if is_off(time, appended, self._skew_us):
+            if clock not in self.skewed:
+                self._alert_shard("clock_skew", skew_reason(clock, place, time, appended, self._skew_us))
+            self.skewed[clock] = self.clock_us if appended == UNSTAMPED else appended
+        elif clock in self.skewed and appended > self.skewed[clock] + CLOCK_RIGHT_US:
+            del self.skewed[clock]
+            self._alert_shard("clock_skew_cleared", f"{place}: the times of {clock} are the broker's again")
+
+    def _learn(self, offset: int, frame: MarkFrame, appended: int) -> tuple[dict[str, Decimal], set[str]]:
         """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
         their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
         self.marks_epoch = frame.epoch
-        self.clock_us = max(self.clock_us, frame.time)
+        self._pass_time(frame.time, appended)
         if frame.full:
             self.marks_full = offset
             concerned = self._rescale(frame.scales)
@@ -467,7 +543,8 @@ class Shard:
             concerned = set()
         moved: dict[str, Decimal] = {}
         for mark in frame.marks:
-            self._learn_mark(mark, moved, concerned)
+            published = min(mark.publish_time, appended + self._skew_us)  # a source's clock may be ahead, too
+            self._learn_mark(mark, published, moved, concerned)
         self._refresh_liveness()
         return moved, concerned
 
@@ -486,17 +563,17 @@ class Shard:
         }
         return instruments | priced
 
-    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], concerned: set[str]) -> None:
+    def _learn_mark(self, mark: Mark, published: int, moved: dict[str, Decimal], concerned: set[str]) -> None:
         known = self._marks.get(mark.symbol)
         price = Decimal(mark.price)
-        live = mark.status == "live" and self._age_limit(mark.symbol, mark.publish_time) >= self.clock_us
+        live = mark.status == "live" and self._age_limit(mark.symbol, published) >= self.clock_us
         if self.portfolio.marks.get(mark.symbol) != price:
             moved[mark.symbol] = price
         if live and (known is None or not known.live):
             concerned.add(mark.symbol)
-        self._marks[mark.symbol] = _MarkState(mark.status, mark.publish_time, live)
+        self._marks[mark.symbol] = _MarkState(mark.status, published, live)
         if live:
-            self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, mark.publish_time))
+            self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, published))
         if mark.symbol in moved or known is None or known.live != live:
             self.portfolio.set_mark(mark.symbol, price, live)
 
@@ -756,6 +833,7 @@ class Shard:
             marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
             marks_full=self.marks_full,
             clock=self.clock_us,
+            skewed=dict(sorted(self.skewed.items())),
             rules_next=self.rules_next,
             accounts=accounts,
             commands=named,
