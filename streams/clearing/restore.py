@@ -18,7 +18,7 @@ from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import JournalRecord, MarkFrame, Range
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import LogReader
+from streams.broker.reader import LogReader, key_text
 from streams.clearing.clock import appended_us
 from streams.clearing.shard import Shard
 from streams.errors import InputError, ShardError
@@ -335,7 +335,7 @@ def _read_rows(
     rows: dict[str, bytes] = {} if table is None else dict(table.rows)
     first = 0 if table is None else table.stamp
     for count, message in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
-        account, value = _account_of(message), message.value()
+        account, value = key_text(message), message.value()
         if account is None:
             where = f"{ACCOUNTS}[{shard.shard}] offset {message.offset()}"
             event(log, logging.ERROR, "row_of_nobody", shard=shard.shard, reason=f"{where}: the key is no account")
@@ -381,14 +381,6 @@ def _walk_marks(
                 yield
         shard.skip_marks(end - 1)
     return refused
-
-
-def _account_of(message: Message) -> str | None:
-    """The account that a row is of; None if its key names none, as no row of ours does."""
-    try:
-        return bytes(message.key() or b"").decode() or None
-    except UnicodeDecodeError:
-        return None
 
 
 def _offset(message: Message) -> int:
