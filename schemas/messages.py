@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from schemas.types import (
     CROSS,
+    AccountId,
     AccountStatus,
     AlertKind,
     Asset,
@@ -44,7 +45,7 @@ from schemas.types import (
 class TradeSide(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a trade. ``fee`` is in the settle asset; a rebate is negative."""
 
-    account: Identifier
+    account: AccountId
     order_id: DerivedId
     fee: SignedDecimal
     margin: MarginMode = "cross"
@@ -73,7 +74,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     transfer_id: Identifier
-    account: Identifier
+    account: AccountId
     asset: Asset
     amount: NonZeroDecimal
     sequence: Sequence
@@ -98,7 +99,7 @@ class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
 
     command_id: DerivedId
     order_id: DerivedId
-    account: Identifier
+    account: AccountId
     status: ReportStatus
     filled_quantity: UnsignedDecimal = "0"
     average_price: UnsignedDecimal | None = None
@@ -365,7 +366,10 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are transfers
     and ``waiting_fills`` fills that wait to be applied, in the order of the log: fills, and transfers that add up to a
     debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
-    come, those below ``transfer_floor`` are not known.
+    come, those below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could
+    not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
+    ``refused`` holds, by ``topic:partition``, the offset of the last record there that could not be read and named this
+    account.
     """
 
     account: Identifier
@@ -381,6 +385,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     transfer_gaps: tuple["Range", ...] = ()
     transfer_floor: Offset = 0
     waiting_fills: tuple[WaitingFill, ...] = ()
+    unread: str | None = None
+    refused: dict[Text, Offset] = {}
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -403,10 +409,13 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
     (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
     since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
-    been alerted, ``skewed`` which clocks have been. ``unreached`` counts what liquidation does not reach: groups that
-    are ``undecided``, ``unsellable`` or ``insolvent``, accounts that are ``suspended``, the transfers ``parked`` and
-    fills ``waiting``, and the events ``unapplied``; what is not in it is 0. ``unreached_notional`` is what those groups
-    and accounts hold in positions and owe, at the last prices, in the unit of account.
+    been alerted. ``skewed`` names the clocks that have been alerted to be off (``events``: the routers', ``marks``: the
+    oracle's) and when the broker last saw each so. ``unread``, of a claim, is how many records of the journal before
+    it could not be read: the shard stands at the marks of the claim, and every account is decided anew. ``unreached``
+    counts what liquidation does not reach: groups that are ``undecided``, ``unsellable`` or ``insolvent``, accounts
+    that are ``suspended``, the transfers ``parked`` and fills ``waiting``, and the events ``unapplied``; what is not in
+    it is 0. ``unreached_notional`` is what those groups and accounts hold in positions and owe, at the last prices, in
+    the unit of account.
     """
 
     kind: Literal["claim", "commit"]
@@ -429,6 +438,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     alert_sequence: Sequence = 0
     not_live: dict[Symbol, TimeUs] = {}
     told_not_live: tuple[Symbol, ...] = ()
-    skewed: tuple[Text, ...] = ()
+    skewed: dict[Text, TimeUs] = {}
+    unread: Sequence = 0
     unreached: dict[str, Sequence] = {}
     unreached_notional: dict[str, DerivedUnsigned] = {}

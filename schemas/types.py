@@ -36,6 +36,15 @@ DerivedUnsigned = Annotated[str, Meta(pattern=rf"^{_DERIVED}{_END}", max_length=
 Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=128, description="printable ASCII id")]
 DerivedId = Annotated[str, Meta(pattern=rf"^[!-~]{{1,192}}{_END}", max_length=192, description="printable ASCII id")]
 """An id that we make from an account's (``ACCOUNT:7:alert:12``) or that may come back to us as one."""
+AccountId = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?!margin-clearing:)[!-~]{{1,128}}{_END}",
+        max_length=128,
+        description="printable ASCII id; none may begin with margin-clearing:",
+    ),
+]
+"""The account that a record from outside names (see ``RESERVED_ACCOUNTS``)."""
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
 """A traded or priced symbol, such as ``BTC-PERP``."""
 Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]
@@ -81,5 +90,12 @@ AlertKind = Literal[
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""
+
+
+def shard_account(shard: int) -> str:
+    """What stands for the account in an alert about a whole shard."""
+    return f"{RESERVED_ACCOUNTS}shard:{shard}"
+
+
 CROSS = "cross"
 """The margin group that all of an account's positions share unless one is isolated under its symbol."""

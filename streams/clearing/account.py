@@ -4,12 +4,28 @@ The ledger itself (balances, positions) lives in the shard's portfolio columns; 
 Rows of ``margin.accounts.v1`` are made from both and both are restored from them.
 """
 
+import base64
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 
-from schemas.messages import AccountRow, GroupRow, OpenCommand, OpenOrder, ParkedTransfer, PositionRow, WaitingFill
-from schemas.types import AccountStatus, GroupStatus, Side
+import msgspec
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import (
+    AccountRow,
+    GroupRow,
+    OpenCommand,
+    OpenOrder,
+    ParkedTransfer,
+    PositionRow,
+    Range,
+    WaitingFill,
+)
+from schemas.types import AccountStatus, GroupStatus, Offset, Sequence, Side
 from streams.clearing.transfers import TransferSequences
+from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.portfolio import Portfolio
 
@@ -18,6 +34,26 @@ PARKED_MAX = 64
 
 WAITING_FILLS_MAX = 256
 """Fills of one account that may wait for parameters; further ones go to the dead letters."""
+
+WITHOUT_ORDERS: frozenset[str] = frozenset({"insolvent", "unsellable", "undecided"})
+"""Statuses of a group that is below its requirement and has nothing that could be traded now."""
+
+_ROW = Decoder[AccountRow](AccountRow)
+
+
+class _Numbers(msgspec.Struct):
+    account: str = ""
+    liquidation_sequence: Sequence = 0
+    transfer_sequence: Offset = -1
+    transfer_gaps: tuple[Range, ...] = ()
+    transfer_floor: Offset = 0
+    alert_sequence: Sequence = 0
+    unapplied: Sequence = 0
+    unread: str | None = None
+    refused: dict[str, Offset] = {}
+
+
+_NUMBERS = Decoder[_Numbers](_Numbers)
 
 _SEVERITY: dict[str, int] = {
     "normal": 0,
@@ -28,10 +64,6 @@ _SEVERITY: dict[str, int] = {
     "bankrupt": 5,
     "insolvent": 6,
 }
-
-
-WITHOUT_ORDERS: frozenset[str] = frozenset({"insolvent", "unsellable", "undecided"})
-"""Statuses of a group that is below its requirement and has nothing that could be traded now."""
 
 
 @dataclass(slots=True)
@@ -113,7 +145,9 @@ class AccountState:
     """One account.
 
     ``unapplied`` counts the events in the dead letters that somebody must repair. ``parked`` transfers and
-    ``waiting_fills`` wait for parameters that admit them, in the order of the log.
+    ``waiting_fills`` wait for parameters that admit them, in the order of the log. ``unread`` is the account's last row
+    if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
+    read have suspended it: the last offset by ``topic:partition``.
     """
 
     account: str
@@ -123,6 +157,8 @@ class AccountState:
     alert_sequence: int = 0
     unapplied: int = 0
     suspended_reason: str | None = None
+    unread: bytes | None = None
+    refused: dict[str, int] = field(default_factory=dict)
     told_liquidatable: bool = False
     parked: list[ParkedTransfer] = field(default_factory=list)
     waiting_fills: list[WaitingFill] = field(default_factory=list)
@@ -130,7 +166,7 @@ class AccountState:
     @property
     def suspended(self) -> bool:
         """Whether what has not been applied may make the account worse than it looks."""
-        if self.unapplied or self.waiting_fills:
+        if self.unapplied or self.unread is not None or self.waiting_fills:
             return True
         return bool(self.parked) and any(
             self.net_parked(margin, asset) < 0 for margin, asset in {(held.margin, held.asset) for held in self.parked}
@@ -161,7 +197,14 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
     groups = tuple(
         row for margin in sorted(state.groups) if (row := _group_row(state.groups[margin], portfolio)) is not None
     )
-    remembered = state.liquidation_sequence or state.alert_sequence or state.transfers.last >= 0 or state.unapplied
+    remembered = (
+        state.liquidation_sequence
+        or state.alert_sequence
+        or state.transfers.last >= 0
+        or state.suspended
+        or state.holds_back
+        or state.refused
+    )
     if not groups and not remembered:
         return None
     statuses: list[GroupStatus] = [group.status for group in groups]
@@ -180,43 +223,130 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
         transfer_gaps=state.transfers.ranges(),
         transfer_floor=state.transfers.floor,
         waiting_fills=tuple(state.waiting_fills),
+        unread=None if state.unread is None else _packed(state.unread),
+        refused=dict(sorted(state.refused.items())),
     )
 
 
+def read_account(account: str, data: bytes, portfolio: Portfolio) -> AccountState:
+    """The state of ``account`` from the bytes of its last row; the ledger goes into ``portfolio``.
+
+    A row that keeps one that could not be read is read as that one, with what has become of the account since.
+
+    Raises:
+        InputError: it is no row, that of another account, or cannot be held under the parameters in force. Nothing of
+            it is in the portfolio.
+    """
+    try:
+        row = _ROW(data)
+        kept = None if row.unread is None else _ROW(_unpacked(row.unread))
+    except DecodeError as error:
+        raise InputError(str(error)) from None
+    if row.account != account or (kept is not None and kept.account != account):
+        raise InputError(f"it is that of account {row.account}")
+    if kept is None:
+        return restore_account(row, portfolio)
+    if kept.unread is not None:
+        raise InputError("the row that is kept in it keeps another one")
+    state = restore_account(kept, portfolio)
+    state.transfers = _sequences(row)
+    state.unapplied = row.unapplied
+    state.suspended_reason = row.suspended_reason if row.unapplied else None
+    state.refused = dict(row.refused)
+    return state
+
+
+def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, bool]:
+    """A suspended account that keeps the row which cannot be read, and whether it did so before.
+
+    What the row says of numbers that must not be given twice is taken over where it can be read.
+    """
+    try:
+        row = _NUMBERS(data)
+    except DecodeError:
+        row = _Numbers()
+    state = AccountState(
+        account,
+        liquidation_sequence=row.liquidation_sequence,
+        transfers=_sequences(row),
+        alert_sequence=row.alert_sequence,
+        unapplied=row.unapplied,
+        suspended_reason=reason,
+        unread=data,
+        refused=dict(row.refused),
+    )
+    if row.unread is not None and row.account == account:
+        with suppress(InputError):
+            state.unread = _unpacked(row.unread)
+            return state, True
+    return state, False
+
+
 def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
-    """The state that :func:`account_row` made ``row`` from; the ledger goes into ``portfolio``."""
+    """The state that :func:`account_row` made ``row`` from; the ledger goes into ``portfolio``.
+
+    Raises:
+        InputError: the ledger cannot be held under the parameters in force. Nothing of it is in the portfolio.
+    """
     state = AccountState(
         account=row.account,
         liquidation_sequence=row.liquidation_sequence,
-        transfers=TransferSequences(
-            row.transfer_sequence,
-            max(0, row.transfer_floor),
-            ((gap.first, gap.next) for gap in row.transfer_gaps),
-        ),
+        transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
         suspended_reason=row.suspended_reason,
+        refused=dict(row.refused),
         told_liquidatable=row.told_liquidatable,
         parked=list(row.parked),
         waiting_fills=list(row.waiting_fills),
     )
-    for group in row.groups:
-        index = portfolio.open_group(row.account, group.margin)
-        portfolio.load_group(index, group.balances, [(p.symbol, p.quantity, p.cash) for p in group.positions])
-        state.groups[group.margin] = GroupState(
-            row=index,
-            margin=group.margin,
-            status=group.status,
-            level=None if group.margin_call_level is None else Decimal(group.margin_call_level),
-            command=None if group.command is None else _restore_command(group.command),
-            started=(
-                group.status in ("liquidating", "bankrupt")
-                if group.liquidation_started is None
-                else group.liquidation_started
-            ),
-            told_undecided=group.told_undecided,
-        )
+    try:
+        for group in row.groups:
+            state.groups[group.margin] = _restore_group(row.account, group, portfolio)
+    except InputError:
+        for index in portfolio.groups_of(row.account):
+            portfolio.load_group(index, {}, ())
+            portfolio.drop_group(index)
+        raise
     return state
+
+
+def _sequences(row: AccountRow | _Numbers) -> TransferSequences:
+    gaps = ((gap.first, gap.next) for gap in row.transfer_gaps)
+    return TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps)
+
+
+def _restore_group(account: str, group: GroupRow, portfolio: Portfolio) -> GroupState:
+    index = portfolio.open_group(account, group.margin)
+    portfolio.load_group(index, group.balances, [(p.symbol, p.quantity, p.cash) for p in group.positions])
+    return GroupState(
+        row=index,
+        margin=group.margin,
+        status=group.status,
+        level=None if group.margin_call_level is None else Decimal(group.margin_call_level),
+        command=None if group.command is None else _restore_command(group.command),
+        started=(
+            group.status in ("liquidating", "bankrupt")
+            if group.liquidation_started is None
+            else group.liquidation_started
+        ),
+        told_undecided=group.told_undecided,
+    )
+
+
+def _packed(row: bytes) -> str:
+    return base64.b64encode(zlib.compress(row)).decode("ascii")
+
+
+def _unpacked(text: str) -> bytes:
+    """
+    Raises:
+        InputError: it is not what :func:`_packed` gives.
+    """
+    try:
+        return zlib.decompress(base64.b64decode(text, validate=True))
+    except (ValueError, zlib.error) as error:
+        raise InputError(f"the row that is kept in this one cannot be unpacked: {error}") from None
 
 
 def _group_row(state: GroupState, portfolio: Portfolio) -> GroupRow | None:

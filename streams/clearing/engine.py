@@ -38,6 +38,7 @@ from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import Lag, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.clearing.clock import UNSTAMPED, appended_us, is_off
 from streams.clearing.restore import MARK_FRAME, Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
@@ -53,6 +54,11 @@ log = logging.getLogger(__name__)
 EVENT_FRAMES = Counter("margin_engine_event_frames", "Event frames applied")
 FILLS = Counter("margin_engine_fills", "Fills applied")
 MARK_FRAMES = Counter("margin_engine_mark_frames", "Mark frames walked")
+CLOCK_SKEWED = Counter(
+    "margin_engine_clock_skewed_frames", "Frames whose time is off by more than clock_skew_ms_max", ["clock"]
+)
+UNREADABLE_FRAMES = Counter("margin_engine_unreadable_frames", "Event records that are no frames")
+SUSPENSIONS = Counter("margin_engine_suspensions", "Accounts named by records that could not be read")
 COMMANDS_ISSUED = Counter("margin_engine_commands", "Liquidation commands committed")
 COMMITS = Histogram(
     "margin_engine_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
@@ -290,17 +296,18 @@ class Engine:
                 for shard in self._shards.values():
                     shard.skip_marks(offset)
                 continue
-            self._walk(offset, frame)
+            self._walk(offset, frame, appended_us(message))
             if any(shard.has_command for shard in self._shards.values()):
                 self._commit()
 
-    def _walk(self, offset: int, frame: MarkFrame) -> None:
+    def _walk(self, offset: int, frame: MarkFrame, appended: int) -> None:
         MARK_FRAMES.inc()
         self._marks_seen = time.monotonic()
+        self._count_skew("marks", frame.time, appended)
         for shard in self._shards.values():
             if offset >= shard.marks_next:
-                shard.apply_marks(offset, frame)
-        if frame.epoch >= self._marks_epoch:
+                shard.apply_marks(offset, frame, appended)
+        if frame.epoch >= self._marks_epoch and appended != UNSTAMPED:
             self._marks_epoch = frame.epoch
             self._tables.submit_marks(frame.marks)
 
@@ -316,7 +323,7 @@ class Engine:
             return
         frames = [(message, self._decoded(message)) for message in self._held]
         self._held.clear()
-        if any(frame is not None and not self._admits(message, frame) for message, frame in frames):
+        if any(isinstance(frame, EventFrame) and not self._admits(message, frame) for message, frame in frames):
             self._catch_up_parameters()
             self._commit_events()
         touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
@@ -342,13 +349,13 @@ class Engine:
             or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
         )
 
-    def _decoded(self, message: Message) -> EventFrame | None:
+    def _decoded(self, message: Message) -> EventFrame | DecodeError:
         try:
             return _EVENT_FRAME(message.value())
         except DecodeError as error:
             if self._is_next(message):
                 self._letters.append((message, error))
-            return None
+            return error
 
     def _is_next(self, message: Message) -> bool:
         shard = self._shards.get(message.partition() or 0)
@@ -357,17 +364,26 @@ class Engine:
     def _admits(self, message: Message, frame: EventFrame) -> bool:
         return not self._is_next(message) or self._shards[message.partition() or 0].admits(frame)
 
-    def _apply(self, message: Message, frame: EventFrame | None) -> int | None:
+    def _apply(self, message: Message, frame: EventFrame | DecodeError) -> int | None:
         if not self._is_next(message):
             return None
         shard = self._shards[message.partition() or 0]
-        if frame is None:
-            shard.skip_events(_offset(message))
+        if isinstance(frame, DecodeError):
+            shard.skip_events(_offset(message), str(frame))
+            UNREADABLE_FRAMES.inc()
         else:
-            shard.apply_events(_offset(message), frame)
+            appended = appended_us(message)
+            shard.apply_events(_offset(message), frame, appended)
+            self._count_skew("events", frame.time, appended)
             EVENT_FRAMES.inc()
             FILLS.inc(len(frame.fills.account))
+            SUSPENSIONS.inc(len(frame.suspensions))
         return shard.shard
+
+    def _count_skew(self, clock: str, time_us: int, appended: int) -> None:
+        skew_us = 1000 * self._rules.policy.clock_skew_ms_max
+        if is_off(time_us, appended, skew_us):
+            CLOCK_SKEWED.labels(clock).inc()
 
     # --- committing --------------------------------------------------------------------------------------------------
 

@@ -30,10 +30,12 @@ from schemas.messages import (
     ParkedTransfer,
     Range,
     ReportColumns,
+    Suspension,
     TransferColumns,
     WaitingFill,
 )
-from schemas.types import CROSS, RESERVED_ACCOUNTS, AlertKind, GroupStatus
+from schemas.topics import EVENTS, MARKS
+from schemas.types import CROSS, AlertKind, GroupStatus, shard_account
 from streams.clearing.account import (
     PARKED_MAX,
     WAITING_FILLS_MAX,
@@ -43,8 +45,11 @@ from streams.clearing.account import (
     GroupState,
     OrderState,
     account_row,
+    read_account,
+    set_aside,
 )
 from streams.clearing.admission import Admission
+from streams.clearing.clock import CLOCK_RIGHT_US, UNSTAMPED, bounded_us, is_off, skew_reason
 from streams.clearing.unreached import Unreached
 from streams.errors import InputError, ShardError
 from streams.logs import event
@@ -63,11 +68,20 @@ Rows = npt.NDArray[np.int64]
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
+COMMAND_NAMES_BYTES_MAX = 300_000
+"""Most bytes of command ids in one journal record, which with everything else in it must stay a readable message."""
+
+OPEN_INTEREST_SYMBOLS_MAX = 4096
+"""Most symbols whose open interest one journal record tells; parameters scale no more than that by it."""
+
 MARK_AGE_MS_DEFAULT = 5000
 """``max_age_ms`` of a symbol without oracle parameters."""
 
 AWAITED_MAX = 1_000
 """Symbols without a live mark that are told one by one; a shard that needs more of them tells these."""
+
+REASON_MAX = 1000
+"""Most characters of a reason in a row or an alert."""
 
 _SECOND_US = 1_000_000
 
@@ -123,15 +137,22 @@ class Shard:
         self.marks_full = -1
         self.marks_epoch = -1
         self.clock_us = 0
+        self.skewed: dict[str, int] = {}
+        """The clocks that have been told to be off, and the broker's time when each was last seen so."""
+        self._borne_out_us = 0
         self.claim = -1
         self.journal_sequence = 0
         self.journal_previous = -1
+        self.alert_sequence = 0
+        self.journal_unread = 0
+        """Records of the journal that could not be read, until a commit has told of it."""
+        self.unread: dict[str, str] = {}
+        """The accounts whose row cannot be read, and why."""
         self._owner: dict[int, tuple[AccountState, GroupState]] = {}
         self._levels = np.full(64, np.inf)
         self._marks: dict[str, _MarkState] = {}
         self._scales: dict[str, str] = {}
         self._stale_at_us = 2**62
-        self.alert_sequence = 0
         self._admission = Admission(self.parameters)
         self._holding_back: set[str] = set()
         self._unreached = Unreached()
@@ -142,6 +163,7 @@ class Shard:
         self._orders: dict[str, tuple[AccountState, GroupState, OrderState]] = {}
         self._expiries: list[tuple[int, str, int]] = []
         self._overdue: set[int] = set()
+        self._undone: set[int] = set()
         self._dirty: set[str] = set()
         self._touched: set[int] = set()
         self._watched: set[int] = set()
@@ -154,8 +176,27 @@ class Shard:
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
-    def adopt(self, state: AccountState) -> None:
-        """Take in an account that was restored from its row (its ledger is in the portfolio already)."""
+    def restore(self, account: str, row: bytes) -> None:
+        """Take in an account as its last row says.
+
+        A row that cannot be read is kept as it is and its account suspended: what that row holds is not known, nothing
+        can be applied to it, and everybody else in the shard goes on.
+        """
+        try:
+            state = read_account(account, row, self.portfolio)
+        except InputError as error:
+            reason = f"account {account}: its row cannot be read: {error}"[:REASON_MAX]
+            state, known = set_aside(account, row, reason)
+            self.unread[account] = reason
+            if not known:
+                self._alert_shard("unreadable", reason)
+                self._dirty.add(account)
+            event(log, logging.ERROR, "row_unreadable", shard=self.shard, account=account, reason=reason)
+        else:
+            self.unread.pop(account, None)
+        self._adopt(state)
+
+    def _adopt(self, state: AccountState) -> None:
         self.accounts[state.account] = state
         self._index_current = False
         if state.holds_back:
@@ -166,12 +207,24 @@ class Shard:
                 self._track(state, group, group.command)
         self._unreached.count(state)
 
-    def recall_marks(self, offset: int, frame: MarkFrame) -> None:
+    def _read_again(self) -> None:
+        """Try the rows again that could not be read: other parameters may hold what they say."""
+        for account in sorted(self.unread):
+            kept = self.accounts[account]
+            assert kept.unread is not None
+            row = account_row(kept, self.portfolio)
+            assert row is not None
+            self.restore(account, encode(row))
+            if account not in self.unread:
+                self._dirty.add(account)
+                self._resume_if_whole(self.accounts[account], was_suspended=True)
+
+    def recall_marks(self, offset: int, frame: MarkFrame, appended: int | None = None) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
-        if frame.epoch < self.marks_epoch:
+        if frame.epoch < self.marks_epoch or appended == UNSTAMPED:
             return
         marks_next = self.marks_next
-        self._learn(offset, frame)
+        self._learn(offset, frame, frame.time if appended is None else appended)
         self.marks_next = marks_next
         self._index_current = False
         self._liveness_changed, self._looked_s = False, self.clock_us // _SECOND_US
@@ -183,13 +236,28 @@ class Shard:
         self.parameters_next = record.parameters.next
         self.rules_next = record.rules_next
         self.marks_full = record.marks_full
-        self.clock_us = record.clock
+        self.clock_us = self._borne_out_us = record.clock
+        self.skewed = dict(record.skewed)
         self.journal_sequence = record.sequence
         self.alert_sequence = record.alert_sequence
         self._not_live, self._told_not_live = dict(record.not_live), set(record.told_not_live)
         self._looked_s = self.clock_us // _SECOND_US
         self._unreached.resume(record.unreached)
+        self.journal_unread = record.unread
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
+
+    def tell_unread_journal(self) -> None:
+        """Tell that the journal could not be read to its end, if so, and have every account decided anew.
+
+        To be called once the accounts and the prices are there.
+        """
+        if self.journal_unread:
+            self._undone.update(self._owner)
+            self._alert_shard(
+                "unreadable",
+                f"{self.journal_unread} records of the shard's journal could not be read: what they decided is known "
+                "from the accounts' rows alone, and the marks in between were not walked",
+            )
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -203,6 +271,7 @@ class Shard:
         self.parameters_next = offset + 1
         self._put_in_force(parameters)
         self.rules_next = offset + 1
+        self._read_again()
         self._refresh_liveness(force=True)
         self._admission = Admission(self.parameters)
         for account in sorted(self._holding_back):
@@ -213,21 +282,40 @@ class Shard:
         self.portfolio.set_parameters(scaled)
         self.parameters = scaled
 
-    def skip_events(self, offset: int) -> None:
-        """Count a record that is no frame as applied."""
+    def skip_events(self, offset: int, reason: str | None = None) -> None:
+        """Count a record as applied that is no frame, and tell why: whom the events in it concern is not known.
+
+        Without a ``reason`` there is no record at ``offset`` to tell of.
+        """
         self._open_batch()
         self.events_next = offset + 1
+        if reason is not None:
+            self._alert_shard(
+                "unreadable",
+                f"{EVENTS}[{self.shard}] offset {offset} is no frame, and whom the events in it concern is not known: "
+                f"{reason}",
+            )
 
     def admits(self, frame: EventFrame) -> bool:
         """Whether the parameters in force know every symbol, asset and margin group that ``frame`` names, and allow its
         prices, quantities, fees and amounts."""
         return self._admission.admits(frame)
 
-    def apply_events(self, offset: int, frame: EventFrame) -> None:
-        """Apply a frame: transfers, then fills, then reports. Nothing is decided before :meth:`decide_touched`."""
+    def apply_events(self, offset: int, frame: EventFrame, appended: int | None = None) -> None:
+        """Apply a frame: suspensions, then transfers, fills, reports. :meth:`decide_touched` decides, nothing before.
+
+        ``appended`` is when the broker appended it, in microseconds, or ``UNSTAMPED``: then it moves no clock. Without
+        it (None) the frame's own time counts until a mark frame shows an earlier one.
+        """
         self._open_batch()
         self.events_next = offset + 1
-        self.clock_us = max(self.clock_us, frame.time)
+        if appended is None:
+            self.clock_us = max(self.clock_us, frame.time)
+        else:
+            if appended != UNSTAMPED:
+                self._pass_time(frame.time, appended)
+            self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
+        self._apply_suspensions(frame.suspensions)
         self._apply_transfers(offset, frame.transfers, frame)
         self._apply_fills(offset, frame.fills, frame)
         self._apply_reports(frame.reports)
@@ -244,16 +332,22 @@ class Shard:
         self._decide(found)
         self._look_at_awaited(None if everything else found)
 
-    def apply_marks(self, offset: int, frame: MarkFrame) -> None:
+    def apply_marks(self, offset: int, frame: MarkFrame, appended: int | None = None) -> None:
         """Walk one mark frame: new prices, new time; decide the groups whose band a price has left, or that are due.
 
-        A frame of a lower epoch comes late from an oracle that has been replaced: it changes nothing.
+        ``appended`` is when the broker appended it, in microseconds (the frame's own time if None). A frame of a lower
+        epoch comes late from an oracle that has been replaced: it changes nothing. Nor does one that is ``UNSTAMPED``.
         """
         if frame.epoch < self.marks_epoch:
             self.skip_marks(offset)
             return
+        appended = frame.time if appended is None else appended
+        self._watch_clock("marks", f"{MARKS}[0] offset {offset}", frame.time, appended)
+        if appended == UNSTAMPED:
+            self.skip_marks(offset)
+            return
         self._renew_index()
-        moved, concerned = self._learn(offset, frame)
+        moved, concerned = self._learn(offset, frame, appended)
         found = [self._index.crossed_all(moved), self._stranded_with(moved)] if moved else []
         if concerned:
             found.append(self.portfolio.rows_with(concerned))
@@ -308,15 +402,39 @@ class Shard:
             rows[account] = None if row is None else encode(row)
             if row is None:
                 self._forget(account)
-        journal = self._journal(worker, len(rows), self.portfolio.open_interest() if with_open_interest else None)
+        journal = self._journal(worker, len(rows), self._open_interest() if with_open_interest else None)
         output = Output(journal, rows, self._commands, self._alerts, self._unapplied)
         self._dirty.clear()
         self._commands, self._alerts, self._unapplied = [], [], []
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
         self._marks_before, self._decided = -1, False
+        self.journal_unread = 0
         return output
 
+    def _open_interest(self) -> dict[str, str]:
+        """The quantity of all long positions of as many symbols as a record has room for, first those it scales."""
+        found = self.portfolio.open_interest()
+        if len(found) <= OPEN_INTEREST_SYMBOLS_MAX:
+            return found
+        instruments = self.parameters.instruments
+        first = sorted(found, key=lambda symbol: (instruments[symbol].open_interest_scale is None, symbol))
+        return {symbol: found[symbol] for symbol in first[:OPEN_INTEREST_SYMBOLS_MAX]}
+
     # --- events ------------------------------------------------------------------------------------------------------
+
+    def _apply_suspensions(self, suspensions: Iterable[Suspension]) -> None:
+        """Suspend the accounts that a record names which could not be read, each once for a record.
+
+        The records of a partition come in order, so the last one tells those that are read again.
+        """
+        for found in suspensions:
+            state, place = self._account(found.account), f"{found.topic}:{found.partition}"
+            if found.offset >= 0:
+                if found.offset <= state.refused.get(place, -1):
+                    continue
+                state.refused[place] = found.offset
+            state.unapplied += 1
+            self._suspend(state, f"{found.topic}[{found.partition}] offset {found.offset}: {found.reason}")
 
     def _apply_transfers(self, offset: int, columns: TransferColumns, frame: EventFrame) -> None:
         for index, account in enumerate(columns.account):
@@ -491,8 +609,10 @@ class Shard:
 
     def _suspend(self, state: AccountState, reason: str) -> None:
         """Tell that an account is suspended for one event more."""
-        state.suspended_reason = reason[:1000]
-        self._alert(state, CROSS, "suspended", reason=state.suspended_reason)
+        state.suspended_reason = reason[:REASON_MAX]
+        self._dirty.add(state.account)
+        if state.unread is None:
+            self._alert(state, CROSS, "suspended", reason=state.suspended_reason)
         self._touched.update(group.row for group in state.groups.values())
 
     def _park(self, state: AccountState, transfer: ParkedTransfer, error: InputError) -> bool:
@@ -504,13 +624,13 @@ class Shard:
         amount = Decimal(transfer.amount)
         admitted = self._admission.refuses_transfer(transfer.margin, transfer.asset, transfer.amount) is None
         net = state.net_parked(transfer.margin, transfer.asset) + amount
-        if len(state.parked) >= PARKED_MAX or (admitted and net < 0):
+        if state.unread is not None or len(state.parked) >= PARKED_MAX or (admitted and net < 0):
             return False
         state.parked.append(transfer)
         self._holding_back.add(state.account)
         if amount > 0:
             reason = f"{transfer.amount} {transfer.asset} of transfer {transfer.transfer_id} wait: {error}"
-            self._alert(state, transfer.margin, "credit_parked", reason=reason[:1000])
+            self._alert(state, transfer.margin, "credit_parked", reason=reason[:REASON_MAX])
         elif net < 0:
             self._suspend(state, str(error))
         return True
@@ -518,7 +638,7 @@ class Shard:
     def _hold_back(self, state: AccountState, fill: WaitingFill, error: InputError) -> bool:
         """Keep a fill that the parameters do not admit until others do, if there is room."""
         refused = self._admission.refuses_fill(fill.symbol, fill.quantity, fill.price, fill.fee)
-        if refused is None or len(state.waiting_fills) >= WAITING_FILLS_MAX:
+        if state.unread is not None or refused is None or len(state.waiting_fills) >= WAITING_FILLS_MAX:
             return False
         state.waiting_fills.append(fill)
         self._holding_back.add(state.account)
@@ -612,6 +732,8 @@ class Shard:
         """
         group = state.groups.get(margin)
         if group is None:
+            if state.unread is not None:
+                raise InputError(self.unread[state.account])
             self._make_room(state, margin)
             group = GroupState(row=self.portfolio.open_group(state.account, margin), margin=margin)
             state.groups[margin] = group
@@ -659,12 +781,37 @@ class Shard:
 
     # --- marks and time ----------------------------------------------------------------------------------------------
 
-    def _learn(self, offset: int, frame: MarkFrame) -> tuple[dict[str, Decimal], set[str]]:
+    @property
+    def _skew_us(self) -> int:
+        return 1000 * self.parameters.policy.clock_skew_ms_max
+
+    def _pass_time(self, time: int, appended: int) -> None:
+        """Let the clock go on to a frame's time, as far as the broker's bears it out.
+
+        What the clock was set to without a broker's time holds until the times that come disagree with it.
+        """
+        time = bounded_us(time, appended, self._skew_us)
+        self._borne_out_us = max(self._borne_out_us, time)
+        if self.clock_us > time + self._skew_us:
+            self.clock_us = self._borne_out_us
+        self.clock_us = max(self.clock_us, time)
+
+    def _watch_clock(self, clock: str, place: str, time: int, appended: int) -> None:
+        """Tell once when the clock of a kind of frames is off, and once when it has been right again for a while."""
+        if is_off(time, appended, self._skew_us):
+            if clock not in self.skewed:
+                self._alert_shard("clock_skew", skew_reason(clock, place, time, appended, self._skew_us))
+            self.skewed[clock] = self.clock_us if appended == UNSTAMPED else appended
+        elif clock in self.skewed and appended > self.skewed[clock] + CLOCK_RIGHT_US:
+            del self.skewed[clock]
+            self._alert_shard("clock_skew_cleared", f"{place}: the times of {clock} are the broker's again")
+
+    def _learn(self, offset: int, frame: MarkFrame, appended: int) -> tuple[dict[str, Decimal], set[str]]:
         """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
         their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
         self.marks_epoch = frame.epoch
-        self.clock_us = max(self.clock_us, frame.time)
+        self._pass_time(frame.time, appended)
         if frame.full:
             self.marks_full = offset
             concerned = self._rescale(frame.scales)
@@ -672,7 +819,8 @@ class Shard:
             concerned = set()
         moved: dict[str, Decimal] = {}
         for mark in frame.marks:
-            self._learn_mark(mark, moved, concerned)
+            published = min(mark.publish_time, appended + self._skew_us)  # a source's clock may be ahead, too
+            self._learn_mark(mark, published, moved, concerned)
         self._refresh_liveness()
         return moved, concerned
 
@@ -691,17 +839,17 @@ class Shard:
         }
         return instruments | priced
 
-    def _learn_mark(self, mark: Mark, moved: dict[str, Decimal], concerned: set[str]) -> None:
+    def _learn_mark(self, mark: Mark, published: int, moved: dict[str, Decimal], concerned: set[str]) -> None:
         known = self._marks.get(mark.symbol)
         price = Decimal(mark.price)
-        live = mark.status == "live" and self._age_limit(mark.symbol, mark.publish_time) >= self.clock_us
+        live = mark.status == "live" and self._age_limit(mark.symbol, published) >= self.clock_us
         if self.portfolio.marks.get(mark.symbol) != price:
             moved[mark.symbol] = price
         if live and (known is None or not known.live):
             concerned.add(mark.symbol)
-        self._marks[mark.symbol] = _MarkState(mark.status, mark.publish_time, live)
+        self._marks[mark.symbol] = _MarkState(mark.status, published, live)
         if live:
-            self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, mark.publish_time))
+            self._stale_at_us = min(self._stale_at_us, self._age_limit(mark.symbol, published))
         self._liveness_changed |= known is None or known.live != live
         if mark.symbol in moved or known is None or known.live != live:
             self.portfolio.set_mark(mark.symbol, price, live)
@@ -732,7 +880,8 @@ class Shard:
             owner = self._owner.get(row)
             if owner is not None and owner[1].command is not None and owner[1].command.command_id == command_id:
                 self._overdue.add(row)
-        return set(self._overdue)
+        undone, self._undone = self._undone, set()
+        return self._overdue | undone
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
@@ -780,7 +929,7 @@ class Shard:
         if health.liquidatable:
             state.told_liquidatable = True
             reason = f"liquidatable as its ledger stands, and suspended: {state.suspended_reason}"
-            self._alert(state, group.margin, "suspended_liquidatable", health=health, reason=reason[:1000])
+            self._alert(state, group.margin, "suspended_liquidatable", health=health, reason=reason[:REASON_MAX])
 
     def _decide_exactly(self, state: AccountState, group: GroupState) -> None:
         """Decide one group: liquidate it, leave it alone, or say why neither can be done.
@@ -899,7 +1048,7 @@ class Shard:
         if not group.told_undecided:
             group.told_undecided = True
             reason = why + ", ".join(sorted(self._not_live_of(group)))
-            self._alert(state, group.margin, "undecided", health=health, reason=reason[:1000])
+            self._alert(state, group.margin, "undecided", health=health, reason=reason[:REASON_MAX])
 
     def _clear_undecided(self, state: AccountState, group: GroupState, health: Health | None) -> None:
         if group.told_undecided:
@@ -1092,7 +1241,7 @@ class Shard:
                 maintenance_margin=None,
                 marks_offset=self.marks_next - 1,
                 event_time=self.clock_us,
-                reason=reason[:1000],
+                reason=reason[:REASON_MAX],
                 symbol=symbol,
             )
         )
@@ -1124,6 +1273,7 @@ class Shard:
 
     def _journal(self, worker: str, accounts: int, open_interest: dict[str, str] | None) -> JournalRecord:
         self.journal_sequence += 1
+        named = _first_names([command.command_id for command in self._commands])
         events_first, marks_first, parameters_first = self._taken
         return JournalRecord(
             kind="commit",
@@ -1137,12 +1287,14 @@ class Shard:
             marks_before=self._marks_before if self._marks_before >= 0 else self.marks_next,
             marks_full=self.marks_full,
             clock=self.clock_us,
+            skewed=dict(sorted(self.skewed.items())),
             rules_next=self.rules_next,
             accounts=accounts,
-            commands=tuple(command.command_id for command in self._commands),
+            commands=named,
+            command_count=-1 if len(named) == len(self._commands) else len(self._commands),
+            alert_sequence=self.alert_sequence,
             open_interest=open_interest,
             worker=worker,
-            alert_sequence=self.alert_sequence,
             not_live=self.not_live,
             told_not_live=self.told_not_live,
             unreached=self._unreached.totals(),
@@ -1163,11 +1315,6 @@ class Shard:
             kind: format_decimal(self.portfolio.worth_at_stake(_array(set(found))))
             for kind, found in sorted(rows.items())
         }
-
-
-def shard_account(shard: int) -> str:
-    """What stands for a whole shard where an alert names an account."""
-    return f"{RESERVED_ACCOUNTS}shard:{shard}"
 
 
 def _waiting_fill(columns: FillColumns, index: int, offset: int) -> WaitingFill:
@@ -1203,6 +1350,16 @@ def _is_order_of(state: AccountState, order_id: str) -> bool:
         and sequence.isdigit()
         and 0 < int(sequence) <= state.liquidation_sequence
     )
+
+
+def _first_names(names: list[str]) -> tuple[str, ...]:
+    """As many of ``names``, from the first on, as a journal record has room for."""
+    room = COMMAND_NAMES_BYTES_MAX
+    for index, name in enumerate(names):
+        room -= len(name) + 3
+        if room < 0:
+            return tuple(names[:index])
+    return tuple(names)
 
 
 def _array(rows: set[int]) -> Rows:

@@ -17,7 +17,7 @@ from streams.broker.admin import GroupState, group_state, partition_counts, requ
 from streams.broker.admin import admin_client as _admin_client
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
-from streams.clearing.restore import last_journal_record
+from streams.clearing.restore import journal_end
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
 from streams.routing.split import INPUTS
@@ -47,6 +47,7 @@ class ShardStatus:
     """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it).
 
     ``not_adopted``: the offset of the first parameter record that its positions cannot be held in, if any.
+    ``journal_unread``: how many records at the end of its journal cannot be read.
     """
 
     shard: int
@@ -56,6 +57,7 @@ class ShardStatus:
     sequence: int | None
     journal_age_ms: int | None
     not_adopted: int | None
+    journal_unread: int
     lag: Lag
     table: TableMeta | None
     table_behind: int
@@ -167,8 +169,8 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
 
 
 def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta | None) -> ShardStatus:
-    last = last_journal_record(reader, number)
-    record, message = (None, None) if last is None else last
+    last = journal_end(reader, number)
+    record, message = (None, None) if last is None else (last.record, last.message)
     behind = 0
     if table is not None:
         low, end = reader.watermarks(ACCOUNTS, number)
@@ -182,6 +184,7 @@ def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta
         sequence=None if record is None else record.sequence,
         journal_age_ms=None if message is None else _now_ms() - message.timestamp()[1],
         not_adopted=None if record is None else _not_adopted(record),
+        journal_unread=0 if last is None else last.unread,
         lag=_lag(reader, engines, EVENTS, number),
         table=table,
         table_behind=behind,
@@ -322,6 +325,12 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
         yield (
             f"{name} has journaled nothing for {_age(shard.journal_age_ms)} (at most {_age(journal_ms_max)}): its "
             f"engine {shard.worker} hangs or cannot commit; read its log, restart it if it does not restart itself."
+        )
+    if shard.journal_unread:
+        yield (
+            f"{name}: the last {shard.journal_unread} records of its journal cannot be read, so what they decided is "
+            "known from the accounts' rows alone; whoever takes the shard next goes on from there: find out who wrote "
+            "them, and run `margin-clearing verify`."
         )
     if shard.not_adopted is not None:
         yield (

@@ -19,7 +19,6 @@ from schemas.messages import (
     TransferColumns,
 )
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
-from streams.clearing.account import restore_account
 from streams.clearing.shard import Output, Shard
 from streams.errors import ShardError
 from streams.margin.parameters import RiskParameters
@@ -426,12 +425,9 @@ def test_rows_restore_to_the_same_rows(driver: Driver) -> None:
     driver.long()
     rows = dict(driver.mark("9450").rows)
     restored = Shard(0, RULES)
-    for row in rows.values():
+    for account, row in rows.items():
         assert row is not None
-        from schemas.codec import Decoder
-        from schemas.messages import AccountRow
-
-        restored.adopt(restore_account(Decoder[AccountRow](AccountRow)(row), restored.portfolio))
+        restored.restore(account, row)
     restored._dirty |= set(rows)
     assert restored.take().rows == rows
 

@@ -28,6 +28,7 @@ def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
         claim=10,
         sequence=99,
         journal_age_ms=3_000,
+        journal_unread=0,
         not_adopted=None,
         lag=Lag(EVENTS, number, 100, 101, 0),
         table=TableMeta(token=10, stamp=500, building=False, updated_at_ms=0, reach=500),

@@ -383,7 +383,7 @@ class ShardTruth:
         marks = self._watch.cluster.topics[MARKS][0].records
         for record in marks[: journal.marks.next]:
             if record.decoded is not None:
-                self._replay.recall_marks(record.offset, record.decoded)
+                self._replay.recall_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
     # --- the replay --------------------------------------------------------------------------------------------------
 
@@ -426,7 +426,7 @@ class ShardTruth:
             partition = self._watch.cluster.topics[EVENTS][self.number]
             for record in partition.committed(journal.events.first, journal.events.next):
                 frame = self._frame(record)
-                shard.apply_events(record.offset, frame)
+                shard.apply_events(record.offset, frame, 1000 * record.time_ms)
                 self.ledger.apply(frame)
             shard.decide_touched()
         self._walk(split, journal.marks.next)
@@ -436,7 +436,7 @@ class ShardTruth:
     def _walk(self, first: int, end: int) -> None:
         for record in self._watch.cluster.topics[MARKS][0].records[first:end]:
             if record.decoded is not None:
-                self._replay.apply_marks(record.offset, record.decoded)
+                self._replay.apply_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
     @staticmethod
     def _frame(record: Record) -> EventFrame:
