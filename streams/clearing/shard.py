@@ -492,6 +492,10 @@ class Shard:
 
     def _liquidate(self, state: AccountState, group: GroupState, health: Health, superseded: str | None) -> None:
         plan = make_plan(self.portfolio.group(group.row), self.portfolio.marks, self.parameters)
+        if plan.stage in ("insolvent", "unsellable", "undecided"):
+            group.status = plan.stage
+            self._dirty.add(state.account)
+            return
         state.liquidation_sequence += 1
         command_id = f"{state.account}:{state.liquidation_sequence}"
         expires_at = self.clock_us + 1000 * self.parameters.policy.command_ttl_ms
