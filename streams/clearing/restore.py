@@ -269,10 +269,14 @@ def _rules_since(
 def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
-    Those that the ledger cannot be held in are passed over.
+    Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones that
+    admit it, so it sees them all.
     """
     if not newer:
         return
+    for offset, rules in newer[:-1] if shard.holds_back else ():
+        with suppress(InputError):
+            shard.apply_parameters(offset, rules)
     try:
         shard.apply_parameters(*newer[-1])
     except InputError as error:

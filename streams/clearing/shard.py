@@ -364,6 +364,11 @@ class Shard:
     # --- output ------------------------------------------------------------------------------------------------------
 
     @property
+    def holds_back(self) -> bool:
+        """Whether some account has events that wait for parameters."""
+        return bool(self._holding_back)
+
+    @property
     def has_events(self) -> bool:
         """Whether events or parameters are waiting to be committed: no further ones may be applied before."""
         return self._marks_before >= 0
@@ -894,7 +899,7 @@ class Shard:
             self._index.update(rows, columns)
         equity, maintenance, error = columns.equity, columns.maintenance, columns.error
         margined = maintenance > 0
-        suspect = margined & (equity - maintenance <= error)
+        suspect = equity - maintenance <= error
         level_now = np.full(rows.size, np.inf)
         for level in self.parameters.policy.margin_call_levels:
             bound = float(level)

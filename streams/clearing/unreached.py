@@ -1,14 +1,46 @@
-"""How much of a shard liquidation does not reach: counts that follow every change of an account.
+"""How much of a shard liquidation does not reach: counts that follow every change of an account, and what to do.
 
 Which groups and accounts those are is in their states; here they are only counted.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
+from schemas.messages import AccountRow
 from streams.clearing.account import AccountState
 
 KINDS = ("undecided", "unsellable", "insolvent", "suspended", "parked", "waiting", "unapplied")
 """Groups of the first three, accounts that are suspended, transfers and fills held back, events in the dead letters."""
+
+_ADVICE = {
+    "undecided": (
+        "margin groups may be below their requirement and wait for marks that are not live",
+        "bring the sources of those marks back; the alerts `undecided` name them",
+    ),
+    "unsellable": (
+        "margin groups are below their requirement and hold nothing that can be sold",
+        "call for collateral that has a market, or give the assets a price_symbol in risk.parameters.v1",
+    ),
+    "insolvent": (
+        "margin groups owe more than they hold and have nothing left to sell",
+        "cover what they owe from the insurance fund with a transfer",
+    ),
+    "suspended": (
+        "accounts are suspended, and nothing of them is liquidated",
+        "see their suspended_reason with `margin-clearing account ACCOUNT` and repair what it names",
+    ),
+    "parked": (
+        "transfers wait for parameters that admit them",
+        "publish the asset or instrument that the alerts `credit_parked` and `suspended` name",
+    ),
+    "waiting": (
+        "fills wait for parameters that admit them",
+        "publish the instrument, asset or increment that the alerts `suspended` name",
+    ),
+    "unapplied": (
+        "events could not be applied",
+        "repair them in margin.events.v1.dlq, or at the exchange, and send them again",
+    ),
+}
 
 Counts = tuple[int, int, int, int, int, int, int]
 _NONE: Counts = (0, 0, 0, 0, 0, 0, 0)
@@ -65,3 +97,26 @@ def _counts(state: AccountState) -> Counts:
         len(state.waiting_fills),
         state.unapplied,
     )
+
+
+def unreached_of(row: AccountRow) -> dict[str, int]:
+    """What a row says of its account, counted as :meth:`Unreached.totals`."""
+    kinds = ["undecided" if group.told_undecided else group.status for group in row.groups]
+    return {
+        "undecided": kinds.count("undecided"),
+        "unsellable": kinds.count("unsellable"),
+        "insolvent": kinds.count("insolvent"),
+        "suspended": int(row.status == "suspended"),
+        "parked": len(row.parked),
+        "waiting": len(row.waiting_fills),
+        "unapplied": row.unapplied,
+    }
+
+
+def unreached_sentences(counts: Mapping[str, int], notional: Mapping[str, str]) -> Iterator[str]:
+    """What is out of reach and what to do about it, a sentence each. ``notional`` in the unit of account, if known."""
+    for kind in KINDS:
+        if number := counts.get(kind, 0):
+            what, advice = _ADVICE[kind]
+            at_stake = f" ({notional[kind]} at stake)" if kind in notional else ""
+            yield f"{number:,} {what}{at_stake}: {advice}."

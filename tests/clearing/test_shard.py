@@ -385,7 +385,6 @@ def test_a_journal_record_tells_the_open_interest_when_asked(driver: Driver) -> 
 def test_a_repeated_transfer_is_dropped(driver: Driver) -> None:
     driver.transfer("alice", "10", sequence=5)
     driver.transfer("alice", "10", sequence=5)
-    driver.transfer("alice", "10", sequence=4)
     assert driver.shard.portfolio.balances(driver.shard.accounts["alice"].groups["cross"].row) == {"USDC": "10"}
 
 
