@@ -415,7 +415,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     counts what liquidation does not reach: groups that are ``undecided``, ``unsellable`` or ``insolvent``, accounts
     that are ``suspended``, the transfers ``parked`` and fills ``waiting``, and the events ``unapplied``; what is not in
     it is 0. ``unreached_notional`` is what those groups and accounts hold in positions and owe, at the last prices, in
-    the unit of account.
+    the unit of account, as of the last record that tells the open interest.
     """
 
     kind: Literal["claim", "commit"]

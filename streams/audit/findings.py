@@ -1,4 +1,4 @@
-"""What an audit found: differences with their place, what is out of liquidation's reach, what was counted, and what could
+"""What an audit found: differences with their place, what liquidation does not reach, what was counted, and what could
 not be checked and why.
 """
 

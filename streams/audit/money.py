@@ -38,8 +38,8 @@ def _sums() -> Sums:
 class Flows:
     """What moved, by asset: ``transfers`` in (less out), ``fees`` paid, ``cash`` that fills brought (+) or cost (-).
 
-    ``quantity`` is that of all fills by symbol; with both sides of every trade it is 0, and so is ``cash``. ``doubtful``
-    is what of the transfers came again, too late for its account to know that it was a repeat.
+    ``quantity`` is that of all fills by symbol; with both sides of every trade it is 0, and so is ``cash``.
+    ``doubtful`` is what of the transfers came again, too late for its account to know that it was a repeat.
     """
 
     transfers: Sums = field(default_factory=_sums)

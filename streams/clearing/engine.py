@@ -41,6 +41,7 @@ from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.clearing.clock import UNSTAMPED, appended_us, is_off
 from streams.clearing.restore import MARK_FRAME, Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
+from streams.clearing.unreached import KINDS
 from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
@@ -64,6 +65,13 @@ COMMITS = Histogram(
     "margin_engine_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 )
 PARAMETERS_REFUSED = Counter("margin_engine_parameters_refused", "Parameter records refused: the version before stays")
+ALERTS_RAISED = Counter("margin_engine_alerts", "Alerts committed", ["kind"])
+UNREACHED = Gauge(
+    "margin_engine_unreached",
+    "What liquidation does not reach in the owned shards: undecided, unsellable and insolvent groups, suspended "
+    "accounts, parked transfers, waiting fills, unapplied events",
+    ["kind"],
+)
 RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
 SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
 
@@ -425,12 +433,20 @@ class Engine:
         self._last_commit = time.monotonic()
         if journal_idle:
             self._last_journal = self._last_commit
+            self._show_unreached()
         COMMITS.observe(self._last_commit - started)
         for (shard, output), offsets in zip(outputs, delivered, strict=True):
             shard.journal_previous = offsets["journal"]
             COMMANDS_ISSUED.inc(len(output.commands))
+            for alert in output.alerts:
+                ALERTS_RAISED.labels(alert.kind).inc()
             if output.rows:
                 self._tables.submit(shard.shard, shard.claim, offsets["rows"] + 1, output.rows)
+
+    def _show_unreached(self) -> None:
+        """Set the gauges of what liquidation does not reach in the owned shards."""
+        for kind in KINDS:
+            UNREACHED.labels(kind).set(sum(shard.unreached.get(kind, 0) for shard in self._shards.values()))
 
     def _produce(self, shard: Shard, output: Output) -> dict[str, int]:
         """Produce one shard's output; the returned mapping holds the offsets of its last row and its journal record

@@ -269,8 +269,8 @@ def _rules_since(
 def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
-    Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones that
-    admit it, so it sees them all.
+    Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
+    that admit it, so it sees them all.
     """
     if not newer:
         return
@@ -309,6 +309,7 @@ def claim_record(shard: Shard, worker: str) -> JournalRecord:
         not_live=shard.not_live,
         told_not_live=shard.told_not_live,
         unreached=shard.unreached_before,
+        unreached_notional=shard.unreached_notional,
         unread=shard.journal_unread,
     )
 

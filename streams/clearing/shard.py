@@ -156,6 +156,8 @@ class Shard:
         self._admission = Admission(self.parameters)
         self._holding_back: set[str] = set()
         self._unreached = Unreached()
+        self.unreached_notional: dict[str, str] = {}
+        """What is at stake in each kind of what liquidation does not reach, as of the last idle journal record."""
         self._not_live: dict[str, int] = {}
         self._told_not_live: set[str] = set()
         self._liveness_changed = False
@@ -243,6 +245,7 @@ class Shard:
         self._not_live, self._told_not_live = dict(record.not_live), set(record.told_not_live)
         self._looked_s = self.clock_us // _SECOND_US
         self._unreached.resume(record.unreached)
+        self.unreached_notional = dict(record.unreached_notional)
         self.journal_unread = record.unread
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
 
@@ -392,6 +395,11 @@ class Shard:
     def told_not_live(self) -> tuple[str, ...]:
         """Those of them that have been alerted, in order."""
         return tuple(sorted(self._told_not_live))
+
+    @property
+    def unreached(self) -> dict[str, int]:
+        """What liquidation does not reach, by kind (``streams.clearing.unreached``), as of the last commit."""
+        return self._unreached.totals()
 
     @property
     def unreached_before(self) -> dict[str, int]:
@@ -1278,6 +1286,9 @@ class Shard:
 
     def _journal(self, worker: str, accounts: int, open_interest: dict[str, str] | None) -> JournalRecord:
         self.journal_sequence += 1
+        unreached = self._unreached.totals()
+        notional = self.unreached_notional if open_interest is None else self._unreached_notional()
+        self.unreached_notional = {kind: amount for kind, amount in notional.items() if kind in unreached}
         named = _first_names([command.command_id for command in self._commands])
         events_first, marks_first, parameters_first = self._taken
         return JournalRecord(
@@ -1302,8 +1313,8 @@ class Shard:
             worker=worker,
             not_live=self.not_live,
             told_not_live=self.told_not_live,
-            unreached=self._unreached.totals(),
-            unreached_notional={} if open_interest is None else self._unreached_notional(),
+            unreached=unreached,
+            unreached_notional=self.unreached_notional,
         )
 
     def _unreached_notional(self) -> dict[str, str]:

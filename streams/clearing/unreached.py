@@ -13,31 +13,31 @@ KINDS = ("undecided", "unsellable", "insolvent", "suspended", "parked", "waiting
 
 _ADVICE = {
     "undecided": (
-        "margin groups may be below their requirement and wait for marks that are not live",
+        "margin groups that may be below their requirement and wait for marks that are not live",
         "bring the sources of those marks back; the alerts `undecided` name them",
     ),
     "unsellable": (
-        "margin groups are below their requirement and hold nothing that can be sold",
+        "margin groups that are below their requirement and hold nothing that can be sold",
         "call for collateral that has a market, or give the assets a price_symbol in risk.parameters.v1",
     ),
     "insolvent": (
-        "margin groups owe more than they hold and have nothing left to sell",
-        "cover what they owe from the insurance fund with a transfer",
+        "margin groups that owe more than they hold and have nothing left to sell",
+        "cover what they owe, from the insurance fund say, by a transfer",
     ),
     "suspended": (
-        "accounts are suspended, and nothing of them is liquidated",
-        "see their suspended_reason with `margin-clearing account ACCOUNT` and repair what it names",
+        "suspended accounts, of which nothing is liquidated",
+        "their rows (`margin-clearing account ACCOUNT`) say why; repair that",
     ),
     "parked": (
-        "transfers wait for parameters that admit them",
+        "transfers that wait for parameters that admit them",
         "publish the asset or instrument that the alerts `credit_parked` and `suspended` name",
     ),
     "waiting": (
-        "fills wait for parameters that admit them",
+        "fills that wait for parameters that admit them",
         "publish the instrument, asset or increment that the alerts `suspended` name",
     ),
     "unapplied": (
-        "events could not be applied",
+        "events that could not be applied",
         "repair them in margin.events.v1.dlq, or at the exchange, and send them again",
     ),
 }
@@ -119,4 +119,4 @@ def unreached_sentences(counts: Mapping[str, int], notional: Mapping[str, str]) 
         if number := counts.get(kind, 0):
             what, advice = _ADVICE[kind]
             at_stake = f" ({notional[kind]} at stake)" if kind in notional else ""
-            yield f"{number:,} {what}{at_stake}: {advice}."
+            yield f"{what}: {number:,}{at_stake}; {advice}."

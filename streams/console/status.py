@@ -4,8 +4,10 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any
 
 from rich.console import Console
@@ -18,8 +20,10 @@ from streams.broker.admin import admin_client as _admin_client
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
 from streams.clearing.restore import journal_end
+from streams.clearing.unreached import KINDS, unreached_sentences
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
+from streams.margin.fixed_point import format_decimal
 from streams.routing.split import INPUTS
 from streams.settings import Settings
 from streams.tables.reader import TableMeta, TableReader
@@ -27,6 +31,7 @@ from streams.tables.reader import TableMeta, TableReader
 COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
 _SILENCE_S = 2.0
+_NAMED_MAX = 20
 _TABLE_AGE_MS_MAX = 20_000
 """An owner confirms a table every few seconds."""
 
@@ -47,7 +52,9 @@ class ShardStatus:
     """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it).
 
     ``not_adopted``: the offset of the first parameter record that its positions cannot be held in, if any.
-    ``journal_unread``: how many records at the end of its journal cannot be read.
+    ``journal_unread``: how many records at the end of its journal cannot be read. ``unreached`` and
+    ``unreached_notional``: what liquidation does not reach, as the journal counts it; ``not_live``: the symbols whose
+    want of a live mark has been alerted.
     """
 
     shard: int
@@ -58,6 +65,9 @@ class ShardStatus:
     journal_age_ms: int | None
     not_adopted: int | None
     journal_unread: int
+    unreached: Mapping[str, int]
+    unreached_notional: Mapping[str, str]
+    not_live: tuple[str, ...]
     lag: Lag
     table: TableMeta | None
     table_behind: int
@@ -142,6 +152,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
         console.print(f"{group.group_id}: {group.state.lower()}, {members}", highlight=False)
     console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
     behind = sum(lag.records for lag in found.inputs)
+    console.print(f"out of reach: {_unreached_line(found.shards)}", highlight=False)
     console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
     table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
     for shard in found.shards:
@@ -185,6 +196,9 @@ def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta
         journal_age_ms=None if message is None else _now_ms() - message.timestamp()[1],
         not_adopted=None if record is None else _not_adopted(record),
         journal_unread=0 if last is None else last.unread,
+        unreached={} if record is None else record.unreached,
+        unreached_notional={} if record is None else record.unreached_notional,
+        not_live=() if record is None else record.told_not_live,
         lag=_lag(reader, engines, EVENTS, number),
         table=table,
         table_behind=behind,
@@ -332,6 +346,13 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             "known from the accounts' rows alone; whoever takes the shard next goes on from there: find out who wrote "
             "them, and run `margin-clearing verify`."
         )
+    for sentence in unreached_sentences(shard.unreached, shard.unreached_notional):
+        yield f"{name}: {sentence}"
+    if shard.not_live:
+        yield (
+            f"{name} waits for live marks of {_some(shard.not_live)}: groups that hold them are liquidated only if "
+            "they are below their requirement whatever those are worth; bring their sources back."
+        )
     if shard.not_adopted is not None:
         yield (
             f"{name} stays on the parameters before offset {shard.not_adopted} of risk.parameters.v1: its positions "
@@ -378,6 +399,27 @@ def _marks_line(marks: MarksStatus | None) -> str:
         f"{marks.live} live, {len(marks.stale)} stale, {len(marks.halted)} halted, "
         f"last full frame {_age(marks.age_ms)} ago, epoch {marks.epoch}"
     )
+
+
+def _unreached_line(shards: Iterable[ShardStatus]) -> str:
+    """How much liquidation does not reach in all shards, and what is at stake."""
+    counts: Counter[str] = Counter()
+    notional: dict[str, Decimal] = {}
+    for shard in shards:
+        counts.update(shard.unreached)
+        for kind, amount in shard.unreached_notional.items():
+            notional[kind] = notional.get(kind, Decimal(0)) + Decimal(amount)
+    found = [
+        f"{counts[kind]:,} {kind}" + (f" ({format_decimal(notional[kind])} at stake)" if kind in notional else "")
+        for kind in KINDS
+        if counts[kind]
+    ]
+    return ", ".join(found) or "nobody"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
 
 
 def _age(milliseconds: int | None) -> str:
