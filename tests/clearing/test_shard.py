@@ -61,7 +61,7 @@ class Driver:
         return self.commit()
 
     def transfer(
-        self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", sequence: int = 0
+        self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", sequence: int | None = None
     ) -> Output:
         self.sequence += 1
         return self.frame(
@@ -70,7 +70,7 @@ class Driver:
                 margin=[margin],
                 asset=[asset],
                 amount=[amount],
-                sequence=[sequence or self.sequence],
+                sequence=[self.sequence if sequence is None else sequence],
                 transfer_id=[f"t{self.sequence}"],
             )
         )
