@@ -486,14 +486,14 @@ def test_a_book_that_is_worth_something_unweighted_is_not_taken_over() -> None:
 
 
 def test_limits_allot_what_is_left_after_fees_by_margin_and_haircut() -> None:
-    """E = 100,000 - 95,000 = 5,000; margin 1,000, haircut 10,000; closing 200 at 100 costs 200, selling costs 5 %."""
-    parameters, held, marks = borrowed("0.05")
+    """E = 100,000 - 95,000 = 5,000; margin 1,000, haircut 10,000; closing 200 at 100 costs 200."""
+    parameters, held, marks = borrowed(None)
     held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-95_000)})
     close, sale = make_plan(held, marks, parameters).orders
     assert close.quantity == 200
-    left = 5000 - 200 - sale.quantity * 100_000 * Decimal("0.05")
+    left = Decimal(5000 - 200)
     assert abs(close.limit_price - (100 - left / 11 / 200 / Decimal("0.99"))) <= Decimal("0.01")
-    assert abs(sale.limit_price - 100_000 * (1 - left * 10 / 11 / 100_000 / Decimal("0.95"))) < Decimal("1e-9")
+    assert abs(sale.limit_price - 100_000 * (1 - left * 10 / 11 / 100_000)) < Decimal("1e-9")
 
 
 # --- debts, and what cannot be traded --------------------------------------------------------------------------------
