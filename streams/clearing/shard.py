@@ -325,9 +325,11 @@ class Shard:
 
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""
-        self._refresh_liveness()
+        changed = self._refresh_liveness()
         self._decided = self._marks_before >= 0
         rows = set(self._owner) if everything else set(self._touched)
+        if changed:
+            rows.update(self.portfolio.rows_with(changed).tolist())
         self._touched.clear()
         rows |= self._due()
         self._index_current = self._index_current and not everything
@@ -834,8 +836,7 @@ class Shard:
         for mark in frame.marks:
             published = min(mark.publish_time, appended + self._skew_us)  # a source's clock may be ahead, too
             self._learn_mark(mark, published, moved, concerned)
-        self._refresh_liveness()
-        return moved, concerned
+        return moved, concerned | self._refresh_liveness()
 
     def _rescale(self, scales: dict[str, str]) -> set[str]:
         """Put ``scales`` in force; the symbols of the records that are scaled anew."""
@@ -858,7 +859,7 @@ class Shard:
         live = mark.status == "live" and self._age_limit(mark.symbol, published) >= self.clock_us
         if self.portfolio.marks.get(mark.symbol) != price:
             moved[mark.symbol] = price
-        if live and (known is None or not known.live):
+        if known is None or known.live != live or (not live and mark.symbol in moved):
             concerned.add(mark.symbol)
         self._marks[mark.symbol] = _MarkState(mark.status, published, live)
         if live:
@@ -871,10 +872,14 @@ class Shard:
         rules = self.parameters.oracle.get(symbol)
         return publish_time + 1000 * (MARK_AGE_MS_DEFAULT if rules is None else rules.max_age_ms)
 
-    def _refresh_liveness(self, *, force: bool = False) -> None:
-        """Marks that grew older than their symbol allows are not live any more, whoever stopped publishing them."""
+    def _refresh_liveness(self, *, force: bool = False) -> set[str]:
+        """Marks that grew older than their symbol allows are not live any more, whoever stopped publishing them.
+
+        Returns the symbols of which that has changed.
+        """
+        changed: set[str] = set()
         if self.clock_us <= self._stale_at_us and not force:
-            return
+            return changed
         self._stale_at_us = 2**62
         for symbol, mark in self._marks.items():
             limit = self._age_limit(symbol, mark.publish_time)
@@ -884,7 +889,9 @@ class Shard:
             if live != mark.live:
                 mark.live = live
                 self._liveness_changed = True
+                changed.add(symbol)
                 self.portfolio.set_live(symbol, live)
+        return changed
 
     def _due(self) -> set[int]:
         """The groups whose command has expired, until they have been decided again."""
@@ -905,15 +912,14 @@ class Shard:
         columns = self.portfolio.evaluate(rows)
         if self._index_current:
             self._index.update(rows, columns)
-        equity, maintenance, error = columns.equity, columns.maintenance, columns.error
-        margined = maintenance > 0
-        suspect = equity - maintenance <= error
-        level_now = np.full(rows.size, np.inf)
+        equity, maintenance, error, debt = columns.equity, columns.maintenance, columns.error, columns.debt
+        suspect = columns.bounded & (error > 0) & (equity - maintenance <= error)
+        level_now, needed = np.full(rows.size, np.inf), maintenance + debt > 0
         for level in self.parameters.policy.margin_call_levels:
-            bound = float(level)
-            level_now[margined & (equity - bound * maintenance <= error * (1 + bound))] = bound
-        suspect |= level_now != self._levels[rows]
-        suspect &= columns.decidable
+            edge = float(level)
+            short = equity - edge * maintenance - (edge - 1) * debt
+            level_now[needed & (short <= error * (1 + edge))] = edge
+        suspect |= columns.decidable & (level_now != self._levels[rows])
         suspect |= self._is_watched(rows)
         # By name, not by row: which row a group has depends on when it was restored, and a replay must give the same.
         owners = [self._owner[row] for row in rows[suspect].tolist()]
@@ -1060,7 +1066,7 @@ class Shard:
     def _tell_undecided(self, state: AccountState, group: GroupState, health: Health, why: str) -> None:
         if not group.told_undecided:
             group.told_undecided = True
-            reason = why + ", ".join(sorted(self._not_live_of(group)))
+            reason = why + ", ".join(sorted(health.bounds))
             self._alert(state, group.margin, "undecided", health=health, reason=reason[:REASON_MAX])
 
     def _clear_undecided(self, state: AccountState, group: GroupState, health: Health | None) -> None:
@@ -1168,7 +1174,8 @@ class Shard:
             waiting = set(self.portfolio.below_at_last_prices(symbols).tolist())
         owners = [self._owner[row] for row in told | waiting]
         for state, group in sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin)):
-            if state.suspended or group.command is not None:
+            command = group.command
+            if state.suspended or (command is not None and not command.closed and command.expires_at >= self.clock_us):
                 continue
             if group.told_undecided:
                 self._decide_exactly(state, group)
@@ -1201,9 +1208,16 @@ class Shard:
             events_offset=self.events_next - 1,
             marks_offset=self.marks_next - 1,
             parameters_version=self.parameters_next - 1,
-            marks={symbol: format_decimal(self.portfolio.marks[symbol]) for symbol in sorted(symbols)},
+            marks={
+                symbol: format_decimal(self.portfolio.marks[symbol])
+                for symbol in sorted(symbols)
+                if symbol in self.portfolio.marks
+            },
             reason="equity_not_positive" if health.equity <= 0 else "equity_below_maintenance",
             scales={key: scale for key in sorted(self._scaled_by(group)) if (scale := self._scales.get(key))},
+            debt=format_decimal(health.debt),
+            unweighted_equity=format_decimal(health.unweighted_equity),
+            stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
         )
 
     def _alert(

@@ -24,7 +24,7 @@ _ZERO, _ONE = Decimal(0), Decimal(1)
 
 
 def least_quantity(notional: Decimal | None, price: Decimal, held: Decimal, increment: Decimal) -> Decimal:
-    """The smallest order in a holding of ``held``, a multiple of ``increment``: worth ``notional`` if that is stated."""
+    """The smallest order in a holding of ``held``, in whole ``increment``: worth ``notional`` if that is stated."""
     if notional is None:
         return divide_ceiling(held, PARTS_MOST, increment)
     return divide_ceiling(notional, price, increment)

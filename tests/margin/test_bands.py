@@ -1,7 +1,7 @@
 """The trigger index: whatever the marks do, no group passes an edge unseen, and few are looked at in vain."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -27,18 +27,24 @@ PRICED = (*SYMBOLS, "EUR-USD")
 
 
 def bracket(found: Portfolio, row: int) -> int:
-    """How many edges the exact health ratio of a row has reached; -1 without a maintenance margin."""
-    return bracket_of(found.group(row), found.marks, found.parameters)
+    """How many edges the exact health ratio of a row has reached; -1 without margin and debt, -2 and -3 if it needs a
+    mark that is not live and is, or is not, liquidatable all the same."""
+    return bracket_of(found.group(row), found.marks, found.parameters, found.stale)
 
 
-def bracket_of(group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters) -> int:
+def bracket_of(
+    group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters, stale: Collection[str] = frozenset()
+) -> int:
     """:func:`bracket` of a group at any marks."""
-    health = evaluate(group, marks, parameters)
-    if not health.maintenance_margin:
+    health = evaluate(group, marks, parameters, stale=stale)
+    if health.bounds:
+        return -2 if health.liquidatable else -3
+    if health.health_ratio is None:
         return -1
     with localcontext(EXACT):
         edges = decision_edges(parameters.policy.margin_call_levels)
-        return sum(health.equity >= edge * health.maintenance_margin for edge in edges)
+        needed = health.maintenance_margin + health.debt
+        return sum(health.equity + health.debt >= edge * needed for edge in edges)
 
 
 class Watch:
@@ -55,9 +61,12 @@ class Watch:
 
     def move(self, moves: dict[str, Decimal]) -> Rows:
         """Set marks; every row that changed its bracket must be among those found."""
+        stale = self.portfolio.stale
         for symbol, mark in moves.items():
-            self.portfolio.set_mark(symbol, mark, True)
+            self.portfolio.set_mark(symbol, mark, symbol not in stale)
         rows = self.index.crossed_all(moves)
+        if dim := stale & moves.keys():
+            rows = np.union1d(rows, self.portfolio.rows_with(dim))
         now = self.brackets()
         missed = {row for row in range(len(now)) if now[row] != self.known[row]} - set(rows.tolist())
         assert not missed
@@ -65,6 +74,13 @@ class Watch:
         self.known = now
         self.looked_at += rows.size
         return rows
+
+    def flip(self, symbols: set[str], live: bool) -> None:
+        """Marks that begin or cease to be live: their holders are looked at."""
+        for symbol in symbols:
+            self.portfolio.set_live(symbol, live)
+        self.index.update(self.portfolio.rows_with(symbols))
+        self.known = self.brackets()
 
     def touch(self, rows: list[int]) -> None:
         """Rows whose ledger changed: the caller looks at them and updates them."""
@@ -84,6 +100,7 @@ MOVE = st.tuples(st.just("move"), st.dictionaries(st.sampled_from(PRICED), FACTO
 FILL = st.tuples(
     st.just("fill"), st.tuples(st.integers(0, 5), st.sampled_from(SYMBOLS), st.integers(-5, 5).filter(bool))
 )
+FLIP = st.tuples(st.just("flip"), st.tuples(st.sets(st.sampled_from(PRICED), min_size=1, max_size=2), st.booleans()))
 CHANGE = st.tuples(st.just("parameters"), parameter_sets())
 
 
@@ -97,6 +114,8 @@ def step(watch: Watch, action: str, detail: Any) -> None:
                 for symbol, factor in detail.items()
             }
         watch.move({symbol: mark for symbol, mark in moves.items() if mark > 0})
+    elif action == "flip":
+        watch.flip(*detail)
     elif action == "fill":
         row, symbol, lots = detail
         row %= portfolio.row_count
@@ -114,8 +133,11 @@ def with_levels() -> RiskParameters:
     return RiskParameters.build([PolicyParameters(margin_call_levels=LEVELS)])
 
 
-@settings(max_examples=120)
-@given(st.lists(books(), min_size=1, max_size=5), st.lists(MOVE | MOVE | MOVE | FILL | CHANGE, min_size=1, max_size=12))
+@settings(max_examples=250)
+@given(
+    st.lists(books(positions=0), min_size=1, max_size=5),
+    st.lists(MOVE | MOVE | MOVE | FLIP | FILL | CHANGE, min_size=1, max_size=12),
+)
 def test_no_walk_of_marks_fills_and_rules_carries_a_group_past_an_edge_unseen(
     found: list[Any], actions: list[Any]
 ) -> None:
