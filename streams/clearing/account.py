@@ -112,7 +112,13 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
     groups = tuple(
         row for margin in sorted(state.groups) if (row := _group_row(state.groups[margin], portfolio)) is not None
     )
-    remembered = state.liquidation_sequence or state.alert_sequence or state.transfer_sequence >= 0 or state.suspended or state.refused
+    remembered = (
+        state.liquidation_sequence
+        or state.alert_sequence
+        or state.transfer_sequence >= 0
+        or state.suspended
+        or state.refused
+    )
     if not groups and not remembered:
         return None
     statuses: list[GroupStatus] = [group.status for group in groups]
