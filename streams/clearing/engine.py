@@ -419,7 +419,8 @@ class Engine:
         outputs = [(shard, shard.take(self._worker, with_open_interest=journal_idle)) for shard in waiting]
         delivered = [self._produce(shard, output) for shard, output in outputs]
         for message, error in self._letters:
-            produce_dead_letter(producer, message, error)
+            concerns = () if message.topic() == EVENTS else None  # whom a frame concerns that is none, nobody knows
+            produce_dead_letter(producer, message, error, suspended=concerns)
         self._beat("sending offsets")
         producer.send_offsets(
             [TopicPartition(EVENTS, shard.shard, shard.events_next) for shard in waiting],
@@ -492,7 +493,8 @@ class Engine:
                     shard.clock_us // 1000,
                     type(letter.error).__name__,
                     str(letter.error),
-                ),
+                )
+                + headers.told([letter.account], all_told=True),
             )
         producer.produce(JOURNAL, encode(output.journal), partition=partition, on_delivery=note("journal"))
         return offsets

@@ -28,10 +28,14 @@ class Ledger:
         self._sequences: dict[str, int] = {}
         self.groups: dict[str, dict[str, Held]] = {}
         self.unapplied: dict[str, int] = {}
+        self.suspended: dict[str, int] = {}
+        """How many records that could not be read have named each account."""
         self.transferred = self.fees = _ZERO
 
     def apply(self, frame: EventFrame) -> None:
-        """A frame: transfers, then fills."""
+        """A frame: suspensions, transfers, then fills."""
+        for suspension in frame.suspensions:
+            self.suspended[suspension.account] = self.suspended.get(suspension.account, 0) + 1
         transfers, fills = frame.transfers, frame.fills
         for index, account in enumerate(transfers.account):
             if transfers.sequence[index] <= self._sequences.get(account, -1):
@@ -69,9 +73,10 @@ class Ledger:
         }
         found = {} if row is None else {group.margin: contents for group in row.groups if any(contents := _of(group))}
         unapplied = 0 if row is None else row.unapplied
-        if found == expected and unapplied == self.unapplied.get(account, 0):
+        if found == expected and unapplied == self.unapplied.get(account, 0) + self.suspended.get(account, 0):
             return None
-        return f"{account}: the row has {found}, {unapplied} unapplied; the fold {expected}, {self.unapplied}"
+        counted = f"{self.unapplied} and {self.suspended}"
+        return f"{account}: the row has {found}, {unapplied} unapplied; the fold {expected}, {counted}"
 
 
 def _of(group: Any) -> tuple[dict[str, Decimal], dict[str, tuple[Decimal, Decimal]]]:

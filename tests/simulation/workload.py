@@ -6,8 +6,12 @@ cannot be read), so what the pipeline makes of the bytes is checked against the 
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
+
+import orjson
+from msgspec.structs import replace
 
 from schemas.codec import encode
 from schemas.messages import LiquidationCommand, LiquidationReport, Mark, MarkFrame, Trade, TradeSide, Transfer
@@ -20,7 +24,7 @@ from schemas.parameters import (
     Parameter,
     PolicyParameters,
 )
-from schemas.topics import MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
+from schemas.topics import EVENTS, MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
 from tests.simulation.log import Cluster, Record
 from tests.simulation.scheduler import EPOCH_US, Scheduler
 
@@ -99,6 +103,13 @@ REFUSED = [
 """Records that no set of parameters takes in: the version before stays."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that no router takes in, and the accounts that it names."""
+
+    accounts: tuple[str, ...]
+
+
 class Workload:
     """Everything outside, driven by the scheduler until :meth:`calm`."""
 
@@ -108,6 +119,8 @@ class Workload:
         self._random = Random(seed)
         self._calm = False
         self.executing = 0
+        self.oracle_off_us = 0
+        """How far the clock of the oracle's host is off."""
         random = self._random
         self._accounts = [f"acct-{number}" for number in range(random.randrange(3, 8))]
         self._prices = dict(PRICES)
@@ -252,9 +265,31 @@ class Workload:
             self._write(topic, key, encode(message), message)
 
     def _poison(self) -> None:
-        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS))
+        draw = self._random.random()
+        if draw < 0.15:
+            self._break(self._random.choice((TRADES, TRANSFERS)))
+            return
+        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS, EVENTS))
         value = self._random.choice((b"{", b"", b'{"trade_id":1}', b"\xff\xfe", None))
-        self._write(topic, None if topic == MARKS else b"BTC-PERP", value, None)
+        key = {TRADES: b"BTC-PERP", TRANSFERS: b"not an account", REPORTS: b"BTC-PERP"}.get(topic)
+        self._write(topic, key, value, None)
+
+    def _break(self, topic: str) -> None:
+        """Something is wrong with the last trade or transfer when it is sent again: it names its accounts."""
+        if not self._sent[topic]:
+            return
+        key, message = self._sent[topic][-1]
+        if topic == TRANSFERS:
+            value = orjson.loads(encode(message)) | {"amount": self._random.choice(("5E-8", 3, None))}
+            self._write(topic, key, encode(value), Refused((message.account,)))
+            return
+        accounts = tuple(sorted({message.maker.account, message.taker.account}))
+        if self._random.random() < 0.5:
+            contradiction = replace(message, price=message.price + "1" if "." in message.price else message.price + "0")
+            self._write(topic, key, encode(contradiction), Refused(accounts))
+        else:
+            value = orjson.loads(encode(message)) | {"price": self._random.choice(("-37.63", "NaN", 7))}
+            self._write(topic, key, encode(value), Refused(accounts))
 
     # --- the risk desk -----------------------------------------------------------------------------------------------
 
@@ -292,9 +327,10 @@ class Workload:
 
     def _marks(self, *, full: bool) -> None:
         random, now_us = self._random, self._now_us() + self._skew_us
+        time_us = now_us + (0 if self._calm else self.oracle_off_us)
         symbols = list(PRICES) if full else random.sample(list(PRICES), random.randrange(1, 3))
         frame = MarkFrame(
-            time=now_us,
+            time=time_us,
             full=full,
             scales=self._scales if full else {},
             marks=tuple(
