@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from schemas.types import (
     CROSS,
-    AccountId,
     RESERVED_ACCOUNTS,
+    AccountId,
     AccountStatus,
     AlertKind,
     Asset,

@@ -1,6 +1,5 @@
 """Nobody is out of reach: whoever is below the requirement has a command, or somebody has been told why not."""
 
-from typing import Any
 
 import pytest
 
@@ -177,16 +176,16 @@ def test_a_halted_position_does_not_shield_what_is_lost_even_so(market: Market) 
 
 
 def test_below_whatever_the_price_and_nothing_to_trade_is_undecided(market: Market) -> None:
-    market.fill("a", "-1", "10", symbol="ETH-PERP")
-    market.transfer("a", "5")
-    market.set_status("halted", "ETH-PERP")
+    """1 BTC is worth 1,000 at most, and counts 900 then: not enough for a debt of 950."""
+    market.transfer("a", "1", asset="BTC")
+    market.set_status("halted", "BTC-USD")
     market.marks()
-    output = market.transfer("a", "-20")
+    output = market.transfer("a", "-950")
     assert kinds(output) == ["undecided"]
-    assert "ETH-PERP" in (output.alerts[0].reason or "")
+    assert "BTC-USD" in (output.alerts[0].reason or "")
     assert market.status() == "undecided"
     market.restart()
-    market.set_status("live", "ETH-PERP")
+    market.set_status("live", "BTC-USD")
     output = market.marks()
     assert len(output.commands) == 1
     assert {"undecided_cleared", "liquidation_started"} <= set(kinds(output))
