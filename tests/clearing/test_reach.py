@@ -1,6 +1,5 @@
 """Nobody is out of reach: whoever is below the requirement has a command, or somebody has been told why not."""
 
-
 import pytest
 
 from schemas.messages import Mark, MarkFrame
