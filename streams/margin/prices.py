@@ -363,12 +363,10 @@ class PriceTables:
         """
         rules, unit = self._parameters.assets[asset], self._asset_unit[asset]
         value: Floats = units * unit
-        worth: Floats
-        liability = float(rules.liability_weight)
-        if liability == 1 == rules.weights[0]:
-            worth = value if len(rules.weights) == 1 else value.copy()
-        else:
-            worth = np.minimum(value * liability, value * float(rules.weights[0]))
+        liability, first = float(rules.liability_weight), float(rules.weights[0])
+        worth: Floats = value * liability if liability != 1 else value.copy() if len(rules.weights) > 1 else value
+        if not liability == 1 == first:
+            worth = np.minimum(worth, value * first)
         scale = unit * 10.0 ** self._decimals[asset]
         for weight, offset in zip(rules.weights[1:], rules.offsets[1:], strict=True):
             np.minimum(worth, value * weight + offset * scale, out=worth)
