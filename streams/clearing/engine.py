@@ -357,12 +357,11 @@ class Engine:
             or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
         )
 
-    def _decoded(self, message: Message) -> EventFrame | DecodeError:
+    @staticmethod
+    def _decoded(message: Message) -> EventFrame | DecodeError:
         try:
             return _EVENT_FRAME(message.value())
         except DecodeError as error:
-            if self._is_next(message):
-                self._letters.append((message, error))
             return error
 
     def _is_next(self, message: Message) -> bool:
@@ -378,6 +377,7 @@ class Engine:
         shard = self._shards[message.partition() or 0]
         if isinstance(frame, DecodeError):
             shard.skip_events(_offset(message), str(frame))
+            self._letters.append((message, frame))
             UNREADABLE_FRAMES.inc()
         else:
             appended = appended_us(message)

@@ -347,9 +347,9 @@ class Shard:
             self.skip_marks(offset)
             return
         appended = frame.time if appended is None else appended
+        self.skip_marks(offset)
         self._watch_clock("marks", f"{MARKS}[0] offset {offset}", frame.time, appended)
         if appended == UNSTAMPED:
-            self.skip_marks(offset)
             return
         self._renew_index()
         moved, concerned = self._learn(offset, frame, appended)

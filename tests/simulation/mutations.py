@@ -189,7 +189,7 @@ def trade_ids_are_not_read() -> Iterator[None]:
         yield
 
 
-@_mutation("what cannot be read is in the dead letters", seeds=200)
+@_mutation("suspension is routed exactly once", seeds=200)
 def a_trade_that_contradicts_is_a_repeat() -> Iterator[None]:
     """Another trade under an id that was routed is dropped, and nobody is told."""
     with _replaced((SymbolMemory, "check_repeat", lambda *_: None)):

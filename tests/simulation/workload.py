@@ -269,7 +269,7 @@ class Workload:
         if draw < 0.15:
             self._break(self._random.choice((TRADES, TRANSFERS)))
             return
-        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS, EVENTS))
+        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS, MARKS, EVENTS))
         value = self._random.choice((b"{", b"", b'{"trade_id":1}', b"\xff\xfe", None))
         key = {TRADES: b"BTC-PERP", TRANSFERS: b"not an account", REPORTS: b"BTC-PERP"}.get(topic)
         self._write(topic, key, value, None)
