@@ -987,9 +987,10 @@ class Shard:
 
     def _not_live_of(self, group: GroupState) -> frozenset[str]:
         """The symbols that the group's figures need and that have no live mark."""
-        return frozenset(symbol for symbol in self._priced_by(group) if not self._is_live(symbol))
+        return frozenset(symbol for symbol in self._priced_by(group) if not self.has_live(symbol))
 
-    def _is_live(self, symbol: str) -> bool:
+    def has_live(self, symbol: str) -> bool:
+        """Whether ``symbol`` has a mark that may be decided on now."""
         mark = self._marks.get(symbol)
         return mark is not None and mark.live
 
@@ -1148,7 +1149,7 @@ class Shard:
         del self._not_live[symbol]
         if symbol in self._told_not_live:
             self._told_not_live.discard(symbol)
-            why = "has a live mark again" if self._is_live(symbol) else "is not needed any more"
+            why = "has a live mark again" if self.has_live(symbol) else "is not needed any more"
             self._alert_shard("undecided_cleared", f"{symbol} {why}", symbol)
 
     def _tell_awaited(self) -> bool:

@@ -19,7 +19,7 @@ import msgspec
 
 from schemas import partitioning
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, EventFrame, GroupRow, JournalRecord, LiquidationCommand
+from schemas.messages import AccountRow, Alert, EventFrame, GroupRow, JournalRecord, LiquidationCommand
 from schemas.parameters import PolicyParameters
 from schemas.topics import (
     ACCOUNTS,
@@ -36,8 +36,11 @@ from schemas.topics import (
     dead_letter_topic,
 )
 from schemas.types import RESERVED_ACCOUNTS, shard_account
+from streams.clearing.account import WITHOUT_ORDERS
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
+from streams.margin.group import Group, Position
+from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
@@ -45,7 +48,7 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.log import COMMITTED, Cluster, Partition, Record, Transaction
 from tests.simulation.redis import Server
 from tests.simulation.scheduler import EPOCH_US, Scheduler, Violation
-from tests.simulation.workload import STEPS, Refused
+from tests.simulation.workload import Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
 
@@ -60,6 +63,7 @@ class _LastId(msgspec.Struct):
 
 _FRAME = Decoder[EventFrame](EventFrame)
 _COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
+_ALERT = Decoder[Alert](Alert)
 _ROW = Decoder[AccountRow](AccountRow)
 _JOURNAL = Decoder[JournalRecord](JournalRecord)
 _IDS = Decoder[_LastId](_LastId)
@@ -91,6 +95,8 @@ class Watch:
         self.commands: set[str] = set()
         self.repeated = self.lost = 0
         self.letters: set[Letter] = set()
+        self.told: dict[str, set[str]] = {}
+        """The kinds of alerts that each account has had."""
         self._alerts: set[str] = set()
         self._trade_ids: dict[tuple[int, str], int] = {}
         """The last id of each symbol in each partition."""
@@ -223,6 +229,9 @@ class Watch:
                 ids.add(identifier)
                 home = committed[self._home((record.key or b"").decode())]
                 (home.commands if topic == COMMANDS else home.alerts).append(record)
+                if topic == ALERTS:
+                    alert = _ALERT(record.value)
+                    self.told.setdefault(alert.account, set()).add(alert.kind)
         for _, record in by_topic.get(dead_letter_topic(EVENTS), ()):
             committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
         for number, found in committed.items():
@@ -308,11 +317,13 @@ class Watch:
                     cash += truth.add_up(group, quantities)
             transferred += truth.ledger.transferred
             fees += truth.ledger.fees
-        if not any(truth.ledger.unapplied for truth in self.shards):
+        if not any(any(truth.ledger.waiting.values()) for truth in self.shards):
             require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
             require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
         for topic in (PARAMETERS, MARKS):
             self._check_letters(topic)
+        for truth in self.shards:
+            truth.check_reach(self.told)
 
     def _check_letters(self, topic: str) -> None:
         """What nobody can read in the logs that every worker reads is in the dead letters, from the first claim on."""
@@ -353,7 +364,7 @@ class ShardTruth:
         self.claims: set[int] = set()
         self.journals: list[JournalRecord] = []
         self.rows: dict[str, list[tuple[int, bytes | None]]] = {}
-        self.ledger = Ledger(set(STEPS))
+        self.ledger = Ledger()
         self.evicted = False
         self._journal_offset = -1
         self._replay = Shard(number)
@@ -420,7 +431,9 @@ class ShardTruth:
 
     def _begin(self, journal: JournalRecord) -> None:
         """The first claim: the shard begins with the parameters and the prices of then."""
-        self._replay = Shard(self.number, self._watch.rules(journal.parameters.next))
+        rules = self._watch.rules(journal.parameters.next)
+        self._replay = Shard(self.number, rules)
+        self.ledger.learn(rules)
         self._replay.resume(journal)
         marks = self._watch.cluster.topics[MARKS][0].records
         for record in marks[: journal.marks.next]:
@@ -468,6 +481,7 @@ class ShardTruth:
             for offset in range(journal.parameters.first, journal.parameters.next):
                 with suppress(InputError):
                     shard.apply_parameters(offset, self._watch.rules(offset + 1))
+                    self.ledger.learn(self._watch.rules(offset + 1))
             shard.decide_touched(everything=True)
         if journal.events.first < journal.events.next:
             partition = self._watch.cluster.topics[EVENTS][self.number]
@@ -540,10 +554,29 @@ class ShardTruth:
     def check_rows(self) -> None:
         """The last rows equal the fold, accounts without a row included."""
         last = {row.account: row for row in self.decoded_rows()}
-        ledger = self.ledger
-        for account in sorted(last.keys() | ledger.groups.keys() | ledger.unapplied.keys() | ledger.suspended.keys()):
+        for account in sorted(last.keys() | self.ledger.accounts):
             differs = self.ledger.differs(account, last.get(account))
             require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
+
+    def check_reach(self, told: dict[str, set[str]]) -> None:
+        """Whoever is below the requirement, whatever the marks that are not live may be, has a command or is told."""
+        shard = self._replay
+        stale = {
+            symbol for symbol in (*shard.parameters.instruments, *shard.portfolio.marks) if not shard.has_live(symbol)
+        }
+        for row in self.decoded_rows():
+            for group in row.groups:
+                positions = tuple(Position(p.symbol, Decimal(p.quantity), Decimal(p.cash)) for p in group.positions)
+                balances = {asset: Decimal(amount) for asset, amount in group.balances.items()}
+                exact = Group(row.account, group.margin, balances, positions)
+                if not evaluate(exact, shard.portfolio.marks, shard.parameters, stale=stale).liquidatable:
+                    continue
+                kinds = told.get(row.account, set())
+                if row.status == "suspended":
+                    is_reached = row.told_liquidatable and "suspended_liquidatable" in kinds
+                else:
+                    is_reached = group.command is not None or (group.status in WITHOUT_ORDERS and group.status in kinds)
+                require(is_reached, "nobody is left out of reach", lambda: f"{row.account} {group}")
 
     @staticmethod
     def add_up(group: GroupRow, quantities: Counter[str]) -> Decimal:
