@@ -195,7 +195,7 @@ class _Explaining:
             else:
                 first = middle
         for entry in read_journal(self._log, evidence.shard, first, end):
-            if entry.record is not None and self._id in entry.record.commands:
+            if entry.record is not None and self._may_name(entry.record):
                 return entry
             if entry.record is not None and entry.record.marks.first > evidence.marks_offset + 1:
                 break
@@ -203,6 +203,13 @@ class _Explaining:
             f"{JOURNAL}[{evidence.shard}] from offset {low} on names no commit of {self._id}"
             + ("; what came before is gone" if low else ": the command does not come from this pipeline")
         )
+
+    def _may_name(self, record: JournalRecord) -> bool:
+        """Whether ``record`` names the command, or is the one that covers its marks and names not all of its own."""
+        if self._id in record.commands:
+            return True
+        covers = record.marks.first <= self._command.evidence.marks_offset + 1 <= record.marks.next
+        return covers and record.command_count > len(record.commands)
 
     def _next_entry(self, first: int, end: int) -> Entry | None:
         return next(read_journal(self._log, self._command.evidence.shard, first, end), None)

@@ -56,7 +56,9 @@ def show_findings(console: Console, findings: Findings) -> None:
         console.print(f"  [red]differs[/]  {text}", highlight=False, soft_wrap=True)
     if findings.found > len(findings.differences):
         console.print(f"  and {findings.found - len(findings.differences):,} differences more", highlight=False)
-    verdict = "[green]nothing differs[/]" if findings.passed else f"[red]{findings.found:,} differ[/]"
+    for sentence in findings.unreached:
+        console.print(f"  [red]out of reach[/]  {sentence}", highlight=False)
+    verdict = f"[red]{findings.found:,} differ[/]" if findings.found else "[green]nothing differs[/]"
     console.print(f"  {verdict}", highlight=False)
 
 

@@ -5,6 +5,7 @@ were it refused, the transaction could never commit. The original stands where t
 """
 
 import logging
+from collections.abc import Sequence
 
 from confluent_kafka import Message
 
@@ -19,16 +20,36 @@ DEAD_LETTER_BYTES_MAX = 1_040_000
 """Most bytes of key and value together: with the headers this fits the 1,048,588 that a topic takes by default."""
 
 
-def produce_dead_letter(producer: TransactionalProducer, message: Message, error: Exception) -> None:
-    """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why."""
+def produce_dead_letter(
+    producer: TransactionalProducer,
+    message: Message,
+    error: Exception,
+    *,
+    suspended: Sequence[str] | None = None,
+    all_told: bool = False,
+) -> None:
+    """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why.
+
+    ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
+    """
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None
     assert partition is not None
     assert offset is not None
     key, value, cut = _fitting(message.key(), message.value())
     where = headers.dead_letter(topic, partition, offset, message.timestamp()[1], type(error).__name__, str(error))
-    producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut)
-    event(log, logging.WARNING, "dead_letter", topic=topic, partition=partition, offset=offset, reason=str(error))
+    told = [] if suspended is None else headers.told(suspended, all_told=all_told)
+    producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut + told)
+    event(
+        log,
+        logging.WARNING if suspended is None or all_told else logging.ERROR,
+        "dead_letter",
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        reason=str(error),
+        suspended=suspended,
+    )
 
 
 def _fitting(key: bytes | str | None, value: bytes | None) -> tuple[bytes | str | None, bytes | None, headers.Headers]:

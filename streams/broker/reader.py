@@ -219,3 +219,11 @@ _FOR_GOOD = {
     KafkaError._AUTO_OFFSET_RESET,
     KafkaError.FENCED_INSTANCE_ID,
 }
+
+
+def key_text(message: Message) -> str | None:
+    """The key of a record as text; None if it has none, or one that is no text (no record of ours has)."""
+    try:
+        return bytes(message.key() or b"").decode() or None
+    except UnicodeDecodeError:
+        return None

@@ -11,14 +11,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, JournalRecord, MarkFrame, Range
+from schemas.messages import JournalRecord, MarkFrame, Range
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import LogReader
-from streams.clearing.account import restore_account
+from streams.broker.reader import LogReader, key_text
+from streams.clearing.clock import appended_us
 from streams.clearing.shard import Shard
 from streams.errors import InputError, ShardError
 from streams.logs import event
@@ -28,7 +29,6 @@ from streams.tables.restore_point import RestorePoint
 log = logging.getLogger(__name__)
 
 _JOURNAL = Decoder[JournalRecord](JournalRecord)
-_ROW = Decoder[AccountRow](AccountRow)
 MARK_FRAME = Decoder[MarkFrame](MarkFrame)
 
 MARKS_LOOKBACK = 500
@@ -37,6 +37,17 @@ MARKS_LOOKBACK = 500
 ROWS_PER_STEP = 500
 FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
 _COMMITTED_WAIT_FIRST_S, _COMMITTED_WAIT_MAX_S = 0.05, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEnd:
+    """The end of a shard's journal: the last ``record`` that can be read, the last ``message``, and how many records
+    from the one to the other cannot be read (``unread``)."""
+
+    record: JournalRecord | None
+    message: Message
+    unread: int
+
 
 Steps = Generator[None, None, "TakenShard"]
 """A taking under way: yields after every step, returns the shard."""
@@ -71,45 +82,41 @@ def take_shard(
     """Take a shard of the group's assignment. Nobody else may use ``reader`` meanwhile.
 
     1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
-    2. Find the last record of the shard's journal; its event offset and the committed offset must agree.
+    2. Find the last record of the shard's journal; its event offset and the committed offset must agree. Behind a
+       record that cannot be read the shard stands at the committed offset and at the marks of now.
     3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
        group that has moved on refuses it.
     4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog;
-       under the parameters that were in force as of the last journal record.
+       under the parameters that were in force as of the last journal record. A row that cannot be read suspends its
+       account.
     5. Learn the prices as of the last journal record.
     6. Put the records up to ``parameters_next`` in force that have come since, and decide everything once if any have.
     7. Walk every mark from the last journal record to ``marks_next``, which moves on meanwhile, deciding as if the
        shard had never been without an owner.
 
     Raises:
-        ShardError: the logs disagree with each other or hold rows that cannot be loaded.
+        ShardError: the logs disagree with each other.
         BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
     """
     started = time.monotonic()
     committed = yield from _committed_offset(consumer, shard_id, timeout_s)
-    last = last_journal_record(reader, shard_id)
-    if last is None:
-        record, offset = _first_record(shard_id, max(committed, 0), marks_next(), parameters_next), -1
-    else:
-        record, offset = last[0], _offset(last[1])
-        if committed >= 0 and committed != record.events.next:
-            raise ShardError(
-                f"shard {shard_id}: the group's offset of {EVENTS}[{shard_id}] is {committed} and the journal says "
-                f"{record.events.next}; the offsets were changed by hand: set them back to {record.events.next}"
-            )
+    last = journal_end(reader, shard_id)
+    first = _first_record(shard_id, max(committed, 0), marks_next(), parameters_next)
+    offset = -1 if last is None else _offset(last.message)
+    record = first if last is None else _stand(last, committed, first)
     in_force, newer = _rules_since(reader, record, rules, parameters_next)
     shard = _standing(record, offset, in_force)
     _claim(shard, producer, consumer, worker)
     rows, from_redis = yield from _read_rows(shard, reader, restore_point)
-    try:
-        yield from _load_rows(shard, rows)
-    except ShardError:
-        if in_force is rules:
-            raise
-        event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
-        shard = _standing(record, offset, rules, claimed=shard)  # compaction took what was in force then
-        yield from _load_rows(shard, rows)
+    yield from _load_rows(shard, rows)
+    if shard.unread and in_force is not rules:
+        other = _standing(record, offset, rules, claimed=shard)
+        yield from _load_rows(other, rows)
+        if len(other.unread) < len(shard.unread):
+            event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
+            shard = other  # compaction took what was in force then
     yield from _recall_marks(shard, reader)
+    shard.tell_unread_journal()
     parameters_first = shard.parameters_next
     _adopt_parameters(shard, newer)
     refused = yield from _walk_marks(shard, reader, marks_next)
@@ -146,28 +153,68 @@ def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> Ge
         yield
 
 
-def last_journal_record(reader: LogReader, shard_id: int) -> tuple[JournalRecord, Message] | None:
-    """The last record of a shard's journal and the message it came in, or None if it has none.
+def journal_end(reader: LogReader, shard_id: int) -> JournalEnd | None:
+    """The end of a shard's journal; None if it has no records at all.
 
     Raises:
-        ShardError: the record cannot be read. BrokerError: Kafka does not answer.
+        BrokerError: Kafka does not answer.
     """
     low, high = reader.watermarks(JOURNAL, shard_id)
     span = 64
     while True:
         first = max(low, high - span)
-        found: Message | None = None
+        record: JournalRecord | None = None
+        last: Message | None = None
+        unread = 0
         for message in reader.read_range(JOURNAL, shard_id, first, high):
-            found = message
-        if found is not None:
+            last = message
             try:
-                return _JOURNAL(found.value()), found
+                record, unread = _journal_record(message, shard_id), 0
             except DecodeError as error:
-                where = f"{JOURNAL}[{shard_id}] offset {found.offset()}"
-                raise ShardError(f"{where} is no journal record: {error}") from error
+                unread += 1
+                reason = f"{JOURNAL}[{shard_id}] offset {message.offset()}: {error}"
+                event(log, logging.ERROR, "journal_unreadable", shard=shard_id, reason=reason)
+        if last is not None and (record is not None or first <= low):
+            return JournalEnd(record, last, unread)
         if first <= low:
             return None
         span *= 8
+
+
+def _journal_record(message: Message, shard_id: int) -> JournalRecord:
+    record = _JOURNAL(message.value())
+    if record.shard != shard_id:
+        raise DecodeError(f"it is a record of shard {record.shard}")
+    return record
+
+
+def _stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalRecord:
+    """The record at which the shard stands: the journal's last, or one made up for what cannot be read.
+
+    ``first`` is where a shard without a journal would stand now.
+
+    Raises:
+        ShardError: the group's committed offset is not the journal's.
+    """
+    record = last.record
+    if last.unread:
+        known = first if record is None else record
+        return msgspec.structs.replace(
+            known,
+            kind="claim",
+            sequence=known.sequence + last.unread,
+            events=first.events if committed >= 0 else known.events,
+            marks=first.marks,
+            marks_full=-1,
+            unread=last.unread + known.unread,
+        )
+    assert record is not None
+    if committed >= 0 and committed != record.events.next:
+        raise ShardError(
+            f"shard {record.shard}: the group's offset of {EVENTS}[{record.shard}] is {committed} and the journal says "
+            f"{record.events.next}; the offsets were changed by hand: set them back to {record.events.next}"
+        )
+    return record
 
 
 def _first_record(shard_id: int, events_next: int, marks_next: int, parameters_next: int) -> JournalRecord:
@@ -222,10 +269,14 @@ def _rules_since(
 def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
-    Those that the ledger cannot be held in are passed over.
+    Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
+    that admit it, so it sees them all.
     """
     if not newer:
         return
+    for offset, rules in newer[:-1] if shard.holds_back else ():
+        with suppress(InputError):
+            shard.apply_parameters(offset, rules)
     try:
         shard.apply_parameters(*newer[-1])
     except InputError as error:
@@ -251,21 +302,16 @@ def claim_record(shard: Shard, worker: str) -> JournalRecord:
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
         clock=shard.clock_us,
+        skewed=dict(sorted(shard.skewed.items())),
         rules_next=shard.rules_next,
         worker=worker,
+        alert_sequence=shard.alert_sequence,
+        not_live=shard.not_live,
+        told_not_live=shard.told_not_live,
+        unreached=shard.unreached_before,
+        unreached_notional=shard.unreached_notional,
+        unread=shard.journal_unread,
     )
-
-
-def load_account(shard: Shard, account: str, row: bytes) -> None:
-    """Take in one account's last row.
-
-    Raises:
-        ShardError: the row cannot be loaded.
-    """
-    try:
-        shard.adopt(restore_account(_ROW(row), shard.portfolio))
-    except (DecodeError, InputError) as error:
-        raise ShardError(f"{ACCOUNTS}[{shard.shard}] account {account!r} cannot be restored: {error}") from error
 
 
 def recall_from(shard: Shard) -> int:
@@ -297,13 +343,14 @@ def _read_rows(
     rows: dict[str, bytes] = {} if table is None else dict(table.rows)
     first = 0 if table is None else table.stamp
     for count, message in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
-        key, value = message.key(), message.value()
-        if key is None:
-            raise ShardError(f"{ACCOUNTS}[{shard.shard}] offset {message.offset()} has no key")
-        if value is None:
-            rows.pop(bytes(key).decode(), None)
+        account, value = key_text(message), message.value()
+        if account is None:
+            where = f"{ACCOUNTS}[{shard.shard}] offset {message.offset()}"
+            event(log, logging.ERROR, "row_of_nobody", shard=shard.shard, reason=f"{where}: the key is no account")
+        elif value is None:
+            rows.pop(account, None)
         else:
-            rows[bytes(key).decode()] = bytes(value)
+            rows[account] = bytes(value)
         if count % (4 * ROWS_PER_STEP) == 0:
             yield
     return rows, 0 if table is None else len(table.rows)
@@ -312,7 +359,7 @@ def _read_rows(
 def _load_rows(shard: Shard, rows: Mapping[str, bytes]) -> Generator[None, None, None]:
     """Take in every account's last row."""
     for count, account in enumerate(sorted(rows)):
-        load_account(shard, account, rows[account])
+        shard.restore(account, rows[account])
         if count % ROWS_PER_STEP == 0:
             yield
 
@@ -321,7 +368,7 @@ def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None
     """Learn the prices as of the shard's last record."""
     for count, message in enumerate(reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next)):
         with suppress(DecodeError):  # it was refused when it was walked
-            shard.recall_marks(_offset(message), MARK_FRAME(message.value()))
+            shard.recall_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
         if count % FRAMES_PER_STEP == 0:
             yield
 
@@ -335,7 +382,7 @@ def _walk_marks(
         is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
         for count, message in enumerate(reader.read_range(MARKS, 0, shard.marks_next, end)):
             try:
-                shard.apply_marks(_offset(message), MARK_FRAME(message.value()))
+                shard.apply_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
             except DecodeError as error:
                 refused.append((message, error))
             if count % FRAMES_PER_STEP == 0 and not is_last:

@@ -4,8 +4,10 @@
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from rich.console import Console
@@ -13,13 +15,16 @@ from rich.table import Table
 
 from schemas.messages import JournalRecord
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
+from schemas.types import Uncounted
 from streams.broker.admin import GroupState, group_state, partition_counts, require_topics
 from streams.broker.admin import admin_client as _admin_client
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
-from streams.clearing.restore import last_journal_record
+from streams.clearing.restore import journal_end
+from streams.clearing.unreached import KINDS, unreached_sentences
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
+from streams.margin.fixed_point import format_decimal
 from streams.routing.split import INPUTS
 from streams.settings import Settings
 from streams.tables.reader import TableMeta, TableReader
@@ -27,6 +32,13 @@ from streams.tables.reader import TableMeta, TableReader
 COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
 _SILENCE_S = 2.0
+_NAMED_MAX = 5
+_UNHEARD: dict[Uncounted, str] = {
+    "late": "their prices were published more than max_age_ms before they came; check their clocks and their way here.",
+    "from_the_future": "their publish_time is more than max_age_ms ahead; check their clocks, and the oracle's.",
+    "repeated": "their sequence does not rise; they are heard again when publish_time is max_age_ms after their last.",
+}
+"""What is wrong with a source that publishes and is not heard, by the oracle's reason."""
 _TABLE_AGE_MS_MAX = 20_000
 """An owner confirms a table every few seconds."""
 
@@ -47,6 +59,9 @@ class ShardStatus:
     """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it).
 
     ``not_adopted``: the offset of the first parameter record that its positions cannot be held in, if any.
+    ``journal_unread``: how many records at the end of its journal cannot be read. ``unreached`` and
+    ``unreached_notional``: what liquidation does not reach, as the journal counts it; ``not_live``: the symbols whose
+    want of a live mark has been alerted.
     """
 
     shard: int
@@ -56,6 +71,10 @@ class ShardStatus:
     sequence: int | None
     journal_age_ms: int | None
     not_adopted: int | None
+    journal_unread: int
+    unreached: Mapping[str, int]
+    unreached_notional: Mapping[str, str]
+    not_live: tuple[str, ...]
     lag: Lag
     table: TableMeta | None
     table_behind: int
@@ -64,13 +83,14 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class MarksStatus:
-    """The last full mark frame: its age, and how many marks are live, or who is not."""
+    """The last full mark frame: its age, how many marks are live, or who is not, and which sources do not count."""
 
     age_ms: int
     epoch: int
     live: int
     stale: tuple[str, ...]
     halted: tuple[str, ...]
+    uncounted: dict[str, dict[str, Uncounted]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +160,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
         console.print(f"{group.group_id}: {group.state.lower()}, {members}", highlight=False)
     console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
     behind = sum(lag.records for lag in found.inputs)
+    console.print(f"out of reach: {_unreached_line(found.shards)}", highlight=False)
     console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
     table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
     for shard in found.shards:
@@ -167,8 +188,8 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
 
 
 def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta | None) -> ShardStatus:
-    last = last_journal_record(reader, number)
-    record, message = (None, None) if last is None else last
+    last = journal_end(reader, number)
+    record, message = (None, None) if last is None else (last.record, last.message)
     behind = 0
     if table is not None:
         low, end = reader.watermarks(ACCOUNTS, number)
@@ -182,6 +203,10 @@ def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta
         sequence=None if record is None else record.sequence,
         journal_age_ms=None if message is None else _now_ms() - message.timestamp()[1],
         not_adopted=None if record is None else _not_adopted(record),
+        journal_unread=0 if last is None else last.unread,
+        unreached={} if record is None else record.unreached,
+        unreached_notional={} if record is None else record.unreached_notional,
+        not_live=() if record is None else record.told_not_live,
         lag=_lag(reader, engines, EVENTS, number),
         table=table,
         table_behind=behind,
@@ -226,6 +251,7 @@ def _marks(reader: LogReader) -> MarksStatus | None:
         live=sum(mark.status == "live" for mark in frame.marks),
         stale=by_status["stale"],
         halted=by_status["halted"],
+        uncounted=frame.uncounted,
     )
 
 
@@ -279,14 +305,31 @@ def _judge_marks(marks: MarksStatus | None, age_ms_max: int) -> Iterator[str]:
         yield "There are no marks: publish oracle parameters to risk.parameters.v1 and prices to oracle.prices.v1."
     if marks.stale:
         yield (
-            f"Stale: {', '.join(marks.stale)}. Fewer sources than minimum_sources are fresh and agree: see who stopped "
-            "publishing to oracle.prices.v1. Groups that need these marks are not decided."
+            f"Stale: {', '.join(_with_sources(symbol, marks) for symbol in marks.stale)}. Fewer sources than "
+            "minimum_sources, or no more than half of those that are fresh, agree: see who stopped publishing to "
+            "oracle.prices.v1, or publishes another price. Groups that need these marks are not decided."
         )
     if marks.halted:
         yield (
-            f"Halted: {', '.join(marks.halted)}. The price jumped by more than max_jump; it goes on at the new level "
-            "once that has lasted max_age_ms. If it stays so, check the sources."
+            f"Halted: {', '.join(_with_sources(symbol, marks) for symbol in marks.halted)}. The price jumped by more "
+            "than max_jump; it goes on at the new level once enough sources have shown that for jump_confirm_ms, or it "
+            "has lasted max_age_ms, and after jump_halt_ms_max at any level. If it stays so, check the sources."
         )
+    for reason, what in _UNHEARD.items():
+        if names := [
+            f"{name} of {symbol}"
+            for symbol, found in marks.uncounted.items()
+            for name in found
+            if found[name] == reason
+        ]:
+            yield f"{len(names)} price sources are not heard ({', '.join(names[:_NAMED_MAX])}): {what}"
+
+
+def _with_sources(symbol: str, marks: MarksStatus) -> str:
+    found = marks.uncounted.get(symbol)
+    if not found:
+        return symbol
+    return f"{symbol} ({', '.join(f'{name}: {reason}' for name, reason in sorted(found.items()))})"
 
 
 def _judge_parameters(refused: dict[str, str]) -> Iterator[str]:
@@ -322,6 +365,19 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
         yield (
             f"{name} has journaled nothing for {_age(shard.journal_age_ms)} (at most {_age(journal_ms_max)}): its "
             f"engine {shard.worker} hangs or cannot commit; read its log, restart it if it does not restart itself."
+        )
+    if shard.journal_unread:
+        yield (
+            f"{name}: the last {shard.journal_unread} records of its journal cannot be read, so what they decided is "
+            "known from the accounts' rows alone; whoever takes the shard next goes on from there: find out who wrote "
+            "them, and run `margin-clearing verify`."
+        )
+    for sentence in unreached_sentences(shard.unreached, shard.unreached_notional):
+        yield f"{name}: {sentence}"
+    if shard.not_live:
+        yield (
+            f"{name} waits for live marks of {_some(shard.not_live)}: groups that hold them are liquidated only if "
+            "they are below their requirement whatever those are worth; bring their sources back."
         )
     if shard.not_adopted is not None:
         yield (
@@ -369,6 +425,27 @@ def _marks_line(marks: MarksStatus | None) -> str:
         f"{marks.live} live, {len(marks.stale)} stale, {len(marks.halted)} halted, "
         f"last full frame {_age(marks.age_ms)} ago, epoch {marks.epoch}"
     )
+
+
+def _unreached_line(shards: Iterable[ShardStatus]) -> str:
+    """How much liquidation does not reach in all shards, and what is at stake."""
+    counts: Counter[str] = Counter()
+    notional: dict[str, Decimal] = {}
+    for shard in shards:
+        counts.update(shard.unreached)
+        for kind, amount in shard.unreached_notional.items():
+            notional[kind] = notional.get(kind, Decimal(0)) + Decimal(amount)
+    found = [
+        f"{counts[kind]:,} {kind}" + (f" ({format_decimal(notional[kind])} at stake)" if kind in notional else "")
+        for kind in KINDS
+        if counts[kind]
+    ]
+    return ", ".join(found) or "nobody"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
 
 
 def _age(milliseconds: int | None) -> str:

@@ -70,7 +70,8 @@ def _unreported(found: Evidence) -> Differences:
 
 
 def money_conserved(found: Evidence) -> Differences:
-    """Per asset, what all accounts hold in balances and position cash is what came in, less the fees."""
+    """Per asset, what all accounts hold in balances and position cash, and what waits to be applied to them, is what
+    came in, less the fees."""
     rules = _rules(found)
     expected: dict[str, Decimal] = defaultdict(Decimal)
     for transfer in found.transfers:
@@ -79,13 +80,20 @@ def money_conserved(found: Evidence) -> Differences:
         expected[rules.settle_asset(trade["symbol"])] -= Decimal(trade["maker"]["fee"]) + Decimal(trade["taker"]["fee"])
     held: dict[str, Decimal] = defaultdict(Decimal)
     open_quantity: dict[str, Decimal] = defaultdict(Decimal)
-    for row in found.rows.values():
-        for group in orjson.loads(row)["groups"]:
+    for data in found.rows.values():
+        row = orjson.loads(data)
+        for group in row["groups"]:
             for asset, amount in group["balances"].items():
                 held[asset] += Decimal(amount)
             for position in group["positions"]:
                 held[rules.settle_asset(position["symbol"])] += Decimal(position["cash"])
                 open_quantity[position["symbol"]] += Decimal(position["quantity"])
+        for parked in row["parked"]:
+            held[parked["asset"]] += Decimal(parked["amount"])
+        for fill in row["waiting_fills"]:
+            quantity, price = Decimal(fill["quantity"]), Decimal(fill["price"])
+            held[rules.settle_asset(fill["symbol"])] -= quantity * price + Decimal(fill["fee"])
+            open_quantity[fill["symbol"]] += quantity
     differences = [
         f"{asset}: accounts hold {held[asset]}, transfers less fees are {expected[asset]}"
         for asset in sorted({*held, *expected})

@@ -234,6 +234,8 @@ class Policy:
     scan: Scan
     volatility_half_life_ms: int
     scale_interval_ms: int
+    undecided_alert_ms: int
+    clock_skew_ms_max: int
 
 
 class RiskParameters:
@@ -567,6 +569,8 @@ def _policy(record: PolicyParameters) -> Policy:
         scan=_scan(record, number),
         volatility_half_life_ms=record.volatility_half_life_ms,
         scale_interval_ms=record.scale_interval_ms,
+        undecided_alert_ms=record.undecided_alert_ms,
+        clock_skew_ms_max=record.clock_skew_ms_max,
     )
 
 

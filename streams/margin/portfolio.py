@@ -12,7 +12,7 @@ int64: lots (quantity increments) and ledger units (10**-k of an asset, k as ``R
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from streams.margin.fixed_point import (
     units_limit,
 )
 from streams.margin.group import Group, Position
+from streams.margin.limits import POSITIONS_MAX
 from streams.margin.parameters import AssetRules, Instrument, RiskParameters
 from streams.margin.prices import VACANT, Bools, Exposures, Floats, Ints, PriceTables, sums
 from streams.margin.scans import ScanTables
@@ -184,6 +185,7 @@ class Portfolio:
         self._cash = np.zeros(_SLOTS_START, dtype=np.int64)
         self._view()
         self._prices = PriceTables()
+        self._last_prices: PriceTables | None = None
         self._scans = ScanTables(self._parameters, self._symbol_ids)
         self.set_parameters(parameters)
 
@@ -289,6 +291,7 @@ class Portfolio:
         self._view()
         decimals = {account.asset: account.decimals for account in self._ledger_by_id}
         self._prices.rebuild(parameters, self._symbol_ids, decimals)
+        self._last_prices = None
         self._scans = ScanTables(parameters, self._symbol_ids)
         self._prices.refresh(self._marks, self._live)
 
@@ -376,17 +379,48 @@ class Portfolio:
     def open_interest(self) -> dict[str, str]:
         """The quantity of all long positions by symbol, those without any left out."""
         used = slice(0, self._slots_used)
-        lots, symbols = np.maximum(self._lots[used], 0), self._slot_symbol[used]
+        found = {}
+        for symbol, total in self._lots_by_symbol(np.maximum(self._lots[used], 0), self._slot_symbol[used]):
+            instrument = self._parameters.instruments[symbol]
+            digits = fraction_digits(instrument.quantity_increment)
+            found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
+        return found
+
+    def _lots_by_symbol(self, lots: Ints, symbols: Ints) -> list[tuple[str, int]]:
+        """(symbol, sum of ``lots`` >= 0) in order of symbol, those without any left out."""
         halves = np.zeros((2, len(self._symbols)), dtype=np.int64)  # apart, so that no sum can overflow
         np.add.at(halves[0], symbols, lots >> 32)
         np.add.at(halves[1], symbols, lots & 0xFFFFFFFF)
-        found = {}
-        for symbol, instrument in sorted(self._parameters.instruments.items()):
+        found = []
+        for symbol in sorted(self._parameters.instruments):
             high, low = halves[:, self._symbol_ids[symbol]].tolist()
             if total := (high << 32) + low:
-                digits = fraction_digits(instrument.quantity_increment)
-                found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
+                found.append((symbol, total))
         return found
+
+    def worth_at_stake(self, rows: Rows) -> Decimal:
+        """What ``rows`` hold in positions of either side, and owe, at the last prices, in the unit of account.
+
+        Exact. What has never had a price is left out.
+        """
+        _, slots = self._chains(rows)
+        worth = Decimal(0)
+        with localcontext(EXACT):
+            for symbol, lots in self._lots_by_symbol(np.abs(self._lots[slots]), self._slot_symbol[slots]):
+                instrument = self._parameters.instruments[symbol]
+                unit = self._last_unit(instrument.settle_asset)
+                worth += lots * instrument.quantity_increment * self._marks.get(symbol, Decimal(0)) * unit
+            for account in self._ledger_by_id:
+                if account.asset in self._parameters.assets:
+                    owed = account.units[rows]
+                    total = sum(owed[owed < 0].tolist())
+                    worth -= decimal_units(total, account.decimals) * self._last_unit(account.asset)
+        return worth
+
+    def _last_unit(self, asset: str) -> Decimal:
+        """One unit of ``asset`` at its last price, 0 if it has never had one."""
+        symbol = self._parameters.assets[asset].price_symbol
+        return Decimal(1) if symbol is None else self._marks.get(symbol, Decimal(0))
 
     # --- the ledger --------------------------------------------------------------------------------------------------
 
@@ -430,6 +464,8 @@ class Portfolio:
             raise InputError(f"symbol {symbol}: a fill of {quantity} at {price} leaves the 64 bits of the ledger")
         if slot < 0:
             if lots:
+                if steps >= POSITIONS_MAX:
+                    raise InputError(f"symbol {symbol}: a margin group has at most {POSITIONS_MAX} positions")
                 slot = self._new_slot(row, symbol_id, first)
                 self._lots_view[slot] = lots
                 self._cash_view[slot] = cash
@@ -548,6 +584,8 @@ class Portfolio:
         self._set_live(symbol, live)
 
     def _set_live(self, symbol: str, live: bool) -> None:
+        if self._last_prices is not None:
+            self._last_prices.moved.add(symbol)
         if self._live.get(symbol) != live:
             self._live[symbol] = live
             self._stale = None
@@ -576,6 +614,49 @@ class Portfolio:
         for asset in assets:
             found |= self._ledger[asset].units[: self.row_count] != 0
         return np.flatnonzero(found)
+
+    def awaited(self, rows: Rows | None = None) -> set[str]:
+        """The symbols that ``rows`` (None: all) need a live mark of and that have none."""
+        self._prices.refresh(self._marks, self._live)
+        found: set[str] = set()
+        if not self._prices.live.all():
+            slots = slice(0, self._slots_used) if rows is None else self._chains(rows)[1]
+            symbols = self._slot_symbol[slots]
+            for index in np.unique(symbols[~self._prices.live[symbols]]).tolist():
+                symbol = self._symbols[index]
+                settle = self._parameters.assets[self._parameters.instruments[symbol].settle_asset].price_symbol
+                found.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
+        for account in self._ledger_by_id:
+            units = account.units[: self.row_count] if rows is None else account.units[rows]
+            needing = self._prices.dim(account.asset, units) if units.any() else None
+            priced_by = self._parameters.assets[account.asset].price_symbol
+            if needing is not None and needing.any() and priced_by is not None:
+                found.add(priced_by)
+        return found
+
+    def _is_live(self, symbol: str) -> bool:
+        return symbol in self._marks and self._live.get(symbol, False)
+
+    def below_at_last_prices(self, symbols: Iterable[str] | None) -> Rows:
+        """int64[k]: of the rows that need one of ``symbols`` (None: any) and lack a live mark, those that may be below
+        their requirement at the last prices. One that has never had a price leaves that open: its holders are not in.
+        """
+        rows = np.arange(self.row_count, dtype=np.int64) if symbols is None else self.rows_with(symbols)
+        rows = rows[~self.evaluate(rows).decidable]
+        if not rows.size:
+            return rows
+        if self._last_prices is None:
+            self._last_prices = PriceTables()
+            decimals = {account.asset: account.decimals for account in self._ledger_by_id}
+            self._last_prices.rebuild(self._parameters, self._symbol_ids, decimals)
+        prices, self._prices = self._prices, self._last_prices
+        live, self._live = self._live, dict.fromkeys(self._marks, True)
+        try:
+            columns = self.evaluate(rows)
+        finally:
+            self._prices, self._live = prices, live
+        found: Rows = rows[columns.decidable & (columns.equity - columns.maintenance <= columns.error)]
+        return found
 
     def evaluate(self, rows: Rows | None = None) -> Columns:
         """Screen ``rows`` (int64[n]; None: every row below ``row_count``) at the current marks.

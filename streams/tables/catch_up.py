@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 from confluent_kafka import Message
 
-from streams.broker.reader import LogReader
+from streams.broker.reader import LogReader, key_text
 from streams.errors import TableError
 from streams.logs import event
 from streams.settings import KafkaSettings
@@ -89,10 +89,10 @@ def _steps(messages: Iterable[Message]) -> Iterator[tuple[dict[str, bytes | None
     rows: dict[str, bytes | None] = {}
     next_offset = time_ms = 0
     for message in messages:
-        key, value, offset = message.key(), message.value(), message.offset()
+        account, value, offset = key_text(message), message.value(), message.offset()
         assert offset is not None
-        if key is not None:
-            rows[bytes(key).decode()] = None if value is None else bytes(value)
+        if account is not None:  # a row of nobody's is told of by whoever takes the shard
+            rows[account] = None if value is None else bytes(value)
         next_offset, time_ms = offset + 1, message.timestamp()[1]
         if len(rows) >= ROWS_PER_STEP:
             yield rows, next_offset, time_ms

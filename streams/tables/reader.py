@@ -128,7 +128,7 @@ class TableReader:
             account, row = found
             if account not in seen:  # a scan may return an account twice
                 seen.add(account)
-                yield account.decode(), row
+                yield account.decode("utf-8", "replace"), row
 
     def all_accounts(self) -> Iterator[AccountRow]:
         """Every account of every shard, in no order, while the tables may change.

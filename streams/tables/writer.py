@@ -197,7 +197,7 @@ class AccountTable:
             while cursor:
                 scan = partial(self._redis.hscan, accounts_key(shard), cursor=max(cursor, 0), count=_SCAN_ROWS)
                 cursor, found = self._run(scan)
-                rows.update((account.decode(), row) for account, row in found.items())
+                rows.update((account.decode("utf-8", "replace"), row) for account, row in found.items())
                 yield len(rows)
             same = self._run(lambda: self._redis.hgetall(meta_key(shard))) == before
             if same and len(rows) == int(before[b"rows"]):  # Redis may evict the rows by themselves

@@ -28,6 +28,10 @@ def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
         claim=10,
         sequence=99,
         journal_age_ms=3_000,
+        journal_unread=0,
+        unreached={},
+        unreached_notional={},
+        not_live=(),
         not_adopted=None,
         lag=Lag(EVENTS, number, 100, 101, 0),
         table=TableMeta(token=10, stamp=500, building=False, updated_at_ms=0, reach=500),
@@ -56,6 +60,8 @@ def with_shard(**fields: Any) -> Status:
 
 def test_a_sound_deployment_has_no_faults() -> None:
     assert judge(SOUND, SETTINGS) == []
+    quiet = replace(MARKS_SOUND, uncounted={"X": {"a": "silent", "b": "apart", "c": "never", "d": "unsure"}})
+    assert judge(replace(SOUND, marks=quiet), SETTINGS) == []
 
 
 @pytest.mark.parametrize(
@@ -69,11 +75,32 @@ def test_a_sound_deployment_has_no_faults() -> None:
             replace(SOUND, engines=group("margin-engine", ("margin-engine-a", ((EVENTS, 0),)))),
             f"{EVENTS}[1] is assigned to no engine",
         ),
+        (
+            with_shard(unreached={"insolvent": 2}, unreached_notional={"insolvent": "41.5"}),
+            "owe more than they hold and have nothing left to sell: 2 (41.5 at stake); cover what they owe",
+        ),
+        (with_shard(unreached={"suspended": 1}), "Shard 0: suspended accounts, of which nothing is liquidated: 1; their"),
+        (with_shard(unreached={"undecided": 3}), "wait for marks that are not live: 3; bring the sources"),
+        (with_shard(unreached={"unsellable": 3}), "hold nothing that can be sold: 3; call for collateral"),
+        (with_shard(unreached={"parked": 7}), "transfers that wait for parameters that admit them: 7; publish"),
+        (with_shard(unreached={"waiting": 7}), "fills that wait for parameters that admit them: 7; publish"),
+        (with_shard(unreached={"unapplied": 7}), "events that could not be applied: 7; repair them"),
+        (with_shard(not_live=("ETH-PERP",)), "Shard 0 waits for live marks of ETH-PERP"),
         (replace(SOUND, marks=None), "No full mark frame was ever published"),
         (replace(SOUND, marks=replace(MARKS_SOUND, age_ms=7_000)), "is 7.0 s old (at most 5.0 s)"),
         (replace(SOUND, marks=replace(MARKS_SOUND, live=0)), "There are no marks"),
         (replace(SOUND, marks=replace(MARKS_SOUND, stale=("BTC-PERP",))), "Stale: BTC-PERP"),
+        (
+            replace(SOUND, marks=replace(MARKS_SOUND, stale=("X",), uncounted={"X": {"b": "silent", "a": "unsure"}})),
+            "Stale: X (a: unsure, b: silent).",
+        ),
         (replace(SOUND, marks=replace(MARKS_SOUND, halted=("ETH-PERP",))), "Halted: ETH-PERP"),
+        (
+            replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "late", "b": "silent"}})),
+            "1 price sources are not heard (a of X): their prices were published more than max_age_ms before",
+        ),
+        (replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "from_the_future"}})), "check their clocks"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "repeated"}})), "sequence does not rise"),
         (
             replace(SOUND, refused_parameters={"policy:default": "offset 7: margin_call_levels must be above 1"}),
             "'policy:default' in risk.parameters.v1 is refused (offset 7: margin_call_levels must be above 1)",
@@ -116,3 +143,13 @@ def test_its_json_is_plain() -> None:
     plain = msgspec.json.decode(msgspec.json.encode(SOUND.as_json()))
     assert plain["shards"][1]["worker"] == "b"
     assert plain["marks"]["epoch"] == 17
+
+
+def test_what_liquidation_does_not_reach_is_added_up_over_the_shards() -> None:
+    shards = (
+        shard(0, unreached={"insolvent": 2, "suspended": 1}, unreached_notional={"insolvent": "40.5"}),
+        shard(1, "b", unreached={"insolvent": 1}, unreached_notional={"insolvent": "1"}),
+    )
+    console = Console(width=200, record=True)
+    show_status(console, replace(SOUND, shards=shards), [])
+    assert "out of reach: 3 insolvent (41.5 at stake), 1 suspended" in console.export_text()

@@ -115,9 +115,10 @@ class Pipeline:
         self._producer = Producer({**config.producer(settings.kafka, "test")})
         self._readers: list[Topic] = []
 
-    def send(self, topic: str, value: Any, key: str | None = None, *, timestamp: int = 0) -> None:
+    def send(self, topic: str, value: Any, key: str | bytes | None = None, *, partition: int = -1) -> None:
+        """To the partition of ``key`` unless one is given."""
         data = value if isinstance(value, bytes) or value is None else orjson.dumps(value)
-        self._producer.produce(topic, data, key=key)
+        self._producer.produce(topic, data, key=key, partition=partition)
 
     def flush(self) -> None:
         assert self._producer.flush(10) == 0

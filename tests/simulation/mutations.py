@@ -13,7 +13,6 @@ from confluent_kafka import Consumer
 import streams.clearing.engine as engine_module
 import streams.clearing.restore as restore_module
 import streams.clearing.shard as shard_module
-import streams.routing.ownership as ownership_module
 import streams.routing.router as router_module
 from schemas.topics import ACCOUNTS, ROUTER
 from streams.broker import producer as producer_module
@@ -21,7 +20,8 @@ from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import poll_batch
 from streams.clearing.engine import Engine
 from streams.clearing.shard import Shard
-from streams.routing.trade_ids import TradeIds
+from streams.routing.frames import ShardFrames
+from streams.routing.trade_ids import SymbolMemory, TradeIds
 from tests.simulation.redis import Server
 from tests.simulation.scenario import Mode
 
@@ -185,7 +185,28 @@ def trade_ids_are_not_written() -> Iterator[None]:
 @_mutation("routed exactly once")
 def trade_ids_are_not_read() -> Iterator[None]:
     """Repeats that come after a change of owner are routed."""
-    with _replaced((ownership_module, "TradeIds", lambda *_: TradeIds())):
+    with _replaced((TradeIds, "recall", lambda *_: None)):
+        yield
+
+
+@_mutation("suspension is routed exactly once", seeds=200)
+def a_trade_that_contradicts_is_a_repeat() -> Iterator[None]:
+    """Another trade under an id that was routed is dropped, and nobody is told."""
+    with _replaced((SymbolMemory, "check_repeat", lambda *_: None)):
+        yield
+
+
+@_mutation("suspension is routed exactly once", seeds=200)
+def a_refused_record_tells_nobody() -> Iterator[None]:
+    """Accounts keep a state that is not theirs."""
+    with _replaced((ShardFrames, "add_suspension", lambda *_: None)):
+        yield
+
+
+@_mutation("a shard's clock is the brokers'")
+def the_clocks_of_hosts_are_believed() -> Iterator[None]:
+    """One router ahead by a year makes every mark stale for as long."""
+    with _replaced((shard_module, "bounded_us", lambda time_us, *_: time_us)):
         yield
 
 
