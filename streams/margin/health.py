@@ -247,6 +247,21 @@ def priced_balances(group: Group, marks: Marks, parameters: RiskParameters) -> l
     return found
 
 
+def symbols_of(group: Group, marks: Marks, parameters: RiskParameters) -> set[str]:
+    """The symbols whose marks the figures of ``group`` depend on. A balance that counts for nothing needs none.
+
+    Raises:
+        InputError: an instrument or an asset is missing.
+    """
+    found = {symbol for _, symbol in priced_balances(group, marks, parameters)}
+    for position in group.positions:
+        settle = parameters.asset(parameters.instrument(position.symbol).settle_asset)
+        found.add(position.symbol)
+        if settle.price_symbol is not None:
+            found.add(settle.price_symbol)
+    return found
+
+
 class _Section:
     """equity - maintenance of a group as a function of one mark, the others held."""
 
@@ -330,5 +345,6 @@ __all__ = [
     "price_of",
     "priced_balances",
     "shares_of",
+    "symbols_of",
     "target_of",
 ]
