@@ -55,7 +55,7 @@ from streams.errors import InputError, ShardError
 from streams.logs import event
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import format_decimal
-from streams.margin.health import Health, evaluate
+from streams.margin.health import Health, evaluate, symbols_of
 from streams.margin.levels import margin_call_level
 from streams.margin.limits import ISOLATED_ASSETS_MAX, ISOLATED_GROUPS_MAX
 from streams.margin.parameters import RiskParameters
@@ -1277,12 +1277,8 @@ class Shard:
         event(log, logging.WARNING, "shard_alert", shard=self.shard, kind=kind, symbol=symbol, reason=reason)
 
     def _priced_by(self, group: GroupState) -> set[str]:
-        """The symbols whose marks the group's equity depends on."""
-        instruments, assets = self.parameters.instruments, self.parameters.assets
-        held = [symbol for symbol, _, _ in self.portfolio.positions(group.row)]
-        named = {*self.portfolio.balances(group.row), *(instruments[symbol].settle_asset for symbol in held)}
-        priced = (assets[asset].price_symbol for asset in named)
-        return {*held, *(symbol for symbol in priced if symbol is not None)}
+        """The symbols whose marks the group's figures depend on: not those of balances that count for nothing."""
+        return symbols_of(self.portfolio.group(group.row), self.portfolio.marks, self.parameters)
 
     def _scaled_by(self, group: GroupState) -> set[str]:
         """The keys of the parameter records whose rates or haircuts the group's verdict depends on."""

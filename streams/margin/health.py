@@ -233,6 +233,35 @@ def liquidation_price(group: Group, symbol: str, marks: Marks, parameters: RiskP
     return lower if lower > 0 else upper
 
 
+def priced_balances(group: Group, marks: Marks, parameters: RiskParameters) -> list[tuple[str, str]]:
+    """(asset, symbol that prices it) of each balance that counts and has a price, in order of asset.
+
+    Raises:
+        InputError: an asset is missing.
+    """
+    found = []
+    for asset, quantity in sorted(group.balances.items()):
+        rules = parameters.asset(asset)
+        if rules.price_symbol is not None and counts(rules, quantity, marks):
+            found.append((asset, rules.price_symbol))
+    return found
+
+
+def symbols_of(group: Group, marks: Marks, parameters: RiskParameters) -> set[str]:
+    """The symbols whose marks the figures of ``group`` depend on. A balance that counts for nothing needs none.
+
+    Raises:
+        InputError: an instrument or an asset is missing.
+    """
+    found = {symbol for _, symbol in priced_balances(group, marks, parameters)}
+    for position in group.positions:
+        settle = parameters.asset(parameters.instrument(position.symbol).settle_asset)
+        found.add(position.symbol)
+        if settle.price_symbol is not None:
+            found.add(settle.price_symbol)
+    return found
+
+
 class _Section:
     """equity - maintenance of a group as a function of one mark, the others held."""
 
@@ -314,6 +343,8 @@ __all__ = [
     "liquidation_price",
     "mark_of",
     "price_of",
+    "priced_balances",
     "shares_of",
+    "symbols_of",
     "target_of",
 ]

@@ -362,7 +362,7 @@ class PriceTables:
         While the mark that prices ``asset`` is not live, credit counts at the most that it may be, debt for nothing.
         """
         rules, unit = self._parameters.assets[asset], self._asset_unit[asset]
-        value: Floats = units * unit
+        value: Floats = units.astype(np.float64) * unit
         liability, first = float(rules.liability_weight), float(rules.weights[0])
         worth: Floats = value * liability if liability != 1 else value.copy() if len(rules.weights) > 1 else value
         if not liability == 1 == first:

@@ -103,6 +103,10 @@ class Valuation:
     ``positions`` are those of the group, in its order. ``bounded``: whether anything bounds what they are worth.
     ``bounds``: the bound of each symbol in ``stale`` that something depended on so far, of several the largest.
 
+    Of positions that are scanned and whose marks are not live: ``fixed``, those that have last marks, at these;
+    ``slack``, the most that other marks may take from what the scan then finds; ``scan_lost``, one never had a mark, so
+    that the scan need not find anything.
+
     Raises:
         InputError: an instrument, a settle asset, or a mark that is not in ``stale`` is missing; the text names it.
     """
@@ -116,15 +120,15 @@ class Valuation:
         self.positions = tuple(self._valued(position) for position in group.positions)
         self.bounded = all(valued.worth is not None for valued in self.positions)
         unknown = [valued for valued in self.positions if not valued.live and self._is_scanned(valued.instrument)]
-        self._scan_lost = any(valued.holding is None for valued in unknown)
-        self._fixed = [valued.holding for valued in unknown if valued.holding is not None]
-        self._slack = _ZERO
+        self.scan_lost = any(valued.holding is None for valued in unknown)
+        self.fixed = [valued.holding for valued in unknown if valued.holding is not None]
+        self.slack = _ZERO
         if isinstance(self._model, ScannedMargin):
             with localcontext(EXACT):
                 for valued in unknown:
                     if valued.holding is not None:
                         notional = abs(valued.holding.quantity) * valued.holding.mark * valued.holding.unit
-                        self._slack += valued.reach * notional * self._model.largest_rate(valued.instrument)
+                        self.slack += valued.reach * notional * self._model.largest_rate(valued.instrument)
 
     @property
     def worth(self) -> Decimal:
@@ -198,20 +202,20 @@ class Valuation:
         """(rate, stretch) as ``MarginModel.released``, of :meth:`maintenance`."""
         if not self._unknown or held[index].instrument.scan is None:
             return self._model.released(held, index)
-        rate, stretch = self._model.released([*held, *self._fixed], index)
+        rate, stretch = self._model.released([*held, *self.fixed], index)
         return (rate if self._risk(held) else _ZERO), stretch
 
     @property
     def _unknown(self) -> bool:
-        return bool(self._scan_lost or self._fixed)
+        return bool(self.scan_lost or self.fixed)
 
     def _risk(self, held: Sequence[Holding]) -> Decimal:
         """The least risk that a scan may find: at the last marks, less what other marks may take from it."""
-        if self._scan_lost:
+        if self.scan_lost:
             return _ZERO
         scanned = [holding for holding in held if holding.instrument.scan is not None]
         with localcontext(EXACT):
-            return max(self._model.margins([*scanned, *self._fixed]).maintenance - self._slack, _ZERO)
+            return max(self._model.margins([*scanned, *self.fixed]).maintenance - self.slack, _ZERO)
 
     # --- prices ------------------------------------------------------------------------------------------------------
 

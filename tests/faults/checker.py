@@ -195,7 +195,7 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
     name, evidence = command["command_id"], command["evidence"]
     seen, time_us = marks.at(evidence["marks_offset"])
     rules = parameters.as_of(evidence["parameters_version"])
-    needed = symbols_needed(group, rules)
+    needed = symbols_needed(group, rules, seen)
     if missing := needed - seen.keys():
         yield f"{name}: no marks of {sorted(missing)} at offset {evidence['marks_offset']}"
         return
@@ -233,8 +233,8 @@ def nobody_is_left_liquidatable(found: Records) -> Differences:
     for name, group in ledger.groups.items():
         if name in under_command:
             continue
-        if not symbols_needed(group, rules) <= prices.keys():
-            differences.append(f"{name}: no marks of {sorted(symbols_needed(group, rules) - prices.keys())}")
+        if missing := symbols_needed(group, rules, prices) - prices.keys():
+            differences.append(f"{name}: no marks of {sorted(missing)}")
             continue
         verdict = evaluate(group, prices, rules)
         if verdict.liquidatable:

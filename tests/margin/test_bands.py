@@ -456,7 +456,7 @@ def test_no_level_of_a_debt_is_passed_unseen(case: str) -> None:
     positions = [("X-PERP", "1", "-100")] if "position" in case else []
     portfolio.load_group(portfolio.open_group("a", "cross"), DEBT_GRIDS[case], positions)
     brackets = set()
-    for own in STEPS:
+    for own in (*STEPS, 0.942):
         for other in STEPS:
             for symbol, mark in (("SOL-USD", "100"), ("EUR-USD", "1"), ("X-PERP", "100")):
                 portfolio.set_mark(symbol, mark, True)
@@ -469,7 +469,7 @@ def test_no_level_of_a_debt_is_passed_unseen(case: str) -> None:
 
 
 def test_a_position_that_ceases_to_be_unbounded_is_seen() -> None:
-    """Its settle asset never had a price: while it gains nothing bounds it, once it loses it is worth at most nothing."""
+    """Its settle asset never had a price: while it gains nothing bounds it, when it loses it is worth nothing."""
     record = rules(symbol="Y-PERP").records["instrument:Y-PERP"]
     parameters = rules(more=(AssetParameters(asset="EUR", price_symbol="EUR-USD"),)).with_record(
         msgspec.structs.replace(record, settle_asset="EUR")
