@@ -38,7 +38,7 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
     text = _text(value or b"")
     try:
         record = json.loads(
-            text, object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str, strict=False
+            text, object_pairs_hook=_Pairs, parse_int=_no, parse_float=_no, parse_constant=_no, strict=False
         )
     except (ValueError, RecursionError):
         found = list(_IN_TEXT.findall(text))
@@ -57,6 +57,10 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
 
 class _Pairs(list[tuple[str, Any]]):
     """An object with every value of a key that is there more than once."""
+
+
+def _no(number: str) -> None:
+    """A number is no account, however long it is."""
 
 
 def _text(value: bytes) -> str:
