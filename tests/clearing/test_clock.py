@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as configure
 from hypothesis import strategies as st
 
 from schemas.messages import Alert, EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, Suspension, TransferColumns
@@ -124,6 +125,7 @@ def fill(account: str, quantity: str, price: str) -> FillColumns:
 
 
 @given(st.integers(0, 2**52), st.integers(0, 2**52), st.integers(1, 10**10))
+@configure(deadline=None)
 def test_a_time_counts_as_far_as_the_brokers_bears_it_out(time: int, appended: int, skew: int) -> None:
     bounded = bounded_us(time, appended, skew)
     assert abs(bounded - appended) <= skew

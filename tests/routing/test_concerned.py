@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pytest
 from hypothesis import given
+from hypothesis import settings as configure
 from hypothesis import strategies as st
 
 from schemas.codec import DecodeError, Decoder
@@ -107,6 +108,7 @@ def test_a_report_moves_nothing_so_it_suspends_nobody() -> None:
 
 
 @given(st.binary(max_size=200))
+@configure(deadline=None)
 def test_no_bytes_are_too_much(value: bytes) -> None:
     for topic in (TRADES, TRANSFERS, REPORTS):
         concerned(topic, value[:20], value)
@@ -120,6 +122,7 @@ def test_no_bytes_are_too_much(value: bytes) -> None:
     ),
     st.sampled_from(["price", "quantity", "trade_id", "event_time", "aggressor_side", "symbol", "more"]),
 )
+@configure(deadline=None)
 def test_any_field_may_be_anything(records: Any, junk: Any, name: str) -> None:
     value = json.dumps(records.trade(1) | {name: junk}).encode()
     splitter = Splitter(SHARDS)

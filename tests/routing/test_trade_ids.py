@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as configure
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -100,6 +101,7 @@ FEEDS = st.lists(
 
 
 @given(FEEDS, st.data())
+@configure(deadline=None)
 def test_reading_again_routes_nothing_twice_and_refuses_nothing(feed: list[tuple[str, int, int]], data: Any) -> None:
     """Whatever the times of the trades are: a host's clock may go back, and ids may be left out."""
     trades, last = [], {"A": 0, "B": 0}
@@ -117,6 +119,7 @@ def test_reading_again_routes_nothing_twice_and_refuses_nothing(feed: list[tuple
 
 
 @given(FEEDS)
+@configure(deadline=None)
 def test_a_row_that_is_read_back_is_the_memory(feed: list[tuple[str, int, int]]) -> None:
     memory = SymbolMemory(-1)
     for number, (_, step, jitter) in enumerate(feed):
