@@ -330,7 +330,7 @@ def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, *_JOURNAL, seeds=300)
+@_mutation(*_REPLAY, *_JOURNAL, seeds=300, slow_fetch=0.8)
 def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
     """The shard's last owner had read further than the one that takes it."""
     take = Engine._take
