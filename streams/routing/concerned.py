@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.topics import TRADES, TRANSFERS
-from schemas.types import RESERVED_ACCOUNTS
+from schemas.types import RESERVED_ACCOUNTS, is_identifier
 
 _IN_TEXT = re.compile(r'"account"\s*:\s*"([!#-\[\]-~]{1,128})"')
 _SIDES = ("maker", "taker")
