@@ -209,15 +209,15 @@ def _rows(columns: Mapping[str, list[Any]], prefix: str) -> Iterator[dict[str, A
 def ledger_of(rules: Rules, transfers: Iterable[Json], trades: Iterable[Json]) -> ReferenceLedger:
     """The ledger after ``transfers`` and ``trades``, each in the order of its log.
 
-    A transfer whose sequence is not above the account's last, and a trade whose id is not above the symbol's last, are
-    repeats and count once.
+    A transfer of a sequence that its account has had, and a trade whose id is not above the symbol's last, are repeats
+    and count once.
     """
     ledger = ReferenceLedger(rules)
-    transfer_last: dict[str, int] = {}
+    come: set[tuple[str, int]] = set()
     trade_last: dict[str, int] = {}
     for transfer in transfers:
-        if transfer["sequence"] > transfer_last.get(transfer["account"], -1):
-            transfer_last[transfer["account"]] = transfer["sequence"]
+        if (transfer["account"], transfer["sequence"]) not in come:
+            come.add((transfer["account"], transfer["sequence"]))
             margin = transfer.get("margin", CROSS)
             ledger.transfer(transfer["account"], margin, transfer["asset"], transfer["amount"])
     for trade in trades:
