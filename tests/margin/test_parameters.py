@@ -188,7 +188,7 @@ def test_a_bound_that_a_jump_may_pass_is_refused_whichever_record_comes_last(bou
     for records in permutations([bounded, oracle(max_jump="0.3")]):
         found = RiskParameters.build([asset(), instrument()]).with_record(records[0])
         with pytest.raises(
-            ParameterError, match="stale_bound 0.3 is not above max_jump 0.3 of oracle:X-PERP"
+            ParameterError, match=r"stale_bound 0\.3 is not above max_jump 0\.3 of oracle:X-PERP"
         ) as refused:
             found.with_record(records[1])
         assert bounded.key in str(refused.value)
