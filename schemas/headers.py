@@ -1,10 +1,12 @@
 """Record headers: CloudEvents 1.0 in binary mode on what others read, and where a dead letter came from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 Headers = list[tuple[str, bytes]]
+Received = Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None
+"""The headers of a record as a client gives them."""
 
 SOURCE = "/margin-clearing"
 

@@ -188,7 +188,7 @@ class ReportColumns(msgspec.Struct, kw_only=True):
 class Suspension(msgspec.Struct, kw_only=True):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
-    account: Identifier
+    account: AccountId
     topic: Text
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     offset: Offset

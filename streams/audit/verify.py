@@ -30,6 +30,7 @@ from schemas.topics import (
     REPORTS,
     TRADES,
     TRANSFERS,
+    dead_letter_topic,
 )
 from schemas.types import shard_account
 from streams.audit import money
@@ -40,6 +41,7 @@ from streams.audit.replay import Progress, silent
 from streams.audit.rerun import Entry, read_journal
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
+from streams.broker.dead_letters import is_untold
 from streams.clearing.unreached import unreached_of, unreached_sentences
 from streams.errors import AuditError, BrokerError, TableError
 from streams.margin.fixed_point import format_decimal
@@ -200,6 +202,7 @@ class _Verifying:
         for numbered in (self._commands, self._alerts):
             self._read_numbers(numbered)
         self._compare_numbers()
+        self._look_at_letters()
         if assets is not None:
             self._compare_with_exchange(assets, resting=resting)
         self._tell()
@@ -257,6 +260,28 @@ class _Verifying:
                     continue
                 self._findings.differ(
                     f"{account}{infix}{last} is in the topic; {who} up to {said.get(account, 0)}", numbered.topic
+                )
+
+    def _look_at_letters(self) -> None:
+        """Records in the dead letters that concern somebody who is not known: no account stands for them."""
+        for topic in (EVENTS, TRADES, TRANSFERS, REPORTS):
+            letters = dead_letter_topic(topic)
+            low, end = self._log.watermarks(letters, 0)
+            untold = 0
+            for message in self._log.read_range(letters, 0, low, end):
+                if is_untold(topic, message.headers()):
+                    untold += 1
+                    if topic == EVENTS:
+                        self._findings.differ(
+                            f"a record of {EVENTS} that is no frame ({header(message, 'dlq.reason')}): what it says is "
+                            "in no account",
+                            letters,
+                            0,
+                            offset_of(message),
+                        )
+            if untold and topic != EVENTS:
+                self._findings.facts.append(
+                    f"{untold:,} records of {letters} concern somebody who could not be read from them"
                 )
 
     # --- a shard -----------------------------------------------------------------------------------------------------

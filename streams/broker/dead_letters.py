@@ -6,12 +6,15 @@ were it refused, the transaction could never commit. The original stands where t
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from confluent_kafka import Message
 
 from schemas import headers
-from schemas.topics import dead_letter_topic
+from schemas.codec import DecodeError
+from schemas.topics import EVENTS, dead_letter_topic
 from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import LogReader
 from streams.logs import event
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,50 @@ def produce_dead_letter(
         reason=str(error),
         suspended=suspended,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class UntoldLetters:
+    """Dead letters of ``topic`` that concern somebody who could not be told.
+
+    ``count`` of them among the last ``looked_at``; ``first`` and ``last`` are their offsets in the dead-letter topic.
+    """
+
+    topic: str
+    count: int
+    looked_at: int
+    first: int
+    last: int
+    reason: str
+
+
+def is_untold(topic: str, found: headers.Received) -> bool:
+    """Whether a dead letter of ``topic`` with the headers ``found`` concerns somebody who could not be told."""
+    values = dict(found or ())
+    if topic == EVENTS:
+        return values.get("dlq.error") == DecodeError.__name__.encode()
+    return "dlq.untold" in values or "dlq.suspended" not in values
+
+
+def untold_letters(reader: LogReader, topic: str, letters_max: int) -> UntoldLetters | None:
+    """Those among the last ``letters_max`` dead letters of ``topic``; None if there are none.
+
+    Raises:
+        BrokerError: Kafka does not answer.
+    """
+    low, end = reader.watermarks(dead_letter_topic(topic), 0)
+    first = max(low, end - letters_max)
+    found = [
+        message
+        for message in reader.read_range(dead_letter_topic(topic), 0, first, end)
+        if is_untold(topic, message.headers())
+    ]
+    if not found:
+        return None
+    offsets = [offset for message in found if (offset := message.offset()) is not None]
+    reason = dict(found[-1].headers() or ()).get("dlq.reason") or b""
+    text = reason if isinstance(reason, str) else reason.decode("utf-8", "replace")
+    return UntoldLetters(topic, len(found), end - first, offsets[0], offsets[-1], text)
 
 
 def _fitting(key: bytes | str | None, value: bytes | None) -> tuple[bytes | str | None, bytes | None, headers.Headers]:

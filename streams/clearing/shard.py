@@ -169,6 +169,7 @@ class Shard:
         self._dirty: set[str] = set()
         self._touched: set[int] = set()
         self._watched: set[int] = set()
+        self._stranded: set[int] = set()
         self._commands: list[LiquidationCommand] = []
         self._alerts: list[Alert] = []
         self._unapplied: list[UnappliedEvent] = []
@@ -778,15 +779,19 @@ class Shard:
         self._watch(group)
 
     def _watch(self, group: GroupState) -> None:
-        """Keep the row among the watched ones as long as the group is."""
-        if group.is_watched:
-            self._watched.add(group.row)
-        else:
-            self._watched.discard(group.row)
+        """Keep the row among the watched ones as long as the group is, and among the stranded ones."""
+        for rows, is_one in (
+            (self._watched, group.is_watched),
+            (self._stranded, group.status in WITHOUT_ORDERS),
+        ):
+            if is_one:
+                rows.add(group.row)
+            else:
+                rows.discard(group.row)
 
     def _drop_group(self, group: GroupState) -> None:
         del self._owner[group.row]
-        for rows in (self._overdue, self._watched, self._touched):
+        for rows in (self._overdue, self._watched, self._stranded, self._touched):
             rows.discard(group.row)
         self.portfolio.drop_group(group.row)
 
@@ -1115,11 +1120,7 @@ class Shard:
 
     def _stranded_with(self, moved: Iterable[str]) -> Rows:
         """The groups without orders that hold what has a new price: it may change what can be done about them."""
-        stranded = {row for row in self._watched if self._owner[row][1].status in WITHOUT_ORDERS}
-        if not stranded:
-            return _NO_ROWS
-        found: Rows = np.intersect1d(self.portfolio.rows_with(moved), _array(stranded))
-        return found
+        return self.portfolio.rows_with(moved, _array(self._stranded)) if self._stranded else _NO_ROWS
 
     # --- marks that somebody waits for -------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -14,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.messages import JournalRecord
-from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, dead_letter_topic
 from schemas.types import Uncounted
 from streams.broker.admin import GroupState, group_state, partition_counts, require_topics
 from streams.broker.admin import admin_client as _admin_client
+from streams.broker.dead_letters import UntoldLetters, untold_letters
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
+from streams.clearing.clock import HOSTS
 from streams.clearing.restore import journal_end
 from streams.clearing.unreached import KINDS, unreached_sentences
 from streams.console.parameters import read_parameters
@@ -61,7 +64,8 @@ class ShardStatus:
     ``not_adopted``: the offset of the first parameter record that its positions cannot be held in, if any.
     ``journal_unread``: how many records at the end of its journal cannot be read. ``unreached`` and
     ``unreached_notional``: what liquidation does not reach, as the journal counts it; ``not_live``: the symbols whose
-    want of a live mark has been alerted.
+    want of a live mark has been alerted. ``skewed``: the clocks that are off and when each was last seen so, in
+    microseconds.
     """
 
     shard: int
@@ -79,6 +83,7 @@ class ShardStatus:
     table: TableMeta | None
     table_behind: int
     table_age_ms: int | None
+    skewed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ class MarksStatus:
 class Status:
     """Everything that was found. ``refused_parameters``: by key, why the last record there is not in force.
 
-    ``redis_problem`` is why there is nothing of Redis, if so.
+    ``redis_problem`` is why there is nothing of Redis, if so. ``untold`` are dead letters that concern somebody who is
+    not known.
     """
 
     engines: GroupState
@@ -108,6 +114,7 @@ class Status:
     marks: MarksStatus | None
     refused_parameters: dict[str, str]
     redis_problem: str | None
+    untold: tuple[UntoldLetters, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -136,7 +143,9 @@ def read_status(settings: Settings) -> Status:
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
         _, refused = read_parameters(reader)
-    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem)
+        letters = [untold_letters(reader, topic, COUNTED_MAX) for topic in (*INPUTS, EVENTS)]
+    untold = tuple(found for found in letters if found is not None)
+    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, untold)
 
 
 def judge(found: Status, settings: Settings) -> list[str]:
@@ -150,6 +159,7 @@ def judge(found: Status, settings: Settings) -> list[str]:
         *_judge_inputs(found.inputs, settings.router.ready_lag_records_max),
         *(fault for shard in found.shards for fault in _judge_shard(shard, settings)),
         *_judge_tables(found),
+        *_judge_letters(found.untold),
     ]
 
 
@@ -211,6 +221,7 @@ def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta
         table=table,
         table_behind=behind,
         table_age_ms=None if table is None else _now_ms() - table.updated_at_ms,
+        skewed={} if record is None else record.skewed,
     )
 
 
@@ -385,10 +396,31 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             f"cannot be held in that record, the log of {shard.worker} says why (parameters_not_adopted); publish a "
             "right one."
         )
+    yield from _judge_clocks(shard)
     if shard.lag.records > limit:
         yield (
             f"{name} is {shard.lag.records:,} frames behind (at most {limit:,}): start more engines if others are too, "
             f"else read the log of {shard.worker}."
+        )
+
+
+def _judge_clocks(shard: ShardStatus) -> Iterator[str]:
+    for clock, seen_us in shard.skewed.items():
+        yield (
+            f"Shard {shard.shard}: the clock of {HOSTS.get(clock, clock)} was off by more than the policy's "
+            f"clock_skew_ms_max, last seen at {_time(seen_us)}: the broker's time counts meanwhile; set that host's "
+            "clock right, the clock_skew alert of the shard says by how much it is off."
+        )
+
+
+def _judge_letters(untold: tuple[UntoldLetters, ...]) -> Iterator[str]:
+    for found in untold:
+        letters = dead_letter_topic(found.topic)
+        yield (
+            f"{found.count} of the last {found.looked_at} records of {letters} (offsets {found.first} to {found.last}) "
+            "concern somebody who could not be read from them, so not everybody was told; the last of them: "
+            f"{found.reason.rstrip('.')}. Find out whom they concern, put it right, then take the letters away with "
+            "kafka-delete-records."
         )
 
 
@@ -450,6 +482,10 @@ def _some(names: tuple[str, ...]) -> str:
 
 def _age(milliseconds: int | None) -> str:
     return "-" if milliseconds is None else f"{milliseconds / 1000:.1f} s"
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _text(number: int | None) -> str:

@@ -601,19 +601,30 @@ class Portfolio:
 
     # --- screens -----------------------------------------------------------------------------------------------------
 
-    def rows_with(self, symbols: Iterable[str]) -> Rows:
-        """int64[k], ascending: rows with a position in one of ``symbols``, or with money priced by one."""
+    def rows_with(self, symbols: Iterable[str], among: Rows | None = None) -> Rows:
+        """int64[k], ascending: rows with a position in one of ``symbols``, or with money priced by one.
+
+        Only those of ``among`` (ascending) are looked at, if given.
+        """
         wanted = set(symbols)
         assets = {name for name, rules in self._parameters.assets.items() if rules.price_symbol in wanted}
         hit = np.zeros(len(self._symbols), dtype=np.bool_)
-        for symbol, instrument in self._parameters.instruments.items():
-            hit[self._symbol_ids[symbol]] = symbol in wanted or instrument.settle_asset in assets
-        used = self._slots_used
-        found = np.zeros(self.row_count, dtype=np.bool_)
-        found[self._slot_row[:used][hit[self._slot_symbol[:used]]]] = True
+        hit[[self._symbol_ids[symbol] for symbol in wanted if symbol in self._parameters.instruments]] = True
+        for symbol, instrument in self._parameters.instruments.items() if assets else ():
+            hit[self._symbol_ids[symbol]] |= instrument.settle_asset in assets
+        if among is None:
+            used = self._slots_used
+            found = np.zeros(self.row_count, dtype=np.bool_)
+            found[self._slot_row[:used][hit[self._slot_symbol[:used]]]] = True
+            for asset in assets:
+                found |= self._ledger[asset].units[: self.row_count] != 0
+            return np.flatnonzero(found)
+        owners, slots = self._chains(among)
+        found = np.zeros(among.size, dtype=np.bool_)
+        found[owners[hit[self._slot_symbol[slots]]]] = True
         for asset in assets:
-            found |= self._ledger[asset].units[: self.row_count] != 0
-        return np.flatnonzero(found)
+            found |= self._ledger[asset].units[among] != 0
+        return among[found]
 
     def awaited(self, rows: Rows | None = None) -> set[str]:
         """The symbols that ``rows`` (None: all) need a live mark of and that have none."""
@@ -628,7 +639,7 @@ class Portfolio:
                 found.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
         for account in self._ledger_by_id:
             units = account.units[: self.row_count] if rows is None else account.units[rows]
-            needing = self._prices.dim(account.asset, units) if units.any() else None
+            needing = self._prices.dim(account.asset, units)
             priced_by = self._parameters.assets[account.asset].price_symbol
             if needing is not None and needing.any() and priced_by is not None:
                 found.add(priced_by)

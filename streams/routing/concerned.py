@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.topics import TRADES, TRANSFERS
-from schemas.types import RESERVED_ACCOUNTS
+from schemas.types import RESERVED_ACCOUNTS, is_identifier
 
-_ACCOUNT = re.compile(r"[!-~]{1,128}")
 _IN_TEXT = re.compile(r'"account"\s*:\s*"([!#-\[\]-~]{1,128})"')
 _SIDES = ("maker", "taker")
 _DEPTH_MAX = 32
@@ -38,7 +37,7 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
     text = _text(value or b"")
     try:
         record = json.loads(
-            text, object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str, strict=False
+            text, object_pairs_hook=_Pairs, parse_int=_no, parse_float=_no, parse_constant=_no, strict=False
         )
     except (ValueError, RecursionError):
         found = list(_IN_TEXT.findall(text))
@@ -57,6 +56,10 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
 
 class _Pairs(list[tuple[str, Any]]):
     """An object with every value of a key that is there more than once."""
+
+
+def _no(number: str) -> None:
+    """A number is no account, however long it is."""
 
 
 def _text(value: bytes) -> str:
@@ -88,4 +91,4 @@ def _anywhere(record: Any, depth: int) -> Iterator[Any]:
 
 
 def _is_account(found: Any) -> bool:
-    return isinstance(found, str) and _ACCOUNT.fullmatch(found) is not None and not found.startswith(RESERVED_ACCOUNTS)
+    return isinstance(found, str) and is_identifier(found) and not found.startswith(RESERVED_ACCOUNTS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, cast
 
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, TopicPartition
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import EventFrame, MarkFrame
@@ -31,6 +31,7 @@ class MemoryRecord:
     log_value: bytes | None
     log_headers: list[tuple[str, bytes]]
     appended_ms: int = 0
+    stamped: bool = True
 
     def topic(self) -> str:
         return self.log_topic
@@ -51,7 +52,7 @@ class MemoryRecord:
         return self.log_headers
 
     def timestamp(self) -> tuple[int, int]:
-        return TIMESTAMP_LOG_APPEND_TIME, self.appended_ms
+        return (TIMESTAMP_LOG_APPEND_TIME if self.stamped else TIMESTAMP_CREATE_TIME), self.appended_ms
 
     def error(self) -> None:
         return None
@@ -272,11 +273,13 @@ class MemoryEngine:
         for record in records:
             self.log.append(PARAMETERS, encode(record), key=record.key, partition=0)
 
-    def events(self, frame: EventFrame, shard: int = 0, appended_us: int | None = None) -> None:
+    def events(
+        self, frame: EventFrame, shard: int = 0, appended_us: int | None = None, *, stamped: bool = True
+    ) -> None:
         at_us = frame.time if appended_us is None else appended_us
-        self.log.append(EVENTS, encode(frame), partition=shard, appended_us=at_us)
+        self.log.append(EVENTS, encode(frame), partition=shard, appended_us=at_us).stamped = stamped
         self.log.mark(EVENTS, shard)
 
-    def mark(self, frame: MarkFrame, appended_us: int | None = None) -> None:
+    def mark(self, frame: MarkFrame, appended_us: int | None = None, *, stamped: bool = True) -> None:
         at_us = frame.time if appended_us is None else appended_us
-        self.log.append(MARKS, encode(frame), partition=0, appended_us=at_us)
+        self.log.append(MARKS, encode(frame), partition=0, appended_us=at_us).stamped = stamped

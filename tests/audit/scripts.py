@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, TransferColumns
+from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, Suspension, TransferColumns
 from schemas.parameters import (
     AssetParameters,
     InstrumentParameters,
@@ -12,6 +12,7 @@ from schemas.parameters import (
     Parameter,
     PolicyParameters,
 )
+from schemas.topics import TRADES
 from tests.audit.memory import MemoryEngine, MemoryLog
 
 T0 = 1_700_000_000_000_000
@@ -67,7 +68,18 @@ class Script:
         assert self.engine is not None
         return self.engine
 
-    def mark(self, price: str, *, after_ms: int = 250, full: bool = True, status: str = "live", **more: Any) -> None:
+    def mark(
+        self,
+        price: str,
+        *,
+        after_ms: int = 250,
+        full: bool = True,
+        status: str = "live",
+        off_us: int = 0,
+        stamped: bool = True,
+        **more: Any,
+    ) -> None:
+        """The oracle publishes; ``off_us``: its host's clock is off, ``stamped``: the record has the broker's time."""
         self.time += after_ms * 1000
         prices = {SYMBOL: price, "BTC-USD": price}
         marks = tuple(
@@ -80,12 +92,18 @@ class Script:
             )
             for symbol, value in prices.items()
         )
-        self.running.mark(MarkFrame(time=self.time, marks=marks, full=full, **{"epoch": self.epoch} | more))
+        frame = MarkFrame(time=self.time + off_us, marks=marks, full=full, **{"epoch": self.epoch} | more)
+        self.running.mark(frame, self.time, stamped=stamped)
 
     def tick(self, after_ms: int) -> None:
         """Time passes and no price comes."""
         self.time += after_ms * 1000
         self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
+
+    def suspend(self, account: str, offset: int, shard: int = 0) -> None:
+        """A trade that names the account cannot be read."""
+        told = Suspension(account=account, topic=TRADES, partition=0, offset=offset, reason="price must be positive")
+        self.running.events(EventFrame(time=self.time, suspensions=[told]), shard)
 
     def new_oracle(self) -> None:
         """Another oracle leads: an empty frame of a higher epoch is its claim."""

@@ -253,6 +253,22 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
     st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
     st.builds(lambda time: lambda s: s.running.events(EventFrame(time=s.time + time)), st.sampled_from([0, 2_000_000])),
+    st.builds(
+        lambda off, stamped: lambda s: s.running.events(
+            EventFrame(time=s.time + off), appended_us=s.time, stamped=stamped
+        ),
+        st.sampled_from([0, 3_000_000, -90_000_000, 365 * 86_400_000_000]),
+        st.sampled_from([True, True, True, False]),
+    ),
+    st.builds(
+        lambda price, off, stamped: lambda s: s.mark(price, off_us=off, stamped=stamped),
+        PRICES,
+        st.sampled_from([3_000_000, -90_000_000, 365 * 86_400_000_000]),
+        st.sampled_from([True, True, True, False]),
+    ),
+    st.builds(
+        lambda account, offset: lambda s: s.suspend(account, offset), ACCOUNTS_DRAWN, st.sampled_from([-1, 3, 4, 9])
+    ),
     st.just(_restart),
     st.just(lambda s: s.new_oracle()),
     st.builds(lambda price: lambda s: s.mark(price, epoch=s.epoch - 1), PRICES),

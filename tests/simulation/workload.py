@@ -73,6 +73,7 @@ def _policy(ttl_ms: int, version: int) -> PolicyParameters:
         liquidation_buffer_rate="0.002",
         margin_call_levels=("1.5", "1.2", "1.05"),
         command_ttl_ms=ttl_ms,
+        undecided_alert_ms=300,
         version=version,
     )
 
