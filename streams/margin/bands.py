@@ -279,7 +279,9 @@ class _Distances:
         gross = exposures.gross + edge * (exposures.margin_top + exposures.margin_sway + exposures.debt)
         more = np.where(exposures.tangled, 2 * gross, _SLOPE_ERROR * gross)
         more += edge * exposures.margin_sway
-        from_below, from_above = smooth - (lower - 1) * exposures.debt, smooth - (upper - 1) * exposures.debt
+        from_below = from_above = smooth
+        if exposures.debt.any():
+            from_below, from_above = smooth - (lower - 1) * exposures.debt, smooth - (upper - 1) * exposures.debt
         loss_down = (from_below - lower * exposures.margin_low + more) * falls
         loss_up = (lower * exposures.margin_high - from_below + more) * falls
         gain_down = (upper * exposures.margin_at - from_above + more) * rises

@@ -141,7 +141,7 @@ class Converting:
                 rules, price = conversion.asset, price_of(conversion.asset, self._marks)
                 if conversion.quantity < 0:
                     if cash < 0:
-                        left = balances[rules.asset] + self.changed[rules.asset]
+                        left = max(balances[rules.asset] + self.changed[rules.asset], _ZERO)
                         more = _units(-cash, price * (_ONE - _fee(rules)), rules, left)
                         self.changed[rules.asset] -= more
                         cash += more * price * (_ONE - _fee(rules))
@@ -156,7 +156,7 @@ class Converting:
         quantity, held = self.changed[rules.asset], balances[rules.asset]
         side = 1 if quantity > 0 else -1
         least = least_quantity(rules.min_order_notional, price, abs(held), _ONE.scaleb(-rules.decimals))
-        raised = at_least(abs(quantity), least, abs(held))
+        raised = max(at_least(abs(quantity), least, abs(held)), abs(quantity))
         self.changed[rules.asset] = side * raised
         return raised - abs(quantity)
 
