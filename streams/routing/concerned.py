@@ -91,4 +91,4 @@ def _anywhere(record: Any, depth: int) -> Iterator[Any]:
 
 
 def _is_account(found: Any) -> bool:
-    return isinstance(found, str) and _ACCOUNT.fullmatch(found) is not None and not found.startswith(RESERVED_ACCOUNTS)
+    return isinstance(found, str) and is_identifier(found) and not found.startswith(RESERVED_ACCOUNTS)
