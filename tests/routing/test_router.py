@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 import orjson
 import pytest
-from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
@@ -637,3 +637,102 @@ def test_gaps_and_repeats_are_logged_once_a_batch(
     assert said()["trades_repeated"] == {"count": 2}
     (gap,) = said()["trades_missing"]["gaps"]
     assert (gap.symbol, gap.trade_id, gap.missing) == (exchange.symbol, 7, 4)
+
+
+# --- the memory of trades --------------------------------------------------------------------------------------------
+
+
+def suspended(exchange: Exchange) -> dict[str, list[str]]:
+    """The accounts of this exchange that the frames suspend, and why."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for message in exchange.log(EVENTS).records():
+        for told in _FRAME(message.value()).suspensions:
+            if told.account.endswith(f"-{exchange.name}"):
+                found[told.account].append(told.reason)
+    return found
+
+
+def test_a_trade_that_contradicts_one_that_was_routed_suspends_its_accounts_over_a_restart(
+    exchange: Exchange, start: Callable[..., Process]
+) -> None:
+    first = start()
+    exchange.trades([1, 2, 3])
+    exchange.wait_for_trade(3)
+    assert first.stop() == 0, first.log()
+    second = start()
+    exchange.trades([1, 2, 3])
+    exchange.send(
+        TRADES,
+        exchange.records.trade(
+            2,
+            symbol=exchange.symbol,
+            quantity="7",
+            taker=exchange.records.side(exchange.alice),
+            maker=exchange.records.side(exchange.bob),
+        ),
+    )
+    exchange.trades([4])
+    exchange.wait_for_trade(4)
+    assert second.stop() == 0, second.log()
+    exchange.assert_routed_once(range(1, 5))
+    assert {account: len(reasons) for account, reasons in suspended(exchange).items()} == {
+        exchange.alice: 1,
+        exchange.bob: 1,
+    }
+    assert "trade 2" in suspended(exchange)[exchange.alice][0]
+
+
+def test_offsets_that_are_set_back_suspend_nobody(
+    exchange: Exchange, settings: Settings, start: Callable[..., Process]
+) -> None:
+    first = start()
+    exchange.trades(range(1, 201))
+    exchange.wait_for_trade(200)
+    assert first.stop() == 0, first.log()
+    consumer = Consumer(config.consumer(settings.kafka, "test", settings.router.group_id))
+    with LogReader(settings.kafka, "test") as reader:
+        places = [
+            TopicPartition(TRADES, partition, reader.watermarks(TRADES, partition)[0])
+            for partition in range(reader.partitions(TRADES))
+        ]
+    eventually(lambda: set_back(consumer, places), "the group's offsets")
+    consumer.close()
+    second = start()
+    exchange.trades([201])
+    exchange.wait_for_trade(201)
+    assert second.stop() == 0, second.log()
+    exchange.assert_routed_once(range(1, 202))
+    assert suspended(exchange) == {}
+
+
+def set_back(consumer: Consumer, places: list[TopicPartition]) -> bool:
+    """Commit ``places`` for a group without members."""
+    try:
+        consumer.commit(offsets=places, asynchronous=False)
+    except KafkaException:
+        return False
+    return True
+
+
+def test_a_router_whose_partition_has_many_symbols_starts_again(
+    exchange: Exchange, start: Callable[..., Process]
+) -> None:
+    symbols = [f"{exchange.name}-{number % 28 + 1}DEC26-{number}-C"[-32:] for number in range(45_000)]
+    sides = {"taker": exchange.records.side(exchange.alice), "maker": exchange.records.side(exchange.bob)}
+    for symbol in symbols:
+        exchange.send(TRADES, exchange.records.trade(1, symbol=symbol, **sides), key=exchange.symbol)
+    exchange.trades([5])
+    first = start()
+    exchange.wait_for_trade(5)
+    assert first.stop() == 0, first.log()
+    second = start()
+    exchange.send(TRADES, exchange.records.trade(1, symbol=symbols[7], **sides), key=exchange.symbol)
+    exchange.send(TRADES, exchange.records.trade(2, symbol=symbols[7], **sides), key=exchange.symbol)
+    exchange.trades([6])
+    exchange.wait_for_trade(6)
+    assert second.stop() == 0, second.log()
+    recalled = [orjson.loads(line) for line in second.log().splitlines() if "trade_ids_recalled" in line]
+    assert max(found["symbols"] for found in recalled) >= len(symbols)
+    of_one = [row["trade_id"] for row in exchange.rows("fills") if row["symbol"] == symbols[7]]
+    assert of_one == [1, 1, 2, 2]
+    assert suspended(exchange) == {}
