@@ -335,6 +335,10 @@ def floor_18(value: Decimal) -> Decimal:
 # --- marks -----------------------------------------------------------------------------------------------------------
 
 
+CLOCK_SKEW_US = 2_000_000
+"""``clock_skew_ms_max`` of a policy that does not say otherwise, as the demo's does not."""
+
+
 @dataclass(frozen=True)
 class MarkSeen:
     """A mark as published."""
@@ -345,7 +349,10 @@ class MarkSeen:
 
 
 class MarkLog:
-    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset."""
+    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset.
+
+    A frame may carry, as ``appended``, when the broker appended it: its own time counts as far as that bears it out.
+    """
 
     def __init__(self, frames: Iterable[tuple[int, Json]]) -> None:
         self._frames = iter(frames)
@@ -371,7 +378,8 @@ class MarkLog:
         if (epoch := frame.get("epoch", -1)) < self.epoch:
             return
         self.epoch = epoch
-        self.time_us = max(self.time_us, frame["time"])
+        appended = frame.get("appended", frame["time"])
+        self.time_us = max(self.time_us, min(max(frame["time"], appended - CLOCK_SKEW_US), appended + CLOCK_SKEW_US))
         if frame["full"]:
             self.scales = {key: Decimal(scale) for key, scale in frame.get("scales", {}).items()}
         for mark in frame["marks"]:
