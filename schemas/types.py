@@ -106,6 +106,10 @@ _TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
     (NonZeroDecimal, f'a decimal string other than 0 such as "-1.5", {_DIGITS}'),
     (DerivedDecimal, f'a decimal string such as "-1.5", {_DERIVED_DIGITS}'),
     (DerivedUnsigned, f'a decimal string of at least 0 such as "1.5", {_DERIVED_DIGITS}'),
+    (
+        AccountId,
+        f"an account of 1 to 128 printable ASCII characters without spaces that does not begin with {RESERVED_ACCOUNTS}",
+    ),
     (Identifier, "an id of 1 to 128 printable ASCII characters without spaces"),
     (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
     (Symbol, 'a symbol such as "BTC-PERP": 1 to 32 ASCII letters, digits and . _ / -, a letter or a digit first'),
