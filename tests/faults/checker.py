@@ -201,7 +201,7 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
     if missing := needed - seen.keys() - bounded:
         yield f"{name}: no marks of {sorted(missing)} at offset {evidence['marks_offset']}"
         return
-    if traded := bounded & {order["symbol"] for order in command["orders"]}:
+    if traded := bounded & {order["symbol"] for order in command.get("orders", ())}:
         yield f"{name}: orders in {sorted(traded)}, whose marks were not live"
     for symbol in sorted(needed & seen.keys()):
         mark = seen[symbol]
