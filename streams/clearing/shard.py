@@ -49,6 +49,7 @@ from streams.clearing.account import (
     set_aside,
 )
 from streams.clearing.admission import Admission
+from streams.clearing.awaited import AwaitedMarks
 from streams.clearing.clock import CLOCK_RIGHT_US, UNSTAMPED, bounded_us, is_off, skew_reason
 from streams.clearing.unreached import Unreached
 from streams.errors import InputError, ShardError
@@ -76,9 +77,6 @@ OPEN_INTEREST_SYMBOLS_MAX = 4096
 
 MARK_AGE_MS_DEFAULT = 5000
 """``max_age_ms`` of a symbol without oracle parameters."""
-
-AWAITED_MAX = 1_000
-"""Symbols without a live mark that are told one by one; a shard that needs more of them tells these."""
 
 REASON_MAX = 1000
 """Most characters of a reason in a row or an alert."""
@@ -158,8 +156,7 @@ class Shard:
         self._unreached = Unreached()
         self.unreached_notional: dict[str, str] = {}
         """What is at stake in each kind of what liquidation does not reach, as of the last idle journal record."""
-        self._not_live: dict[str, int] = {}
-        self._told_not_live: set[str] = set()
+        self.awaited = AwaitedMarks()
         self._liveness_changed = False
         self._looked_s = 0
         self._orders: dict[str, tuple[AccountState, GroupState, OrderState]] = {}
@@ -243,7 +240,7 @@ class Shard:
         self.skewed = dict(record.skewed)
         self.journal_sequence = record.sequence
         self.alert_sequence = record.alert_sequence
-        self._not_live, self._told_not_live = dict(record.not_live), set(record.told_not_live)
+        self.awaited.resume(record.not_live, record.told_not_live)
         self._looked_s = self.clock_us // _SECOND_US
         self._unreached.resume(record.unreached)
         self.unreached_notional = dict(record.unreached_notional)
@@ -388,16 +385,6 @@ class Shard:
     def has_command(self) -> bool:
         """Whether a command is waiting to be committed."""
         return bool(self._commands)
-
-    @property
-    def not_live(self) -> dict[str, int]:
-        """Since when the symbols that somebody needs have had no live mark, in order."""
-        return dict(sorted(self._not_live.items()))
-
-    @property
-    def told_not_live(self) -> tuple[str, ...]:
-        """Those of them that have been alerted, in order."""
-        return tuple(sorted(self._told_not_live))
 
     @property
     def unreached(self) -> dict[str, int]:
@@ -1134,45 +1121,26 @@ class Shard:
         everyone = rows is None or self._liveness_changed or second != self._looked_s
         on_the_second, self._looked_s, self._liveness_changed = second != self._looked_s, second, False
         if everyone or (rows is not None and rows.size):
-            awaited = self.portfolio.awaited(None if everyone else rows)
-            if everyone:
-                for symbol in sorted(self._not_live.keys() - awaited):
-                    self._end_waiting(symbol)
-            for symbol in sorted(awaited - self._not_live.keys()):
-                if len(self._not_live) < AWAITED_MAX:
-                    self._not_live[symbol] = self.clock_us
-        if self._not_live and self._tell_awaited():
-            on_the_second = True
-        if on_the_second and (self._told_not_live or self._watched):
-            self._tell_undecided_groups()
-
-    def _end_waiting(self, symbol: str) -> None:
-        del self._not_live[symbol]
-        if symbol in self._told_not_live:
-            self._told_not_live.discard(symbol)
-            why = "has a live mark again" if self.has_live(symbol) else "is not needed any more"
-            self._alert_shard("undecided_cleared", f"{symbol} {why}", symbol)
-
-    def _tell_awaited(self) -> bool:
-        """Tell of the symbols that have been without a live mark for too long; whether there were new ones."""
-        most_us = 1000 * self.parameters.policy.undecided_alert_ms
-        late = [symbol for symbol, since in self._not_live.items() if self.clock_us - since >= most_us]
-        new = sorted(set(late) - self._told_not_live)
-        for symbol in new:
-            self._told_not_live.add(symbol)
+            needed = self.portfolio.awaited(None if everyone else rows)
+            for symbol in self.awaited.end(needed) if everyone else ():
+                why = "has a live mark again" if self.has_live(symbol) else "is not needed any more"
+                self._alert_shard("undecided_cleared", f"{symbol} {why}", symbol)
+            self.awaited.begin(needed, self.clock_us)
+        late = self.awaited.tell(self.clock_us, 1000 * self.parameters.policy.undecided_alert_ms)
+        for symbol, waited_us in late:
             status = self._marks[symbol].status if symbol in self._marks else "never there"
             why = "too old" if status == "live" else status
-            reason = f"{symbol} has had no live mark for {(self.clock_us - self._not_live[symbol]) // 1000} ms ({why})"
-            self._alert_shard("undecided", reason, symbol)
-        return bool(new)
+            self._alert_shard("undecided", f"{symbol} has had no live mark for {waited_us // 1000} ms ({why})", symbol)
+        if (late or on_the_second) and (self.awaited.told or self._watched):
+            self._tell_undecided_groups()
 
     def _tell_undecided_groups(self) -> None:
         """Tell of the groups that wait for a mark that has been told, and that are below their requirement at the last
         prices; and of those that are so no more."""
         told = {row for row in self._watched if self._owner[row][1].told_undecided}
         waiting: set[int] = set()
-        if self._told_not_live:
-            symbols = None if len(self._not_live) >= AWAITED_MAX else self._told_not_live
+        if self.awaited.told:
+            symbols = None if self.awaited.is_full else self.awaited.told
             waiting = set(self.portfolio.below_at_last_prices(symbols).tolist())
         owners = [self._owner[row] for row in told | waiting]
         for state, group in sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin)):
@@ -1323,8 +1291,8 @@ class Shard:
             alert_sequence=self.alert_sequence,
             open_interest=open_interest,
             worker=worker,
-            not_live=self.not_live,
-            told_not_live=self.told_not_live,
+            not_live=self.awaited.since,
+            told_not_live=self.awaited.told,
             unreached=unreached,
             unreached_notional=self.unreached_notional,
         )

@@ -209,15 +209,15 @@ def _rows(columns: Mapping[str, list[Any]], prefix: str) -> Iterator[dict[str, A
 def ledger_of(rules: Rules, transfers: Iterable[Json], trades: Iterable[Json]) -> ReferenceLedger:
     """The ledger after ``transfers`` and ``trades``, each in the order of its log.
 
-    A transfer whose sequence is not above the account's last, and a trade whose id is not above the symbol's last, are
-    repeats and count once.
+    A transfer of a sequence that its account has had, and a trade whose id is not above the symbol's last, are repeats
+    and count once.
     """
     ledger = ReferenceLedger(rules)
-    transfer_last: dict[str, int] = {}
+    come: set[tuple[str, int]] = set()
     trade_last: dict[str, int] = {}
     for transfer in transfers:
-        if transfer["sequence"] > transfer_last.get(transfer["account"], -1):
-            transfer_last[transfer["account"]] = transfer["sequence"]
+        if (transfer["account"], transfer["sequence"]) not in come:
+            come.add((transfer["account"], transfer["sequence"]))
             margin = transfer.get("margin", CROSS)
             ledger.transfer(transfer["account"], margin, transfer["asset"], transfer["amount"])
     for trade in trades:
@@ -335,6 +335,10 @@ def floor_18(value: Decimal) -> Decimal:
 # --- marks -----------------------------------------------------------------------------------------------------------
 
 
+CLOCK_SKEW_US = 2_000_000
+"""``clock_skew_ms_max`` of a policy that does not say otherwise, as the demo's does not."""
+
+
 @dataclass(frozen=True)
 class MarkSeen:
     """A mark as published."""
@@ -345,7 +349,10 @@ class MarkSeen:
 
 
 class MarkLog:
-    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset."""
+    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset.
+
+    A frame may carry, as ``appended``, when the broker appended it: its own time counts as far as that bears it out.
+    """
 
     def __init__(self, frames: Iterable[tuple[int, Json]]) -> None:
         self._frames = iter(frames)
@@ -371,7 +378,8 @@ class MarkLog:
         if (epoch := frame.get("epoch", -1)) < self.epoch:
             return
         self.epoch = epoch
-        self.time_us = max(self.time_us, frame["time"])
+        appended = frame.get("appended", frame["time"])
+        self.time_us = max(self.time_us, min(max(frame["time"], appended - CLOCK_SKEW_US), appended + CLOCK_SKEW_US))
         if frame["full"]:
             self.scales = {key: Decimal(scale) for key, scale in frame.get("scales", {}).items()}
         for mark in frame["marks"]:

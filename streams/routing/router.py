@@ -35,6 +35,7 @@ from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.logs import event
+from streams.machine_clock import MachineClock
 from streams.routing import metrics
 from streams.routing.ownership import Owned, Ownership, memory_key
 from streams.routing.split import INPUTS, Counts, RefusedRecord, Splitter
@@ -63,7 +64,7 @@ class Router:
         self._lag = Lag()
         self._joined = False
         self._client_id = f"{settings.router.group_id}-{settings.worker_name}"
-        self._clock_us = 0
+        self._clock = MachineClock(time.time_ns)
         self._failures = 0
 
     def run(self) -> None:
@@ -143,8 +144,7 @@ class Router:
         touched = self._ownership.touched()
         if not touched:
             return
-        self._clock_us = max(self._clock_us + 1, time.time_ns() // 1000)
-        frames, counts = self._splitter.take(self._clock_us)
+        frames, counts = self._splitter.take(self._clock.now_us())
         started = time.monotonic()
         self._commit(frames, letters, touched)
         metrics.COMMITS.observe(time.monotonic() - started)

@@ -19,12 +19,14 @@ T0 = 1_700_000_000_000_000
 SYMBOL = "BTC-PERP"
 
 
-def instrument(rate: str = "0.05", version: int = 1) -> InstrumentParameters:
+def instrument(
+    rate: str = "0.05", version: int = 1, *, symbol: str = SYMBOL, price_increment: str = "0.1"
+) -> InstrumentParameters:
     tiers = (MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.3"),)
     return InstrumentParameters(
-        symbol=SYMBOL,
+        symbol=symbol,
         settle_asset="USDC",
-        price_increment="0.1",
+        price_increment=price_increment,
         quantity_increment="0.001",
         margin_tiers=tiers,
         liquidation_fee="0.005",
@@ -111,15 +113,23 @@ class Script:
         self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
 
     def transfer(
-        self, account: str, amount: str, *, asset: str = "USDC", shard: int = 0, margin: str = "cross"
+        self,
+        account: str,
+        amount: str,
+        *,
+        asset: str = "USDC",
+        shard: int = 0,
+        margin: str = "cross",
+        sequence: int | None = None,
     ) -> None:
+        """``sequence`` None: the next one."""
         self.sequence += 1
         columns = TransferColumns(
             account=[account],
             margin=[margin],
             asset=[asset],
             amount=[amount],
-            sequence=[self.sequence],
+            sequence=[self.sequence if sequence is None else sequence],
             transfer_id=[f"t{self.sequence}"],
         )
         self.running.events(EventFrame(time=self.time, transfers=columns), shard)

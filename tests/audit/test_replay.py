@@ -227,7 +227,30 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
         st.sampled_from(["USDC", "USDC", "BTC", "NOPE"]),
     ),
     st.builds(
+        lambda account, amount, sequence: lambda s: s.transfer(account, amount, sequence=sequence),
+        ACCOUNTS_DRAWN,
+        st.sampled_from(["30", "-20", "-5000"]),
+        st.integers(0, 12),
+    ),
+    st.builds(
         lambda account, quantity, price: lambda s: s.fill(account, quantity, price), ACCOUNTS_DRAWN, QUANTITIES, PRICES
+    ),
+    st.builds(
+        lambda account, quantity, held: lambda s: s.fill(account, quantity, held[1], symbol=held[0]),
+        ACCOUNTS_DRAWN,
+        QUANTITIES,
+        st.sampled_from([("BTC-PERP", "10000.05"), ("DOGE-PERP", "5")]),
+    ),
+    st.builds(
+        lambda record: lambda s: s.running.parameters(record),
+        st.sampled_from(
+            [
+                AssetParameters(asset="NOPE", decimals=6),
+                instrument(symbol="DOGE-PERP"),
+                instrument(price_increment="0.01"),
+                PolicyParameters(undecided_alert_ms=500, command_ttl_ms=500),
+            ]
+        ),
     ),
     st.builds(lambda account, quantity: lambda s: s.fill(account, quantity, "10000", margin="BTC-PERP"),
               ACCOUNTS_DRAWN, QUANTITIES),

@@ -291,7 +291,7 @@ def test_what_is_at_stake_is_told_with_the_open_interest(market: Market) -> None
 def test_more_symbols_than_are_told_one_by_one_are_told_as_room_comes(
     market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.clearing.shard.AWAITED_MAX", 2)
+    monkeypatch.setattr("streams.clearing.awaited.AWAITED_MAX", 2)
     market.publish(*(instrument(f"S{number}") for number in range(4)))
     for number in range(4):
         market.fill("a", "1", "10", symbol=f"S{number}")

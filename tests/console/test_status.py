@@ -9,6 +9,7 @@ from rich.console import Console
 
 from schemas.topics import EVENTS, MARKS, TRADES
 from streams.broker.admin import GroupMember, GroupState
+from streams.broker.dead_letters import UntoldLetters
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status, judge, show_status
 from streams.settings import Settings
 from streams.tables.reader import TableMeta
@@ -112,6 +113,16 @@ def test_a_sound_deployment_has_no_faults() -> None:
         (with_shard(lag=Lag(EVENTS, 0, 0, 2_000, 1_001)), "Shard 0 is 1,001 frames behind (at most 1,000)"),
         (with_shard(not_adopted=7), "Shard 0 stays on the parameters before offset 7"),
         (replace(SOUND, redis_problem="Redis does not answer: refused"), "Redis does not answer: refused. Clearing"),
+        (
+            with_shard(skewed={"events": 1_700_000_000_000_000}),
+            "Shard 0: the clock of a router was off by more than the policy's clock_skew_ms_max, last seen at "
+            "2023-11-14 22:13:20Z",
+        ),
+        (with_shard(skewed={"marks": 1_700_000_000_000_000}), "Shard 0: the clock of the oracle was off"),
+        (
+            replace(SOUND, untold=(UntoldLetters(TRADES, 2, 90, 4, 88, "the record has no value"),)),
+            "2 of the last 90 records of trades.v1.dlq (offsets 4 to 88) concern somebody who could not be read",
+        ),
         (with_shard(table=None), "The table of shard 0 is missing in Redis"),
         (with_shard(table=TableMeta(10, 5, True, 0, 5), table_behind=495), "is being built, 495 rows are left"),
         (with_shard(table_age_ms=60_000, table_behind=12), "last written or confirmed 60.0 s ago"),

@@ -391,7 +391,7 @@ class ShardLedger:
         self.ledger = ReferenceLedger(parameters.as_of(LAST))
         self._frames = iter(list(found.readable(topics.EVENTS, shard)))
         self._ahead = next(self._frames, None)
-        self._last: dict[str, int] = {}
+        self._come: set[tuple[str, int]] = set()
 
     def walk_to(self, offset: int) -> None:
         """Take in every frame up to and including ``offset``."""
@@ -402,9 +402,9 @@ class ShardLedger:
 
     def _new_transfers(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         kept = []
-        for index, (account, sequence) in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
-            if sequence > self._last.get(account, -1):
-                self._last[account] = sequence
+        for index, number in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
+            if number not in self._come:
+                self._come.add(number)
                 kept.append(index)
         return {name: [column[index] for index in kept] for name, column in columns.items()}
 

@@ -1,7 +1,6 @@
 """Where a partition goes on: at the committed offset and nowhere else, or not at all."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -227,7 +226,7 @@ def test_what_is_no_row_of_a_symbol_is_not_read_as_one(data: bytes) -> None:
 SYMBOLS = 45_000
 
 
-def test_a_partition_of_many_symbols_is_taken_again(record_property: Callable[[str, object], None]) -> None:
+def test_a_partition_of_many_symbols_is_taken_again() -> None:
     """Options and prediction markets list thousands a month, all into the partitions of one topic."""
     names = [f"BTC-{number % 28 + 1}DEC26-{number}-C" for number in range(SYMBOLS)]
     memory = TradeIds()
@@ -236,9 +235,7 @@ def test_a_partition_of_many_symbols_is_taken_again(record_property: Callable[[s
             memory.accept(trade(trade_id, name))
     rows: list[Row | None] = [Row(memory_key(0, name), memory.symbols[name].row()) for name in names]
     assert max(len(found.value() or b"") for found in rows if found is not None) < 1_000
-    started = time.monotonic()
     again = recalled(rows)
-    record_property("seconds", round(time.monotonic() - started, 3))
     assert again.last == dict.fromkeys(names, 3)
     assert again.accept(trade(3, names[7])) == REPEATED
     assert again.accept(trade(4, names[7])) == 0

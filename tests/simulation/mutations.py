@@ -294,7 +294,7 @@ def a_symbol_without_a_mark_is_forgotten_at_a_restart() -> Iterator[None]:
 
     def forget(self: Shard, record: Any) -> None:
         resume(self, record)
-        self._not_live, self._told_not_live = {}, set()
+        self.awaited.resume({}, ())
 
     with _replaced((Shard, "resume", forget)):
         yield
