@@ -152,23 +152,24 @@ def nobody_healthy_liquidated(found: Evidence) -> Differences:
 def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules) -> Iterator[str]:
     name, evidence = command["command_id"], command["evidence"]
     needed = symbols_needed(group, rules, marks.marks)
+    time_us, bounded = max(marks.time_us, command["issued_at"]), evidence.get("stale_bounds", {}).keys()
     not_live = {
         symbol
         for symbol in needed
         if symbol not in marks.marks
         or marks.marks[symbol].status != "live"
-        or marks.time_us - marks.marks[symbol].publish_time > rules.max_age_us(symbol)
+        or time_us - marks.marks[symbol].publish_time > rules.max_age_us(symbol)
     }
-    if not_live != evidence.get("stale_bounds", {}).keys():
-        yield f"{name}: marks of {sorted(not_live)} were not live, evidence bounds {evidence.get('stale_bounds', {})}"
-    if traded := not_live & {order["symbol"] for order in command["orders"]}:
+    if unbounded := not_live - bounded:
+        yield f"{name}: marks of {sorted(unbounded)} were not live, and evidence bounds {sorted(bounded)}"
+    if traded := (not_live | bounded) & {order["symbol"] for order in command["orders"]}:
         yield f"{name}: orders in {sorted(traded)}, whose marks were not live"
     known = needed & marks.marks.keys()
     if any(Decimal(evidence["marks"].get(symbol, "0")) != marks.marks[symbol].price for symbol in known):
         yield f"{name}: evidence names marks {evidence['marks']}, the log has others"
     if any(marks.scales.get(key) != Decimal(scale) for key, scale in evidence.get("scales", {}).items()):
         yield f"{name}: evidence names scales {evidence['scales']}, the log has others"
-    verdict = evaluate(group, marks.prices(), rules, not_live)
+    verdict = evaluate(group, marks.prices(), rules, not_live | bounded)
     if not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
     figures = (
