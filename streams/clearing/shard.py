@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from schemas.codec import encode
+from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import (
     Alert,
     CommandOrder,
@@ -66,6 +66,8 @@ from streams.margin.portfolio import Portfolio
 log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
+
+_PARKED, _WAITING = Decoder[ParkedTransfer](ParkedTransfer), Decoder[WaitingFill](WaitingFill)
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -624,6 +626,8 @@ class Shard:
         A credit cannot make the account worse, so the account goes on without it, and without a debit that parked
         credits of the same group and asset cover. Any other debit suspends it meanwhile.
         """
+        if not _is_readable(transfer):
+            return False
         amount = Decimal(transfer.amount)
         admitted = self._admission.refuses_transfer(transfer.margin, transfer.asset, transfer.amount) is None
         net = state.net_parked(transfer.margin, transfer.asset) + amount
@@ -642,6 +646,8 @@ class Shard:
         """Keep a fill that the parameters do not admit until others do, if there is room."""
         refused = self._admission.refuses_fill(fill.symbol, fill.quantity, fill.price, fill.fee)
         if state.unread is not None or refused is None or len(state.waiting_fills) >= WAITING_FILLS_MAX:
+            return False
+        if not _is_readable(fill):
             return False
         state.waiting_fills.append(fill)
         self._holding_back.add(state.account)
@@ -1324,6 +1330,15 @@ def _waiting_fill(columns: FillColumns, index: int, offset: int) -> WaitingFill:
         fee=columns.fee[index],
         offset=offset,
     )
+
+
+def _is_readable(held: ParkedTransfer | WaitingFill) -> bool:
+    """Whether a row that holds it could be read back: no parameters admit what the contract does not."""
+    try:
+        (_PARKED if isinstance(held, ParkedTransfer) else _WAITING)(encode(held))
+    except DecodeError:
+        return False
+    return True
 
 
 def _frame_of(account: str, held: ParkedTransfer | WaitingFill, time_us: int) -> EventFrame:

@@ -339,6 +339,27 @@ def test_what_parameters_admit_and_nothing_makes_right_goes_to_the_dead_letters(
     assert (driver.row().unapplied, driver.row().waiting_fills) == (1, ())
 
 
+@pytest.mark.parametrize(
+    "fill",
+    [{"price": "-5"}, {"price": "0"}, {"quantity": "0"}, {"quantity": "1e3"}, {"price": "NaN"}, {"order_id": ""}],
+)
+def test_what_the_contract_does_not_hold_does_not_wait(driver: Recorder, fill: dict[str, str]) -> None:
+    changed = {"quantity": "1", "price": "5"} | fill
+    output = driver.fill("a", **changed, symbol="DOGE-PERP")  # type: ignore[arg-type]
+    assert (kinds(output), len(output.unapplied)) == (["suspended"], 1)
+    assert driver.row().waiting_fills == ()
+
+
+@pytest.mark.parametrize(
+    "transfer",
+    [{"amount": "0"}, {"amount": "5E-8"}, {"amount": "NaN"}, {"amount": "many"}, {"asset": "A" * 17}, {"margin": ""}],
+)
+def test_a_transfer_that_the_contract_does_not_hold_is_not_parked(driver: Recorder, transfer: dict[str, str]) -> None:
+    output = driver.transfer("a", **{"amount": "5", "asset": "EUR"} | transfer)  # type: ignore[arg-type]
+    assert (kinds(output), len(output.unapplied)) == (["suspended"], 1)
+    assert driver.row().parked == ()
+
+
 def test_a_repaired_fill_takes_the_place_of_the_waiting_one(driver: Recorder) -> None:
     driver.fill("a", "1", "100", symbol="TYPO-PERP", order_id="mine")
     repaired = EventFrame(
