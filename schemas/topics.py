@@ -24,6 +24,7 @@ ORACLE = "margin.oracle.v1"
 
 Partitioning = Literal["any", "shards", "one", "trades", "prices"]
 Cleanup = Literal["delete", "compact"]
+Compression = Literal["none", "lz4"]
 
 _DAY_MS = 86_400_000
 _ROUTER_SEGMENT = 16 * 1024 * 1024
@@ -36,6 +37,8 @@ class Topic:
 
     ``append_time``: its records carry the time at which the broker appended them, whatever their sender's clock says.
     ``segment_bytes``: how much of it is written before it may be compacted, if not the broker's default.
+    ``compression`` is how we write its records; None: others write it. What others read is not compressed, because not
+    every client reads every codec (kafkajs knows gzip only).
     """
 
     name: str
@@ -46,6 +49,7 @@ class Topic:
     dead_letters: bool = False
     append_time: bool = False
     segment_bytes: int | None = None
+    compression: Compression | None = None
 
     @property
     def dlq(self) -> str:
@@ -58,6 +62,8 @@ class Topic:
             config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(_DAY_MS)}
         elif self.retention_ms is not None:
             config["retention.ms"] = str(self.retention_ms)
+        if self.compression == "none":
+            config["compression.type"] = "uncompressed"  # also for a dead letter in a batch of frames
         return config | ({} if self.segment_bytes is None else {"segment.bytes": str(self.segment_bytes)})
 
     def required(self) -> dict[str, str]:
@@ -77,22 +83,30 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(PRICES, "symbol", "any", dead_letters=True, retention_ms=_DAY_MS),
     Topic(PARAMETERS, "type:id", "one", cleanup="compact", retention_ms=None, dead_letters=True),
     Topic(REPORTS, "account", "any", dead_letters=True),
-    Topic(EVENTS, "none", "shards", dead_letters=True, append_time=True),
-    Topic(MARKS, "none", "one", dead_letters=True, append_time=True),
-    Topic(COMMANDS, "account", "any"),
-    Topic(ALERTS, "account", "any"),
-    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None),
-    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS),
+    Topic(EVENTS, "none", "shards", dead_letters=True, compression="lz4", append_time=True),
+    Topic(MARKS, "none", "one", dead_letters=True, compression="none", append_time=True),
+    Topic(COMMANDS, "account", "any", compression="none"),
+    Topic(ALERTS, "account", "any", compression="none"),
+    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None, compression="none"),
+    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS, compression="none"),
     Topic(
-        ROUTER, "topic:partition:symbol", "trades", cleanup="compact", retention_ms=None, segment_bytes=_ROUTER_SEGMENT
+        ROUTER,
+        "topic:partition:symbol",
+        "trades",
+        cleanup="compact",
+        retention_ms=None,
+        compression="lz4",
+        segment_bytes=_ROUTER_SEGMENT,
     ),
-    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None),
+    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None, compression="none"),
 )
 
 
 def all_topics() -> tuple[Topic, ...]:
     """The contract's topics and their dead-letter topics."""
     letters = tuple(
-        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS) for topic in CONTRACT if topic.dead_letters
+        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS, compression="none")
+        for topic in CONTRACT
+        if topic.dead_letters
     )
     return CONTRACT + letters

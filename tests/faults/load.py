@@ -299,7 +299,8 @@ class Load:
 
     def _poison(self) -> None:
         topic, value = self._rng.choice(_POISONS)
-        self._producer.produce(topic, value, key=POISON + str(next(self._poisons)).encode())
+        key = POISON + str(next(self._poisons)).encode() + b" names no account"
+        self._producer.produce(topic, value, key=key)
         self.sent += 1
 
     def _repeat(self) -> None:
@@ -309,17 +310,11 @@ class Load:
             self._send(topic, value, key)
 
     def _late(self) -> None:
-        """A trade and a transfer that nobody has seen, with numbers that others have had."""
-        symbol, account = self._rng.choice(list(SYMBOLS)), self._rng.choice(TRADERS)
-        if not self._trade_ids[symbol] or self._transfer_sequences[account] < 2:
+        """A transfer that nobody has seen, with a number that another has had. Such a trade suspends its accounts."""
+        account = self._rng.choice(TRADERS)
+        if self._transfer_sequences[account] < 2:
             return
-        number, sequence = self._trade_ids[symbol] - 1, self._transfer_sequences[account] - 1
-        late = {
-            "trade_id": max(0, number), "symbol": symbol, "price": "1", "quantity": "1000", "aggressor_side": "buy",
-            "maker": {"account": account, "order_id": "late", "fee": "0"},
-            "taker": {"account": FUND, "order_id": "late", "fee": "0"}, "event_time": now_us(),
-        }  # fmt: skip
-        self._send(topics.TRADES, late, symbol)
+        sequence = self._transfer_sequences[account] - 1
         transfer = {
             "transfer_id": "late", "account": account, "asset": ASSET, "amount": "-999999",
             "sequence": sequence, "margin": "cross", "event_time": now_us(),
