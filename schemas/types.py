@@ -108,7 +108,7 @@ _TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
     (DerivedUnsigned, f'a decimal string of at least 0 such as "1.5", {_DERIVED_DIGITS}'),
     (
         AccountId,
-        f"an account of 1 to 128 printable ASCII characters without spaces that does not begin with {RESERVED_ACCOUNTS}",
+        f"an account of 1 to 128 printable ASCII characters without spaces, not beginning with {RESERVED_ACCOUNTS}",
     ),
     (Identifier, "an id of 1 to 128 printable ASCII characters without spaces"),
     (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
