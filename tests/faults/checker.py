@@ -23,6 +23,7 @@ from streams.demo.reference import (
     ledger_of,
     symbols_needed,
 )
+from tests.faults.load import NAMED_BY_POISON
 from tests.faults.records import Record, Records
 
 Differences = list[str]
@@ -249,9 +250,19 @@ def nobody_is_left_liquidatable(found: Records) -> Differences:
     return differences
 
 
-def nobody_is_suspended(found: Records) -> Differences:
-    """Every event of the load can be applied."""
-    return [f"{account}: {row['suspended_reason']}" for account, row in _rows(found).items() if row["unapplied"]]
+def only_whom_poison_names_is_suspended(found: Records) -> Differences:
+    """Every event of the load can be applied; a transfer that cannot be read suspends its account, each once."""
+    expected = Counter(
+        NAMED_BY_POISON
+        for record in found.of(topics.TRANSFERS)
+        if record.is_poison and f'"{NAMED_BY_POISON}"'.encode() in (record.value or b"")
+    )
+    rows = _rows(found)
+    return [
+        f"{account}: {row['suspended_reason']}; {row['unapplied']} unapplied, must be {expected[account]}"
+        for account, row in rows.items()
+        if row["unapplied"] != expected[account]
+    ] + [f"{account}: not suspended, it has no row" for account in expected if account not in rows]
 
 
 # --- journal and tables ----------------------------------------------------------------------------------------------
@@ -342,7 +353,7 @@ CHECKS: dict[str, Callable[[Records], Differences]] = {
         alerts_are_unique_and_gapless,
         every_command_is_justified,
         nobody_is_left_liquidatable,
-        nobody_is_suspended,
+        only_whom_poison_names_is_suspended,
         journal_is_contiguous,
         journal_accounts_for_every_row,
         redis_equals_changelog,

@@ -29,6 +29,8 @@ FUND = "fund"
 MAKERS = ("maker-0", "maker-1", "maker-2")
 TRADERS = tuple(f"trader-{number:02}" for number in range(40))
 ISOLATED = {f"isolated-{number}": symbol for number, symbol in zip(range(9), itertools.cycle(SYMBOLS))}
+NAMED_BY_POISON = "named-by-poison"
+"""The account of the transfers that cannot be read."""
 POISON = b"poison-"
 """Begins the key of every record that cannot be read."""
 
@@ -411,6 +413,6 @@ _POISONS: list[tuple[str, bytes]] = [
     *((topic, value) for topic in (topics.PRICES, topics.PARAMETERS) for value in (b"{", b"nope")),
     *((topic, value) for topic in (topics.EVENTS, topics.MARKS) for value in (b"{", b"nope")),
     (topics.TRADES, b'{"trade_id":1}'),
-    (topics.TRANSFERS, b'{"transfer_id":"x","account":"x","asset":"USDC","amount":1,"sequence":1,"event_time":1}'),
+    (topics.TRANSFERS, b'{"account":"%s","asset":"USDC","amount":1,"sequence":1}' % NAMED_BY_POISON.encode()),
     (topics.PARAMETERS, b'{"type":"x"}'),
 ]
