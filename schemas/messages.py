@@ -14,6 +14,7 @@ from msgspec import Meta
 from schemas.types import (
     CROSS,
     RESERVED_ACCOUNTS,
+    AccountId,
     AccountStatus,
     AlertKind,
     Asset,
@@ -48,7 +49,7 @@ from schemas.types import (
 class TradeSide(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a trade. ``fee`` is in the settle asset; a rebate is negative."""
 
-    account: Identifier
+    account: AccountId
     order_id: DerivedId
     fee: SignedDecimal
     margin: MarginMode = "cross"
@@ -70,11 +71,14 @@ class Trade(msgspec.Struct, frozen=True, kw_only=True):
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """``collateral.transfers.v1``: collateral into (positive) or out of (negative) a margin group of an account.
 
-    ``sequence`` rises strictly per account; ``margin`` is ``cross`` or the symbol of an isolated position.
+    ``sequence`` numbers the transfers of an account, each once. They may arrive in any order and any number of times:
+    each is applied once. Up to 32 ranges of numbers that have not come yet are remembered for each account; a transfer
+    of an older number that is not known to have come suspends its account. ``margin`` is ``cross`` or the symbol of an
+    isolated position, which must be an instrument of ``risk.parameters.v1``.
     """
 
     transfer_id: Identifier
-    account: Identifier
+    account: AccountId
     asset: Asset
     amount: NonZeroDecimal
     sequence: Sequence
@@ -99,7 +103,7 @@ class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
 
     command_id: DerivedId
     order_id: DerivedId
-    account: Identifier
+    account: AccountId
     status: ReportStatus
     filled_quantity: UnsignedDecimal = "0"
     average_price: UnsignedDecimal | None = None
@@ -184,7 +188,7 @@ class ReportColumns(msgspec.Struct, kw_only=True):
 class Suspension(msgspec.Struct, kw_only=True):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
-    account: Identifier
+    account: AccountId
     topic: Text
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     offset: Offset
@@ -350,18 +354,39 @@ class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
-    """A credit that could not be applied and waits: it can only have made its account better."""
+    """A transfer of the frame at ``offset`` that could not be applied and waits for parameters that admit it.
+
+    A credit can only make its account better. As long as those of a group and asset do not add up to a debit, the
+    account's verdict holds without them.
+    """
 
     transfer_id: Identifier
     sequence: Sequence
     margin: Symbol
     asset: Asset
-    amount: PositiveDecimal
+    amount: NonZeroDecimal
+    offset: Offset
+
+
+class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
+    """A fill of the frame at ``offset`` that waits for parameters that admit it, or for one that does."""
+
+    trade_id: Sequence
+    order_id: DerivedId
+    margin: Symbol
+    symbol: Symbol
+    quantity: NonZeroDecimal
+    price: PositiveDecimal
+    fee: SignedDecimal
     offset: Offset
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position."""
+    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position.
+
+    ``told_undecided``: it has been alerted that the group waits for marks that are not live. ``liquidation_started``:
+    that has been alerted, its completion has not; None in rows of earlier versions, whose ``status`` says it.
+    """
 
     margin: Symbol
     status: GroupStatus
@@ -370,6 +395,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     margin_call_level: SignedDecimal | None = None
     command: OpenCommand | None = None
     told_undecided: bool = False
+    liquidation_started: bool | None = None
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -378,10 +404,13 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued,
     transfer applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead
     letters that could not be applied; the account is suspended until they are repaired and replayed.
-    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are credits
-    that wait to be applied. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not come, those
-    below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could not be
-    read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
+    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are transfers
+    and ``waiting_fills`` fills that wait to be applied, in the order of the log: fills, and transfers that add up to a
+    debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
+    come, those below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could
+    not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
+    ``refused`` holds, by ``topic:partition``, the offset of the last record there that could not be read and named this
+    account.
     """
 
     account: Identifier
@@ -396,7 +425,9 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     parked: tuple[ParkedTransfer, ...] = ()
     transfer_gaps: tuple["Range", ...] = ()
     transfer_floor: Offset = 0
+    waiting_fills: tuple[WaitingFill, ...] = ()
     unread: str | None = None
+    refused: dict[Text, Offset] = {}
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -419,8 +450,13 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
     (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
     since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
-    been alerted, ``skewed`` which clocks have been. ``unread``, of a claim, is how many records of the journal before
-    it could not be read: the shard stands at the marks of the claim, and every account is decided anew.
+    been alerted. ``skewed`` names the clocks that have been alerted to be off (``events``: the routers', ``marks``: the
+    oracle's) and when the broker last saw each so. ``unread``, of a claim, is how many records of the journal before
+    it could not be read: the shard stands at the marks of the claim, and every account is decided anew. ``unreached``
+    counts what liquidation does not reach: groups that are ``undecided``, ``unsellable`` or ``insolvent``, accounts
+    that are ``suspended``, the transfers ``parked`` and fills ``waiting``, and the events ``unapplied``; what is not in
+    it is 0. ``unreached_notional`` is what those groups and accounts hold in positions and owe, at the last prices, in
+    the unit of account, as of the last record that tells the open interest.
     """
 
     kind: Literal["claim", "commit"]
@@ -443,5 +479,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     alert_sequence: Sequence = 0
     not_live: dict[Symbol, TimeUs] = {}
     told_not_live: tuple[Symbol, ...] = ()
-    skewed: tuple[Text, ...] = ()
+    skewed: dict[Text, TimeUs] = {}
     unread: Sequence = 0
+    unreached: dict[str, Sequence] = {}
+    unreached_notional: dict[str, DerivedUnsigned] = {}

@@ -38,6 +38,15 @@ Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=1
 _IDENTIFIER = re.compile(r"[!-~]{1,128}")
 DerivedId = Annotated[str, Meta(pattern=rf"^[!-~]{{1,192}}{_END}", max_length=192, description="printable ASCII id")]
 """An id that we make from an account's (``ACCOUNT:7:alert:12``) or that may come back to us as one."""
+AccountId = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?!margin-clearing:)[!-~]{{1,128}}{_END}",
+        max_length=128,
+        description="printable ASCII id; none may begin with margin-clearing:",
+    ),
+]
+"""The account that a record from outside names (see ``RESERVED_ACCOUNTS``)."""
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
 """A traded or priced symbol, such as ``BTC-PERP``."""
 Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]
@@ -76,6 +85,7 @@ AlertKind = Literal[
     "undecided_cleared",
     "unsellable",
     "insolvent",
+    "recovered",
     "fill_mismatch",
     "credit_parked",
     "credit_applied",
@@ -97,6 +107,10 @@ _TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
     (NonZeroDecimal, f'a decimal string other than 0 such as "-1.5", {_DIGITS}'),
     (DerivedDecimal, f'a decimal string such as "-1.5", {_DERIVED_DIGITS}'),
     (DerivedUnsigned, f'a decimal string of at least 0 such as "1.5", {_DERIVED_DIGITS}'),
+    (
+        AccountId,
+        f"an account of 1 to 128 printable ASCII characters without spaces, not beginning with {RESERVED_ACCOUNTS}",
+    ),
     (Identifier, "an id of 1 to 128 printable ASCII characters without spaces"),
     (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
     (Symbol, 'a symbol such as "BTC-PERP": 1 to 32 ASCII letters, digits and . _ / -, a letter or a digit first'),

@@ -534,12 +534,13 @@ def evaluate(
           "positions": [
             {"symbol", "quantity", "entry_price", "margin"?: "isolated", "isolated_balances"?: { asset: amount }}
           ]
-        }
+        },
+        "stale"?: [ symbols whose marks are not live ]
       }
 
-    Numbers are decimal strings. Prints JSON: each margin group with equity, margins, health ratio, its positions with
-    liquidation and bankruptcy prices, and the plan if it is liquidatable. --example prints a whole document to begin
-    with.
+    Numbers are decimal strings. Prints JSON: each margin group with equity, debt, margins, health ratio, its positions
+    and collateral with liquidation and bankruptcy prices, and the plan if it is liquidatable. What needs a mark that is
+    not live counts what it may be worth at best. --example prints a whole document to begin with.
 
     Exit codes: 0 evaluated; 2 the document is not one, and the field and the reason are named.
 

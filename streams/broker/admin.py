@@ -76,11 +76,14 @@ def _ensured(settings: Settings, *, create: bool, timeout_s: float) -> tuple[Top
     else:
         report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
     present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
-    policies = _cleanup_policies(admin, present, report, timeout_s)
+    configurations = _configurations(admin, present, report, timeout_s)
     for topic in present:
-        faults = _faults(topic, existing, policies.get(topic.name), settings)
+        found = configurations.get(topic.name)
+        faults = _faults(topic, existing, settings)
+        if found is not None:
+            faults += _configuration_faults(topic, found, settings)
         report.wrong += faults
-        if not faults and topic.name in policies:
+        if not faults and found is not None:
             report.right.append(topic.name)
     return report, existing
 
@@ -213,24 +216,42 @@ def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Setting
     return wanted[topic.partitioning]()
 
 
-def _cleanup_policies(admin: AdminClient, topics: list[Topic], report: TopicReport, timeout_s: float) -> dict[str, str]:
-    """The cleanup policies that this client may read; what it may not goes to ``report``."""
+def _configurations(
+    admin: AdminClient, topics: list[Topic], report: TopicReport, timeout_s: float
+) -> dict[str, dict[str, str]]:
+    """What each topic has of the configuration that the contract requires, as far as this client may read it; what it
+    may not goes to ``report``."""
     if not topics:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
-    policies = {}
+    required = {topic.name: topic.required() for topic in topics}
+    found = {}
     for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
         try:
-            policies[resource.name] = future.result(timeout=timeout_s)["cleanup.policy"].value
+            values = future.result(timeout=timeout_s)
+            found[resource.name] = {name: values[name].value for name in required[resource.name]}
         except KafkaException as error:
             text = f"{resource.name}: its configuration cannot be read: {in_words(error.args[0])}"
             if not is_not_authorised(error.args[0]):
                 raise BrokerError(text) from error
             report.wrong.append(text)
-    return policies
+    return found
 
 
-def _faults(topic: Topic, existing: dict[str, int], policy: str | None, settings: Settings) -> list[str]:
+def _configuration_faults(topic: Topic, found: dict[str, str], settings: Settings) -> list[str]:
+    return [
+        f"{topic.name} has {name}={found[name]} and must have {value}{_WHY.get(name, '')}: kafka-configs "
+        f"--bootstrap-server {settings.kafka.bootstrap_servers} --alter --entity-type topics "
+        f"--entity-name {topic.name} --add-config {name}={value}"
+        for name, value in topic.required().items()
+        if found[name] != value
+    ]
+
+
+_WHY = {"message.timestamp.type": ", because the brokers' time bounds every host's clock"}
+
+
+def _faults(topic: Topic, existing: dict[str, int], settings: Settings) -> list[str]:
     faults = []
     count = existing[topic.name]
     if topic.partitioning == "one" and count != 1:
@@ -248,6 +269,4 @@ def _faults(topic: Topic, existing: dict[str, int], policy: str | None, settings
     for memory, source in ((ROUTER, TRADES), (ORACLE, PRICES)):
         if topic.name == memory and count != existing.get(source, count):
             faults.append(f"{memory} has {count} partitions and {source} has {existing[source]}: they must match")
-    if policy is not None and policy != topic.cleanup:
-        faults.append(f"{topic.name} has cleanup.policy={policy} and must have {topic.cleanup}")
     return faults

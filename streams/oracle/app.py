@@ -30,8 +30,9 @@ from streams.broker.marks import last_full_frame
 from streams.broker.reader import Follower, LogReader
 from streams.errors import InputError
 from streams.logs import event
+from streams.machine_clock import MachineClock
 from streams.margin.parameters import RiskParameters
-from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset, MachineClock
+from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
 from streams.oracle.journals import JournalFollower
 from streams.oracle.leadership import Leadership
 from streams.oracle.marks import HEARD, MarkBook, SymbolState

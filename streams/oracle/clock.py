@@ -1,12 +1,10 @@
-"""The oracle's time: the clock of its machine, and how far that is from the clock of Kafka's broker.
+"""How far the clock of the oracle's machine is from the clock of Kafka's broker.
 
-What is read here decides which prices are fresh, so a machine whose clock is off has to be told of: every frame is
+The machine's clock decides which prices are fresh, so a machine whose clock is off has to be told of: every frame is
 appended at the broker's time (``LogAppendTime``), which lies between sending and acknowledgement if both clocks agree.
 """
 
 import logging
-import time
-from collections.abc import Callable
 
 from prometheus_client import Gauge
 
@@ -21,30 +19,7 @@ CLOCK_OFFSET = Gauge(
 
 OFFSET_MS_MAX = PolicyParameters().clock_skew_ms_max
 """Beyond it a process is not ready, and says so."""
-STEP_BACK_MS_MAX = 2_000
 _LOG_APPEND_TIME = 1
-
-
-class MachineClock:
-    """Microseconds since the Unix epoch, never twice the same.
-
-    A step back of up to ``STEP_BACK_MS_MAX`` is waited out. A larger one is followed: the clock was ahead and has been
-    put right, and a time that stood still until then would make no price old.
-    """
-
-    def __init__(self, read_ns: Callable[[], int] = time.time_ns) -> None:
-        self._read_ns = read_ns
-        self._last_us = 0
-
-    def now_us(self) -> int:
-        read_us = self._read_ns() // 1000
-        behind_ms = (self._last_us - read_us) // 1000
-        if behind_ms > STEP_BACK_MS_MAX:
-            event(log, logging.WARNING, "clock_stepped_back", by_ms=behind_ms)
-            self._last_us = read_us
-        else:
-            self._last_us = max(self._last_us + 1, read_us)
-        return self._last_us
 
 
 class BrokerOffset:

@@ -23,10 +23,12 @@ from streams.demo.reference import (
     ledger_of,
     symbols_needed,
 )
+from tests.faults.load import NAMED_BY_POISON
 from tests.faults.records import Record, Records
 
 Differences = list[str]
 LAST = 2**62
+WITHOUT_ORDERS = {"insolvent", "unsellable", "undecided"}
 
 
 # --- what comes in comes through, once -------------------------------------------------------------------------------
@@ -195,27 +197,33 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
     name, evidence = command["command_id"], command["evidence"]
     seen, time_us = marks.at(evidence["marks_offset"])
     rules = parameters.as_of(evidence["parameters_version"])
-    needed = symbols_needed(group, rules)
-    if missing := needed - seen.keys():
+    needed = symbols_needed(group, rules, seen)
+    bounded = evidence.get("stale_bounds", {}).keys()
+    if missing := needed - seen.keys() - bounded:
         yield f"{name}: no marks of {sorted(missing)} at offset {evidence['marks_offset']}"
         return
-    for symbol in sorted(needed):
+    if traded := bounded & {order["symbol"] for order in command.get("orders", ())}:
+        yield f"{name}: orders in {sorted(traded)}, whose marks were not live"
+    for symbol in sorted(needed & seen.keys()):
         mark = seen[symbol]
-        if mark.status != "live" or time_us - mark.publish_time > rules.max_age_us(symbol):
+        is_old = time_us - mark.publish_time > rules.max_age_us(symbol)
+        if symbol not in bounded and (mark.status != "live" or is_old):
             yield f"{name}: the mark of {symbol} was not live"
         if Decimal(evidence["marks"].get(symbol, "0")) != mark.price:
             yield f"{name}: evidence says {symbol} at {evidence['marks'].get(symbol)}, the log has {mark.price}"
-    verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules)
+    verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules, bounded)
     if not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
-    figures = floor_18(verdict.equity), floor_18(verdict.maintenance), verdict.health_ratio
-    stated = tuple(Decimal(evidence[field]) for field in ("equity", "maintenance_margin", "health_ratio"))
+    ratio = verdict.health_ratio or Decimal(0)
+    figures = floor_18(verdict.equity), floor_18(verdict.maintenance), ratio, floor_18(verdict.debt)
+    fields = ("equity", "maintenance_margin", "health_ratio", "debt")
+    stated = tuple(Decimal(evidence.get(field, "0")) for field in fields)
     if figures != stated:
         yield f"{name}: evidence says {stated}, recomputed {figures}"
 
 
 def nobody_is_left_liquidatable(found: Records) -> Differences:
-    """At the last marks no group is below maintenance without an open command."""
+    """At the last marks no group is below maintenance without an open command, or a status that says why not."""
     parameters = _parameters(found)
     last = max((record.offset for record in found.of(topics.MARKS)), default=-1)
     seen, _ = _MarksAsOf(found, [last]).at(last)
@@ -227,14 +235,14 @@ def nobody_is_left_liquidatable(found: Records) -> Differences:
         (account, group["margin"])
         for account, row in _rows(found).items()
         for group in row["groups"]
-        if group["command"] is not None
+        if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():
         if name in under_command:
             continue
-        if not symbols_needed(group, rules) <= prices.keys():
-            differences.append(f"{name}: no marks of {sorted(symbols_needed(group, rules) - prices.keys())}")
+        if missing := symbols_needed(group, rules, prices) - prices.keys():
+            differences.append(f"{name}: no marks of {sorted(missing)}")
             continue
         verdict = evaluate(group, prices, rules)
         if verdict.liquidatable:
@@ -242,9 +250,19 @@ def nobody_is_left_liquidatable(found: Records) -> Differences:
     return differences
 
 
-def nobody_is_suspended(found: Records) -> Differences:
-    """Every event of the load can be applied."""
-    return [f"{account}: {row['suspended_reason']}" for account, row in _rows(found).items() if row["unapplied"]]
+def only_whom_poison_names_is_suspended(found: Records) -> Differences:
+    """Every event of the load can be applied; a transfer that cannot be read suspends its account, each once."""
+    expected = Counter(
+        NAMED_BY_POISON
+        for record in found.of(topics.TRANSFERS)
+        if record.is_poison and f'"{NAMED_BY_POISON}"'.encode() in (record.value or b"")
+    )
+    rows = _rows(found)
+    return [
+        f"{account}: {row['suspended_reason']}; {row['unapplied']} unapplied, must be {expected[account]}"
+        for account, row in rows.items()
+        if row["unapplied"] != expected[account]
+    ] + [f"{account}: not suspended, it has no row" for account in expected if account not in rows]
 
 
 # --- journal and tables ----------------------------------------------------------------------------------------------
@@ -335,7 +353,7 @@ CHECKS: dict[str, Callable[[Records], Differences]] = {
         alerts_are_unique_and_gapless,
         every_command_is_justified,
         nobody_is_left_liquidatable,
-        nobody_is_suspended,
+        only_whom_poison_names_is_suspended,
         journal_is_contiguous,
         journal_accounts_for_every_row,
         redis_equals_changelog,
@@ -384,7 +402,7 @@ class ShardLedger:
         self.ledger = ReferenceLedger(parameters.as_of(LAST))
         self._frames = iter(list(found.readable(topics.EVENTS, shard)))
         self._ahead = next(self._frames, None)
-        self._last: dict[str, int] = {}
+        self._come: set[tuple[str, int]] = set()
 
     def walk_to(self, offset: int) -> None:
         """Take in every frame up to and including ``offset``."""
@@ -395,9 +413,9 @@ class ShardLedger:
 
     def _new_transfers(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         kept = []
-        for index, (account, sequence) in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
-            if sequence > self._last.get(account, -1):
-                self._last[account] = sequence
+        for index, number in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
+            if number not in self._come:
+                self._come.add(number)
                 kept.append(index)
         return {name: [column[index] for index in kept] for name, column in columns.items()}
 

@@ -29,6 +29,8 @@ FUND = "fund"
 MAKERS = ("maker-0", "maker-1", "maker-2")
 TRADERS = tuple(f"trader-{number:02}" for number in range(40))
 ISOLATED = {f"isolated-{number}": symbol for number, symbol in zip(range(9), itertools.cycle(SYMBOLS))}
+NAMED_BY_POISON = "named-by-poison"
+"""The account of the transfers that cannot be read."""
 POISON = b"poison-"
 """Begins the key of every record that cannot be read."""
 
@@ -299,7 +301,8 @@ class Load:
 
     def _poison(self) -> None:
         topic, value = self._rng.choice(_POISONS)
-        self._producer.produce(topic, value, key=POISON + str(next(self._poisons)).encode())
+        key = POISON + str(next(self._poisons)).encode() + b" names no account"
+        self._producer.produce(topic, value, key=key)
         self.sent += 1
 
     def _repeat(self) -> None:
@@ -309,20 +312,14 @@ class Load:
             self._send(topic, value, key)
 
     def _late(self) -> None:
-        """A trade and a transfer that nobody has seen, with numbers that have been passed."""
-        symbol, account = self._rng.choice(list(SYMBOLS)), self._rng.choice(TRADERS)
-        if not self._trade_ids[symbol] or not self._transfer_sequences[account]:
+        """A transfer that nobody has seen, with a number that another has had. Such a trade suspends its accounts."""
+        account = self._rng.choice(TRADERS)
+        if self._transfer_sequences[account] < 2:
             return
-        number, sequence = self._trade_ids[symbol] - 1, self._transfer_sequences[account] - 1
-        late = {
-            "trade_id": max(0, number), "symbol": symbol, "price": "1", "quantity": "1000", "aggressor_side": "buy",
-            "maker": {"account": account, "order_id": "late", "fee": "0"},
-            "taker": {"account": FUND, "order_id": "late", "fee": "0"}, "event_time": now_us(),
-        }  # fmt: skip
-        self._send(topics.TRADES, late, symbol)
+        sequence = self._transfer_sequences[account] - 1
         transfer = {
             "transfer_id": "late", "account": account, "asset": ASSET, "amount": "-999999",
-            "sequence": max(0, sequence), "margin": "cross", "event_time": now_us(),
+            "sequence": sequence, "margin": "cross", "event_time": now_us(),
         }  # fmt: skip
         self._send(topics.TRANSFERS, transfer, account)
 
@@ -416,6 +413,6 @@ _POISONS: list[tuple[str, bytes]] = [
     *((topic, value) for topic in (topics.PRICES, topics.PARAMETERS) for value in (b"{", b"nope")),
     *((topic, value) for topic in (topics.EVENTS, topics.MARKS) for value in (b"{", b"nope")),
     (topics.TRADES, b'{"trade_id":1}'),
-    (topics.TRANSFERS, b'{"transfer_id":"x","account":"x","asset":"USDC","amount":1,"sequence":1,"event_time":1}'),
+    (topics.TRANSFERS, b'{"account":"%s","asset":"USDC","amount":1,"sequence":1}' % NAMED_BY_POISON.encode()),
     (topics.PARAMETERS, b'{"type":"x"}'),
 ]

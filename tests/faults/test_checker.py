@@ -383,7 +383,7 @@ TAMPERED: dict[str, list[Tamper]] = {
         liquidate_on_an_old_mark,
     ],
     "nobody_is_left_liquidatable": [leave_somebody_below_maintenance],
-    "nobody_is_suspended": [suspend_somebody],
+    "only_whom_poison_names_is_suspended": [suspend_somebody],
     "journal_is_contiguous": [
         break_a_journal_link,
         skip_a_journal_record,

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset, MachineClock
+from streams.machine_clock import MachineClock
+from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
 
 S = 1_000_000
 
