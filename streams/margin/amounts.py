@@ -6,13 +6,14 @@ and ``fine`` become columns when an amount first needs them. So whole units may 
 in int64 and every ``high`` within :func:`high_most`; what the units stand for, and that, is the portfolio's business.
 """
 
+from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.types import FRACTION_DIGITS_MAX
-from streams.margin.fixed_point import INT64_MAX, from_units
+from streams.margin.fixed_point import INT64_MAX, decimal_units, from_units
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -79,7 +80,7 @@ class Amounts:
 
     def is_plain(self, index: int) -> bool:
         """Whether ``low`` is all there is."""
-        return not (
+        return not self.wide or not (
             (self._high_view is not None and self._high_view[index])
             or (self._fine_view is not None and self._fine_view[index])
         )
@@ -103,6 +104,12 @@ class Amounts:
         if self.is_plain(index):
             return from_units(self.view[index], decimals)
         return from_units(self.exact(index, decimals), FRACTION_DIGITS_MAX)
+
+    def decimal(self, index: int, decimals: int) -> Decimal:
+        """The amount as an exact decimal."""
+        if self.is_plain(index):
+            return decimal_units(self.view[index], decimals)
+        return decimal_units(self.exact(index, decimals), FRACTION_DIGITS_MAX)
 
     def put(self, index: int, units: int, fine: int = 0) -> int:
         """Make the amount ``units`` whole units and ``fine`` of 10**-18; its ``high``."""

@@ -605,11 +605,10 @@ class Portfolio:
             symbol = self._symbols[self._slot_symbol_view[slot]]
             contract = self._contracts[symbol]
             quantity = decimal_units(self._lots.units(slot) * contract.lot, contract.lot_digits)
-            cash = decimal_units(self._cash.exact(slot, contract.cash_decimals), FRACTION_DIGITS_MAX)
-            positions.append(Position(symbol, quantity, cash))
+            positions.append(Position(symbol, quantity, self._cash.decimal(slot, contract.cash_decimals)))
         positions.sort(key=lambda position: position.symbol)
         balances = {
-            account.asset: decimal_units(account.amounts.exact(row, account.decimals), FRACTION_DIGITS_MAX)
+            account.asset: account.amounts.decimal(row, account.decimals)
             for account in sorted(self._held_by(row), key=lambda account: account.asset)
         }
         return Group(self._accounts[row], self._margins[row], balances, tuple(positions))
