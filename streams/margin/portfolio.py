@@ -572,7 +572,7 @@ class Portfolio:
     def _put_balance(self, account: _Account, row: int, amount: int) -> None:
         """``amount`` in units of 10**-18."""
         high = account.amounts.put(row, *divmod(amount, fine_step(account.decimals)))
-        if abs(high) > account.high_most:
+        if abs(high) > account.high_most and account.limit >= 0:
             account.limit = -1
             self._view()
 

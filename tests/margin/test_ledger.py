@@ -395,20 +395,45 @@ def test_many_small_steps_do_not_pass_the_border_that_one_may_not(decimals: int)
 
 def test_many_small_fills_do_not_pass_the_border_of_a_position() -> None:
     found, row = holding({"USD": 18}, ("1", LEAST))
-    found.load_group(row, {}, [("S0", "999999999999999990.5", "0")])
-    for _ in range(3):
-        found.apply_fill(row, "S0", "3", "1", "0")
+    found.load_group(row, {}, [("S0", "999999999999999998.5", "0")])
+    found.apply_fill(row, "S0", "0.5", "1", "0")
     with pytest.raises(InputError, match=f"{MOST} of it"):
-        found.apply_fill(row, "S0", "0.5", "1", "0")
-    found.apply_fill(row, "S0", "0.499999999999999999", "1", "0")
-    assert found.positions(row) == [("S0", MOST, "-9.499999999999999999")]
+        found.apply_fill(row, "S0", "1", "1", "0")
+    found.apply_fill(row, "S0", "0.999999999999999999", "1", "0")
+    assert found.positions(row) == [("S0", MOST, "-1.499999999999999999")]
     assert found.open_interest() == {"S0": MOST}
+
+
+@pytest.mark.parametrize(
+    ("balance", "position", "within", "beyond"),
+    [
+        ("999999999999999999", ("1", "0"), ("0.1", "1", "-0.5"), ("0.1", "1", "-0.5")),
+        ("1", ("999999999999999999", "0"), ("0.5", "1", "0"), ("0.5", "1", "0")),
+        ("1", ("1", "-999999999999999999"), ("0.5", "1", "0"), ("0.1", "5", "0")),
+    ],
+)
+def test_the_borders_stand_where_other_units_bring_an_amount_near_to_them(
+    balance: str, position: tuple[str, str], within: tuple[str, str, str], beyond: tuple[str, str, str]
+) -> None:
+    found, row = holding({"USD": 0}, ("1", "1"))
+    found.load_group(row, {"USD": balance}, [("S0", *position)])
+    finest = InstrumentParameters(
+        symbol="S0", settle_asset="USD", price_increment="1", quantity_increment=LEAST, margin_tiers=TIERS[:1]
+    )
+    parameters = found.parameters.with_record(AssetParameters(asset="USD", decimals=18)).with_record(finest)
+    found.set_parameters(parameters)
+    found.apply_fill(row, "S0", *within)
+    before = found.balances(row), found.positions(row)
+    with pytest.raises(InputError, match="leaves the ledger"):
+        found.apply_fill(row, "S0", *beyond)
+    assert (found.balances(row), found.positions(row)) == before
 
 
 def test_a_slot_that_held_much_is_empty_for_the_next() -> None:
     found, row = holding({"USD": 18}, ("1", LEAST), ("1", "1"))
     found.load_group(row, {"USD": "5000000000000"}, [("S0", "1000000000000", "-1000000000000.5")])
-    found.load_group(row, {}, [("S1", "1", "-1")])
+    found.load_group(row, {}, [])
+    found.apply_fill(row, "S1", "1", "1", "0")
     assert (found.balances(row), found.positions(row)) == ({}, [("S1", "1", "-1")])
     found.apply_fill(row, "S0", "1", "3", "0")
     assert found.positions(row) == [("S0", "1", "-3"), ("S1", "1", "-1")]
