@@ -657,25 +657,25 @@ class Portfolio:
         ``error`` bounds |true equity - equity| + |true maintenance - maintenance|. With u = 2**-53 and G the sum of the
         absolute values of all terms of a row (lots * value of a lot, cash, balances):
 
-        - every table entry is an exact decimal rounded once (relative error u), every int64 becomes a double with
-          relative error at most u, so a position's value or cash, a product of the two, is off by at most 3.01u of
-          itself;
-        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 6u (|x| r_n +
-          D_n); a tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 4u), and r_n < 1. Taking
-          the greatest of them, or leaving out a tier whose floor |x| passes by less than 4u, adds no more than 4u
-          |x|: at most 17u |x|;
-        - a balance's value is the least of its lines b * w_k + o_k with the same bounds and weights at most 1, times a
-          liability weight L >= 1 for debt: at most 17u L |b|;
+        - every table entry is an exact decimal rounded once (relative error u), every amount becomes a double with
+          relative error at most 9.2u (``Amounts.doubles``), so a position's value or cash, a product of the two, is off
+          by at most 11.3u of itself;
+        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 14.4u |x| r_n +
+          2.1u D_n; a tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 13u), and r_n < 1.
+          Taking the greatest of them, or leaving out a tier whose floor |x| passes by less than 13u, adds no more than
+          13u |x|: at most 30u |x|;
+        - a balance's value is the least of its lines b * w_k + o_k, each off by at most 14.5u of its parts, with
+          weights at most 1, times a liability weight L >= 1 for debt: at most 17u L |b|;
         - adding K terms one after the other is off by at most 1.01 (K - 1) u times the sum of their absolute values,
           for equity and for maintenance alike.
 
         - under portfolio margin the loss in a scenario is a sum of products of a value and a rate, each off by at most
-          5.02u of itself; adding them up, worst cases, offsets and floors add no more than (7 + 2.02 K) u of the sum
+          13.4u of itself; adding them up, worst cases, offsets and floors add no more than (16 + 2.02 K) u of the sum
           of |value| * largest rate, which is part of G.
 
-        So the two errors together are at most (20 + 17 + 2.02 K) u G, with K at most the number of symbols and assets
+        So the two errors together are at most (42 + 17 + 2.02 K) u G, with K at most the number of symbols and assets
         and the debts in G taken times L. G itself is computed with a relative error far below one. The bound used is
-        twice that, (80 + 6 K) u G.
+        twice that, (120 + 6 K) u G.
         """
         self._prices.refresh(self._marks, self._live)
         if rows is None:
@@ -715,7 +715,7 @@ class Portfolio:
             if not prices.is_live(account.asset):
                 decidable[units != 0] = False
         terms = len(self._symbols) + len(self._ledger_by_id)
-        error: Floats = gross * ((80 + 6 * terms) * _UNIT_ROUNDOFF)
+        error: Floats = gross * ((120 + 6 * terms) * _UNIT_ROUNDOFF)
         return Columns(equity, maintenance, error, decidable)
 
     def _scan(
