@@ -107,7 +107,7 @@ class Amounts:
 
     def decimal(self, index: int, decimals: int) -> Decimal:
         """The amount as an exact decimal."""
-        if self.is_plain(index):
+        if not self.wide or self.is_plain(index):
             return decimal_units(self.view[index], decimals)
         return decimal_units(self.exact(index, decimals), FRACTION_DIGITS_MAX)
 

@@ -27,7 +27,6 @@ from streams.margin.amounts import Amounts, fine_step, grown, high_most, scalars
 from streams.margin.fixed_point import (
     EXACT,
     INT64_MAX,
-    decimal_units,
     fraction_digits,
     from_units,
     parse_decimal,
@@ -105,8 +104,8 @@ class _Contract:
 
     __slots__ = (
         "asset_id", "balance", "balance_limit", "balance_scale", "cash_decimals", "cash_high", "cash_limit",
-        "cash_per_lot", "compiled_from", "decimals", "lot", "lot_digits", "lots", "lots_high", "lots_limit",
-        "lots_most", "symbol_id",
+        "cash_per_lot", "compiled_from", "decimals", "increment", "lot", "lot_digits", "lots", "lots_high",
+        "lots_limit", "lots_most", "symbol_id",
     )  # fmt: skip
 
     balance: "memoryview[int]"
@@ -116,6 +115,7 @@ class _Contract:
     def __init__(self, instrument: Instrument, symbol_id: int, settle: "_Account", caches: "_Caches") -> None:
         price_digits = fraction_digits(instrument.price_increment)
         tick = to_units(instrument.price_increment, price_digits)
+        self.increment = instrument.quantity_increment
         self.lot_digits = fraction_digits(instrument.quantity_increment)
         self.lot = to_units(instrument.quantity_increment, self.lot_digits)
         self.compiled_from = (instrument, settle.decimals)
@@ -596,7 +596,11 @@ class Portfolio:
         return self._head_view[row] < 0 and not self._held_by(row)
 
     def _held_by(self, row: int) -> list[_Account]:
-        return [account for account in self._ledger_by_id if not account.amounts.is_zero(row)]
+        return [
+            account
+            for account in self._ledger_by_id
+            if (amounts := account.amounts).view[row] or (amounts.wide and not amounts.is_plain(row))
+        ]
 
     def group(self, row: int) -> Group:
         """The exact view of a row: positions in order of symbol, balances that are not zero in order of asset."""
@@ -604,7 +608,7 @@ class Portfolio:
         for slot in self._slots_of(row):
             symbol = self._symbols[self._slot_symbol_view[slot]]
             contract = self._contracts[symbol]
-            quantity = decimal_units(self._lots.units(slot) * contract.lot, contract.lot_digits)
+            quantity = EXACT.multiply(Decimal(self._lots.units(slot)), contract.increment)
             positions.append(Position(symbol, quantity, self._cash.decimal(slot, contract.cash_decimals)))
         positions.sort(key=lambda position: position.symbol)
         balances = {
