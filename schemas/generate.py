@@ -332,12 +332,16 @@ def _dead_letter() -> dict[str, Any]:
         "dlq.error": "the kind of error",
         "dlq.reason": "the reason in words, with the field",
     }
+    told = {
+        "dlq.suspended": "the accounts that were suspended for it, a JSON list",
+        "dlq.untold": "1 if it concerns somebody whom nobody could read from it",
+    }
     cut = {"dlq.cut": "length of key and value before they were cut, if no topic would have taken them whole"}
     return {
         "type": "object",
         "description": "Where a dead letter came from and why; every value is text.",
         "required": list(where),
-        "properties": {name: {"type": "string", "description": text} for name, text in (where | cut).items()},
+        "properties": {name: {"type": "string", "description": text} for name, text in (where | told | cut).items()},
     }
 
 

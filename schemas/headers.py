@@ -1,8 +1,12 @@
 """Record headers: CloudEvents 1.0 in binary mode on what others read, and where a dead letter came from."""
 
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 Headers = list[tuple[str, bytes]]
+Received = Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None
+"""The headers of a record as a client gives them."""
 
 SOURCE = "/margin-clearing"
 
@@ -30,3 +34,10 @@ def dead_letter(topic: str, partition: int, offset: int, timestamp_ms: int, erro
         ("dlq.error", error.encode()),
         ("dlq.reason", reason.encode("utf-8", "replace")[:1000]),
     ]
+
+
+def told(suspended: Sequence[str], *, all_told: bool) -> Headers:
+    """Further headers of a dead letter that concerns accounts: those that were suspended for it, and whether there may
+    be others, whom nobody could read from it."""
+    named = ("dlq.suspended", json.dumps(list(suspended)).encode())
+    return [named] if all_told else [named, ("dlq.untold", b"1")]

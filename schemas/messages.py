@@ -5,6 +5,7 @@ validation. Unknown fields are ignored everywhere, so a producer may add some. T
 (``margin.events.v1``, ``margin.marks.v1``) are columns, because a record per fill would cost more than the fill.
 """
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,6 +13,8 @@ from msgspec import Meta
 
 from schemas.types import (
     CROSS,
+    RESERVED_ACCOUNTS,
+    AccountId,
     AccountStatus,
     AlertKind,
     Asset,
@@ -35,7 +38,9 @@ from schemas.types import (
     Symbol,
     Text,
     TimeUs,
+    Uncounted,
     UnsignedDecimal,
+    is_identifier,
 )
 
 # --- what the exchange sends -----------------------------------------------------------------------------------------
@@ -44,7 +49,7 @@ from schemas.types import (
 class TradeSide(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a trade. ``fee`` is in the settle asset; a rebate is negative."""
 
-    account: Identifier
+    account: AccountId
     order_id: DerivedId
     fee: SignedDecimal
     margin: MarginMode = "cross"
@@ -66,11 +71,14 @@ class Trade(msgspec.Struct, frozen=True, kw_only=True):
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """``collateral.transfers.v1``: collateral into (positive) or out of (negative) a margin group of an account.
 
-    ``sequence`` rises strictly per account; ``margin`` is ``cross`` or the symbol of an isolated position.
+    ``sequence`` numbers the transfers of an account, each once. They may arrive in any order and any number of times:
+    each is applied once. Up to 32 ranges of numbers that have not come yet are remembered for each account; a transfer
+    of an older number that is not known to have come suspends its account. ``margin`` is ``cross`` or the symbol of an
+    isolated position, which must be an instrument of ``risk.parameters.v1``.
     """
 
     transfer_id: Identifier
-    account: Identifier
+    account: AccountId
     asset: Asset
     amount: NonZeroDecimal
     sequence: Sequence
@@ -95,7 +103,7 @@ class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
 
     command_id: DerivedId
     order_id: DerivedId
-    account: Identifier
+    account: AccountId
     status: ReportStatus
     filled_quantity: UnsignedDecimal = "0"
     average_price: UnsignedDecimal | None = None
@@ -108,8 +116,34 @@ class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
 FRAME_ROWS_MAX = 4096
 
 
+_ACCOUNTS_REMEMBERED = 1 << 16
+
+
+@lru_cache(maxsize=_ACCOUNTS_REMEMBERED)
+def _is_account(name: str) -> bool:
+    return is_identifier(name) and not name.startswith(RESERVED_ACCOUNTS)
+
+
+def _check_columns(columns: msgspec.Struct) -> None:
+    """Columns are of one length, and their accounts can be accounts.
+
+    Raises:
+        ValueError: they are not; a decoder makes a DecodeError of it.
+    """
+    lengths = {len(getattr(columns, name)) for name in columns.__struct_fields__}
+    if len(lengths) != 1:
+        raise ValueError(f"columns of different lengths: {sorted(lengths)}")
+    accounts: list[str] = columns.account  # type: ignore[attr-defined]
+    if not all(map(_is_account, accounts)):
+        wrong = next(name for name in accounts if not _is_account(name))
+        raise ValueError(f"{wrong[:60]!r} cannot be an account")
+
+
 class FillColumns(msgspec.Struct, kw_only=True):
-    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol."""
+    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol.
+
+    What is not a decimal, an instrument or in its range is refused fill by fill when it is applied.
+    """
 
     account: list[str] = msgspec.field(default_factory=list)
     margin: list[str] = msgspec.field(default_factory=list)
@@ -118,38 +152,47 @@ class FillColumns(msgspec.Struct, kw_only=True):
     price: list[str] = msgspec.field(default_factory=list)
     fee: list[str] = msgspec.field(default_factory=list)
     order_id: list[str] = msgspec.field(default_factory=list)
-    trade_id: list[int] = msgspec.field(default_factory=list)
+    trade_id: list[Sequence] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class TransferColumns(msgspec.Struct, kw_only=True):
     """Collateral transfers of one shard."""
 
     account: list[str] = msgspec.field(default_factory=list)
-    margin: list[str] = msgspec.field(default_factory=list)
-    asset: list[str] = msgspec.field(default_factory=list)
-    amount: list[str] = msgspec.field(default_factory=list)
-    sequence: list[int] = msgspec.field(default_factory=list)
-    transfer_id: list[str] = msgspec.field(default_factory=list)
+    margin: list[Symbol] = msgspec.field(default_factory=list)
+    asset: list[Asset] = msgspec.field(default_factory=list)
+    amount: list[NonZeroDecimal] = msgspec.field(default_factory=list)
+    sequence: list[Sequence] = msgspec.field(default_factory=list)
+    transfer_id: list[Identifier] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class ReportColumns(msgspec.Struct, kw_only=True):
     """Liquidation reports of one shard."""
 
     account: list[str] = msgspec.field(default_factory=list)
-    command_id: list[str] = msgspec.field(default_factory=list)
-    order_id: list[str] = msgspec.field(default_factory=list)
-    status: list[str] = msgspec.field(default_factory=list)
-    filled_quantity: list[str] = msgspec.field(default_factory=list)
+    command_id: list[DerivedId] = msgspec.field(default_factory=list)
+    order_id: list[DerivedId] = msgspec.field(default_factory=list)
+    status: list[ReportStatus] = msgspec.field(default_factory=list)
+    filled_quantity: list[UnsignedDecimal] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class Suspension(msgspec.Struct, kw_only=True):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
-    account: str
-    topic: str
-    partition: int
-    offset: int
-    reason: str
+    account: AccountId
+    topic: Text
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Offset
+    reason: Text
 
 
 class EventFrame(msgspec.Struct, kw_only=True):
@@ -190,7 +233,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 
     ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
     keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
-    right to: a frame of a lower epoch than one before it is void.
+    right to: a frame of a lower epoch than one before it is void. ``uncounted`` of a full frame says, by symbol and
+    source, which configured sources are not in its mark, and why.
     """
 
     time: TimeUs
@@ -198,6 +242,7 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
     scales: dict[ParameterKey, PositiveDecimal] = {}
     epoch: Offset = -1
+    uncounted: dict[Symbol, dict[str, Uncounted]] = {}
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------
@@ -309,18 +354,39 @@ class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
-    """A credit that could not be applied and waits: it can only have made its account better."""
+    """A transfer of the frame at ``offset`` that could not be applied and waits for parameters that admit it.
+
+    A credit can only make its account better. As long as those of a group and asset do not add up to a debit, the
+    account's verdict holds without them.
+    """
 
     transfer_id: Identifier
     sequence: Sequence
     margin: Symbol
     asset: Asset
-    amount: PositiveDecimal
+    amount: NonZeroDecimal
+    offset: Offset
+
+
+class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
+    """A fill of the frame at ``offset`` that waits for parameters that admit it, or for one that does."""
+
+    trade_id: Sequence
+    order_id: DerivedId
+    margin: Symbol
+    symbol: Symbol
+    quantity: NonZeroDecimal
+    price: PositiveDecimal
+    fee: SignedDecimal
     offset: Offset
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position."""
+    """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position.
+
+    ``told_undecided``: it has been alerted that the group waits for marks that are not live. ``liquidation_started``:
+    that has been alerted, its completion has not; None in rows of earlier versions, whose ``status`` says it.
+    """
 
     margin: Symbol
     status: GroupStatus
@@ -329,6 +395,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     margin_call_level: SignedDecimal | None = None
     command: OpenCommand | None = None
     told_undecided: bool = False
+    liquidation_started: bool | None = None
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -337,10 +404,13 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``status`` is the worst of the groups' or ``suspended``; the sequences are those of the last command issued,
     transfer applied and alert raised, which is how a repeat is known. ``unapplied`` counts the events in the dead
     letters that could not be applied; the account is suspended until they are repaired and replayed.
-    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are credits
-    that wait to be applied. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not come, those
-    below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could not be
-    read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
+    ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are transfers
+    and ``waiting_fills`` fills that wait to be applied, in the order of the log: fills, and transfers that add up to a
+    debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
+    come, those below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could
+    not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
+    ``refused`` holds, by ``topic:partition``, the offset of the last record there that could not be read and named this
+    account.
     """
 
     account: Identifier
@@ -355,7 +425,9 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     parked: tuple[ParkedTransfer, ...] = ()
     transfer_gaps: tuple["Range", ...] = ()
     transfer_floor: Offset = 0
+    waiting_fills: tuple[WaitingFill, ...] = ()
     unread: str | None = None
+    refused: dict[Text, Offset] = {}
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -378,8 +450,13 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     the ledger cannot be held in newer ones. ``commands`` names the first commands, ``command_count`` counts them all
     (-1: ``commands`` names all). ``alert_sequence`` counts the alerts about the shard as a whole; ``not_live`` says
     since when the symbols that somebody in the shard needs have had no live mark, ``told_not_live`` which of them have
-    been alerted, ``skewed`` which clocks have been. ``unread``, of a claim, is how many records of the journal before
-    it could not be read: the shard stands at the marks of the claim, and every account is decided anew.
+    been alerted. ``skewed`` names the clocks that have been alerted to be off (``events``: the routers', ``marks``: the
+    oracle's) and when the broker last saw each so. ``unread``, of a claim, is how many records of the journal before
+    it could not be read: the shard stands at the marks of the claim, and every account is decided anew. ``unreached``
+    counts what liquidation does not reach: groups that are ``undecided``, ``unsellable`` or ``insolvent``, accounts
+    that are ``suspended``, the transfers ``parked`` and fills ``waiting``, and the events ``unapplied``; what is not in
+    it is 0. ``unreached_notional`` is what those groups and accounts hold in positions and owe, at the last prices, in
+    the unit of account, as of the last record that tells the open interest.
     """
 
     kind: Literal["claim", "commit"]
@@ -402,5 +479,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     alert_sequence: Sequence = 0
     not_live: dict[Symbol, TimeUs] = {}
     told_not_live: tuple[Symbol, ...] = ()
-    skewed: tuple[Text, ...] = ()
+    skewed: dict[Text, TimeUs] = {}
     unread: Sequence = 0
+    unreached: dict[str, Sequence] = {}
+    unreached_notional: dict[str, DerivedUnsigned] = {}

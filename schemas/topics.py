@@ -26,11 +26,17 @@ Partitioning = Literal["any", "shards", "one", "trades", "prices"]
 Cleanup = Literal["delete", "compact"]
 
 _DAY_MS = 86_400_000
+_ROUTER_SEGMENT = 16 * 1024 * 1024
+"""The open segment is never compacted, and whoever takes a partition reads it all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic of the contract. ``retention_ms`` is None where compaction keeps the last record of each key."""
+    """A topic of the contract. ``retention_ms`` is None where compaction keeps the last record of each key.
+
+    ``append_time``: its records carry the time at which the broker appended them, whatever their sender's clock says.
+    ``segment_bytes``: how much of it is written before it may be compacted, if not the broker's default.
+    """
 
     name: str
     key: str
@@ -38,19 +44,26 @@ class Topic:
     cleanup: Cleanup = "delete"
     retention_ms: int | None = 7 * _DAY_MS
     dead_letters: bool = False
+    append_time: bool = False
+    segment_bytes: int | None = None
 
     @property
     def dlq(self) -> str:
         return dead_letter_topic(self.name)
 
     def config(self) -> dict[str, str]:
-        """Topic configuration that creation sets; verification insists on ``cleanup.policy`` only."""
-        config: dict[str, str] = {"cleanup.policy": self.cleanup}
+        """Topic configuration that creation sets; verification insists on what :meth:`required` gives."""
+        config = self.required()
         if self.cleanup == "compact":
             config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(_DAY_MS)}
         elif self.retention_ms is not None:
             config["retention.ms"] = str(self.retention_ms)
-        return config
+        return config | ({} if self.segment_bytes is None else {"segment.bytes": str(self.segment_bytes)})
+
+    def required(self) -> dict[str, str]:
+        """The configuration without which the pipeline would go wrong."""
+        stamped = {"message.timestamp.type": "LogAppendTime"} if self.append_time else {}
+        return {"cleanup.policy": self.cleanup} | stamped
 
 
 def dead_letter_topic(topic: str) -> str:
@@ -64,13 +77,15 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(PRICES, "symbol", "any", dead_letters=True, retention_ms=_DAY_MS),
     Topic(PARAMETERS, "type:id", "one", cleanup="compact", retention_ms=None, dead_letters=True),
     Topic(REPORTS, "account", "any", dead_letters=True),
-    Topic(EVENTS, "none", "shards", dead_letters=True),
-    Topic(MARKS, "none", "one", dead_letters=True),
+    Topic(EVENTS, "none", "shards", dead_letters=True, append_time=True),
+    Topic(MARKS, "none", "one", dead_letters=True, append_time=True),
     Topic(COMMANDS, "account", "any"),
     Topic(ALERTS, "account", "any"),
     Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None),
     Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS),
-    Topic(ROUTER, "topic:partition", "trades", cleanup="compact", retention_ms=None),
+    Topic(
+        ROUTER, "topic:partition:symbol", "trades", cleanup="compact", retention_ms=None, segment_bytes=_ROUTER_SEGMENT
+    ),
     Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None),
 )
 

@@ -5,6 +5,7 @@ times are integer microseconds since the Unix epoch; identifiers are printable A
 valid both for Python's ``re`` and for ECMA-262, so the generated JSON Schemas carry them unchanged.
 """
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -34,8 +35,18 @@ DerivedDecimal = Annotated[str, Meta(pattern=rf"^-?{_DERIVED}{_END}", max_length
 DerivedUnsigned = Annotated[str, Meta(pattern=rf"^{_DERIVED}{_END}", max_length=80, description="decimal string >= 0")]
 
 Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=128, description="printable ASCII id")]
+_IDENTIFIER = re.compile(r"[!-~]{1,128}")
 DerivedId = Annotated[str, Meta(pattern=rf"^[!-~]{{1,192}}{_END}", max_length=192, description="printable ASCII id")]
 """An id that we make from an account's (``ACCOUNT:7:alert:12``) or that may come back to us as one."""
+AccountId = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?!margin-clearing:)[!-~]{{1,128}}{_END}",
+        max_length=128,
+        description="printable ASCII id; none may begin with margin-clearing:",
+    ),
+]
+"""The account that a record from outside names (see ``RESERVED_ACCOUNTS``)."""
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
 """A traded or priced symbol, such as ``BTC-PERP``."""
 Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]
@@ -52,6 +63,9 @@ Side = Literal["buy", "sell"]
 PositionSide = Literal["long", "short"]
 MarginMode = Literal["cross", "isolated"]
 MarkStatus = Literal["live", "stale", "halted"]
+Uncounted = Literal["never", "silent", "late", "unsure", "repeated", "from_the_future", "apart"]
+"""Why a source's price is not in a mark: none came, none came lately, the last was published too long ago, has too wide
+a confidence, does not follow the one before it, is from the future, or is too far from the mark."""
 Stage = Literal["reduce", "close", "takeover", "deleverage"]
 ReportStatus = Literal["accepted", "rejected", "filled", "cancelled"]
 GroupStatus = Literal["normal", "margin_call", "liquidating", "bankrupt", "undecided", "unsellable", "insolvent"]
@@ -71,6 +85,7 @@ AlertKind = Literal[
     "undecided_cleared",
     "unsellable",
     "insolvent",
+    "recovered",
     "fill_mismatch",
     "credit_parked",
     "credit_applied",
@@ -80,6 +95,11 @@ AlertKind = Literal[
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether ``text`` is an ``Identifier``."""
+    return _IDENTIFIER.fullmatch(text) is not None
 
 
 def shard_account(shard: int) -> str:

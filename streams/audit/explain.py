@@ -25,10 +25,11 @@ from streams.clearing.shard import Output
 from streams.errors import AuditError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
-from streams.margin.health import evaluate, holdings, price_of
+from streams.margin.health import evaluate, health_of, symbols_of, target_of
 from streams.margin.models import Holding
 from streams.margin.parameters import SCENARIOS, AssetRules, RiskParameters, Scan
 from streams.margin.plan import Plan, make_plan
+from streams.margin.valuation import Valuation, counts
 
 _COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
 _ZERO = Decimal(0)
@@ -76,9 +77,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     equity_terms: list[Term]
     maintenance_terms: list[Term]
     equity: Decimal
+    unweighted_equity: Decimal
+    debt: Decimal
     maintenance: Decimal
     target: Decimal
     shortage: Decimal
+    stale_bounds: dict[str, str]
+    """The symbols whose marks are not live: the figures are those of the corner that is best for the account."""
     model: str
     stage: str
     orders: list[dict[str, str]]
@@ -125,6 +130,7 @@ class _Captured:
     clock_us: int
     group: Group
     prices: dict[str, Decimal]
+    stale: frozenset[str]
     marks: dict[str, tuple[int, Mark]]
     rules: RiskParameters
     rules_next: int
@@ -276,11 +282,14 @@ class _Explaining:
         if group.command.command_id == self._id:
             kind = {MARKS: "mark frame", EVENTS: "event frame", PARAMETERS: "parameter record"}[topic]
             partition = shard.shard if topic == EVENTS else 0
+            held = shard.portfolio.group(group.row)
+            needed = symbols_of(held, shard.portfolio.marks, shard.parameters)
             self._captured = _Captured(
                 f"{kind} {topic}[{partition}]@{offset}",
                 shard.clock_us,
-                shard.portfolio.group(group.row),
+                held,
                 dict(shard.portfolio.marks),
+                frozenset(symbol for symbol in needed if not shard.has_live(symbol)),
                 dict(rerun.marks),
                 shard.parameters,
                 shard.parameters_next,
@@ -291,13 +300,13 @@ class _Explaining:
 
     def _decision(self, found: _Captured) -> Decision:
         group, prices, rules = found.group, found.prices, found.rules
-        held = holdings(group, prices, rules)
-        health = evaluate(group, prices, rules)
-        plan = make_plan(group, prices, rules)
+        valuation = Valuation(group, prices, rules, found.stale)
+        health = health_of(valuation, group)
+        plan = make_plan(group, prices, rules, stale=found.stale)
         scanned = group.account in rules.policy.portfolio_margin_accounts
+        held = [valued.holding for valued in valuation.positions if valued.live and valued.holding is not None]
         with localcontext(EXACT):
-            buffer = rules.policy.liquidation_buffer_rate
-            target = sum((buffer * part.notional for part in health.positions), start=health.maintenance_margin)
+            target = target_of(health, rules)
         return Decision(
             input=found.input,
             at_us=found.clock_us,
@@ -307,21 +316,25 @@ class _Explaining:
                 for p in group.positions
             ],
             marks=[_mark_used(found, symbol) for symbol in sorted(self._command.evidence.marks)],
-            rules=self._rules_used(found, held),
-            equity_terms=[*_balance_terms(group, found), *_position_terms(group, held)],
-            maintenance_terms=_scan_terms(held, rules.policy.scan) if scanned else _tier_terms(held),
+            rules=self._rules_used(found),
+            equity_terms=[*_balance_terms(found, valuation), *_position_terms(valuation)],
+            maintenance_terms=_scan_terms(held, valuation, rules.policy.scan) if scanned else _tier_terms(held),
             equity=health.equity,
+            unweighted_equity=health.unweighted_equity,
+            debt=health.debt,
             maintenance=health.maintenance_margin,
             target=target,
             shortage=target - health.equity,
+            stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
             model="portfolio margin: the worst of the scanned scenarios" if scanned else "tiers, position by position",
             stage=plan.stage,
             orders=_orders(plan),
         )
 
-    def _rules_used(self, found: _Captured, held: list[Holding]) -> list[RuleUsed]:
-        assets = {*found.group.balances, *(holding.instrument.settle_asset for holding in held)}
-        keys = [f"instrument:{holding.instrument.symbol}" for holding in held]
+    def _rules_used(self, found: _Captured) -> list[RuleUsed]:
+        held = [position.symbol for position in found.group.positions]
+        assets = {*found.group.balances, *(found.rules.instrument(symbol).settle_asset for symbol in held)}
+        keys = [f"instrument:{symbol}" for symbol in held]
         keys += [f"asset:{asset}" for asset in sorted(assets)]
         keys += ["policy:default", *(f"oracle:{symbol}" for symbol in sorted(self._command.evidence.marks))]
         records = found.rules.records
@@ -342,7 +355,7 @@ class _Explaining:
         """What of the decision, added up from the terms shown, is not what the command says."""
         assert self._captured is not None
         found, command, evidence = self._captured, self._command, self._command.evidence
-        health = evaluate(found.group, found.prices, found.rules)
+        health = evaluate(found.group, found.prices, found.rules, stale=found.stale)
         with localcontext(EXACT):
             equity = sum((term.amount for term in decision.equity_terms), _ZERO)
             maintenance = sum((term.amount for term in decision.maintenance_terms), _ZERO)
@@ -350,6 +363,9 @@ class _Explaining:
             ("equity", evidence.equity, format_decimal(equity)),
             ("maintenance_margin", evidence.maintenance_margin, format_decimal(maintenance)),
             ("health_ratio", evidence.health_ratio, format_decimal(health.health_ratio or _ZERO)),
+            ("debt", evidence.debt, format_decimal(decision.debt)),
+            ("unweighted_equity", str(evidence.unweighted_equity), format_decimal(decision.unweighted_equity)),
+            ("stale_bounds", str(evidence.stale_bounds), str(decision.stale_bounds)),
             ("events_offset", str(evidence.events_offset), str(found.offsets[0])),
             ("marks_offset", str(evidence.marks_offset), str(found.offsets[1])),
             ("parameters_version", str(evidence.parameters_version), str(found.rules_next - 1)),
@@ -361,7 +377,7 @@ class _Explaining:
             f"{name}: the command says {said}, the logs give {given}" for name, said, given in stated if said != given
         ]
         if not health.liquidatable:
-            differences.append("the group was not below its maintenance margin")
+            differences.append("the group was not below its requirement")
         return differences
 
 
@@ -382,14 +398,18 @@ def _mark_used(found: _Captured, symbol: str) -> MarkUsed:
 # --- equity ----------------------------------------------------------------------------------------------------------
 
 
-def _balance_terms(group: Group, found: _Captured) -> list[Term]:
+def _balance_terms(found: _Captured, valuation: Valuation) -> list[Term]:
     terms = []
     with localcontext(EXACT):
-        for asset, quantity in group.balances.items():
+        for asset, quantity in found.group.balances.items():
             rules = found.rules.asset(asset)
-            price, weighted = price_of(rules, found.prices), rules.weighted(quantity)
+            if not counts(rules, quantity, found.prices):
+                terms.append(Term(name=f"{asset} balance, counts for nothing", figures={}, amount=_ZERO))
+                continue
+            price, weighted = valuation.best_price(rules, quantity), rules.weighted(quantity)
             figures = {"quantity": quantity, "counts as": weighted, "price": price}
-            terms.append(Term(name=f"{asset} balance{_how(rules)}", figures=_texts(figures), amount=weighted * price))
+            name = f"{asset} balance{_how(rules)}{'' if valuation.is_live(rules) else ' at best'}"
+            terms.append(Term(name=name, figures=_texts(figures), amount=weighted * price))
     return terms
 
 
@@ -397,19 +417,16 @@ def _how(rules: AssetRules) -> str:
     return f" (at {rules.price_symbol})" if rules.price_symbol is not None else ""
 
 
-def _position_terms(group: Group, held: list[Holding]) -> list[Term]:
+def _position_terms(valuation: Valuation) -> list[Term]:
     terms = []
     with localcontext(EXACT):
-        for position, holding in zip(group.positions, held, strict=True):
-            figures = {
-                "quantity": position.quantity,
-                "mark": holding.mark,
-                "value": position.quantity * holding.mark,
-                "cash": position.cash,
-                "price": holding.unit,
-            }
-            amount = (position.quantity * holding.mark + position.cash) * holding.unit
-            terms.append(Term(name=f"{position.symbol} position", figures=_texts(figures), amount=amount))
+        for valued in valuation.positions:
+            position, holding = valued.position, valued.holding
+            figures = {"quantity": position.quantity, "cash": position.cash}
+            if holding is not None:
+                figures |= {"mark": holding.mark, "value": position.quantity * holding.mark, "price": holding.unit}
+            name = f"{position.symbol} position{'' if valued.live else ' at best'}"
+            terms.append(Term(name=name, figures=_texts(figures), amount=valued.worth or _ZERO))
     return terms
 
 
@@ -435,11 +452,18 @@ def _tier_terms(held: list[Holding]) -> list[Term]:
 
 
 _FLOOR = "least margin"
+_TAKEN = "less what marks that are not live may take"
 
 
-def _scan_terms(held: list[Holding], scan: Scan) -> list[Term]:
-    """Each scan group's loss in its worst scenario; of two that offset each other, a part together and a part apart."""
-    scanned = [holding for holding in held if holding.instrument.scan is not None]
+def _scan_terms(held: list[Holding], valuation: Valuation, scan: Scan) -> list[Term]:
+    """Each scan group's loss in its worst scenario; of two that offset each other, a part together and a part apart.
+
+    What is not live is scanned at its last marks, and the most that other marks may take from that is taken.
+    """
+    tiers = _tier_terms([holding for holding in held if holding.instrument.scan is None])
+    if valuation.scan_lost:
+        return tiers
+    scanned = [holding for holding in [*held, *valuation.fixed] if holding.instrument.scan is not None]
     groups: dict[str, list[Holding]] = {}
     for holding in scanned:
         assert holding.instrument.scan is not None
@@ -460,7 +484,10 @@ def _scan_terms(held: list[Holding], scan: Scan) -> list[Term]:
         risk = sum((term.amount for term in terms), _ZERO)
         figures = {"scanned": risk, "at least": floor}
         terms.append(Term(name=_FLOOR, figures=_texts(figures), amount=max(floor - risk, _ZERO)))
-    return terms + _tier_terms([holding for holding in held if holding.instrument.scan is None])
+        if valuation.slack:
+            taken = min(valuation.slack, max(risk, floor))
+            terms.append(Term(name=_TAKEN, figures=_texts({"at most": valuation.slack}), amount=-taken))
+    return terms + tiers
 
 
 def _scenario_term(name: str, members: list[Holding], scan: Scan, weight: Decimal) -> Term:

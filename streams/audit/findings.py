@@ -1,4 +1,6 @@
-"""What an audit found: differences with their place, what was counted, and what could not be checked and why."""
+"""What an audit found: differences with their place, what liquidation does not reach, what was counted, and what could
+not be checked and why.
+"""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -33,17 +35,18 @@ class Difference:
 @dataclass(slots=True)
 class Findings:
     """The result of an audit. ``notes`` say what was not checked and why, ``facts`` how things stand; neither is a
-    difference."""
+    difference. Nor is what is ``unreached``, groups and accounts that nothing liquidates, but it must not stay so."""
 
     differences: list[Difference] = field(default_factory=list)
     found: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        return not self.found
+        return not self.found and not self.unreached
 
     def differ(
         self, what: str, topic: str | None = None, partition: int | None = None, offset: int | None = None
@@ -67,6 +70,7 @@ class Findings:
             "counts": dict(sorted(self.counts.items())),
             "notes": self.notes,
             "facts": self.facts,
+            "unreached": self.unreached,
         }
 
 

@@ -1,8 +1,9 @@
 """Where the money is: what the inputs brought in, asset by asset, against what the accounts hold.
 
 A fill moves ``quantity * price`` from one account's position cash to the other's and takes a fee out of both; nothing
-but transfers brings money in. So the balances and position cash of a shard are what its frames say, exactly and at
-every commit; and over all shards, once both sides of every trade have arrived, transfers less fees.
+but transfers brings money in. So the balances and position cash of a shard, and what is held back until parameters
+admit it, are what its frames say, exactly and at every commit; and over all shards, once both sides of every trade have
+arrived, transfers less fees.
 """
 
 from collections import defaultdict
@@ -16,6 +17,7 @@ from schemas.messages import AccountRow, EventFrame, Trade, Transfer
 from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
 from streams.audit.log import Log, header
+from streams.clearing.transfers import TransferSequences
 from streams.errors import AuditError, InputError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.parameters import RiskParameters
@@ -37,16 +39,18 @@ class Flows:
     """What moved, by asset: ``transfers`` in (less out), ``fees`` paid, ``cash`` that fills brought (+) or cost (-).
 
     ``quantity`` is that of all fills by symbol; with both sides of every trade it is 0, and so is ``cash``.
+    ``doubtful`` is what of the transfers came again, too late for its account to know that it was a repeat.
     """
 
     transfers: Sums = field(default_factory=_sums)
+    doubtful: Sums = field(default_factory=_sums)
     fees: Sums = field(default_factory=_sums)
     cash: Sums = field(default_factory=_sums)
     quantity: Sums = field(default_factory=_sums)
 
     def add(self, other: "Flows", sign: int = 1) -> None:
         """Add what ``other`` moved (or take it away)."""
-        for name in ("transfers", "fees", "cash", "quantity"):
+        for name in ("transfers", "doubtful", "fees", "cash", "quantity"):
             mine, theirs = getattr(self, name), getattr(other, name)
             for key, amount in theirs.items():
                 mine[key] += sign * amount
@@ -81,15 +85,28 @@ def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
 
     A symbol that no rule names has no settle asset and is left out.
     """
-    flows, last = Flows(), dict[str, int]()
+    flows, come = Flows(), dict[str, _Come]()
     with localcontext(EXACT):
         for message in log.read_range(EVENTS, shard, 0, end):
             try:
                 frame = _EVENT_FRAME(message.value())
             except DecodeError:
                 continue  # it went to the dead letters as a whole
-            _add_transfers(flows, frame, last)
+            _add_transfers(flows, frame, come)
             _add_fills(flows, frame, assets)
+    return flows
+
+
+def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
+    """What the accounts of ``rows`` hold back until parameters admit it."""
+    flows = Flows()
+    with localcontext(EXACT):
+        for data in rows:
+            row = _ROW(data)
+            for parked in row.parked:
+                flows.transfers[parked.asset] += Decimal(parked.amount)
+            for fill in row.waiting_fills:
+                _add_fill(flows, assets, fill.symbol, fill.quantity, fill.price, fill.fee)
     return flows
 
 
@@ -102,7 +119,7 @@ def flows_unapplied(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
             continue
         with suppress(DecodeError):
             frame = _EVENT_FRAME(message.value())
-            _add_transfers(flows, frame, {})
+            _add_transfers(flows, frame, None)
             _add_fills(flows, frame, assets)
     return flows
 
@@ -111,13 +128,13 @@ def flows_of_exchange(log: Log, assets: Mapping[str, str]) -> Flows:
     """What the exchange's own topics say was moved, each trade with both its sides; repeats move nothing."""
     flows = Flows()
     with localcontext(EXACT):
+        come: dict[str, TransferSequences] = {}
         for partition in range(log.partitions(TRANSFERS)):
-            last: dict[str, int] = {}
             for message in log.read_range(TRANSFERS, partition, 0):
                 with suppress(DecodeError):
                     transfer = _TRANSFER(message.value())
-                    if transfer.sequence > last.get(transfer.account, -1):
-                        last[transfer.account] = transfer.sequence
+                    sequences = come.setdefault(transfer.account, TransferSequences(gaps_max=None))
+                    if sequences.take(transfer.sequence) == "new":
                         flows.transfers[transfer.asset] += Decimal(transfer.amount)
         for partition in range(log.partitions(TRADES)):
             seen: dict[str, int] = {}
@@ -153,22 +170,42 @@ def compare(what: str, wanted: Sums, found: Sums, findings: Findings) -> None:
             )
 
 
-def _add_transfers(flows: Flows, frame: EventFrame, last: dict[str, int]) -> None:
+class _Come:
+    """The transfers of one account that have come: all of them, and as its account remembers them."""
+
+    __slots__ = ("every", "remembered")
+
+    def __init__(self) -> None:
+        self.every, self.remembered = TransferSequences(gaps_max=None), TransferSequences()
+
+
+def _add_transfers(flows: Flows, frame: EventFrame, come: dict[str, _Come] | None) -> None:
+    """``come`` None: every transfer of the frame moves something, whatever came before."""
     columns = frame.transfers
     for account, asset, amount, sequence in zip(
         columns.account, columns.asset, columns.amount, columns.sequence, strict=True
     ):
-        if sequence > last.get(account, -1) or frame.repaired:
+        if come is None:
             flows.transfers[asset] += Decimal(amount)
-        last[account] = max(sequence, last.get(account, -1))
+            continue
+        sequences = come.setdefault(account, _Come())
+        is_new, verdict = sequences.every.take(sequence) == "new", sequences.remembered.take(sequence)
+        if frame.repaired or verdict != "repeat":
+            flows.transfers[asset] += Decimal(amount)
+            if verdict == "unknown" and not is_new and not frame.repaired:
+                flows.doubtful[asset] += Decimal(amount)
 
 
 def _add_fills(flows: Flows, frame: EventFrame, assets: Mapping[str, str]) -> None:
     columns = frame.fills
-    for symbol, quantity, price, fee in zip(columns.symbol, columns.quantity, columns.price, columns.fee, strict=True):
-        asset = assets.get(symbol)
-        if asset is not None:
-            signed = Decimal(quantity)
-            flows.cash[asset] -= signed * Decimal(price)
-            flows.fees[asset] += Decimal(fee)
-            flows.quantity[symbol] += signed
+    for fill in zip(columns.symbol, columns.quantity, columns.price, columns.fee, strict=True):
+        _add_fill(flows, assets, *fill)
+
+
+def _add_fill(flows: Flows, assets: Mapping[str, str], symbol: str, quantity: str, price: str, fee: str) -> None:
+    asset = assets.get(symbol)
+    if asset is not None:
+        signed = Decimal(quantity)
+        flows.cash[asset] -= signed * Decimal(price)
+        flows.fees[asset] += Decimal(fee)
+        flows.quantity[symbol] += signed

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS
+from schemas.types import RESERVED_ACCOUNTS, shard_account
 from streams.audit.findings import Findings, bytes_differ
 from streams.audit.log import Log, Record, Tape, header, offset_of
 
@@ -48,7 +49,9 @@ class CommittedIndex:
 
     def _take_in(self, message: Record, partition: int, findings: Findings, late: bool) -> None:
         offset, key = offset_of(message), bytes(message.key() or b"").decode("utf-8", "replace")
-        if shard_of(key, self._shards) != self._shard:
+        if key != shard_account(self._shard) and (
+            key.startswith(RESERVED_ACCOUNTS) or shard_of(key, self._shards) != self._shard
+        ):
             return
         name = header(message, "ce_id")
         if not name:

@@ -16,6 +16,7 @@ from schemas.codec import DecodeError, Decoder
 from schemas.messages import EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, ReportColumns, TransferColumns
 from schemas.topics import EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.audit.log import Log, Record, Tape, offset_of
+from streams.clearing.clock import UNSTAMPED, appended_us
 from streams.clearing.restore import (
     MARK_FRAME,
     claim_record,
@@ -182,18 +183,19 @@ class Rerun:
         first, end = recall_from(self.shard), self.shard.marks_next
         for message in self._log.read_range(MARKS, 0, first, end):
             with suppress(DecodeError):  # it was refused when it was walked
-                self._recall(offset_of(message), MARK_FRAME(message.value()))
+                self._recall(message, MARK_FRAME(message.value()))
         self.shard.tell_unread_journal()
         if self._events is None:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)
 
-    def _recall(self, offset: int, frame: MarkFrame) -> None:
-        self._remember(offset, frame)
-        self.shard.recall_marks(offset, frame)
+    def _recall(self, message: Record, frame: MarkFrame) -> None:
+        self._remember(message, frame)
+        self.shard.recall_marks(offset_of(message), frame, appended_us(message))
 
-    def _remember(self, offset: int, frame: MarkFrame) -> None:
-        if frame.epoch >= self.shard.marks_epoch:
+    def _remember(self, message: Record, frame: MarkFrame) -> None:
+        offset = offset_of(message)
+        if frame.epoch >= self.shard.marks_epoch and appended_us(message) != UNSTAMPED:
             self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
 
     # --- inputs ------------------------------------------------------------------------------------------------------
@@ -210,8 +212,8 @@ class Rerun:
             except DecodeError:
                 shard.skip_marks(offset)
                 continue
-            self._remember(offset, frame)
-            shard.apply_marks(offset, frame)
+            self._remember(message, frame)
+            shard.apply_marks(offset, frame, appended_us(message))
             self._observe(MARKS, offset)
         shard.marks_next = max(shard.marks_next, end)
 
@@ -239,9 +241,11 @@ class Rerun:
             if offset < shard.events_next:
                 continue
             try:
-                shard.apply_events(offset, self._frame(message.value()))
-            except DecodeError:
-                shard.skip_events(offset)
+                frame = self._frame(message.value())
+            except DecodeError as error:
+                shard.skip_events(offset, str(error))
+            else:
+                shard.apply_events(offset, frame, appended_us(message))
         if shard.events_next != end:
             self.lost.append(end - 1)
             shard.skip_events(end - 1)
@@ -260,6 +264,7 @@ class Rerun:
             transfers=_of_accounts(frame.transfers, self._known),
             fills=_of_accounts(frame.fills, self._known),
             reports=_of_accounts(frame.reports, self._known),
+            suspensions=[found for found in frame.suspensions if found.account in self._known],
         )
 
 

@@ -56,7 +56,9 @@ def show_findings(console: Console, findings: Findings) -> None:
         console.print(f"  [red]differs[/]  {text}", highlight=False, soft_wrap=True)
     if findings.found > len(findings.differences):
         console.print(f"  and {findings.found - len(findings.differences):,} differences more", highlight=False)
-    verdict = "[green]nothing differs[/]" if findings.passed else f"[red]{findings.found:,} differ[/]"
+    for sentence in findings.unreached:
+        console.print(f"  [red]out of reach[/]  {sentence}", highlight=False)
+    verdict = f"[red]{findings.found:,} differ[/]" if findings.found else "[green]nothing differs[/]"
     console.print(f"  {verdict}", highlight=False)
 
 
@@ -113,13 +115,23 @@ def _show_decision(console: Console, decision: Decision, health_ratio: str, vers
         console.print()
         console.print(table)
     console.print(
-        f"\n  health        {health_ratio} = equity / maintenance; below 1 is liquidated (parameters at {version})\n"
+        f"\n  debt          {format_decimal(decision.debt)}, unweighted equity "
+        f"{format_decimal(decision.unweighted_equity)}\n"
+        f"  health        {health_ratio} = (equity + debt) / (maintenance + debt); below 1 is liquidated (parameters "
+        f"at {version})\n"
         f"  target        {format_decimal(decision.target)} = maintenance and the policy's buffer\n"
         f"  shortage      {format_decimal(decision.shortage)} = target - equity\n"
         f"  plan          {decision.stage}",
         highlight=False,
     )
-    orders = Table("side", "quantity", "symbol", "mark", "limit (bankruptcy price)", box=None)
+    if decision.stale_bounds:
+        bounds = ", ".join(f"{symbol} (bound {bound})" for symbol, bound in decision.stale_bounds.items())
+        console.print(
+            f"  not live      {bounds}: anything from nothing to 1 + bound times the last price, here what is best for "
+            "the account",
+            highlight=False,
+        )
+    orders = Table("side", "quantity", "symbol", "mark", "limit", box=None)
     for order in decision.orders:
         orders.add_row(
             order["order_side"], order["quantity"], order["symbol"], order["mark_price"], order["limit_price"]

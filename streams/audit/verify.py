@@ -8,6 +8,7 @@ of one shard, and a few numbers an account.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,6 +30,7 @@ from schemas.topics import (
     REPORTS,
     TRADES,
     TRANSFERS,
+    dead_letter_topic,
 )
 from schemas.types import shard_account
 from streams.audit import money
@@ -39,6 +41,8 @@ from streams.audit.replay import Progress, silent
 from streams.audit.rerun import Entry, read_journal
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
+from streams.broker.dead_letters import is_untold
+from streams.clearing.unreached import unreached_of, unreached_sentences
 from streams.errors import AuditError, BrokerError, TableError
 from streams.margin.fixed_point import format_decimal
 from streams.settings import Settings
@@ -198,6 +202,7 @@ class _Verifying:
         for numbered in (self._commands, self._alerts):
             self._read_numbers(numbered)
         self._compare_numbers()
+        self._look_at_letters()
         if assets is not None:
             self._compare_with_exchange(assets, resting=resting)
         self._tell()
@@ -257,6 +262,28 @@ class _Verifying:
                     f"{account}{infix}{last} is in the topic; {who} up to {said.get(account, 0)}", numbered.topic
                 )
 
+    def _look_at_letters(self) -> None:
+        """Records in the dead letters that concern somebody who is not known: no account stands for them."""
+        for topic in (EVENTS, TRADES, TRANSFERS, REPORTS):
+            letters = dead_letter_topic(topic)
+            low, end = self._log.watermarks(letters, 0)
+            untold = 0
+            for message in self._log.read_range(letters, 0, low, end):
+                if is_untold(topic, message.headers()):
+                    untold += 1
+                    if topic == EVENTS:
+                        self._findings.differ(
+                            f"a record of {EVENTS} that is no frame ({header(message, 'dlq.reason')}): what it says is "
+                            "in no account",
+                            letters,
+                            0,
+                            offset_of(message),
+                        )
+            if untold and topic != EVENTS:
+                self._findings.facts.append(
+                    f"{untold:,} records of {letters} concern somebody who could not be read from them"
+                )
+
     # --- a shard -----------------------------------------------------------------------------------------------------
 
     def _verify_shard(self, shard: int, assets: dict[str, str] | None) -> None:
@@ -268,6 +295,7 @@ class _Verifying:
             self._await_table(shard, row_end, state)
         self._compare_offsets(shard, state)
         self._take_row_numbers(rows, shard)
+        self._count_unreached(rows, shard, state)
         if state.last is not None and state.last.alert_sequence:
             self._rows_said[1][shard_account(shard)] = state.last.alert_sequence
         if assets is not None and state.last is not None:
@@ -355,6 +383,20 @@ class _Verifying:
                 commands[account] = row.liquidation_sequence
             if row.alert_sequence:
                 alerts[account] = row.alert_sequence
+
+    def _count_unreached(self, rows: dict[str, bytes], shard: int, state: _Shard) -> None:
+        """Say how much of the shard liquidation does not reach; the journal must count the same."""
+        found: Counter[str] = Counter()
+        for data in rows.values():
+            found.update(unreached_of(_ROW(data)))
+        for sentence in unreached_sentences(found, {}):
+            self._findings.unreached.append(f"shard {shard}: {sentence}")
+        if state.last is not None and dict(+found) != state.last.unreached:
+            self._findings.differ(
+                f"sequence {state.last.sequence} counts {state.last.unreached} out of reach, the rows {dict(+found)}",
+                JOURNAL,
+                shard,
+            )
 
     # --- Redis -------------------------------------------------------------------------------------------------------
 
@@ -467,6 +509,7 @@ class _Verifying:
         applied = money.Flows()
         applied.add(frames)
         applied.add(money.flows_unapplied(self._log, shard, last.events.next, assets), -1)
+        applied.add(money.flows_held_back(rows.values(), assets), -1)
         money.compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
         self._held.append(held)
         self._frames.add(frames)
@@ -488,7 +531,10 @@ class _Verifying:
         self._progress("money of the exchange", 0, 0)
         exchange = money.flows_of_exchange(self._log, assets)
         nothing = money.Flows()
-        money.compare("transfers that came to the shards", exchange.transfers, self._frames.transfers, self._findings)
+        once = money.Flows()
+        once.add(self._frames)
+        once.add(money.Flows(transfers=self._frames.doubtful), -1)
+        money.compare("transfers that came to the shards", exchange.transfers, once.transfers, self._findings)
         money.compare("fees that came to the shards", exchange.fees, self._frames.fees, self._findings)
         money.compare("fills bring and cost together", nothing.cash, self._frames.cash, self._findings)
         for symbol, quantity in sorted(self._frames.quantity.items()):

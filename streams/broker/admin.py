@@ -44,9 +44,9 @@ def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float =
     else:
         report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
     present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
-    policies = _cleanup_policies(admin, present, timeout_s)
+    configurations = _configurations(admin, present, timeout_s)
     for topic in present:
-        faults = _faults(topic, existing, policies.get(topic.name), settings)
+        faults = _faults(topic, existing, settings) + _configuration_faults(topic, configurations[topic.name], settings)
         report.wrong += faults
         if not faults:
             report.right.append(topic.name)
@@ -190,20 +190,36 @@ def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Setting
     return wanted[topic.partitioning]()
 
 
-def _cleanup_policies(admin: AdminClient, topics: list[Topic], timeout_s: float) -> dict[str, str]:
+def _configurations(admin: AdminClient, topics: list[Topic], timeout_s: float) -> dict[str, dict[str, str]]:
+    """What each topic has of the configuration that the contract requires."""
     if not topics:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
-    policies = {}
+    required = {topic.name: topic.required() for topic in topics}
+    found = {}
     for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
         try:
-            policies[resource.name] = future.result(timeout=timeout_s)["cleanup.policy"].value
+            values = future.result(timeout=timeout_s)
+            found[resource.name] = {name: values[name].value for name in required[resource.name]}
         except KafkaException as error:
             raise BrokerError(f"{resource.name}: its configuration cannot be read: {error.args[0].str()}") from error
-    return policies
+    return found
 
 
-def _faults(topic: Topic, existing: dict[str, int], policy: str | None, settings: Settings) -> list[str]:
+def _configuration_faults(topic: Topic, found: dict[str, str], settings: Settings) -> list[str]:
+    return [
+        f"{topic.name} has {name}={found[name]} and must have {value}{_WHY.get(name, '')}: kafka-configs "
+        f"--bootstrap-server {settings.kafka.bootstrap_servers} --alter --entity-type topics "
+        f"--entity-name {topic.name} --add-config {name}={value}"
+        for name, value in topic.required().items()
+        if found[name] != value
+    ]
+
+
+_WHY = {"message.timestamp.type": ", because the brokers' time bounds every host's clock"}
+
+
+def _faults(topic: Topic, existing: dict[str, int], settings: Settings) -> list[str]:
     faults = []
     count = existing[topic.name]
     if topic.partitioning == "one" and count != 1:
@@ -221,6 +237,4 @@ def _faults(topic: Topic, existing: dict[str, int], policy: str | None, settings
     for memory, source in ((ROUTER, TRADES), (ORACLE, PRICES)):
         if topic.name == memory and count != existing.get(source, count):
             faults.append(f"{memory} has {count} partitions and {source} has {existing[source]}: they must match")
-    if policy is not None and policy != topic.cleanup:
-        faults.append(f"{topic.name} has cleanup.policy={policy} and must have {topic.cleanup}")
     return faults

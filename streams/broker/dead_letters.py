@@ -5,12 +5,16 @@ were it refused, the transaction could never commit. The original stands where t
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from confluent_kafka import Message
 
 from schemas import headers
-from schemas.topics import dead_letter_topic
+from schemas.codec import DecodeError
+from schemas.topics import EVENTS, dead_letter_topic
 from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import LogReader
 from streams.logs import event
 
 log = logging.getLogger(__name__)
@@ -19,16 +23,80 @@ DEAD_LETTER_BYTES_MAX = 1_040_000
 """Most bytes of key and value together: with the headers this fits the 1,048,588 that a topic takes by default."""
 
 
-def produce_dead_letter(producer: TransactionalProducer, message: Message, error: Exception) -> None:
-    """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why."""
+def produce_dead_letter(
+    producer: TransactionalProducer,
+    message: Message,
+    error: Exception,
+    *,
+    suspended: Sequence[str] | None = None,
+    all_told: bool = False,
+) -> None:
+    """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why.
+
+    ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
+    """
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None
     assert partition is not None
     assert offset is not None
     key, value, cut = _fitting(message.key(), message.value())
     where = headers.dead_letter(topic, partition, offset, message.timestamp()[1], type(error).__name__, str(error))
-    producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut)
-    event(log, logging.WARNING, "dead_letter", topic=topic, partition=partition, offset=offset, reason=str(error))
+    told = [] if suspended is None else headers.told(suspended, all_told=all_told)
+    producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut + told)
+    event(
+        log,
+        logging.WARNING if suspended is None or all_told else logging.ERROR,
+        "dead_letter",
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        reason=str(error),
+        suspended=suspended,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UntoldLetters:
+    """Dead letters of ``topic`` that concern somebody who could not be told.
+
+    ``count`` of them among the last ``looked_at``; ``first`` and ``last`` are their offsets in the dead-letter topic.
+    """
+
+    topic: str
+    count: int
+    looked_at: int
+    first: int
+    last: int
+    reason: str
+
+
+def is_untold(topic: str, found: headers.Received) -> bool:
+    """Whether a dead letter of ``topic`` with the headers ``found`` concerns somebody who could not be told."""
+    values = dict(found or ())
+    if topic == EVENTS:
+        return values.get("dlq.error") == DecodeError.__name__.encode()
+    return "dlq.untold" in values or "dlq.suspended" not in values
+
+
+def untold_letters(reader: LogReader, topic: str, letters_max: int) -> UntoldLetters | None:
+    """Those among the last ``letters_max`` dead letters of ``topic``; None if there are none.
+
+    Raises:
+        BrokerError: Kafka does not answer.
+    """
+    low, end = reader.watermarks(dead_letter_topic(topic), 0)
+    first = max(low, end - letters_max)
+    found = [
+        message
+        for message in reader.read_range(dead_letter_topic(topic), 0, first, end)
+        if is_untold(topic, message.headers())
+    ]
+    if not found:
+        return None
+    offsets = [offset for message in found if (offset := message.offset()) is not None]
+    reason = dict(found[-1].headers() or ()).get("dlq.reason") or b""
+    text = reason if isinstance(reason, str) else reason.decode("utf-8", "replace")
+    return UntoldLetters(topic, len(found), end - first, offsets[0], offsets[-1], text)
 
 
 def _fitting(key: bytes | str | None, value: bytes | None) -> tuple[bytes | str | None, bytes | None, headers.Headers]:

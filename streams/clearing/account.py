@@ -8,16 +8,35 @@ import base64
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import msgspec
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import AccountRow, GroupRow, OpenCommand, OpenOrder, PositionRow
-from schemas.types import AccountStatus, GroupStatus, Offset, Sequence
+from schemas.messages import (
+    AccountRow,
+    GroupRow,
+    OpenCommand,
+    OpenOrder,
+    ParkedTransfer,
+    PositionRow,
+    Range,
+    WaitingFill,
+)
+from schemas.types import AccountStatus, GroupStatus, Offset, Sequence, Side
+from streams.clearing.transfers import TransferSequences
 from streams.errors import InputError
-from streams.margin.fixed_point import format_decimal
+from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.portfolio import Portfolio
+
+PARKED_MAX = 64
+"""Transfers of one account that may wait for parameters; further ones go to the dead letters."""
+
+WAITING_FILLS_MAX = 256
+"""Fills of one account that may wait for parameters; further ones go to the dead letters."""
+
+WITHOUT_ORDERS: frozenset[str] = frozenset({"insolvent", "unsellable", "undecided"})
+"""Statuses of a group that is below its requirement and has nothing that could be traded now."""
 
 _ROW = Decoder[AccountRow](AccountRow)
 
@@ -26,22 +45,38 @@ class _Numbers(msgspec.Struct):
     account: str = ""
     liquidation_sequence: Sequence = 0
     transfer_sequence: Offset = -1
+    transfer_gaps: tuple[Range, ...] = ()
+    transfer_floor: Offset = 0
     alert_sequence: Sequence = 0
     unapplied: Sequence = 0
     unread: str | None = None
+    refused: dict[str, Offset] = {}
 
 
 _NUMBERS = Decoder[_Numbers](_Numbers)
 
-_SEVERITY: dict[str, int] = {"normal": 0, "margin_call": 1, "liquidating": 2, "bankrupt": 3}
+_SEVERITY: dict[str, int] = {
+    "normal": 0,
+    "margin_call": 1,
+    "undecided": 2,
+    "liquidating": 3,
+    "unsellable": 4,
+    "bankrupt": 5,
+    "insolvent": 6,
+}
 
 
 @dataclass(slots=True)
 class OrderState:
-    """One order of an outstanding command; ``final`` is the filled quantity that its last report states, if any."""
+    """One order of an outstanding command; ``final`` is the filled quantity that its last report states, if any.
+
+    ``symbol`` and ``side`` are None in rows of versions that did not keep them: then any is right.
+    """
 
     order_id: str
     quantity: Decimal
+    symbol: str | None = None
+    side: Side | None = None
     filled: Decimal = Decimal(0)
     final: Decimal | None = None
 
@@ -70,34 +105,87 @@ class CommandState:
 
 @dataclass(slots=True)
 class GroupState:
-    """One margin group: ``row`` is its place in the portfolio's columns, ``level`` its margin-call level, if any."""
+    """One margin group: ``row`` is its place in the portfolio's columns, ``level`` its margin-call level, if any.
+
+    The life of a group that is below its requirement::
+
+        normal, margin_call ──> liquidating, bankrupt   a command is out
+                            ──> insolvent               nothing to trade, it owes more than it has
+                            ──> unsellable              nothing to trade, it has what nobody buys
+                            ──> undecided               nothing to trade before a mark is live again
+
+    Every change among the right-hand ones is told, and so is the way back, whichever it is. ``started``: a liquidation
+    has been told to have started and not to have been completed. ``told_undecided``: so has ``undecided``, and not
+    ``undecided_cleared``.
+    """
 
     row: int
     margin: str
     status: GroupStatus = "normal"
     level: Decimal | None = None
     command: CommandState | None = None
+    started: bool = False
+    told_undecided: bool = False
+
+    @property
+    def unreached_kind(self) -> str | None:
+        """``undecided``, ``unsellable`` or ``insolvent``, if it is one of these."""
+        if self.told_undecided or self.status == "undecided":
+            return "undecided"
+        return self.status if self.status in WITHOUT_ORDERS else None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it must be decided whenever something about it may have changed, however it stands."""
+        return self.command is not None or self.started or self.told_undecided or self.status in WITHOUT_ORDERS
 
 
 @dataclass(slots=True)
 class AccountState:
-    """One account. ``unapplied`` counts the events that could not be applied: above zero the account is suspended.
+    """One account.
 
-    ``unread`` is the account's last row if it could not be read: there is nothing else of the account then.
+    ``unapplied`` counts the events in the dead letters that somebody must repair. ``parked`` transfers and
+    ``waiting_fills`` wait for parameters that admit them, in the order of the log. ``unread`` is the account's last row
+    if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
+    read have suspended it: the last offset by ``topic:partition``.
     """
 
     account: str
     groups: dict[str, GroupState] = field(default_factory=dict)
     liquidation_sequence: int = 0
-    transfer_sequence: int = -1
+    transfers: TransferSequences = field(default_factory=TransferSequences)
     alert_sequence: int = 0
     unapplied: int = 0
     suspended_reason: str | None = None
     unread: bytes | None = None
+    refused: dict[str, int] = field(default_factory=dict)
+    told_liquidatable: bool = False
+    parked: list[ParkedTransfer] = field(default_factory=list)
+    waiting_fills: list[WaitingFill] = field(default_factory=list)
 
     @property
     def suspended(self) -> bool:
-        return self.unapplied > 0 or self.unread is not None
+        """Whether what has not been applied may make the account worse than it looks."""
+        if self.unapplied or self.unread is not None or self.waiting_fills:
+            return True
+        return bool(self.parked) and any(
+            self.net_parked(margin, asset) < 0 for margin, asset in {(held.margin, held.asset) for held in self.parked}
+        )
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether events wait for parameters."""
+        return bool(self.parked or self.waiting_fills)
+
+    def net_parked(self, margin: str, asset: str) -> Decimal:
+        """What the parked transfers of a group and asset add up to."""
+        amounts = (Decimal(held.amount) for held in self.parked if (held.margin, held.asset) == (margin, asset))
+        with localcontext(EXACT):
+            return sum(amounts, Decimal(0))
+
+    def waits_behind(self, margin: str, symbol: str) -> bool:
+        """Whether a fill must wait for one before it: of two fills in one symbol of one group, the order matters."""
+        return any((fill.margin, fill.symbol) == (margin, symbol) for fill in self.waiting_fills)
 
 
 def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
@@ -109,7 +197,14 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
     groups = tuple(
         row for margin in sorted(state.groups) if (row := _group_row(state.groups[margin], portfolio)) is not None
     )
-    remembered = state.liquidation_sequence or state.alert_sequence or state.transfer_sequence >= 0 or state.suspended
+    remembered = (
+        state.liquidation_sequence
+        or state.alert_sequence
+        or state.transfers.last >= 0
+        or state.suspended
+        or state.holds_back
+        or state.refused
+    )
     if not groups and not remembered:
         return None
     statuses: list[GroupStatus] = [group.status for group in groups]
@@ -119,11 +214,17 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
         status="suspended" if state.suspended else worst,
         groups=groups,
         liquidation_sequence=state.liquidation_sequence,
-        transfer_sequence=state.transfer_sequence,
+        transfer_sequence=state.transfers.last,
         alert_sequence=state.alert_sequence,
         unapplied=state.unapplied,
         suspended_reason=state.suspended_reason,
+        told_liquidatable=state.told_liquidatable,
+        parked=tuple(state.parked),
+        transfer_gaps=state.transfers.ranges(),
+        transfer_floor=state.transfers.floor,
+        waiting_fills=tuple(state.waiting_fills),
         unread=None if state.unread is None else _packed(state.unread),
+        refused=dict(sorted(state.refused.items())),
     )
 
 
@@ -148,8 +249,10 @@ def read_account(account: str, data: bytes, portfolio: Portfolio) -> AccountStat
     if kept.unread is not None:
         raise InputError("the row that is kept in it keeps another one")
     state = restore_account(kept, portfolio)
+    state.transfers = _sequences(row)
     state.unapplied = row.unapplied
     state.suspended_reason = row.suspended_reason if row.unapplied else None
+    state.refused = dict(row.refused)
     return state
 
 
@@ -165,11 +268,12 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
     state = AccountState(
         account,
         liquidation_sequence=row.liquidation_sequence,
-        transfer_sequence=row.transfer_sequence,
+        transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
         suspended_reason=reason,
         unread=data,
+        refused=dict(row.refused),
     )
     if row.unread is not None and row.account == account:
         with suppress(InputError):
@@ -187,10 +291,14 @@ def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
     state = AccountState(
         account=row.account,
         liquidation_sequence=row.liquidation_sequence,
-        transfer_sequence=row.transfer_sequence,
+        transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
         suspended_reason=row.suspended_reason,
+        refused=dict(row.refused),
+        told_liquidatable=row.told_liquidatable,
+        parked=list(row.parked),
+        waiting_fills=list(row.waiting_fills),
     )
     try:
         for group in row.groups:
@@ -203,6 +311,11 @@ def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
     return state
 
 
+def _sequences(row: AccountRow | _Numbers) -> TransferSequences:
+    gaps = ((gap.first, gap.next) for gap in row.transfer_gaps)
+    return TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps)
+
+
 def _restore_group(account: str, group: GroupRow, portfolio: Portfolio) -> GroupState:
     index = portfolio.open_group(account, group.margin)
     portfolio.load_group(index, group.balances, [(p.symbol, p.quantity, p.cash) for p in group.positions])
@@ -212,6 +325,12 @@ def _restore_group(account: str, group: GroupRow, portfolio: Portfolio) -> Group
         status=group.status,
         level=None if group.margin_call_level is None else Decimal(group.margin_call_level),
         command=None if group.command is None else _restore_command(group.command),
+        started=(
+            group.status in ("liquidating", "bankrupt")
+            if group.liquidation_started is None
+            else group.liquidation_started
+        ),
+        told_undecided=group.told_undecided,
     )
 
 
@@ -231,7 +350,7 @@ def _unpacked(text: str) -> bytes:
 
 
 def _group_row(state: GroupState, portfolio: Portfolio) -> GroupRow | None:
-    if state.status == "normal" and state.command is None and portfolio.is_empty(state.row):
+    if state.status == "normal" and not state.is_watched and portfolio.is_empty(state.row):
         return None
     return GroupRow(
         margin=state.margin,
@@ -243,6 +362,8 @@ def _group_row(state: GroupState, portfolio: Portfolio) -> GroupRow | None:
         ),
         margin_call_level=None if state.level is None else format_decimal(state.level),
         command=None if state.command is None else _open_command(state.command),
+        told_undecided=state.told_undecided,
+        liquidation_started=state.started,
     )
 
 
@@ -257,6 +378,8 @@ def _open_command(command: CommandState) -> OpenCommand:
                 quantity=format_decimal(order.quantity),
                 filled=format_decimal(order.filled),
                 final=None if order.final is None else format_decimal(order.final),
+                symbol=order.symbol,
+                order_side=order.side,
             )
             for order in command.orders
         ),
@@ -274,6 +397,8 @@ def _restore_command(command: OpenCommand) -> CommandState:
                 quantity=Decimal(order.quantity),
                 filled=Decimal(order.filled),
                 final=None if order.final is None else Decimal(order.final),
+                symbol=order.symbol,
+                side=order.order_side,
             )
             for order in command.orders
         ],

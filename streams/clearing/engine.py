@@ -38,8 +38,10 @@ from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import Lag, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.clearing.clock import UNSTAMPED, appended_us, is_off
 from streams.clearing.restore import MARK_FRAME, Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
+from streams.clearing.unreached import KINDS
 from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
@@ -53,11 +55,23 @@ log = logging.getLogger(__name__)
 EVENT_FRAMES = Counter("margin_engine_event_frames", "Event frames applied")
 FILLS = Counter("margin_engine_fills", "Fills applied")
 MARK_FRAMES = Counter("margin_engine_mark_frames", "Mark frames walked")
+CLOCK_SKEWED = Counter(
+    "margin_engine_clock_skewed_frames", "Frames whose time is off by more than clock_skew_ms_max", ["clock"]
+)
+UNREADABLE_FRAMES = Counter("margin_engine_unreadable_frames", "Event records that are no frames")
+SUSPENSIONS = Counter("margin_engine_suspensions", "Accounts named by records that could not be read")
 COMMANDS_ISSUED = Counter("margin_engine_commands", "Liquidation commands committed")
 COMMITS = Histogram(
     "margin_engine_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 )
 PARAMETERS_REFUSED = Counter("margin_engine_parameters_refused", "Parameter records refused: the version before stays")
+ALERTS_RAISED = Counter("margin_engine_alerts", "Alerts committed", ["kind"])
+UNREACHED = Gauge(
+    "margin_engine_unreached",
+    "What liquidation does not reach in the owned shards: undecided, unsellable and insolvent groups, suspended "
+    "accounts, parked transfers, waiting fills, unapplied events",
+    ["kind"],
+)
 RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
 SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
 
@@ -290,17 +304,18 @@ class Engine:
                 for shard in self._shards.values():
                     shard.skip_marks(offset)
                 continue
-            self._walk(offset, frame)
+            self._walk(offset, frame, appended_us(message))
             if any(shard.has_command for shard in self._shards.values()):
                 self._commit()
 
-    def _walk(self, offset: int, frame: MarkFrame) -> None:
+    def _walk(self, offset: int, frame: MarkFrame, appended: int) -> None:
         MARK_FRAMES.inc()
         self._marks_seen = time.monotonic()
+        self._count_skew("marks", frame.time, appended)
         for shard in self._shards.values():
             if offset >= shard.marks_next:
-                shard.apply_marks(offset, frame)
-        if frame.epoch >= self._marks_epoch:
+                shard.apply_marks(offset, frame, appended)
+        if frame.epoch >= self._marks_epoch and appended != UNSTAMPED:
             self._marks_epoch = frame.epoch
             self._tables.submit_marks(frame.marks)
 
@@ -316,7 +331,7 @@ class Engine:
             return
         frames = [(message, self._decoded(message)) for message in self._held]
         self._held.clear()
-        if any(frame is not None and not self._knows(message, frame) for message, frame in frames):
+        if any(isinstance(frame, EventFrame) and not self._admits(message, frame) for message, frame in frames):
             self._catch_up_parameters()
             self._commit_events()
         touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
@@ -342,32 +357,41 @@ class Engine:
             or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
         )
 
-    def _decoded(self, message: Message) -> EventFrame | None:
+    @staticmethod
+    def _decoded(message: Message) -> EventFrame | DecodeError:
         try:
             return _EVENT_FRAME(message.value())
         except DecodeError as error:
-            if self._is_next(message):
-                self._letters.append((message, error))
-            return None
+            return error
 
     def _is_next(self, message: Message) -> bool:
         shard = self._shards.get(message.partition() or 0)
         return shard is not None and _offset(message) >= shard.events_next
 
-    def _knows(self, message: Message, frame: EventFrame) -> bool:
-        return not self._is_next(message) or self._shards[message.partition() or 0].knows(frame)
+    def _admits(self, message: Message, frame: EventFrame) -> bool:
+        return not self._is_next(message) or self._shards[message.partition() or 0].admits(frame)
 
-    def _apply(self, message: Message, frame: EventFrame | None) -> int | None:
+    def _apply(self, message: Message, frame: EventFrame | DecodeError) -> int | None:
         if not self._is_next(message):
             return None
         shard = self._shards[message.partition() or 0]
-        if frame is None:
-            shard.skip_events(_offset(message))
+        if isinstance(frame, DecodeError):
+            shard.skip_events(_offset(message), str(frame))
+            self._letters.append((message, frame))
+            UNREADABLE_FRAMES.inc()
         else:
-            shard.apply_events(_offset(message), frame)
+            appended = appended_us(message)
+            shard.apply_events(_offset(message), frame, appended)
+            self._count_skew("events", frame.time, appended)
             EVENT_FRAMES.inc()
             FILLS.inc(len(frame.fills.account))
+            SUSPENSIONS.inc(len(frame.suspensions))
         return shard.shard
+
+    def _count_skew(self, clock: str, time_us: int, appended: int) -> None:
+        skew_us = 1000 * self._rules.policy.clock_skew_ms_max
+        if is_off(time_us, appended, skew_us):
+            CLOCK_SKEWED.labels(clock).inc()
 
     # --- committing --------------------------------------------------------------------------------------------------
 
@@ -395,7 +419,8 @@ class Engine:
         outputs = [(shard, shard.take(self._worker, with_open_interest=journal_idle)) for shard in waiting]
         delivered = [self._produce(shard, output) for shard, output in outputs]
         for message, error in self._letters:
-            produce_dead_letter(producer, message, error)
+            concerns = () if message.topic() == EVENTS else None  # whom a frame concerns that is none, nobody knows
+            produce_dead_letter(producer, message, error, suspended=concerns)
         self._beat("sending offsets")
         producer.send_offsets(
             [TopicPartition(EVENTS, shard.shard, shard.events_next) for shard in waiting],
@@ -409,12 +434,20 @@ class Engine:
         self._last_commit = time.monotonic()
         if journal_idle:
             self._last_journal = self._last_commit
+            self._show_unreached()
         COMMITS.observe(self._last_commit - started)
         for (shard, output), offsets in zip(outputs, delivered, strict=True):
             shard.journal_previous = offsets["journal"]
             COMMANDS_ISSUED.inc(len(output.commands))
+            for alert in output.alerts:
+                ALERTS_RAISED.labels(alert.kind).inc()
             if output.rows:
                 self._tables.submit(shard.shard, shard.claim, offsets["rows"] + 1, output.rows)
+
+    def _show_unreached(self) -> None:
+        """Set the gauges of what liquidation does not reach in the owned shards."""
+        for kind in KINDS:
+            UNREACHED.labels(kind).set(sum(shard.unreached.get(kind, 0) for shard in self._shards.values()))
 
     def _produce(self, shard: Shard, output: Output) -> dict[str, int]:
         """Produce one shard's output; the returned mapping holds the offsets of its last row and its journal record
@@ -460,7 +493,8 @@ class Engine:
                     shard.clock_us // 1000,
                     type(letter.error).__name__,
                     str(letter.error),
-                ),
+                )
+                + headers.told([letter.account], all_told=True),
             )
         producer.produce(JOURNAL, encode(output.journal), partition=partition, on_delivery=note("journal"))
         return offsets

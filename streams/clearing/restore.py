@@ -19,6 +19,7 @@ from schemas.messages import JournalRecord, MarkFrame, Range
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, key_text
+from streams.clearing.clock import appended_us
 from streams.clearing.shard import Shard
 from streams.errors import InputError, ShardError
 from streams.logs import event
@@ -268,10 +269,14 @@ def _rules_since(
 def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
-    Those that the ledger cannot be held in are passed over.
+    Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
+    that admit it, so it sees them all.
     """
     if not newer:
         return
+    for offset, rules in newer[:-1] if shard.holds_back else ():
+        with suppress(InputError):
+            shard.apply_parameters(offset, rules)
     try:
         shard.apply_parameters(*newer[-1])
     except InputError as error:
@@ -297,9 +302,14 @@ def claim_record(shard: Shard, worker: str) -> JournalRecord:
         marks_before=shard.marks_next,
         marks_full=shard.marks_full,
         clock=shard.clock_us,
+        skewed=dict(sorted(shard.skewed.items())),
         rules_next=shard.rules_next,
         worker=worker,
         alert_sequence=shard.alert_sequence,
+        not_live=shard.awaited.since,
+        told_not_live=shard.awaited.told,
+        unreached=shard.unreached_before,
+        unreached_notional=shard.unreached_notional,
         unread=shard.journal_unread,
     )
 
@@ -358,7 +368,7 @@ def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None
     """Learn the prices as of the shard's last record."""
     for count, message in enumerate(reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next)):
         with suppress(DecodeError):  # it was refused when it was walked
-            shard.recall_marks(_offset(message), MARK_FRAME(message.value()))
+            shard.recall_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
         if count % FRAMES_PER_STEP == 0:
             yield
 
@@ -372,7 +382,7 @@ def _walk_marks(
         is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
         for count, message in enumerate(reader.read_range(MARKS, 0, shard.marks_next, end)):
             try:
-                shard.apply_marks(_offset(message), MARK_FRAME(message.value()))
+                shard.apply_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
             except DecodeError as error:
                 refused.append((message, error))
             if count % FRAMES_PER_STEP == 0 and not is_last:

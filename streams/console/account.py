@@ -17,7 +17,7 @@ from streams.console.parameters import read_parameters
 from streams.errors import InputError
 from streams.margin.fixed_point import format_decimal
 from streams.margin.group import Group, Position
-from streams.margin.health import Health, evaluate, liquidation_price
+from streams.margin.health import Health, evaluate, liquidation_price, priced_balances
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
 from streams.tables.reader import TableReader
@@ -25,11 +25,15 @@ from streams.tables.reader import TableReader
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A margin group at the marks. ``health`` is None when a mark it needs is missing; ``problem`` says which."""
+    """A margin group at the last marks. ``health`` is None when a mark it needs is missing; ``problem`` says which.
+
+    ``liquidation_prices`` are by symbol, of positions and of what prices a balance; ``priced`` names that by asset.
+    """
 
     row: GroupRow
     health: Health | None
     liquidation_prices: dict[str, Decimal | None]
+    priced: dict[str, str]
     problem: str | None
 
 
@@ -46,12 +50,21 @@ class AccountView:
         plain: dict[str, Any] = msgspec.to_builtins(self.row)
         for target, group in zip(plain["groups"], self.groups, strict=True):
             target["problem"] = group.problem
-            for name in ("equity", "maintenance_margin", "health_ratio"):
+            for name in ("equity", "unweighted_equity", "debt", "maintenance_margin", "health_ratio"):
                 target[name] = None if group.health is None else _text(getattr(group.health, name))
             for position in target["positions"]:
                 symbol = position["symbol"]
                 position["mark"] = _text(self.marks.get(symbol))
                 position["liquidation_price"] = _text(group.liquidation_prices.get(symbol))
+            target["collateral"] = [
+                {
+                    "asset": asset,
+                    "symbol": symbol,
+                    "mark": _text(self.marks.get(symbol)),
+                    "liquidation_price": _text(group.liquidation_prices.get(symbol)),
+                }
+                for asset, symbol in group.priced.items()
+            ]
         return plain
 
 
@@ -90,21 +103,30 @@ def _view(account: str, row: GroupRow, marks: dict[str, Decimal], rules: RiskPar
     )
     try:
         health = evaluate(group, marks, rules)
-        prices = {p.symbol: liquidation_price(group, p.symbol, marks, rules) for p in group.positions}
+        priced = dict(priced_balances(group, marks, rules))
+        symbols = {*(position.symbol for position in group.positions), *priced.values()}
+        prices = {symbol: liquidation_price(group, symbol, marks, rules) for symbol in symbols}
     except InputError as error:
-        return GroupView(row, None, {}, str(error))
-    return GroupView(row, health, prices, None)
+        return GroupView(row, None, {}, {}, str(error))
+    return GroupView(row, health, prices, priced, None)
 
 
 def _show_group(console: Console, view: GroupView, marks: dict[str, Decimal]) -> None:
     row, health = view.row, view.health
     console.print(f"\n[bold]{row.margin}[/]  {row.status}", highlight=False)
     for asset, amount in row.balances.items():
-        console.print(f"  balance       {amount} {asset}", highlight=False)
+        symbol = view.priced.get(asset)
+        price = None if symbol is None else view.liquidation_prices.get(symbol)
+        at = "" if symbol is None else f"  at {symbol} {_text(marks.get(symbol))}"
+        limit = "" if price is None else f", liquidated at {_text(price)}"
+        console.print(f"  balance       {amount} {asset}{at}{limit}", highlight=False)
     if health is None:
         console.print(f"  not evaluated: {view.problem}", highlight=False)
     else:
         console.print(f"  equity        {_text(health.equity)}", highlight=False)
+        if health.debt:
+            console.print(f"  debt          {_text(health.debt)}", highlight=False)
+            console.print(f"  unweighted    {_text(health.unweighted_equity)}", highlight=False)
         console.print(f"  maintenance   {_text(health.maintenance_margin)}", highlight=False)
         console.print(f"  health ratio  {_text(health.health_ratio) or '-'}", highlight=False)
     if row.command is not None:

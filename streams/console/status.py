@@ -4,22 +4,30 @@
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from schemas.messages import JournalRecord
-from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, dead_letter_topic
+from schemas.types import Uncounted
 from streams.broker.admin import GroupState, group_state, partition_counts, require_topics
 from streams.broker.admin import admin_client as _admin_client
+from streams.broker.dead_letters import UntoldLetters, untold_letters
 from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
+from streams.clearing.clock import HOSTS
 from streams.clearing.restore import journal_end
+from streams.clearing.unreached import KINDS, unreached_sentences
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
+from streams.margin.fixed_point import format_decimal
 from streams.routing.split import INPUTS
 from streams.settings import Settings
 from streams.tables.reader import TableMeta, TableReader
@@ -27,6 +35,13 @@ from streams.tables.reader import TableMeta, TableReader
 COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
 _SILENCE_S = 2.0
+_NAMED_MAX = 5
+_UNHEARD: dict[Uncounted, str] = {
+    "late": "their prices were published more than max_age_ms before they came; check their clocks and their way here.",
+    "from_the_future": "their publish_time is more than max_age_ms ahead; check their clocks, and the oracle's.",
+    "repeated": "their sequence does not rise; they are heard again when publish_time is max_age_ms after their last.",
+}
+"""What is wrong with a source that publishes and is not heard, by the oracle's reason."""
 _TABLE_AGE_MS_MAX = 20_000
 """An owner confirms a table every few seconds."""
 
@@ -47,7 +62,10 @@ class ShardStatus:
     """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it).
 
     ``not_adopted``: the offset of the first parameter record that its positions cannot be held in, if any.
-    ``journal_unread``: how many records at the end of its journal cannot be read.
+    ``journal_unread``: how many records at the end of its journal cannot be read. ``unreached`` and
+    ``unreached_notional``: what liquidation does not reach, as the journal counts it; ``not_live``: the symbols whose
+    want of a live mark has been alerted. ``skewed``: the clocks that are off and when each was last seen so, in
+    microseconds.
     """
 
     shard: int
@@ -58,28 +76,34 @@ class ShardStatus:
     journal_age_ms: int | None
     not_adopted: int | None
     journal_unread: int
+    unreached: Mapping[str, int]
+    unreached_notional: Mapping[str, str]
+    not_live: tuple[str, ...]
     lag: Lag
     table: TableMeta | None
     table_behind: int
     table_age_ms: int | None
+    skewed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class MarksStatus:
-    """The last full mark frame: its age, and how many marks are live, or who is not."""
+    """The last full mark frame: its age, how many marks are live, or who is not, and which sources do not count."""
 
     age_ms: int
     epoch: int
     live: int
     stale: tuple[str, ...]
     halted: tuple[str, ...]
+    uncounted: dict[str, dict[str, Uncounted]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """Everything that was found. ``refused_parameters``: by key, why the last record there is not in force.
 
-    ``redis_problem`` is why there is nothing of Redis, if so.
+    ``redis_problem`` is why there is nothing of Redis, if so. ``untold`` are dead letters that concern somebody who is
+    not known.
     """
 
     engines: GroupState
@@ -90,6 +114,7 @@ class Status:
     marks: MarksStatus | None
     refused_parameters: dict[str, str]
     redis_problem: str | None
+    untold: tuple[UntoldLetters, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -118,7 +143,9 @@ def read_status(settings: Settings) -> Status:
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
         _, refused = read_parameters(reader)
-    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem)
+        letters = [untold_letters(reader, topic, COUNTED_MAX) for topic in (*INPUTS, EVENTS)]
+    untold = tuple(found for found in letters if found is not None)
+    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, untold)
 
 
 def judge(found: Status, settings: Settings) -> list[str]:
@@ -132,6 +159,7 @@ def judge(found: Status, settings: Settings) -> list[str]:
         *_judge_inputs(found.inputs, settings.router.ready_lag_records_max),
         *(fault for shard in found.shards for fault in _judge_shard(shard, settings)),
         *_judge_tables(found),
+        *_judge_letters(found.untold),
     ]
 
 
@@ -142,6 +170,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
         console.print(f"{group.group_id}: {group.state.lower()}, {members}", highlight=False)
     console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
     behind = sum(lag.records for lag in found.inputs)
+    console.print(f"out of reach: {_unreached_line(found.shards)}", highlight=False)
     console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
     table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
     for shard in found.shards:
@@ -185,10 +214,14 @@ def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta
         journal_age_ms=None if message is None else _now_ms() - message.timestamp()[1],
         not_adopted=None if record is None else _not_adopted(record),
         journal_unread=0 if last is None else last.unread,
+        unreached={} if record is None else record.unreached,
+        unreached_notional={} if record is None else record.unreached_notional,
+        not_live=() if record is None else record.told_not_live,
         lag=_lag(reader, engines, EVENTS, number),
         table=table,
         table_behind=behind,
         table_age_ms=None if table is None else _now_ms() - table.updated_at_ms,
+        skewed={} if record is None else record.skewed,
     )
 
 
@@ -229,6 +262,7 @@ def _marks(reader: LogReader) -> MarksStatus | None:
         live=sum(mark.status == "live" for mark in frame.marks),
         stale=by_status["stale"],
         halted=by_status["halted"],
+        uncounted=frame.uncounted,
     )
 
 
@@ -282,14 +316,31 @@ def _judge_marks(marks: MarksStatus | None, age_ms_max: int) -> Iterator[str]:
         yield "There are no marks: publish oracle parameters to risk.parameters.v1 and prices to oracle.prices.v1."
     if marks.stale:
         yield (
-            f"Stale: {', '.join(marks.stale)}. Fewer sources than minimum_sources are fresh and agree: see who stopped "
-            "publishing to oracle.prices.v1. Groups that need these marks are not decided."
+            f"Stale: {', '.join(_with_sources(symbol, marks) for symbol in marks.stale)}. Fewer sources than "
+            "minimum_sources, or no more than half of those that are fresh, agree: see who stopped publishing to "
+            "oracle.prices.v1, or publishes another price. Groups that need these marks are not decided."
         )
     if marks.halted:
         yield (
-            f"Halted: {', '.join(marks.halted)}. The price jumped by more than max_jump; it goes on at the new level "
-            "once that has lasted max_age_ms. If it stays so, check the sources."
+            f"Halted: {', '.join(_with_sources(symbol, marks) for symbol in marks.halted)}. The price jumped by more "
+            "than max_jump; it goes on at the new level once enough sources have shown that for jump_confirm_ms, or it "
+            "has lasted max_age_ms, and after jump_halt_ms_max at any level. If it stays so, check the sources."
         )
+    for reason, what in _UNHEARD.items():
+        if names := [
+            f"{name} of {symbol}"
+            for symbol, found in marks.uncounted.items()
+            for name in found
+            if found[name] == reason
+        ]:
+            yield f"{len(names)} price sources are not heard ({', '.join(names[:_NAMED_MAX])}): {what}"
+
+
+def _with_sources(symbol: str, marks: MarksStatus) -> str:
+    found = marks.uncounted.get(symbol)
+    if not found:
+        return symbol
+    return f"{symbol} ({', '.join(f'{name}: {reason}' for name, reason in sorted(found.items()))})"
 
 
 def _judge_parameters(refused: dict[str, str]) -> Iterator[str]:
@@ -332,16 +383,44 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             "known from the accounts' rows alone; whoever takes the shard next goes on from there: find out who wrote "
             "them, and run `margin-clearing verify`."
         )
+    for sentence in unreached_sentences(shard.unreached, shard.unreached_notional):
+        yield f"{name}: {sentence}"
+    if shard.not_live:
+        yield (
+            f"{name} waits for live marks of {_some(shard.not_live)}: groups that hold them are liquidated only if "
+            "they are below their requirement whatever those are worth; bring their sources back."
+        )
     if shard.not_adopted is not None:
         yield (
             f"{name} stays on the parameters before offset {shard.not_adopted} of risk.parameters.v1: its positions "
             f"cannot be held in that record, the log of {shard.worker} says why (parameters_not_adopted); publish a "
             "right one."
         )
+    yield from _judge_clocks(shard)
     if shard.lag.records > limit:
         yield (
             f"{name} is {shard.lag.records:,} frames behind (at most {limit:,}): start more engines if others are too, "
             f"else read the log of {shard.worker}."
+        )
+
+
+def _judge_clocks(shard: ShardStatus) -> Iterator[str]:
+    for clock, seen_us in shard.skewed.items():
+        yield (
+            f"Shard {shard.shard}: the clock of {HOSTS.get(clock, clock)} was off by more than the policy's "
+            f"clock_skew_ms_max, last seen at {_time(seen_us)}: the broker's time counts meanwhile; set that host's "
+            "clock right, the clock_skew alert of the shard says by how much it is off."
+        )
+
+
+def _judge_letters(untold: tuple[UntoldLetters, ...]) -> Iterator[str]:
+    for found in untold:
+        letters = dead_letter_topic(found.topic)
+        yield (
+            f"{found.count} of the last {found.looked_at} records of {letters} (offsets {found.first} to {found.last}) "
+            "concern somebody who could not be read from them, so not everybody was told; the last of them: "
+            f"{found.reason.rstrip('.')}. Find out whom they concern, put it right, then take the letters away with "
+            "kafka-delete-records."
         )
 
 
@@ -380,8 +459,33 @@ def _marks_line(marks: MarksStatus | None) -> str:
     )
 
 
+def _unreached_line(shards: Iterable[ShardStatus]) -> str:
+    """How much liquidation does not reach in all shards, and what is at stake."""
+    counts: Counter[str] = Counter()
+    notional: dict[str, Decimal] = {}
+    for shard in shards:
+        counts.update(shard.unreached)
+        for kind, amount in shard.unreached_notional.items():
+            notional[kind] = notional.get(kind, Decimal(0)) + Decimal(amount)
+    found = [
+        f"{counts[kind]:,} {kind}" + (f" ({format_decimal(notional[kind])} at stake)" if kind in notional else "")
+        for kind in KINDS
+        if counts[kind]
+    ]
+    return ", ".join(found) or "nobody"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
+
+
 def _age(milliseconds: int | None) -> str:
     return "-" if milliseconds is None else f"{milliseconds / 1000:.1f} s"
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _text(number: int | None) -> str:

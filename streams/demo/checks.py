@@ -23,6 +23,7 @@ from streams.demo.reference import (
 )
 
 Differences = list[str]
+WITHOUT_ORDERS = {"insolvent", "unsellable", "undecided"}
 ORDER_FIELDS = {"order_id", "symbol", "position_side", "order_side", "quantity", "limit_price", "mark_price"}
 EVIDENCE_FIELDS = {"equity", "maintenance_margin", "health_ratio", "shard", "events_offset", "marks_offset", "marks"}
 
@@ -70,7 +71,8 @@ def _unreported(found: Evidence) -> Differences:
 
 
 def money_conserved(found: Evidence) -> Differences:
-    """Per asset, what all accounts hold in balances and position cash is what came in, less the fees."""
+    """Per asset, what all accounts hold in balances and position cash, and what waits to be applied to them, is what
+    came in, less the fees."""
     rules = _rules(found)
     expected: dict[str, Decimal] = defaultdict(Decimal)
     for transfer in found.transfers:
@@ -79,13 +81,20 @@ def money_conserved(found: Evidence) -> Differences:
         expected[rules.settle_asset(trade["symbol"])] -= Decimal(trade["maker"]["fee"]) + Decimal(trade["taker"]["fee"])
     held: dict[str, Decimal] = defaultdict(Decimal)
     open_quantity: dict[str, Decimal] = defaultdict(Decimal)
-    for row in found.rows.values():
-        for group in orjson.loads(row)["groups"]:
+    for data in found.rows.values():
+        row = orjson.loads(data)
+        for group in row["groups"]:
             for asset, amount in group["balances"].items():
                 held[asset] += Decimal(amount)
             for position in group["positions"]:
                 held[rules.settle_asset(position["symbol"])] += Decimal(position["cash"])
                 open_quantity[position["symbol"]] += Decimal(position["quantity"])
+        for parked in row.get("parked", []):
+            held[parked["asset"]] += Decimal(parked["amount"])
+        for fill in row.get("waiting_fills", []):
+            quantity, price = Decimal(fill["quantity"]), Decimal(fill["price"])
+            held[rules.settle_asset(fill["symbol"])] -= quantity * price + Decimal(fill["fee"])
+            open_quantity[fill["symbol"]] += quantity
     differences = [
         f"{asset}: accounts hold {held[asset]}, transfers less fees are {expected[asset]}"
         for asset in sorted({*held, *expected})
@@ -142,34 +151,49 @@ def nobody_healthy_liquidated(found: Evidence) -> Differences:
 
 def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules) -> Iterator[str]:
     name, evidence = command["command_id"], command["evidence"]
-    needed = symbols_needed(group, rules)
-    missing = [symbol for symbol in needed if symbol not in marks.marks]
-    if missing:
-        yield f"{name}: no marks of {missing}"
-        return
-    not_live = [
+    needed = symbols_needed(group, rules, marks.marks)
+    time_us, bounded = max(marks.time_us, command["issued_at"]), evidence.get("stale_bounds", {}).keys()
+    not_live = {
         symbol
         for symbol in needed
-        if marks.marks[symbol].status != "live"
-        or marks.time_us - marks.marks[symbol].publish_time > rules.max_age_us(symbol)
-    ]
-    if not_live:
-        yield f"{name}: marks of {not_live} were not live"
-    if any(Decimal(evidence["marks"].get(symbol, "0")) != marks.marks[symbol].price for symbol in needed):
+        if symbol not in marks.marks
+        or marks.marks[symbol].status != "live"
+        or time_us - marks.marks[symbol].publish_time > rules.max_age_us(symbol)
+    }
+    if unbounded := not_live - bounded:
+        yield f"{name}: marks of {sorted(unbounded)} were not live, and evidence bounds {sorted(bounded)}"
+    if traded := (not_live | bounded) & {order["symbol"] for order in command["orders"]}:
+        yield f"{name}: orders in {sorted(traded)}, whose marks were not live"
+    known = needed & marks.marks.keys()
+    if any(Decimal(evidence["marks"].get(symbol, "0")) != marks.marks[symbol].price for symbol in known):
         yield f"{name}: evidence names marks {evidence['marks']}, the log has others"
     if any(marks.scales.get(key) != Decimal(scale) for key, scale in evidence.get("scales", {}).items()):
         yield f"{name}: evidence names scales {evidence['scales']}, the log has others"
-    verdict = evaluate(group, marks.prices(), rules)
+    verdict = evaluate(group, marks.prices(), rules, not_live | bounded)
     if not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
-    figures = (floor_18(verdict.equity), floor_18(verdict.maintenance), verdict.health_ratio)
-    stated = tuple(Decimal(evidence[field]) for field in ("equity", "maintenance_margin", "health_ratio"))
+    figures = (
+        floor_18(verdict.equity),
+        floor_18(verdict.maintenance),
+        verdict.health_ratio or Decimal(0),
+        floor_18(verdict.debt),
+    )
+    stated = (
+        *(Decimal(evidence[field]) for field in ("equity", "maintenance_margin", "health_ratio")),
+        Decimal(evidence.get("debt", "0")),
+    )
+    unweighted = evidence.get("unweighted_equity")
+    if unweighted is not None and Decimal(unweighted) != floor_18(verdict.unweighted):
+        yield f"{name}: evidence says unweighted {unweighted}, recomputed {verdict.unweighted}"
     if figures != stated:
         yield f"{name}: evidence says {stated}, recomputed {figures}"
 
 
 def nobody_liquidatable_left(found: Evidence) -> Differences:
-    """At the last live marks and the last scales no group is below maintenance without an open command."""
+    """At the last live marks and the last scales no group is below maintenance without an open command.
+
+    One that has nothing to trade has none, and says so in its status.
+    """
     marks = MarkLog(found.marks)
     marks.walk_to(2**62)
     rules = _rules(found).scaled(marks.scales)
@@ -181,11 +205,11 @@ def nobody_liquidatable_left(found: Evidence) -> Differences:
         (account, group["margin"])
         for account, row in found.rows.items()
         for group in orjson.loads(row)["groups"]
-        if group["command"] is not None
+        if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():
-        if name in under_command or not symbols_needed(group, rules) <= live.keys():
+        if name in under_command or not symbols_needed(group, rules, live) <= live.keys():
             continue
         verdict = evaluate(group, live, rules)
         if verdict.liquidatable:

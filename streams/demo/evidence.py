@@ -108,7 +108,10 @@ def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Message]]]) ->
         into += [value for _, _, value in values(topic) if value and is_ours(value["account"])]
     for partition, message, value in values(topics.EVENTS):
         found.frames.setdefault(partition, []).append((_offset(message), value))
-    found.marks = [(_offset(message), value) for _, message, value in values(topics.MARKS)]
+    found.marks = [
+        (_offset(message), value | {"appended": 1000 * message.timestamp()[1]})
+        for _, message, value in values(topics.MARKS)
+    ]
     for _, message in records.get(topics.ACCOUNTS, []):
         account, row = (message.key() or b"").decode(), message.value()
         if is_ours(account):

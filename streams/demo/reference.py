@@ -6,7 +6,7 @@ tiers are summed slice by slice, nothing is kept between two evaluations. Readin
 checks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import (
     ROUND_FLOOR,
@@ -84,6 +84,15 @@ class Rules:
         tiers = record.get("collateral_tiers", [{"quantity_floor": "0", "weight": "1"}])
         slices = _slices(tiers, "quantity_floor", "weight")
         return slices.changed(lambda weight: max(1 - (1 - weight) * scale, _ZERO)).total(quantity)
+
+    def is_collateral(self, asset: str) -> bool:
+        """Whether credit in it counts: some weight in its record is above 0."""
+        tiers = self.records[f"asset:{asset}"].get("collateral_tiers", [{"weight": "1"}])
+        return any(Decimal(tier["weight"]) > 0 for tier in tiers)
+
+    def stale_bound(self, key: str) -> Decimal:
+        """How many times its last price more a price of the record may be while it is not live."""
+        return Decimal(self.records[key].get("stale_bound", "9"))
 
     def price_symbol(self, asset: str) -> str | None:
         found: str | None = self.records[f"asset:{asset}"].get("price_symbol")
@@ -200,15 +209,15 @@ def _rows(columns: Mapping[str, list[Any]], prefix: str) -> Iterator[dict[str, A
 def ledger_of(rules: Rules, transfers: Iterable[Json], trades: Iterable[Json]) -> ReferenceLedger:
     """The ledger after ``transfers`` and ``trades``, each in the order of its log.
 
-    A transfer whose sequence is not above the account's last, and a trade whose id is not above the symbol's last, are
-    repeats and count once.
+    A transfer of a sequence that its account has had, and a trade whose id is not above the symbol's last, are repeats
+    and count once.
     """
     ledger = ReferenceLedger(rules)
-    transfer_last: dict[str, int] = {}
+    come: set[tuple[str, int]] = set()
     trade_last: dict[str, int] = {}
     for transfer in transfers:
-        if transfer["sequence"] > transfer_last.get(transfer["account"], -1):
-            transfer_last[transfer["account"]] = transfer["sequence"]
+        if (transfer["account"], transfer["sequence"]) not in come:
+            come.add((transfer["account"], transfer["sequence"]))
             margin = transfer.get("margin", CROSS)
             ledger.transfer(transfer["account"], margin, transfer["asset"], transfer["amount"])
     for trade in trades:
@@ -223,54 +232,99 @@ def ledger_of(rules: Rules, transfers: Iterable[Json], trades: Iterable[Json]) -
 
 @dataclass(frozen=True)
 class Verdict:
-    """Equity and maintenance margin in the unit of account, exactly."""
+    """Equity, maintenance margin and weighted debt in the unit of account, and equity at weight 1, exactly.
+
+    Of marks that are not live: the most and the least that they may be. ``bounded``: whether anything bounds them.
+    """
 
     equity: Decimal
     maintenance: Decimal
+    debt: Decimal = _ZERO
+    unweighted: Decimal = _ZERO
+    bounded: bool = True
 
     @property
     def liquidatable(self) -> bool:
-        return self.maintenance > 0 and self.equity < self.maintenance
+        return self.bounded and self.equity < self.maintenance
 
     @property
     def health_ratio(self) -> Decimal | None:
-        """equity / maintenance rounded down to 8 places."""
-        if not self.maintenance:
-            return None
+        """(equity + debt) / (maintenance + debt) rounded down to 8 places."""
         with localcontext(_WIDE):
-            return (self.equity / self.maintenance).quantize(Decimal("1e-8"), rounding=ROUND_FLOOR)
+            if not self.maintenance + self.debt:
+                return None
+            ratio = (self.equity + self.debt) / (self.maintenance + self.debt)
+            return ratio.quantize(Decimal("1e-8"), rounding=ROUND_FLOOR)
 
 
-def evaluate(group: ReferenceGroup, marks: Mapping[str, Decimal], rules: Rules) -> Verdict:
+def evaluate(group: ReferenceGroup, marks: Mapping[str, Decimal], rules: Rules, stale: Collection[str] = ()) -> Verdict:
     """equity = weighted balances at their prices + sum of quantity * mark + cash; maintenance = tiers of |q| * mark.
 
+    The price of a symbol in ``stale`` may be 0 or its last times 1 + bound; every holding is tried at each corner of
+    what it depends on, and counts the most it is worth and the least it needs. A symbol without a mark may be anything.
+
     Raises:
-        KeyError: a mark or a parameter that the group needs is missing.
+        KeyError: the mark of a position that is not in ``stale``, or a parameter that the group needs, is missing.
     """
-    equity = maintenance = _ZERO
+    equity = maintenance = debt = unweighted = _ZERO
+    bounded = True
     with localcontext(EXACT):
         for asset, quantity in group.balances.items():
-            if quantity:
-                equity += rules.weighted(asset, quantity) * _price(asset, marks, rules)
+            if not _counts(asset, quantity, marks, rules):
+                continue
+            prices = _prices(rules.price_symbol(asset), rules.stale_bound(f"asset:{asset}"), marks, stale)
+            price = max(prices) if quantity > 0 else min(prices)
+            weighted = rules.weighted(asset, quantity) * price
+            equity += weighted
+            unweighted += quantity * price
+            debt += max(-weighted, _ZERO)
         for symbol, position in group.positions.items():
-            if position.quantity:
-                unit = _price(rules.settle_asset(symbol), marks, rules)
-                equity += (position.quantity * marks[symbol] + position.cash) * unit
-                maintenance += rules.maintenance(symbol, abs(position.quantity) * marks[symbol]) * unit
-    return Verdict(equity, maintenance)
+            if not position.quantity:
+                continue
+            settle = rules.settle_asset(symbol)
+            unit_symbol = rules.price_symbol(settle)
+            own = _prices(symbol, rules.stale_bound(f"instrument:{symbol}"), marks, stale)
+            units = _prices(unit_symbol, rules.stale_bound(f"asset:{settle}"), marks, stale)
+            corners = [(price, unit) for price in own for unit in units]
+            worth = max((position.quantity * price + position.cash) * unit for price, unit in corners)
+            grows_by_mark = symbol not in marks and position.quantity > 0
+            gains = max(position.quantity * price + position.cash for price in own) > 0
+            if grows_by_mark or (unit_symbol is not None and unit_symbol not in marks and gains):
+                bounded, worth = False, _ZERO
+            equity += worth
+            unweighted += worth
+            notionals = [(abs(position.quantity) * price, unit) for price, unit in corners]
+            maintenance += min(rules.maintenance(symbol, notional) * unit for notional, unit in notionals)
+    return Verdict(equity, maintenance, debt, unweighted, bounded)
 
 
-def symbols_needed(group: ReferenceGroup, rules: Rules) -> set[str]:
-    """The symbols whose marks :func:`evaluate` asks for."""
+def symbols_needed(group: ReferenceGroup, rules: Rules, marks: Container[str]) -> set[str]:
+    """The symbols whose marks :func:`evaluate` asks for. Of ``marks`` there has been one.
+
+    A balance that counts for nothing needs none: credit that is no collateral, and an asset that never had a price.
+    """
     held = {symbol for symbol, position in group.positions.items() if position.quantity}
-    assets = {asset for asset, quantity in group.balances.items() if quantity}
+    assets = {asset for asset, quantity in group.balances.items() if _counts(asset, quantity, marks, rules)}
     priced = {rules.price_symbol(asset) for asset in assets | {rules.settle_asset(symbol) for symbol in held}}
     return held | {symbol for symbol in priced if symbol is not None}
 
 
-def _price(asset: str, marks: Mapping[str, Decimal], rules: Rules) -> Decimal:
+def _counts(asset: str, quantity: Decimal, marks: Container[str], rules: Rules) -> bool:
+    if not quantity or (quantity > 0 and not rules.is_collateral(asset)):
+        return False
     symbol = rules.price_symbol(asset)
-    return Decimal(1) if symbol is None else marks[symbol]
+    return symbol is None or symbol in marks
+
+
+def _prices(
+    symbol: str | None, bound: Decimal, marks: Mapping[str, Decimal], stale: Collection[str]
+) -> tuple[Decimal, ...]:
+    """The corners of what a price may be."""
+    if symbol is None:
+        return (Decimal(1),)
+    if symbol not in stale:
+        return (marks[symbol],)
+    return (_ZERO, marks[symbol] * (1 + bound)) if symbol in marks else (_ZERO,)
 
 
 def floor_18(value: Decimal) -> Decimal:
@@ -279,6 +333,10 @@ def floor_18(value: Decimal) -> Decimal:
 
 
 # --- marks -----------------------------------------------------------------------------------------------------------
+
+
+CLOCK_SKEW_US = 2_000_000
+"""``clock_skew_ms_max`` of a policy that does not say otherwise, as the demo's does not."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +349,10 @@ class MarkSeen:
 
 
 class MarkLog:
-    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset."""
+    """``margin.marks.v1`` walked forward: the marks, the scales and the time as of an offset.
+
+    A frame may carry, as ``appended``, when the broker appended it: its own time counts as far as that bears it out.
+    """
 
     def __init__(self, frames: Iterable[tuple[int, Json]]) -> None:
         self._frames = iter(frames)
@@ -317,7 +378,8 @@ class MarkLog:
         if (epoch := frame.get("epoch", -1)) < self.epoch:
             return
         self.epoch = epoch
-        self.time_us = max(self.time_us, frame["time"])
+        appended = frame.get("appended", frame["time"])
+        self.time_us = max(self.time_us, min(max(frame["time"], appended - CLOCK_SKEW_US), appended + CLOCK_SKEW_US))
         if frame["full"]:
             self.scales = {key: Decimal(scale) for key, scale in frame.get("scales", {}).items()}
         for mark in frame["marks"]:

@@ -143,6 +143,21 @@ class Amounts:
                 found |= part[at] != 0
         return found
 
+    def within(self, at: Ints, most: int) -> Bools:
+        """bool[n]: which of the amounts have at most ``most`` (in int64) whole units either way, by ``low`` alone."""
+        low = self.low[at]
+        found: Bools = (low <= most) & (low >= -most)
+        if self.high is not None:
+            found &= self.high[at] == 0
+        return found
+
+    def below_zero(self, at: Ints, decimals: int) -> int:
+        """The sum of the amounts that are below 0, in units of 10**-18."""
+        plain, low = self._plain(at), self.low[at]
+        wide = (self.exact(index, decimals) for index in at[~plain].tolist())
+        units: int = sum(low[plain & (low < 0)].tolist())
+        return units * _STEPS[decimals] + sum(amount for amount in wide if amount < 0)
+
     def doubles(self, at: "Ints | slice", step: "int | Ints") -> "Ints | Floats":
         """The amounts in their units: int64[n] if they are whole units of 64 bits all of them, else float64[n].
 

@@ -4,8 +4,8 @@ It promises never to miss a group whose health ratio has passed an edge (1, a ma
 left), and to look only at those that a mark really carries out of their bands. Deciding about them is the caller's
 business.
 
-The mathematics. For an edge b, let f = equity - b * maintenance; a decision changes where f changes its sign. f is
-concave in every mark, so from today's marks
+The mathematics. For an edge b, let f = equity - b * maintenance - (b - 1) * debt; a decision changes where f changes
+its sign. f is concave in every mark, so from today's marks
 
 - it falls by at most its slope at the far end of a move (the steepest, as rates rise with the notional), and
 - it rises by at most its slope at the near end.
@@ -17,6 +17,11 @@ d_s ~ (v_s**2 / a_s)**(1/3). A symbol whose moves only lead away from an edge ha
 
 Under portfolio margin the slope of the maintenance margin depends on which scenario is the worst; at every mark it is
 between minus and plus the largest scenario rate times the position, and that is what a_s is taken to hold.
+
+A group that needs a mark which is not live has one edge, f = equity - maintenance at its best corner, and triggers at
+its live marks only. What such a holding is worth at best has a slope between nothing and its own in a mark that is
+live, and a_s is taken to hold that. Whoever uses the index looks at the holders of a symbol when its mark begins or
+ceases to be live, and when it moves without being live.
 
 A position settled in an asset with a price of its own moves with two marks that multiply. While the asset's mark stays
 below (1 + REACH) times today's, which gets a trigger of its own, a_s is at most (1 + REACH) times as large.
@@ -114,7 +119,7 @@ class TriggerIndex:
         most = max(REBAND_LEAST, self._portfolio.row_count // REBAND_SHARE)
         if rows.size > most:
             self._wake(rows[most:])
-            rows, columns = rows[:most], None if columns is None else _first(columns, most)
+            rows, columns = rows[:most], None if columns is None else columns.of(slice(0, most))
         elif self._awake_count and rows.size < most:
             rows, columns = self._with_waiting(rows, most), None
         if rows.size:
@@ -237,15 +242,23 @@ class _Bracket:
 
     @classmethod
     def of(cls, columns: Columns, edges: Floats) -> "_Bracket":
-        """The bracket of each row of ``columns``; rows without a maintenance margin have no edges."""
-        equity, maintenance, error = columns.equity, columns.maintenance, columns.error
-        margined = maintenance > 0
-        reached = np.searchsorted(edges, equity / np.where(margined, maintenance, 1), side="right")
+        """The bracket of each row of ``columns``; rows without margin and debt have no edges.
+
+        A row that is not decidable has the one edge at which it is liquidatable at its best; none if nothing bounds it.
+        """
+        equity, maintenance, debt, error = columns.equity, columns.maintenance, columns.debt, columns.error
+        needed = maintenance + debt
+        edged = needed > 0
+        reached = np.searchsorted(edges, (equity + debt) / np.where(edged, needed, 1), side="right")
         below, above = np.concatenate([[0.0], edges])[reached], np.concatenate([edges, [0.0]])[reached]
-        fall = equity - below * maintenance - error * (1 + below)
-        rise = above * maintenance - equity - error * (1 + above)
-        fall[~margined | (reached == 0)] = np.nan
-        rise[~margined | (reached == edges.size)] = np.nan
+        if not columns.decidable.all():
+            dim, holds = ~columns.decidable, equity >= maintenance
+            edged = np.where(dim, columns.bounded, edged)
+            below, above = np.where(dim, holds, below), np.where(dim, ~holds, above)
+        fall = equity - below * maintenance - (below - 1) * debt - error * (1 + below)
+        rise = above * maintenance + (above - 1) * debt - equity - error * (1 + above)
+        fall[~edged | (below == 0)] = np.nan
+        rise[~edged | (above == 0)] = np.nan
         return cls(below, above, np.maximum(fall, 0), np.maximum(rise, 0), (fall <= 0) | (rise <= 0))
 
 
@@ -263,23 +276,26 @@ class _Distances:
         lower, upper = bracket.below[owner], bracket.above[owner]
         falls, rises = ~np.isnan(bracket.fall)[owner], ~np.isnan(bracket.rise)[owner]
         edge = np.maximum(lower, upper)
-        gross = exposures.gross + edge * (exposures.margin_top + exposures.margin_sway)
+        gross = exposures.gross + edge * (exposures.margin_top + exposures.margin_sway + exposures.debt)
         more = np.where(exposures.tangled, 2 * gross, _SLOPE_ERROR * gross)
         more += edge * exposures.margin_sway
-        loss_down = (smooth - lower * exposures.margin_low + more) * falls
-        loss_up = (lower * exposures.margin_high - smooth + more) * falls
-        gain_down = (upper * exposures.margin_at - smooth + more) * rises
-        gain_up = (smooth - upper * exposures.margin_at + more) * rises
+        from_below = from_above = smooth
+        if exposures.debt.any():
+            from_below, from_above = smooth - (lower - 1) * exposures.debt, smooth - (upper - 1) * exposures.debt
+        loss_down = (from_below - lower * exposures.margin_low + more) * falls
+        loss_up = (lower * exposures.margin_high - from_below + more) * falls
+        gain_down = (upper * exposures.margin_at - from_above + more) * rises
+        gain_up = (from_above - upper * exposures.margin_at + more) * rises
         scale = np.where(exposures.scaled, 1 + REACH, 1.0)
         spread = variance[exposures.symbol]
         fall = _split(np.maximum(loss_down, loss_up) * scale, spread, bracket.fall, owner)
         rise = _split(np.maximum(gain_down, gain_up) * scale, spread, bracket.rise, owner)
         down = np.minimum(np.where(loss_down > 0, fall, np.inf), np.where(gain_down > 0, rise, np.inf))
         up = np.minimum(np.where(loss_up > 0, fall, np.inf), np.where(gain_up > 0, rise, np.inf))
-        steeper = falls & (lower * exposures.margin_top - smooth + more > 0)
+        steeper = falls & (lower * exposures.margin_top - from_below + more > 0)
         capped = steeper | (exposures.settles & (falls | rises))
         up = np.where(capped, np.minimum(up, REACH), up)
-        still = bracket.unsure[owner]
+        still = bracket.unsure[owner] | exposures.pinned
         return cls(np.where(still, 0, _narrowed(down)), np.where(still, 0, _narrowed(up)))
 
 
@@ -401,7 +417,3 @@ def _distinct(found: list[Rows], count: int) -> Rows:
     flags = np.zeros(count, dtype=np.bool_)
     flags[rows] = True
     return np.flatnonzero(flags)
-
-
-def _first(columns: Columns, count: int) -> Columns:
-    return Columns(*(getattr(columns, name)[:count] for name in ("equity", "maintenance", "error", "decidable")))

@@ -5,25 +5,43 @@ without any price moving. The sales are spot orders on the assets' price symbols
 transfers. Whether converting is cheaper than closing a position is the reduction's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
-from streams.margin.health import Marks, price_of
 from streams.margin.parameters import AssetRules, RiskParameters
+from streams.margin.valuation import Marks, counts, price_of
 
 COST_INCREMENT = Decimal("1e-18")
 """Costs per restored unit that agree to this count as equal."""
 
+PARTS_MOST = Decimal(1000)
+"""Where a record states no least order, one is at least this part of what is held: less restores nothing that the next
+tick does not take, and no venue trades it."""
+
 _ZERO, _ONE = Decimal(0), Decimal(1)
+
+
+def least_quantity(notional: Decimal | None, price: Decimal, held: Decimal, increment: Decimal) -> Decimal:
+    """The smallest order in a holding of ``held``, in whole ``increment``: worth ``notional`` if that is stated."""
+    if notional is None:
+        return divide_ceiling(held, PARTS_MOST, increment)
+    return divide_ceiling(notional, price, increment)
+
+
+def at_least(quantity: Decimal, least: Decimal, held: Decimal) -> Decimal:
+    """``quantity`` (> 0) of ``held``, or ``least`` if that is more; all of it where less than that would be left."""
+    with localcontext(EXACT):
+        raised = max(quantity, least)
+        return held if held - raised < least else raised
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """Change of one asset's balance: ``quantity`` < 0 is sold collateral, > 0 a debt bought back.
 
-    ``weight`` is the one at which the last unit counted: at ``weight`` times its mark a trade leaves equity as it was.
+    ``weight`` is the one at which the last unit counted.
     """
 
     asset: AssetRules
@@ -36,7 +54,8 @@ class Exchange:
     """Credit of one asset for debt of another, for a volume x: credit of value (1 + fee of the debt's asset) * x is
     sold and debt of value (1 - fee of the credit's asset) * x is paid.
 
-    ``gain`` is what x = 1 adds to equity, ``cost`` what it loses at the marks. No weight changes within ``most``.
+    ``gain`` is what x = 1 takes off the shortage: what it adds to equity, and the buffer that the debt paid no longer
+    needs. ``cost`` is what it loses at the marks. No weight changes within ``most``.
     """
 
     debt: AssetRules
@@ -54,8 +73,8 @@ class Exchange:
 class Converting:
     """The exchanges made so far of the balances of one group. ``changed``: what they added, by asset."""
 
-    def __init__(self, marks: Marks, parameters: RiskParameters) -> None:
-        self._marks, self._parameters = marks, parameters
+    def __init__(self, marks: Marks, parameters: RiskParameters, stale: Collection[str] = frozenset()) -> None:
+        self._marks, self._parameters, self._stale = marks, parameters, stale
         self._weights: dict[str, Decimal] = {}
         self.changed: dict[str, Decimal] = {}
 
@@ -72,13 +91,13 @@ class Converting:
         """The exchange that restores most for its cost, None if none restores anything. Of equals the greatest gain.
 
         ``declared``: only of assets whose record states a fee (or that need no order). An asset that is priced by a
-        derivative has no spot market and is left alone.
+        derivative has no spot market, and one whose mark is not live is not traded: they are left alone.
 
         Raises:
             InputError: a mark or an asset is missing.
         """
         named = (self._parameters.asset(asset) for asset, amount in balances.items() if amount)
-        held = [rules for rules in named if self._has_market(rules, declared)]
+        held = [rules for rules in named if self._has_market(rules, balances[rules.asset], declared)]
         found = [
             exchange
             for debt in held
@@ -106,11 +125,59 @@ class Converting:
         self._weights[debt.asset] = debt.liability_weight
         self._weights[credit.asset] = credit.weight_below(balances[credit.asset])
 
-    def _has_market(self, rules: AssetRules, declared: bool) -> bool:
-        if rules.price_symbol is None:
+    def raise_to_least(self, balances: Mapping[str, Decimal]) -> None:
+        """Make every order at least the smallest there may be; ``balances`` are those before any exchange.
+
+        What more is bought is paid by selling more, as far as there is more, else by the cash at hand; what more is
+        sold becomes cash.
+        """
+        with localcontext(EXACT):
+            cash = _ZERO
+            for conversion in self.conversions:
+                rules, price = conversion.asset, price_of(conversion.asset, self._marks)
+                if conversion.quantity > 0:
+                    cash -= self._raise(rules, price, balances) * price * (_ONE + _fee(rules))
+            for conversion in self.conversions:
+                rules, price = conversion.asset, price_of(conversion.asset, self._marks)
+                if conversion.quantity < 0:
+                    if cash < 0:
+                        left = max(balances[rules.asset] + self.changed[rules.asset], _ZERO)
+                        more = _units(-cash, price * (_ONE - _fee(rules)), rules, left)
+                        self.changed[rules.asset] -= more
+                        cash += more * price * (_ONE - _fee(rules))
+                    cash += self._raise(rules, price, balances) * price * (_ONE - _fee(rules))
+            purse = self._cash_of(balances)
+            if cash and purse is not None:
+                place = _ONE.scaleb(-purse.decimals)
+                self.changed[purse.asset] = self.changed.get(purse.asset, _ZERO) + divide_floor(cash, _ONE, place)
+
+    def _raise(self, rules: AssetRules, price: Decimal, balances: Mapping[str, Decimal]) -> Decimal:
+        """Raise one order to the least there may be; by how much."""
+        quantity, held = self.changed[rules.asset], balances[rules.asset]
+        side = 1 if quantity > 0 else -1
+        least = least_quantity(rules.min_order_notional, price, abs(held), _ONE.scaleb(-rules.decimals))
+        raised = max(at_least(abs(quantity), least, abs(held)), abs(quantity))
+        self.changed[rules.asset] = side * raised
+        return raised - abs(quantity)
+
+    def _cash_of(self, balances: Mapping[str, Decimal]) -> AssetRules | None:
+        """The asset in which a surplus comes back: one without a price that was exchanged, or that is held."""
+        for asset in (*sorted(self.changed), *sorted(balances)):
+            rules = self._parameters.asset(asset)
+            if rules.price_symbol is None:
+                return rules
+        return None
+
+    def _has_market(self, rules: AssetRules, quantity: Decimal, declared: bool) -> bool:
+        if not counts(rules, quantity, self._marks):
+            return False
+        symbol = rules.price_symbol
+        if symbol is None:
             return True
-        return rules.price_symbol not in self._parameters.instruments and (
-            rules.liquidation_fee is not None or not declared
+        return (
+            symbol not in self._parameters.instruments
+            and symbol not in self._stale
+            and (rules.liquidation_fee is not None or not declared)
         )
 
     def _exchange(self, debt: AssetRules, credit: AssetRules, balances: Mapping[str, Decimal]) -> Exchange:
@@ -122,7 +189,8 @@ class Converting:
                 divide_ceiling(owed * price_of(debt, self._marks), kept, COST_INCREMENT),
                 divide_ceiling(in_tier * price_of(credit, self._marks), spent, COST_INCREMENT),
             )
-            gain = debt.liability_weight * kept - credit.weight_below(left) * spent
+            buffer = self._parameters.policy.liquidation_buffer_rate
+            gain = debt.liability_weight * (1 + buffer) * kept - credit.weight_below(left) * spent
             return Exchange(debt, credit, gain, spent - kept, most)
 
 

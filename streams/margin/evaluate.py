@@ -25,7 +25,7 @@ from schemas.types import (
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, parse_decimal
 from streams.margin.group import Group
-from streams.margin.health import bankruptcy_prices_of, evaluate, liquidation_price
+from streams.margin.health import bankruptcy_prices_of, evaluate, liquidation_price, priced_balances
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import make_plan
 from streams.margin.portfolio import Portfolio
@@ -53,11 +53,16 @@ class AccountRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What :func:`evaluate_request` reads: records of ``risk.parameters.v1``, marks by symbol, one account."""
+    """What :func:`evaluate_request` reads: records of ``risk.parameters.v1``, marks by symbol, one account.
+
+    The marks of the symbols in ``stale`` are not live: what needs them counts what it may be worth at best. One that is
+    not among the marks never had a price.
+    """
 
     parameters: tuple[Parameter, ...]
     marks: dict[Symbol, PositiveDecimal]
     account: AccountRequest
+    stale: tuple[Symbol, ...] = ()
 
 
 _REQUESTS = Decoder[Request | list[Request]](Request | list[Request])
@@ -67,13 +72,18 @@ def evaluate_request(data: bytes) -> bytes:
     """Evaluate one request, or a list of them, as JSON.
 
     Input: ``{"parameters": [...], "marks": {symbol: price}, "account": {"account", "balances": {asset: amount},
-    "positions": [{"symbol", "quantity", "entry_price", "margin"?, "isolated_balances"?}]}}``.
+    "positions": [{"symbol", "quantity", "entry_price", "margin"?, "isolated_balances"?}]}, "stale"?: [symbol]}``.
 
-    Output: ``{"groups": [{"margin", "equity", "maintenance_margin", "initial_margin", "health_ratio", "liquidatable",
+    Output: ``{"groups": [{"margin", "equity", "unweighted_equity", "debt", "maintenance_margin", "initial_margin",
+    "health_ratio" or null, "liquidatable", "stale_bounds": {symbol: bound}, "bounded",
     "positions": [{"symbol", "quantity", "notional", "maintenance_margin", "liquidation_price", "bankruptcy_price"}],
+    "collateral": [{"asset", "symbol", "liquidation_price"}],
     "plan": {"stage", "orders": [{"symbol", "order_side", "quantity", "limit_price"}]} or null}]}``, every number a
     decimal string, all money in the unit of account. The cross group comes first; it is left out if it is empty and
-    others are not.
+    others are not. ``collateral`` is what it holds or owes of assets with a price. Where something needs a mark that is
+    not live, ``stale_bounds`` says how far it was taken to be off, the figures are those of the corner that is best for
+    the account, and there is no liquidation price; ``bounded`` is false if nothing bounds them. A plan has no orders if
+    its stage is ``insolvent``, ``unsellable`` or ``undecided``.
 
     Raises:
         DecodeError: not such a document; the text names the field.
@@ -97,7 +107,8 @@ def _answer(request: Request) -> dict[str, Any]:
         portfolio.set_mark(symbol, price, live=True)
     rows = _load(portfolio, request.account)
     held = [row for row in rows if not portfolio.is_empty(row)] or rows[:1]
-    return {"groups": [_group_answer(portfolio.group(row), portfolio) for row in held]}
+    stale = frozenset(request.stale)
+    return {"groups": [_group_answer(portfolio.group(row), portfolio, stale) for row in held]}
 
 
 def _load(portfolio: Portfolio, account: AccountRequest) -> list[int]:
@@ -128,28 +139,40 @@ def _opening_cash(position: PositionRequest, where: str) -> str:
     return format_decimal(cash)
 
 
-def _group_answer(group: Group, portfolio: Portfolio) -> dict[str, Any]:
+def _group_answer(group: Group, portfolio: Portfolio, stale: frozenset[str]) -> dict[str, Any]:
     marks, parameters = portfolio.marks, portfolio.parameters
-    health = evaluate(group, marks, parameters)
+    health = evaluate(group, marks, parameters, stale=stale)
     bankruptcy = bankruptcy_prices_of(health, marks, parameters)
-    plan = make_plan(group, marks, parameters) if health.liquidatable else None
+    plan = make_plan(group, marks, parameters, stale=stale) if health.liquidatable else None
+
+    def liquidates_at(symbol: str) -> str | None:
+        return None if health.bounds else _text(liquidation_price(group, symbol, marks, parameters))
+
     return {
         "margin": group.margin,
         "equity": format_decimal(health.equity),
+        "unweighted_equity": format_decimal(health.unweighted_equity),
+        "debt": format_decimal(health.debt),
         "maintenance_margin": format_decimal(health.maintenance_margin),
         "initial_margin": format_decimal(health.initial_margin),
         "health_ratio": _text(health.health_ratio),
         "liquidatable": health.liquidatable,
+        "stale_bounds": {symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
+        "bounded": health.bounded,
         "positions": [
             {
                 "symbol": part.symbol,
                 "quantity": format_decimal(part.quantity),
                 "notional": format_decimal(part.notional),
                 "maintenance_margin": format_decimal(part.maintenance_margin),
-                "liquidation_price": _text(liquidation_price(group, part.symbol, marks, parameters)),
+                "liquidation_price": liquidates_at(part.symbol),
                 "bankruptcy_price": _text(bankruptcy.get(part.symbol)),
             }
             for part in health.positions
+        ],
+        "collateral": [
+            {"asset": asset, "symbol": symbol, "liquidation_price": liquidates_at(symbol)}
+            for asset, symbol in priced_balances(group, marks, parameters)
         ],
         "plan": None
         if plan is None

@@ -35,8 +35,8 @@ EXACT = Context(
     ],
 )  # fmt: skip
 """The context of all sums and products. A number of the contract has at most 36 digits, no formula multiplies more
-than twelve of them (equity times a scanned margin, for a bankruptcy price), and no group sums more than 10**18 terms:
-1,024 digits are never reached, and if they were, the traps would raise."""
+than fourteen of them (equity at a best corner times a scanned margin, for a limit price), and no group sums more than
+10**18 terms: 1,024 digits are never reached, and if they were, the traps would raise."""
 
 _ROUNDING = Context(prec=2048, Emin=-8192, Emax=8192)
 """Only for ``quantize`` with a direction: wide enough that nothing but the wanted places is ever rounded."""

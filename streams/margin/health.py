@@ -1,22 +1,20 @@
 """The verdict on one margin group at given marks, in exact decimals: this is what decides money.
 
-Equity, margins, the liquidation price of a symbol and the bankruptcy prices. It promises exact sums and products and
-quotients rounded in a named direction; which groups are worth a verdict is the portfolio's and the bands' business.
+Equity, debt, margins, the liquidation price of a symbol and the bankruptcy prices. It promises exact sums and products
+and quotients rounded in a named direction; which groups are worth a verdict is the portfolio's and the bands' business.
 All money is in the unit of account unless said otherwise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from schemas.types import INTEGER_DIGITS_MAX
-from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
 from streams.margin.models import Holding, model_of
-from streams.margin.parameters import HEALTH_RATIO_PLACES, AssetRules, RiskParameters
-
-Marks = Mapping[str, Decimal]
+from streams.margin.parameters import HEALTH_RATIO_PLACES, RiskParameters
+from streams.margin.valuation import Marks, Valuation, counts, mark_of, price_of
 
 LIQUIDATION_PRICE_PLACES = 12
 """Decimal places of a liquidation price. Not the price increment: a mark need not be a multiple of it."""
@@ -31,7 +29,10 @@ _ONE = Decimal(1)
 
 @dataclass(frozen=True, slots=True)
 class PositionHealth:
-    """A position's part: |quantity| * mark, and the margins it needs alone, all in the unit of account."""
+    """A position's part: |quantity| * mark, and the margins it needs alone, all in the unit of account.
+
+    Of a position whose marks are not live it is the least there may be: 0.
+    """
 
     symbol: str
     quantity: Decimal
@@ -42,10 +43,17 @@ class PositionHealth:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The verdict. ``liquidatable`` iff maintenance_margin > 0 and equity < maintenance_margin, strictly.
+    """The verdict. ``liquidatable`` iff equity < maintenance_margin, strictly.
 
-    ``health_ratio`` is equity / maintenance_margin rounded down to 8 places and held within the 18 digits before the
-    point that a message can carry; None without a maintenance margin.
+    ``debt`` is the weighted negative balances, ``unweighted_equity`` counts every balance at weight 1.
+    ``health_ratio`` is (equity + debt) / (maintenance_margin + debt) rounded down to 8 places, so that it is below 1
+    exactly when the group is liquidatable, and held within the 18 digits before the point that a message can carry;
+    None where there is neither margin nor debt to fall below.
+
+    ``bounds`` names the symbols, and their bounds, whose marks the verdict needed and that are not live: the figures
+    are then those of the corner that is best for the account, and decide nothing but that it is liquidatable even so.
+    ``bounded``: something bounds them; if nothing does, a position without any mark is left out of them, and the group
+    is not liquidatable.
     """
 
     equity: Decimal
@@ -54,36 +62,65 @@ class Health:
     liquidatable: bool
     health_ratio: Decimal | None
     positions: tuple[PositionHealth, ...]
+    debt: Decimal
+    unweighted_equity: Decimal
+    bounded: bool
+    bounds: Mapping[str, Decimal]
 
 
-def evaluate(group: Group, marks: Marks, parameters: RiskParameters) -> Health:
-    """Equity, margins and the verdict on ``group``.
+def evaluate(group: Group, marks: Marks, parameters: RiskParameters, *, stale: Collection[str] = frozenset()) -> Health:
+    """Equity, debt, margins and the verdict on ``group``; the marks of the symbols in ``stale`` are not live.
 
     equity = sum of weighted(balance) * price(asset) + sum of (quantity * mark + cash) * price(settle asset); the
     margins are those of the account's model, by default sum of (N * r_n - D_n) * price(settle asset), N = |quantity|
-    * mark.
+    * mark. Each holding that needs a mark in ``stale`` enters at its best corner (:mod:`streams.margin.valuation`).
 
     Raises:
-        InputError: a mark, an instrument or an asset is missing; the text names it.
+        InputError: an instrument, an asset, or the mark of a position that is not in ``stale`` is missing; the text
+            names it.
     """
-    held = holdings(group, marks, parameters)
-    margins = model_of(group.account, parameters).margins(held)
+    return health_of(Valuation(group, marks, parameters, stale), group)
+
+
+def health_of(valuation: Valuation, group: Group) -> Health:
+    """:func:`evaluate` of a group whose holdings have been valued."""
+    margins, held = valuation.margins(), valuation.collateral(group.balances)
     with localcontext(EXACT):
-        equity = collateral_value(group.balances, marks, parameters)
+        equity, unweighted = held.weighted + valuation.worth, held.unweighted + valuation.worth
         parts = []
-        for position, holding, (maintenance, initial) in zip(group.positions, held, margins.by_holding, strict=True):
-            value = position.quantity * holding.mark
-            equity += (value + position.cash) * holding.unit
-            parts.append(
-                PositionHealth(position.symbol, position.quantity, abs(value) * holding.unit, maintenance, initial)
-            )
-    total = margins.maintenance
-    ratio = _ratio(equity, total) if total > 0 else None
-    return Health(equity, total, margins.initial, total > 0 and equity < total, ratio, tuple(parts))
+        for valued, (maintenance, initial) in zip(valuation.positions, margins.by_holding, strict=True):
+            notional = _ZERO
+            if valued.live and valued.holding is not None:
+                notional = abs(valued.holding.quantity) * valued.holding.mark * valued.holding.unit
+            position = valued.position
+            parts.append(PositionHealth(position.symbol, position.quantity, notional, maintenance, initial))
+    return Health(
+        equity=equity,
+        maintenance_margin=margins.maintenance,
+        initial_margin=margins.initial,
+        liquidatable=valuation.bounded and equity < margins.maintenance,
+        health_ratio=_ratio(equity, margins.maintenance, held.debt),
+        positions=tuple(parts),
+        debt=held.debt,
+        unweighted_equity=unweighted,
+        bounded=valuation.bounded,
+        bounds=dict(valuation.bounds),
+    )
 
 
-def _ratio(equity: Decimal, maintenance: Decimal) -> Decimal:
-    return max(min(divide_floor(equity, maintenance, _RATIO_INCREMENT), _RATIO_MOST), -_RATIO_MOST)
+def _ratio(equity: Decimal, maintenance: Decimal, debt: Decimal) -> Decimal | None:
+    with localcontext(EXACT):
+        held, needed = equity + debt, maintenance + debt
+    if not needed:
+        return None
+    return max(min(divide_floor(held, needed, _RATIO_INCREMENT), _RATIO_MOST), -_RATIO_MOST)
+
+
+def target_of(health: Health, parameters: RiskParameters) -> Decimal:
+    """The equity that a liquidation aims at: maintenance + buffer * (notional + debt)."""
+    with localcontext(EXACT):
+        exposed = sum((part.notional for part in health.positions), health.debt)
+        return health.maintenance_margin + parameters.policy.liquidation_buffer_rate * exposed
 
 
 def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Holding]:
@@ -101,42 +138,19 @@ def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Hol
     return found
 
 
-def mark_of(symbol: str, marks: Marks) -> Decimal:
-    """The mark of ``symbol``.
-
-    Raises:
-        InputError: there is none, or it is not above zero.
-    """
-    mark = marks.get(symbol)
-    if mark is None:
-        raise InputError(f"symbol {symbol}: no mark")
-    if not mark > 0:
-        raise InputError(f"symbol {symbol}: the mark {mark} is not above zero")
-    return mark
-
-
-def price_of(asset: AssetRules, marks: Marks) -> Decimal:
-    """One unit of ``asset`` in the unit of account: the mark of its price symbol, or 1 if it has none."""
-    return _ONE if asset.price_symbol is None else mark_of(asset.price_symbol, marks)
-
-
 def collateral_value(balances: Mapping[str, Decimal], marks: Marks, parameters: RiskParameters) -> Decimal:
-    """What ``balances`` count for in equity: weighted quantities at their prices. A zero balance needs no mark."""
-    with localcontext(EXACT):
-        value = _ZERO
-        for asset, quantity in balances.items():
-            if quantity:
-                rules = parameters.asset(asset)
-                value += rules.weighted(quantity) * price_of(rules, marks)
-        return value
+    """What ``balances`` count for in equity: weighted quantities at their prices. What does not count needs no mark."""
+    return Valuation(Group("", "", balances, ()), marks, parameters).collateral(balances).weighted
 
 
 def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
-    """The price of each position at which closing all of them leaves the group with nothing and owing nothing.
+    """The price of each position at which closing it uses up the unweighted equity that is allotted to it.
 
-    mark - side * equity * (MM_s / sum of MM) / |q|: each position is allotted equity by its share of the maintenance
-    margins. Rounded to the price increment in the fund's favour (a long's up, a short's down). It may be zero or
-    negative for a short so far under water that no price would save the fund.
+    mark - side * E_s / |q|: of an unweighted equity above 0 a position is allotted E * MM_s / (sum of MM + sum of H),
+    H being the haircuts of the balances, and the collateral the rest; what is missing when it is below 0 is shared by
+    the positions alone, E * MM_s / sum of MM. So closing them all at these prices, before fees, owes nothing. Rounded
+    to the price increment in the fund's favour (a long's up, a short's down). It may be zero or negative for a short so
+    far under water that no price would save the fund.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing.
@@ -145,26 +159,54 @@ def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) ->
 
 
 def bankruptcy_prices_of(health: Health, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
-    """:func:`bankruptcy_prices` of a group whose verdict at the same marks is known."""
+    """The :func:`bankruptcy_prices` of a group whose verdict at the same marks is known: of positions at live ones."""
     prices = {}
-    with localcontext(EXACT):
-        shares = sum((part.maintenance_margin for part in health.positions), _ZERO)
+    shares = shares_of(health, positions_alone=health.unweighted_equity < 0)
     for part in health.positions:
-        if not part.quantity or not shares:
+        if not part.maintenance_margin:
             continue
-        instrument = parameters.instrument(part.symbol)
         with localcontext(EXACT):
-            unit = price_of(parameters.asset(instrument.settle_asset), marks)
-            # mark - equity * MM_s / (sum of MM * q * unit) over one denominator; q carries the side
-            denominator = shares * part.quantity * unit
-            numerator = mark_of(part.symbol, marks) * denominator - health.equity * part.maintenance_margin
-        divide = divide_ceiling if part.quantity > 0 else divide_floor
-        prices[part.symbol] = divide(numerator, denominator, instrument.price_increment)
+            allotted = health.unweighted_equity * part.maintenance_margin
+        prices[part.symbol] = close_price(part, allotted, shares, marks, parameters, fees=_ZERO)
     return prices
 
 
+def shares_of(health: Health, *, positions_alone: bool) -> Decimal:
+    """What equity is shared out over: the sum of the positions' margins and, unless it is for them alone, of the
+    haircuts |value - weighted value| of all balances."""
+    with localcontext(EXACT):
+        margins = sum((part.maintenance_margin for part in health.positions), _ZERO)
+        return margins if positions_alone else margins + health.unweighted_equity - health.equity
+
+
+def close_price(
+    part: PositionHealth,
+    allotted: Decimal,
+    shares: Decimal,
+    marks: Marks,
+    parameters: RiskParameters,
+    *,
+    fees: Decimal,
+) -> Decimal:
+    """The price at which closing all of ``part`` costs ``allotted`` / ``shares`` more than at its mark.
+
+    A fee is a fraction of what is traded: closing at a price worse by x costs a long x * (1 - fees), a short
+    x * (1 + fees) more. Rounded to the price increment, a long's up and a short's down.
+    """
+    instrument = parameters.instrument(part.symbol)
+    with localcontext(EXACT):
+        unit = price_of(parameters.asset(instrument.settle_asset), marks)
+        # mark - allotted / (shares * q * unit * (1 -+ fees)) over one denominator; q carries the side
+        kept = 1 - fees if part.quantity > 0 else 1 + fees
+        denominator = shares * part.quantity * unit * kept
+        numerator = mark_of(part.symbol, marks) * denominator - allotted
+    divide = divide_ceiling if part.quantity > 0 else divide_floor
+    return divide(numerator, denominator, instrument.price_increment)
+
+
 def liquidation_price(group: Group, symbol: str, marks: Marks, parameters: RiskParameters) -> Decimal | None:
-    """The mark of ``symbol`` at which equity equals the maintenance margin, every other mark held.
+    """The mark of ``symbol`` at which equity equals the maintenance margin, every other mark held. Of a group that only
+    owes it is where its collateral no longer covers its debt.
 
     As a function of this mark P alone, equity is a line and the margin convex, so f = equity - maintenance is concave
     and the least of its tangents; the group is safe between the highest root of the rising tangents and the lowest of
@@ -176,14 +218,11 @@ def liquidation_price(group: Group, symbol: str, marks: Marks, parameters: RiskP
     the safe region: at the price returned the group is not liquidatable, one last place further it is.
 
     Returns:
-        None if no positive mark of the symbol alone makes the group liquidatable, none makes it safe, or the group has
-        no maintenance margin.
+        None if no positive mark of the symbol alone makes the group liquidatable, or none makes it safe.
 
     Raises:
         InputError: another mark, an instrument or an asset is missing.
     """
-    if not any(position.quantity for position in group.positions):
-        return None
     region = _safe_region(_Section(group, symbol, marks, parameters))
     if region is None:
         return None
@@ -194,20 +233,52 @@ def liquidation_price(group: Group, symbol: str, marks: Marks, parameters: RiskP
     return lower if lower > 0 else upper
 
 
+def priced_balances(group: Group, marks: Marks, parameters: RiskParameters) -> list[tuple[str, str]]:
+    """(asset, symbol that prices it) of each balance that counts and has a price, in order of asset.
+
+    Raises:
+        InputError: an asset is missing.
+    """
+    found = []
+    for asset, quantity in sorted(group.balances.items()):
+        rules = parameters.asset(asset)
+        if rules.price_symbol is not None and counts(rules, quantity, marks):
+            found.append((asset, rules.price_symbol))
+    return found
+
+
+def symbols_of(group: Group, marks: Marks, parameters: RiskParameters) -> set[str]:
+    """The symbols whose marks the figures of ``group`` depend on. A balance that counts for nothing needs none.
+
+    Raises:
+        InputError: an instrument or an asset is missing.
+    """
+    found = {symbol for _, symbol in priced_balances(group, marks, parameters)}
+    for position in group.positions:
+        settle = parameters.asset(parameters.instrument(position.symbol).settle_asset)
+        found.add(position.symbol)
+        if settle.price_symbol is not None:
+            found.add(settle.price_symbol)
+    return found
+
+
 class _Section:
     """equity - maintenance of a group as a function of one mark, the others held."""
 
     def __init__(self, group: Group, symbol: str, marks: Marks, parameters: RiskParameters) -> None:
         self._symbol = symbol
         self._model = model_of(group.account, parameters)
-        self._holdings = holdings(group, {**marks, symbol: _ONE}, parameters)
+        marks = {**marks, symbol: _ONE}
+        self._holdings = holdings(group, marks, parameters)
         constant, slope = _ZERO, _ZERO
         with localcontext(EXACT):
             for asset, quantity in group.balances.items():
                 rules = parameters.asset(asset)
-                if quantity and rules.price_symbol == symbol:
+                if not counts(rules, quantity, marks):
+                    continue
+                if rules.price_symbol == symbol:
                     slope += rules.weighted(quantity)
-                elif quantity:
+                else:
                     constant += rules.weighted(quantity) * price_of(rules, marks)
             for position, holding in zip(group.positions, self._holdings, strict=True):
                 if position.symbol == symbol:
@@ -255,3 +326,25 @@ def _cut(section: _Section, mark: Decimal) -> tuple[Decimal, Decimal] | None:
     constant, slope = section.tangent(mark)
     with localcontext(EXACT):  # the sign too: outside, a minus rounds to the 28 digits of the context in force
         return (-constant, slope) if constant + slope * mark < 0 else None
+
+
+__all__ = [
+    "LIQUIDATION_PRICE_PLACES",
+    "Health",
+    "Marks",
+    "PositionHealth",
+    "bankruptcy_prices",
+    "bankruptcy_prices_of",
+    "close_price",
+    "collateral_value",
+    "evaluate",
+    "health_of",
+    "holdings",
+    "liquidation_price",
+    "mark_of",
+    "price_of",
+    "priced_balances",
+    "shares_of",
+    "symbols_of",
+    "target_of",
+]

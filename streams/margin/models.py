@@ -166,6 +166,14 @@ class ScannedMargin:
                     constant += rate * holding.quantity * holding.mark * holding.unit
         return constant, slope
 
+    def largest_rate(self, instrument: Instrument) -> Decimal:
+        """The most by which a signed value of 1 in ``instrument`` moves the margin; 0 if it is not scanned."""
+        profile = instrument.scan
+        if profile is None:
+            return _ZERO
+        with localcontext(EXACT):
+            return max(profile.floor_rate, *(abs(profit) for profit in self._scan.profits(profile)))
+
     def _active(self, holdings: Sequence[Holding], closing: int | None) -> _Term:
         """The margin, and what each signed value adds to it in the scenarios that give it."""
         groups: dict[str, list[int]] = {}

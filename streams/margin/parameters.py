@@ -98,6 +98,8 @@ class Instrument:
     scan: "ScanProfile | None"
     volatility_scale: "ScaleRules | None"
     open_interest_scale: "ScaleRules | None"
+    min_order_notional: Decimal | None
+    stale_bound: Decimal
 
     @property
     def fees(self) -> Decimal:
@@ -134,7 +136,8 @@ class Instrument:
 class AssetRules:
     """A collateral or settle asset: credit by quantity tiers, debt times ``liability_weight``.
 
-    ``weights`` and ``offsets`` are float64[tiers], the nearest doubles of the steps.
+    ``weights`` and ``offsets`` are float64[tiers], the nearest doubles of the steps. ``collateral``: some weight in the
+    record is above 0; credit in an asset of which none is counts for nothing, whatever its price, and is not sold.
     """
 
     asset: str
@@ -147,6 +150,9 @@ class AssetRules:
     weights: Floats
     offsets: Floats
     volatility_scale: "ScaleRules | None"
+    collateral: bool
+    min_order_notional: Decimal | None
+    stale_bound: Decimal
 
     @property
     def decimals_given(self) -> bool:
@@ -228,6 +234,8 @@ class Policy:
     scan: Scan
     volatility_half_life_ms: int
     scale_interval_ms: int
+    undecided_alert_ms: int
+    clock_skew_ms_max: int
 
 
 class RiskParameters:
@@ -296,11 +304,13 @@ class RiskParameters:
             case InstrumentParameters():
                 instrument = _instrument(record, self._scale(record))
                 instruments[record.symbol] = instrument
+                _check_bound(record, record.symbol, oracle)
                 if instrument.settle_asset in assets:
                     _check_settlement(instrument, assets[instrument.settle_asset])
             case AssetParameters():
                 asset = _asset(record, self._scale(record))
                 assets[record.asset] = asset
+                _check_bound(record, record.price_symbol, oracle)
                 for instrument in instruments.values():
                     if instrument.settle_asset == asset.asset:
                         _check_settlement(instrument, asset)
@@ -308,6 +318,11 @@ class RiskParameters:
                 policy = _policy(record)
             case OracleParameters():
                 oracle[record.symbol] = _oracle(record)
+                for other in self._records.values():
+                    if isinstance(other, InstrumentParameters):
+                        _check_bound(other, other.symbol, oracle)
+                    elif isinstance(other, AssetParameters):
+                        _check_bound(other, other.price_symbol, oracle)
         return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
 
     def with_encoded(self, key: bytes | None, value: bytes | None) -> "RiskParameters":
@@ -405,7 +420,12 @@ def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
     number.require(record.symbol != CROSS, "no symbol can have the name of the cross group")
     price_increment = number.increment("price_increment", record.price_increment)
     quantity_increment = number.increment("quantity_increment", record.quantity_increment)
-    limit, depth = record.max_order_notional, record.depth_notional
+    limit, depth = number.optional("max_order_notional", record.max_order_notional), record.depth_notional
+    least = number.optional("min_order_notional", record.min_order_notional)
+    number.require(
+        limit is None or least is None or least <= limit,
+        f"min_order_notional {least} is above max_order_notional {limit}: no order could be both",
+    )
     impact_rate = number("impact_rate", record.impact_rate)
     number.require(impact_rate < 1, "impact_rate must be below 1")
     number.require(depth is not None or impact_rate == 0, "impact_rate needs a depth_notional")
@@ -417,9 +437,9 @@ def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
         steps=steps,
         liquidation_fee=liquidation_fee,
         insurance_fee=insurance_fee,
-        max_order_notional=None if limit is None else number.positive("max_order_notional", limit),
+        max_order_notional=limit,
         impact_rate=impact_rate,
-        depth_notional=None if depth is None else number.positive("depth_notional", depth),
+        depth_notional=number.optional("depth_notional", depth),
         version=record.version,
         floors=_floats([step.notional_floor for step in steps]),
         maintenance_rates=_floats([step.maintenance_rate for step in steps]),
@@ -427,6 +447,8 @@ def _instrument(record: InstrumentParameters, scale: Decimal) -> Instrument:
         scan=_scan_profile(record, number, scale),
         volatility_scale=_scale_rules("volatility_scale", record.volatility_scale, number),
         open_interest_scale=_scale_rules("open_interest_scale", record.open_interest_scale, number),
+        min_order_notional=least,
+        stale_bound=number.positive("stale_bound", record.stale_bound),
     )
     number.require(
         instrument.cash_decimals <= FRACTION_DIGITS_MAX,
@@ -503,9 +525,12 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     number.require(0 <= record.decimals <= FRACTION_DIGITS_MAX, "decimals must be from 0 to 18")
     priced = record.price_symbol is not None
     number.require(priced or record.volatility_scale is None, "volatility_scale needs a price_symbol")
+    number.require(priced or record.min_order_notional is None, "min_order_notional needs a price_symbol")
+    collateral = weights[0] > 0
     with localcontext(EXACT):
         if scale != 1:
-            weights = [max(1 - (1 - weight) * scale, Decimal(0)) for weight in weights]
+            if collateral:
+                weights = [max(1 - (1 - weight) * scale, Decimal(0)) for weight in weights]
             liability_weight = 1 + (liability_weight - 1) * scale
         offsets = [-deduction for deduction in _deductions(floors, weights)]
     return AssetRules(
@@ -519,6 +544,9 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
         weights=_floats(weights),
         offsets=_floats(offsets),
         volatility_scale=_scale_rules("volatility_scale", record.volatility_scale, number),
+        collateral=collateral,
+        min_order_notional=number.optional("min_order_notional", record.min_order_notional),
+        stale_bound=number.positive("stale_bound", record.stale_bound),
     )
 
 
@@ -542,6 +570,8 @@ def _policy(record: PolicyParameters) -> Policy:
         scan=_scan(record, number),
         volatility_half_life_ms=record.volatility_half_life_ms,
         scale_interval_ms=record.scale_interval_ms,
+        undecided_alert_ms=record.undecided_alert_ms,
+        clock_skew_ms_max=record.clock_skew_ms_max,
     )
 
 
@@ -601,6 +631,18 @@ def _check_settlement(instrument: Instrument, asset: AssetRules) -> None:
         )
 
 
+def _check_bound(
+    record: InstrumentParameters | AssetParameters, symbol: str | None, oracle: Mapping[str, OracleParameters]
+) -> None:
+    """What a price may be while it is not live must leave room for the jump that may have halted it."""
+    rules = None if symbol is None else oracle.get(symbol)
+    if rules is not None and Decimal(record.stale_bound) <= Decimal(rules.max_jump):
+        raise ParameterError(
+            f"{record.key}: stale_bound {record.stale_bound} is not above max_jump {rules.max_jump} of {rules.key}: a "
+            "price that jumped and was halted would be outside the bound; raise the one or lower the other"
+        )
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -625,6 +667,9 @@ class _Reader:
         value = self(field, text)
         self.require(value > 0, f"{field} must be above 0")
         return value
+
+    def optional(self, field: str, text: str | None) -> Decimal | None:
+        return None if text is None else self.positive(field, text)
 
     def increment(self, field: str, text: str) -> Decimal:
         value = self.positive(field, text)

@@ -4,30 +4,38 @@ Pure and exact: the plan is a function of group, marks and parameters. Naming th
 their fills is the engine's business.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import Literal
 
+from schemas.types import FRACTION_DIGITS_MAX
 from streams.margin.conversion import Conversion
-from streams.margin.fixed_point import EXACT, divide_floor
+from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
-from streams.margin.health import Marks, bankruptcy_prices_of, evaluate, mark_of
+from streams.margin.health import Health, PositionHealth, bankruptcy_prices_of, close_price, health_of, shares_of
 from streams.margin.parameters import Instrument, RiskParameters
-from streams.margin.reduction import reduce_positions
+from streams.margin.reduction import Reduction, reduce_positions
+from streams.margin.valuation import Marks, Valuation, counts, mark_of, price_of
 
 ORDERS_MAX = 512
 """Most orders of one plan. What a plan leaves unsliced for want of orders is planned again after its fills."""
+
+PlanStage = Literal["reduce", "close", "takeover", "insolvent", "unsellable", "undecided"]
+
+_SPOT_INCREMENT = Decimal(1).scaleb(-FRACTION_DIGITS_MAX)
+"""A spot market's own price increment is not known: a limit there has every place that a message holds."""
 
 _ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedOrder:
-    """Close ``quantity`` (> 0) of a position. ``limit_price`` is the bankruptcy price, at least one price increment.
+    """Close ``quantity`` (> 0) of a position at ``limit_price`` or better, which is at least one price increment.
 
     An order on the price symbol of an asset sells collateral (``long``, ``sell``) or buys back a debt (``short``,
-    ``buy``); its ``limit_price`` is the mark times the weight, at which the trade leaves equity as it was.
+    ``buy``). Filled at their limit prices, all orders of a plan and their fees leave the unweighted equity at 0 or
+    above.
     """
 
     symbol: str
@@ -40,102 +48,222 @@ class PlannedOrder:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``reduce``: the orders restore the target. ``close``: every position is closed. ``takeover``: the fund takes
-    every position at its limit price."""
+    """``reduce``: the orders restore the target. ``close``: they close every position that can be traded, and sell what
+    helps. ``takeover``: the fund takes every position that can be traded at its limit price.
 
-    stage: Literal["reduce", "close", "takeover"]
+    The other stages have no orders, as there is nothing to trade: ``insolvent``, the unweighted equity is below 0;
+    ``undecided``, something could be traded if its mark were live, or nothing bounds what the group is worth;
+    ``unsellable``, nothing has a market.
+    """
+
+    stage: PlanStage
     orders: tuple[PlannedOrder, ...]
 
 
-def make_plan(group: Group, marks: Marks, parameters: RiskParameters) -> Plan:
-    """The liquidation plan of ``group`` at ``marks``.
+def make_plan(group: Group, marks: Marks, parameters: RiskParameters, *, stale: Collection[str] = frozenset()) -> Plan:
+    """The liquidation plan of ``group`` at ``marks``; those of the symbols in ``stale`` are not live.
 
-    A group whose equity is not positive is taken over as a whole. Otherwise positions are reduced, and collateral is
-    sold for debts where that is cheaper or where closing is not enough, until equity meets the target again
-    (:func:`streams.margin.reduction.reduce_positions`). Closes are orders of at most ``max_order_notional`` each, sales
-    and purchases of collateral are orders on the assets' price symbols.
+    A group whose unweighted equity is not positive is taken over as a whole. Otherwise positions are reduced, and
+    collateral is sold for debts where that is cheaper or where closing is not enough, until equity meets the target
+    again (:func:`streams.margin.reduction.reduce_positions`). Closes are orders of at most ``max_order_notional`` each,
+    sales and purchases of collateral are orders on the assets' price symbols. Only what needs no mark of ``stale`` is
+    traded.
 
     A group without a shortage gets a plan without orders.
 
     Raises:
-        InputError: a mark, an instrument or an asset is missing.
+        InputError: an instrument, an asset, or the mark of a position that is not in ``stale`` is missing.
     """
-    health = evaluate(group, marks, parameters)
-    prices = bankruptcy_prices_of(health, marks, parameters)
-    held: Mapping[str, Decimal] = {
-        position.symbol: abs(position.quantity) for position in group.positions if position.quantity
-    }
-    if health.equity <= 0:
-        return Plan("takeover", _orders(group, held, prices, marks, parameters, sliced=False))
-    reduction = reduce_positions(group, marks, parameters)
-    orders = _orders(group, reduction.quantities, prices, marks, parameters, sliced=True)
-    orders += _conversions(reduction.conversions, marks)
-    return Plan("close" if held and reduction.quantities == held else "reduce", orders)
+    valuation = Valuation(group, marks, parameters, stale)
+    health = health_of(valuation, group)
+    if not health.bounded:
+        return Plan("undecided", ())
+    planning = _Planning(valuation, health, marks, parameters)
+    if health.unweighted_equity <= 0 and planning.held:
+        return Plan("takeover", planning.takeover())
+    reduction = reduce_positions(group, marks, parameters, stale)
+    orders = planning.orders(reduction, group.balances)
+    if orders or not health.liquidatable:
+        return Plan("close" if orders and _is_everything(reduction, planning.held) else "reduce", orders)
+    if health.unweighted_equity < 0:
+        return Plan("insolvent", ())
+    return Plan("undecided" if _would_trade(valuation, group, marks, parameters) else "unsellable", ())
 
 
-def _conversions(conversions: Iterable[Conversion], marks: Marks) -> tuple[PlannedOrder, ...]:
-    found = []
-    for conversion in conversions:
+def _is_everything(reduction: Reduction, held: Mapping[str, Decimal]) -> bool:
+    """Whether every position is closed, or without any all that can be converted is."""
+    return reduction.quantities == held if held else reduction.shortage > 0
+
+
+def _would_trade(valuation: Valuation, group: Group, marks: Marks, parameters: RiskParameters) -> bool:
+    """Whether something could be traded if every mark were live."""
+    if any(not valued.live for valued in valuation.positions):
+        return True
+    held = [(parameters.asset(asset), quantity) for asset, quantity in group.balances.items()]
+    return any(
+        counts(rules, quantity, marks)
+        and rules.price_symbol not in parameters.instruments
+        and not valuation.is_live(rules)
+        for rules, quantity in held
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Allotment:
+    """What the trades of a plan may cost beyond their fees: one that is ``share`` of ``shares`` may cost so much of
+    ``equity``. Below 0 it is what they have to gain."""
+
+    equity: Decimal
+    shares: Decimal
+
+
+class _Planning:
+    """Prices the orders of one group's plan. ``held``: the quantities of the positions that can be traded."""
+
+    def __init__(self, valuation: Valuation, health: Health, marks: Marks, parameters: RiskParameters) -> None:
+        self._health, self._marks, self._parameters = health, marks, parameters
+        self._parts = {part.symbol: part for part in health.positions}
+        self.held: dict[str, Decimal] = {
+            valued.position.symbol: abs(valued.position.quantity)
+            for valued in valuation.positions
+            if valued.position.quantity and valued.live
+        }
+
+    def takeover(self) -> tuple[PlannedOrder, ...]:
+        """Every position that can be traded, unsliced, at its bankruptcy price."""
+        prices = bankruptcy_prices_of(self._health, self._marks, self._parameters)
+        return tuple(self._close(symbol, quantity, prices[symbol]) for symbol, quantity in self.held.items())[
+            :ORDERS_MAX
+        ]
+
+    def orders(self, reduction: Reduction, balances: Mapping[str, Decimal]) -> tuple[PlannedOrder, ...]:
+        """The orders that do what ``reduction`` says: closes in slices, then conversions."""
+        allotment = self._allotment(reduction)
+        closes: list[PlannedOrder] = []
+        for symbol, whole in self.held.items():
+            quantity = reduction.quantities.get(symbol)
+            if quantity:
+                price = self._close_limit(self._parts[symbol], whole, allotment)
+                instrument = self._parameters.instrument(symbol)
+                parts = slices(quantity, mark_of(symbol, self._marks), instrument)
+                closes += [self._close(symbol, part, price) for part in parts]
+        converted = (self._convert(conversion, allotment, balances) for conversion in reduction.conversions)
+        return (*closes[:ORDERS_MAX], *(order for order in converted if order is not None))
+
+    # --- prices ------------------------------------------------------------------------------------------------------
+
+    def _allotment(self, reduction: Reduction) -> _Allotment:
+        """The unweighted equity that is left once the fees of all trades are paid, and what it is shared out over.
+
+        Over all margins and haircuts, of which each trade has at most its own. If the fees are more than there is,
+        the rest has to come from better prices, from each trade by its value. Where there was nothing to begin with,
+        nothing is sold for less than its mark.
+        """
+        equity = self._health.unweighted_equity
+        with localcontext(EXACT):
+            traded = [
+                (amount * self._notional(symbol), self._parameters.instrument(symbol).fees)
+                for symbol, amount in reduction.quantities.items()
+            ]
+            traded += [
+                (abs(conversion.quantity) * price_of(conversion.asset, self._marks), _fee(conversion))
+                for conversion in reduction.conversions
+            ]
+            left = equity - sum((value * fees for value, fees in traded), _ZERO)
+            if left < 0:
+                return _Allotment(left if equity > 0 else _ZERO, sum((value for value, _ in traded), _ZERO))
+        return _Allotment(left, shares_of(self._health, positions_alone=False))
+
+    def _notional(self, symbol: str) -> Decimal:
+        """What a quantity of 1 is worth in the unit of account."""
+        settle = self._parameters.asset(self._parameters.instrument(symbol).settle_asset)
+        return mark_of(symbol, self._marks) * price_of(settle, self._marks)
+
+    def _close_limit(self, part: PositionHealth, whole: Decimal, allotment: _Allotment) -> Decimal:
+        """The price at which closing all of a position costs what it is allotted."""
+        fees = self._parameters.instrument(part.symbol).fees
+        with localcontext(EXACT):
+            share = part.maintenance_margin if allotment.equity >= 0 else whole * self._notional(part.symbol)
+            allotted = allotment.equity * share
+        return close_price(part, allotted, allotment.shares, self._marks, self._parameters, fees=fees)
+
+    def _conversion_limit(self, conversion: Conversion, allotment: _Allotment, held: Decimal) -> Decimal:
+        """The price at which trading all of ``held``, a balance, costs what it is allotted."""
+        rules, sold = conversion.asset, conversion.quantity < 0
+        price = price_of(rules, self._marks)
+        with localcontext(EXACT):
+            whole = max(abs(held), abs(conversion.quantity))
+            haircut = (held - rules.weighted(held)) * price
+            share = haircut if allotment.equity >= 0 else whole * price
+            kept = whole * (1 - _fee(conversion) if sold else 1 + _fee(conversion))
+            denominator = allotment.shares * kept
+            if not denominator:
+                return price
+            change = allotment.equity * share
+            numerator = price * denominator + (-change if sold else change)
+        divide = divide_ceiling if sold else divide_floor
+        return max(divide(numerator, denominator, _SPOT_INCREMENT), _SPOT_INCREMENT)
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+
+    def _close(self, symbol: str, quantity: Decimal, price: Decimal) -> PlannedOrder:
+        long = self._parts[symbol].quantity > 0
+        return PlannedOrder(
+            symbol=symbol,
+            position_side="long" if long else "short",
+            order_side="sell" if long else "buy",
+            quantity=quantity,
+            limit_price=max(price, self._parameters.instrument(symbol).price_increment),
+            mark_price=mark_of(symbol, self._marks),
+        )
+
+    def _convert(
+        self, conversion: Conversion, allotment: _Allotment, balances: Mapping[str, Decimal]
+    ) -> PlannedOrder | None:
         symbol, sold = conversion.asset.price_symbol, conversion.quantity < 0
         if symbol is None:
-            continue
-        mark = mark_of(symbol, marks)
-        with localcontext(EXACT):
-            worth = mark * conversion.weight
-        found.append(
-            PlannedOrder(
-                symbol=symbol,
-                position_side="long" if sold else "short",
-                order_side="sell" if sold else "buy",
-                quantity=abs(conversion.quantity),
-                limit_price=worth if worth > 0 else mark,
-                mark_price=mark,
-            )
+            return None
+        return PlannedOrder(
+            symbol=symbol,
+            position_side="long" if sold else "short",
+            order_side="sell" if sold else "buy",
+            quantity=abs(conversion.quantity),
+            limit_price=self._conversion_limit(conversion, allotment, balances.get(conversion.asset.asset, _ZERO)),
+            mark_price=mark_of(symbol, self._marks),
         )
-    return tuple(found)
 
 
-def _orders(
-    group: Group,
-    closed: Mapping[str, Decimal],
-    prices: Mapping[str, Decimal],
-    marks: Marks,
-    parameters: RiskParameters,
-    *,
-    sliced: bool,
-) -> tuple[PlannedOrder, ...]:
-    orders: list[PlannedOrder] = []
-    for position in group.positions:
-        quantity = closed.get(position.symbol, _ZERO)
-        if not quantity:
-            continue
-        instrument = parameters.instrument(position.symbol)
-        mark = mark_of(position.symbol, marks)
-        long = position.quantity > 0
-        for part in _slices(quantity, mark, instrument) if sliced else (quantity,):
-            if len(orders) == ORDERS_MAX:
-                return tuple(orders)
-            orders.append(
-                PlannedOrder(
-                    symbol=position.symbol,
-                    position_side="long" if long else "short",
-                    order_side="sell" if long else "buy",
-                    quantity=part,
-                    limit_price=max(prices[position.symbol], instrument.price_increment),
-                    mark_price=mark,
-                )
-            )
-    return tuple(orders)
+def _fee(conversion: Conversion) -> Decimal:
+    return conversion.asset.liquidation_fee or _ZERO
 
 
-def _slices(quantity: Decimal, mark: Decimal, instrument: Instrument) -> list[Decimal]:
-    """``quantity`` in parts of at most ``max_order_notional``, each a whole number of increments but for dust."""
+def slices(quantity: Decimal, mark: Decimal, instrument: Instrument) -> list[Decimal]:
+    """``quantity`` in parts of at most ``max_order_notional``, each a whole number of increments but for dust.
+
+    None is below ``min_order_notional`` unless ``quantity`` is: a rest that would be takes what it lacks from the parts
+    before it, as far as they stay above it, or else goes with the last of them, beyond the largest order.
+    """
     if instrument.max_order_notional is None:
         return [quantity]
     increment = instrument.quantity_increment
     most = max(divide_floor(instrument.max_order_notional, mark, increment), increment)
+    least = instrument.min_order_notional
     with localcontext(EXACT):
         whole = int(quantity // most)
         rest = quantity - whole * most
-    parts = [most] * min(whole, ORDERS_MAX)
-    return [*parts, rest] if rest else parts
+        if whole > ORDERS_MAX:  # the rest is never ordered
+            return [most] * ORDERS_MAX
+        parts = [most] * whole + ([rest] if rest else [])
+        smallest = _ZERO if least is None else divide_ceiling(least, mark, increment)
+        lacking = smallest - parts[-1]
+        if lacking <= 0 or len(parts) == 1:
+            return parts
+        spare = max(most - smallest, _ZERO)
+        if spare * (len(parts) - 1) < lacking:
+            return [*parts[:-2], parts[-2] + parts[-1]]
+        for index in range(len(parts) - 2, -1, -1):
+            moved = min(spare, lacking)
+            parts[index] -= moved
+            parts[-1] += moved
+            lacking -= moved
+        return parts

@@ -14,8 +14,8 @@ in Python's integers.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, fields
+from decimal import Decimal, localcontext
 from types import MappingProxyType
 
 import numpy as np
@@ -27,6 +27,7 @@ from streams.margin.amounts import Amounts, fine_step, grown, high_most, scalars
 from streams.margin.fixed_point import (
     EXACT,
     INT64_MAX,
+    decimal_units,
     fraction_digits,
     from_units,
     parse_decimal,
@@ -34,6 +35,7 @@ from streams.margin.fixed_point import (
     to_units,
 )
 from streams.margin.group import Group, Position
+from streams.margin.limits import POSITIONS_MAX
 from streams.margin.parameters import AssetRules, Instrument, RiskParameters
 from streams.margin.prices import VACANT, Bools, Exposures, Floats, Ints, PriceTables, sums
 from streams.margin.scans import ScanTables
@@ -53,14 +55,25 @@ _UNIT_ROUNDOFF = 2.0**-53
 class Columns:
     """Screens of n rows, in the order asked for, in the unit of account.
 
-    ``equity``, ``maintenance``: float64[n]. ``error``: float64[n], a bound on |true - computed| of the two together.
-    ``decidable``: bool[n], every mark the row needs is there and live; where it is not, the figures mean nothing.
+    ``equity``, ``maintenance``, ``debt``: float64[n], debt being the weighted negative balances. ``error``: float64[n],
+    a bound on |true - computed| of the three together. ``decidable``: bool[n], every mark the row needs is there and
+    live. Where one is not, the figures are those of the corner that is best for the account, if anything bounds it:
+    ``bounded``, bool[n].
     """
 
     equity: Floats
     maintenance: Floats
     error: Floats
     decidable: Bools
+    debt: Floats
+    bounded: Bools
+
+    def of(self, rows: "Rows | slice") -> "Columns":
+        """The screens of some of the rows, by their index here."""
+        return Columns(*(getattr(self, name)[rows] for name in _COLUMNS))
+
+
+_COLUMNS = tuple(field.name for field in fields(Columns))
 
 
 class _Units(dict[str, int]):
@@ -160,6 +173,7 @@ class Portfolio:
         self._parameters = RiskParameters.empty()
         self._marks: dict[str, Decimal] = {}
         self._live: dict[str, bool] = {}
+        self._stale: frozenset[str] | None = None
         self.marks: Mapping[str, Decimal] = MappingProxyType(self._marks)
         self._accounts: list[str] = []
         self._margins: list[str] = []
@@ -185,6 +199,7 @@ class Portfolio:
         self._cash_steps: Ints = np.ones(1, dtype=np.int64)
         self._view()
         self._prices = PriceTables()
+        self._last_prices: PriceTables | None = None
         self._scans = ScanTables(self._parameters, self._symbol_ids)
         self.set_parameters(parameters)
 
@@ -300,6 +315,7 @@ class Portfolio:
             if symbol not in self._symbol_ids:
                 self._symbol_ids[symbol] = len(self._symbols)
                 self._symbols.append(symbol)
+        self._stale = None
         if self._scanned != parameters.policy.portfolio_margin_accounts:
             self._scanned = parameters.policy.portfolio_margin_accounts
             self._row_scanned[: self.row_count] = [account in self._scanned for account in self._accounts]
@@ -313,6 +329,7 @@ class Portfolio:
             self._cash_steps[self._symbol_ids[symbol]] = fine_step(contract.cash_decimals)
         self._view()
         self._prices.rebuild(parameters, self._symbol_ids)
+        self._last_prices = None
         self._scans = ScanTables(parameters, self._symbol_ids)
         self._prices.refresh(self._marks, self._live)
 
@@ -404,25 +421,53 @@ class Portfolio:
 
     def open_interest(self) -> dict[str, str]:
         """The quantity of all long positions by symbol, those without any left out."""
-        used = slice(0, self._slots_used)
-        lots, symbols = np.maximum(self._lots.low[used], 0), self._slot_symbol[used]
-        wide = {}
-        if self._lots.high is not None:
-            for slot in np.flatnonzero(self._lots.high[used]).tolist():
-                wide[slot] = self._lots.units(slot)
-                lots[slot] = 0
+        found = {}
+        for symbol, total in self._lots_by_symbol(np.arange(self._slots_used), shorts=False):
+            instrument = self._parameters.instruments[symbol]
+            digits = fraction_digits(instrument.quantity_increment)
+            found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
+        return found
+
+    def _lots_by_symbol(self, slots: Ints, *, shorts: bool) -> list[tuple[str, int]]:
+        """(symbol, lots of the long positions in ``slots``, and of the short ones) in order of symbol, 0 left out."""
+        lots, symbols = self._lots.low[slots], self._slot_symbol[slots]
+        wide = ~self._lots.within(slots, INT64_MAX)
+        lots = np.where(wide, 0, np.abs(lots) if shorts else np.maximum(lots, 0))
         halves = np.zeros((2, len(self._symbols)), dtype=np.int64)  # apart, so that no sum can overflow
         np.add.at(halves[0], symbols, lots >> 32)
         np.add.at(halves[1], symbols, lots & 0xFFFFFFFF)
         totals = [(high << 32) + low for high, low in zip(*halves.tolist(), strict=True)]
-        for slot, held in wide.items():
-            totals[self._slot_symbol_view[slot]] += max(held, 0)
-        found = {}
-        for symbol, instrument in sorted(self._parameters.instruments.items()):
+        for slot in slots[wide].tolist():
+            held = self._lots.units(slot)
+            totals[self._slot_symbol_view[slot]] += abs(held) if shorts else max(held, 0)
+        found = []
+        for symbol in sorted(self._parameters.instruments):
             if total := totals[self._symbol_ids[symbol]]:
-                digits = fraction_digits(instrument.quantity_increment)
-                found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
+                found.append((symbol, total))
         return found
+
+    def worth_at_stake(self, rows: Rows) -> Decimal:
+        """What ``rows`` hold in positions of either side, and owe, at the last prices, in the unit of account.
+
+        Exact. What has never had a price is left out.
+        """
+        _, slots = self._chains(rows)
+        worth = Decimal(0)
+        with localcontext(EXACT):
+            for symbol, lots in self._lots_by_symbol(slots, shorts=True):
+                instrument = self._parameters.instruments[symbol]
+                unit = self._last_unit(instrument.settle_asset)
+                worth += lots * instrument.quantity_increment * self._marks.get(symbol, Decimal(0)) * unit
+            for account in self._ledger_by_id:
+                if account.asset in self._parameters.assets:
+                    owed = account.amounts.below_zero(rows, account.decimals)
+                    worth -= decimal_units(owed, FRACTION_DIGITS_MAX) * self._last_unit(account.asset)
+        return worth
+
+    def _last_unit(self, asset: str) -> Decimal:
+        """One unit of ``asset`` at its last price, 0 if it has never had one."""
+        symbol = self._parameters.assets[asset].price_symbol
+        return Decimal(1) if symbol is None else self._marks.get(symbol, Decimal(0))
 
     # --- the ledger --------------------------------------------------------------------------------------------------
 
@@ -470,6 +515,8 @@ class Portfolio:
             return self._apply_exactly(contract, row, slot, before, (symbol, quantity, price, fee))
         if slot < 0:
             if lots:
+                if steps >= POSITIONS_MAX:
+                    raise _too_many(symbol)
                 slot = self._new_slot(row, symbol_id, first)
                 self._lots_view[slot] = lots
                 self._cash_view[slot] = cash
@@ -504,6 +551,8 @@ class Portfolio:
             raise InputError(f"symbol {symbol}: a fill of {quantity} at {price}, fee {fee} leaves the ledger: {limits}")
         if lots:
             if slot < 0:
+                if len(self._slots_of(row)) >= POSITIONS_MAX:
+                    raise _too_many(symbol)
                 slot = self._new_slot(row, contract.symbol_id, self._head_view[row])
             self._put_position(contract, slot, lots, cash)
         elif slot >= 0:
@@ -631,35 +680,103 @@ class Portfolio:
         if mark.adjusted() >= INTEGER_DIGITS_MAX or fraction_digits(mark) > FRACTION_DIGITS_MAX:
             raise InputError(f"symbol {symbol}: a mark of {price} has more digits than a price can have")
         self._marks[symbol] = mark
-        self._live[symbol] = live
-        self._prices.moved.add(symbol)
+        self._set_live(symbol, live)
 
     def set_live(self, symbol: str, live: bool) -> None:
         """Say whether the mark of ``symbol`` may be decided on. Without a mark it never may."""
-        self._live[symbol] = live
+        self._set_live(symbol, live)
+
+    def _set_live(self, symbol: str, live: bool) -> None:
+        if self._last_prices is not None:
+            self._last_prices.moved.add(symbol)
+        if self._live.get(symbol) != live:
+            self._live[symbol] = live
+            self._stale = None
         self._prices.moved.add(symbol)
+
+    @property
+    def stale(self) -> frozenset[str]:
+        """The symbols that a rule names and that have no live mark."""
+        if self._stale is None:
+            live = {symbol for symbol, is_live in self._live.items() if is_live and symbol in self._marks}
+            self._stale = frozenset(self._symbols[1:]) - live
+        return self._stale
 
     # --- screens -----------------------------------------------------------------------------------------------------
 
-    def rows_with(self, symbols: Iterable[str]) -> Rows:
-        """int64[k], ascending: rows with a position in one of ``symbols``, or with money priced by one."""
+    def rows_with(self, symbols: Iterable[str], among: Rows | None = None) -> Rows:
+        """int64[k], ascending: rows with a position in one of ``symbols``, or with money priced by one.
+
+        Only those of ``among`` (ascending) are looked at, if given.
+        """
         wanted = set(symbols)
         assets = {name for name, rules in self._parameters.assets.items() if rules.price_symbol in wanted}
         hit = np.zeros(len(self._symbols), dtype=np.bool_)
-        for symbol, instrument in self._parameters.instruments.items():
-            hit[self._symbol_ids[symbol]] = symbol in wanted or instrument.settle_asset in assets
-        used = self._slots_used
-        found = np.zeros(self.row_count, dtype=np.bool_)
-        found[self._slot_row[:used][hit[self._slot_symbol[:used]]]] = True
+        hit[[self._symbol_ids[symbol] for symbol in wanted if symbol in self._parameters.instruments]] = True
+        for symbol, instrument in self._parameters.instruments.items() if assets else ():
+            hit[self._symbol_ids[symbol]] |= instrument.settle_asset in assets
+        if among is None:
+            used = self._slots_used
+            found = np.zeros(self.row_count, dtype=np.bool_)
+            found[self._slot_row[:used][hit[self._slot_symbol[:used]]]] = True
+            for asset in assets:
+                found |= self._ledger[asset].amounts.held(slice(0, self.row_count))
+            return np.flatnonzero(found)
+        owners, slots = self._chains(among)
+        found = np.zeros(among.size, dtype=np.bool_)
+        found[owners[hit[self._slot_symbol[slots]]]] = True
         for asset in assets:
-            found |= self._ledger[asset].amounts.held(slice(0, self.row_count))
-        return np.flatnonzero(found)
+            found |= self._ledger[asset].amounts.held(among)
+        return among[found]
+
+    def awaited(self, rows: Rows | None = None) -> set[str]:
+        """The symbols that ``rows`` (None: all) need a live mark of and that have none."""
+        self._prices.refresh(self._marks, self._live)
+        found: set[str] = set()
+        if not self._prices.live.all():
+            slots = slice(0, self._slots_used) if rows is None else self._chains(rows)[1]
+            symbols = self._slot_symbol[slots]
+            for index in np.unique(symbols[~self._prices.live[symbols]]).tolist():
+                symbol = self._symbols[index]
+                settle = self._parameters.assets[self._parameters.instruments[symbol].settle_asset].price_symbol
+                found.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
+        for account in self._ledger_by_id:
+            of = slice(0, self.row_count) if rows is None else rows
+            units = account.amounts.doubles(of, fine_step(account.decimals))
+            needing = self._prices.dim(account.asset, units)
+            priced_by = self._parameters.assets[account.asset].price_symbol
+            if needing is not None and needing.any() and priced_by is not None:
+                found.add(priced_by)
+        return found
+
+    def _is_live(self, symbol: str) -> bool:
+        return symbol in self._marks and self._live.get(symbol, False)
+
+    def below_at_last_prices(self, symbols: Iterable[str] | None) -> Rows:
+        """int64[k]: of the rows that need one of ``symbols`` (None: any) and lack a live mark, those that may be below
+        their requirement at the last prices. One that has never had a price leaves that open: its holders are not in.
+        """
+        rows = np.arange(self.row_count, dtype=np.int64) if symbols is None else self.rows_with(symbols)
+        rows = rows[~self.evaluate(rows).decidable]
+        if not rows.size:
+            return rows
+        if self._last_prices is None:
+            self._last_prices = PriceTables()
+            self._last_prices.rebuild(self._parameters, self._symbol_ids)
+        prices, self._prices = self._prices, self._last_prices
+        live, self._live = self._live, dict.fromkeys(self._marks, True)
+        try:
+            columns = self.evaluate(rows)
+        finally:
+            self._prices, self._live = prices, live
+        found: Rows = rows[columns.decidable & (columns.equity - columns.maintenance <= columns.error)]
+        return found
 
     def evaluate(self, rows: Rows | None = None) -> Columns:
         """Screen ``rows`` (int64[n]; None: every row below ``row_count``) at the current marks.
 
-        ``error`` bounds |true equity - equity| + |true maintenance - maintenance|. With u = 2**-53 and G the sum of the
-        absolute values of all terms of a row (lots * value of a lot, cash, balances):
+        ``error`` bounds |true equity - equity| + |true maintenance - maintenance| + |true debt - debt|. With u = 2**-53
+        and G the sum of the absolute values of all terms of a row (lots * value of a lot, cash, balances):
 
         - every table entry is an exact decimal rounded once (relative error u), every amount becomes a double with
           relative error at most 9.2u (``Amounts.doubles``), so a position's value or cash, a product of the two, is off
@@ -670,16 +787,18 @@ class Portfolio:
           13u |x|: at most 30u |x|;
         - a balance's value is the least of its lines b * w_k + o_k, each off by at most 14.5u of its parts, with
           weights at most 1, times a liability weight L >= 1 for debt: at most 17u L |b|;
+        - at a best corner a position's value takes two factors more, and its cash and a balance one, each rounded
+          once: 15.4u and 19.1u; G then is the sum of the terms at the highest corner;
         - adding K terms one after the other is off by at most 1.01 (K - 1) u times the sum of their absolute values,
-          for equity and for maintenance alike.
-
+          for equity, maintenance and debt alike;
         - under portfolio margin the loss in a scenario is a sum of products of a value and a rate, each off by at most
           13.4u of itself; adding them up, worst cases, offsets and floors add no more than (16 + 2.02 K) u of the sum
-          of |value| * largest rate, which is part of G.
+          of |value| * largest rate, which is part of G; what marks that are not live take from it is a sum of products
+          of three factors, (17 + 1.01 K) u of that sum, which then is part of G as well.
 
-        So the two errors together are at most (42 + 17 + 2.02 K) u G, with K at most the number of symbols and assets
-        and the debts in G taken times L. G itself is computed with a relative error far below one. The bound used is
-        twice that, (120 + 6 K) u G.
+        So the three errors together are at most (16 + 30 + 20 + 5.05 K) u G, with K at most the number of symbols and
+        assets and the debts in G taken times L. G itself is computed with a relative error far below one. The bound
+        used is more than twice that, (140 + 11 K) u G.
         """
         self._prices.refresh(self._marks, self._live)
         if rows is None:
@@ -688,7 +807,7 @@ class Portfolio:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size * _SPARSE > self.row_count + _SPARSE_ROWS:
             every = self.evaluate()
-            return Columns(every.equity[rows], every.maintenance[rows], every.error[rows], every.decidable[rows])
+            return every.of(rows)
         owners, slots = self._chains(rows)
         return self._screen(owners, slots, rows, rows.size)
 
@@ -696,19 +815,26 @@ class Portfolio:
         """``owners`` is the index into the result of each of ``slots``; ``rows`` picks the balances."""
         prices = self._prices
         symbol = self._slot_symbol[slots]
-        value = self._lots.doubles(slots, 1) * prices.lot_value[symbol]
+        lots = self._lots.doubles(slots, 1)
+        value = lots * prices.lot_value[symbol]
         cash = self._cash_units(slots, symbol) * prices.cash_value[symbol]
         size = np.abs(value)
         margin = prices.maintenance(symbol, size)
-        equity = sums(owners, value + cash, n)
+        worth, terms = value + cash, size + np.abs(cash)
+        decidable, bounded = np.ones(n, dtype=np.bool_), np.ones(n, dtype=np.bool_)
+        if not prices.live.all():
+            dim = np.flatnonzero(~prices.live[symbol])
+            best = prices.at_best(symbol[dim], lots[dim] > 0, value[dim], cash[dim])
+            worth[dim], terms[dim], margin[dim] = best.worth, best.gross, 0
+            decidable[owners[dim]] = False
+            bounded[owners[dim[best.unbounded]]] = False
+        equity = sums(owners, worth, n)
         maintenance = sums(owners, margin, n)
-        gross = sums(owners, size + np.abs(cash), n)
+        gross = sums(owners, terms, n)
         scanned = self._row_scanned[rows]
         if scanned.any():
             gross += self._scan(scanned, owners, symbol, value, margin, maintenance)
-        decidable = np.ones(n, dtype=np.bool_)
-        if not prices.live.all():
-            decidable[owners[~prices.live[symbol]]] = False
+        debt = np.zeros(n)
         for account in self._ledger_by_id:
             units = account.amounts.doubles(rows, fine_step(account.decimals))
             if not units.any():
@@ -716,37 +842,54 @@ class Portfolio:
             worth, counted = prices.collateral(account.asset, units)
             equity += worth
             gross += counted
-            if not prices.is_live(account.asset):
-                decidable[units != 0] = False
-        terms = len(self._symbols) + len(self._ledger_by_id)
-        error: Floats = gross * ((120 + 6 * terms) * _UNIT_ROUNDOFF)
-        return Columns(equity, maintenance, error, decidable)
+            if units.min() < 0:
+                debt -= np.minimum(worth, 0)
+            needing = prices.dim(account.asset, units)
+            if needing is not None:
+                decidable[needing] = False
+        summands = len(self._symbols) + len(self._ledger_by_id)
+        error: Floats = gross * ((140 + 11 * summands) * _UNIT_ROUNDOFF)
+        return Columns(equity, maintenance, error, decidable, debt, bounded)
 
     def _scan(
         self, scanned: Bools, owners: Ints, symbol: Ints, value: Floats, margin: Floats, maintenance: Floats
     ) -> Floats:
         """Put the margin by scenarios in the place of that by tiers where ``scanned`` (bool[n]).
 
-        Returns float64[n], the sum of |value| * largest rate of those rows.
+        Returns float64[n], the sum of |value| * largest rate of those rows, and of what marks that are not live take.
         """
         held = np.flatnonzero(scanned[owners])
         numbers = np.cumsum(scanned) - 1
         owner, symbol, value = numbers[owners[held]], symbol[held], value[held]
         count = int(numbers[-1]) + 1
-        maintenance[scanned] = self._scans.maintenance(owner, symbol, value, margin[held], count)
+        sway, slack = np.abs(value) * self._scans.largest_rate[symbol], None
+        if not self._prices.live.all():
+            reach = np.where(self._scans.scanned[symbol], self._prices.reach[symbol], 0)
+            lost = np.isinf(reach)
+            taken = sway * np.where(lost, 0, reach)
+            slack, sway = np.where(lost, np.inf, taken), sway + taken
+        maintenance[scanned] = self._scans.maintenance(owner, symbol, value, margin[held], count, slack)
         swayed = np.zeros(scanned.size)
-        swayed[scanned] = sums(owner, np.abs(value) * self._scans.largest_rate[symbol], count)
+        swayed[scanned] = sums(owner, sway, count)
         return swayed
 
     def exposures(self, rows: Rows, reach: float) -> Exposures:
-        """How equity and maintenance of ``rows`` move with each mark (see :class:`Exposures`)."""
+        """How equity, maintenance and debt of ``rows`` move with each live mark (see :class:`Exposures`)."""
         self._prices.refresh(self._marks, self._live)
         owners, slots = self._chains(rows)
         symbol = self._slot_symbol[slots]
-        value = self._lots.doubles(slots, 1) * self._prices.lot_value[symbol]
+        lots = self._lots.doubles(slots, 1)
+        value = lots * self._prices.lot_value[symbol]
         cash = self._cash_units(slots, symbol) * self._prices.cash_value[symbol]
         sway_rate = np.where(self._row_scanned[rows][owners], self._scans.largest_rate[symbol], 0)
-        parts = self._prices.exposures(owners, symbol, value, cash, sway_rate, reach)
+        parts, live = [], self._prices.live[symbol]
+        if not live.all():
+            dim = np.flatnonzero(~live)
+            held = owners[dim], symbol[dim], lots[dim] > 0, value[dim], cash[dim], sway_rate[dim]
+            parts += self._prices.dim_exposures(*held)
+            owners, symbol, sway_rate = owners[live], symbol[live], sway_rate[live]
+            value, cash = value[live], cash[live]
+        parts += self._prices.exposures(owners, symbol, value, cash, sway_rate, reach)
         for account in self._ledger_by_id:
             units = account.amounts.doubles(rows, fine_step(account.decimals))
             part = self._prices.collateral_exposures(account.asset, units) if units.any() else None
@@ -905,6 +1048,10 @@ def _is_written(amount: int) -> bool:
 
 def _most_quantity(contract: _Contract) -> str:
     return from_units(contract.lots_most * contract.lot, contract.lot_digits)
+
+
+def _too_many(symbol: str) -> InputError:
+    return InputError(f"symbol {symbol}: a margin group has at most {POSITIONS_MAX} positions")
 
 
 def _exact(what: str, text: str) -> int:

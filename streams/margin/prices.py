@@ -18,6 +18,9 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+_BEST_ERROR = 2.0**-50
+"""Part of its terms by which a sum of two products of four factors is off at most, and more."""
+
 VACANT = 0
 """Symbol id of slots that hold no position: always live, worth nothing."""
 
@@ -35,6 +38,10 @@ class Exposures:
     ``scaled``: bool[m], a position settled in an asset with a price of its own, whose moves multiply with these.
     ``settles``: bool[m], the symbol prices such an asset.
     ``tangled``: bool[m], an entry that is ``scaled`` in part.
+    ``debt``: float64[m], change of the weighted debt per relative move. ``pinned``: bool[m], any move may change what
+    the row is.
+
+    Of a holding whose marks are not all live they are those of its best corner, and only of marks that are live.
     """
 
     owner: Ints
@@ -49,6 +56,8 @@ class Exposures:
     scaled: Bools
     settles: Bools
     tangled: Bools
+    debt: Floats
+    pinned: Bools
 
     @classmethod
     def merged(cls, parts: "list[Exposures]", symbols: int) -> "Exposures":
@@ -74,15 +83,40 @@ class Exposures:
             total("scaled") > 0,
             total("settles") > 0,
             (total("scaled") > 0) & (np.bincount(place) > 1),
+            total("debt"),
+            total("pinned") > 0,
         )
+
+    @classmethod
+    def of(
+        cls, owner: Ints, symbol: Ints, smooth: Floats, sway: Floats, gross: Floats, pinned: "Bools | None" = None
+    ) -> "Exposures":
+        """Entries without margins but for ``sway``, of what moves with one mark alone."""
+        none, no = np.zeros(owner.size), np.zeros(owner.size, dtype=np.bool_)
+        held = no if pinned is None else pinned
+        return cls(owner, symbol, smooth, none, none, none, none, sway, gross, no, no, no, none, held)
+
+
+@dataclass(frozen=True, slots=True)
+class AtBest:
+    """Positions at their best corners, float64[k] and bool[k] each: what they are worth, the size of the terms that add
+    up to it, and whether nothing bounds it (what it is worth is then 0)."""
+
+    worth: Floats
+    gross: Floats
+    unbounded: Bools
 
 
 class PriceTables:
     """Float64 tables by symbol id, of every instrument and of every symbol that prices an asset.
 
     ``mark``: the mark, 0 where there is none. ``lot_value``, ``cash_value``: value of one lot and of one unit of the
-    symbol's cash (``Instrument.cash_decimals``), in the unit of account. ``live``: every mark that a position in the
-    symbol needs is there and live.
+    symbol's cash (``Instrument.cash_decimals``), in the unit of account (in the settle asset, where that never had a
+    price). ``live``: every mark that a position in the symbol needs is there and live.
+
+    Where it is not, the value of a position is known up to a factor from ``mark_low`` to ``mark_most``, and all of it
+    up to one from ``unit_low`` to ``unit_most``; ``reach`` is how many times its value it may be away from it, inf
+    where a mark never was.
     """
 
     def __init__(self) -> None:
@@ -94,7 +128,7 @@ class PriceTables:
         self._cash_decimals: dict[str, int] = {}
         self._priced: dict[str, list[str]] = {}
         self._asset_unit: dict[str, float] = {}
-        self._asset_live: dict[str, bool] = {}
+        self._asset_most: dict[str, float] = {}
 
     def rebuild(self, parameters: RiskParameters, ids: Mapping[str, int]) -> None:
         """Take in new rules. Every symbol is to be priced anew."""
@@ -109,15 +143,19 @@ class PriceTables:
         self.moved = set(ids)
         unpriced = {asset: rules for asset, rules in parameters.assets.items() if rules.price_symbol is None}
         self._asset_unit = {asset: float(Decimal(1).scaleb(-rules.decimals)) for asset, rules in unpriced.items()}
-        self._asset_live = dict.fromkeys(unpriced, True)
+        self._asset_most = {}
 
     def _size(self, symbols: int, tiers: int) -> None:
         self.mark, self.lot_value, self.cash_value = np.zeros(symbols), np.zeros(symbols), np.zeros(symbols)
-        self.live: Bools = np.zeros(symbols, dtype=np.bool_)
-        self.live[VACANT] = True
+        self.live: Bools = np.ones(symbols, dtype=np.bool_)
         self.settle_symbol: Ints = np.full(symbols, -1, dtype=np.int64)
         self._rates, self._deductions = np.zeros((tiers, symbols)), np.zeros((tiers, symbols))
         self._floors = np.full((tiers, symbols), np.inf)
+        self.mark_low, self.mark_most = np.ones(symbols), np.ones(symbols)
+        self.unit_low, self.unit_most = np.ones(symbols), np.ones(symbols)
+        self.reach = np.zeros(symbols)
+        self._no_mark: Bools = np.zeros(symbols, dtype=np.bool_)
+        self._no_unit: Bools = np.zeros(symbols, dtype=np.bool_)
         self._top_rate = np.zeros(symbols)
 
     def _add_instrument(self, symbol: str, instrument: Instrument) -> None:
@@ -143,7 +181,9 @@ class PriceTables:
                 with localcontext(EXACT):
                     price = marks.get(symbol, Decimal(0))
                     self._asset_unit[asset] = float(price.scaleb(-self._parameters.assets[asset].decimals))
-                self._asset_live[asset] = symbol in marks and live.get(symbol, False)
+                self._asset_most.pop(asset, None)
+                if symbol in marks and not live.get(symbol, False):
+                    self._asset_most[asset] = float(1 + self._parameters.assets[asset].stale_bound)
             for moved in self._moves.get(symbol, ()):
                 self._price(moved, marks, live)
         self.moved.clear()
@@ -151,19 +191,44 @@ class PriceTables:
     def _price(self, symbol: str, marks: Mapping[str, Decimal], live: Mapping[str, bool]) -> None:
         instrument = self._parameters.instruments[symbol]
         settle = self._parameters.assets.get(instrument.settle_asset)
-        if settle is None:
-            return
         index = self._ids[symbol]
+        if settle is None:
+            self.live[index] = False
+            return
         needed = [symbol] if settle.price_symbol is None else [symbol, settle.price_symbol]
         self.live[index] = all(name in marks and live.get(name, False) for name in needed)
+        self._bound(index, instrument, settle, marks, live)
         with localcontext(EXACT):
-            unit = Decimal(1) if settle.price_symbol is None else marks.get(settle.price_symbol, Decimal(0))
+            unit = Decimal(1) if settle.price_symbol is None else marks.get(settle.price_symbol, Decimal(1))
             mark = marks.get(symbol, Decimal(0))
             self.lot_value[index] = float(instrument.quantity_increment * mark * unit)
             self.cash_value[index] = float(unit.scaleb(-self._cash_decimals[symbol]))
             for tier, step in enumerate(instrument.steps):
                 self._floors[tier, index] = float(step.notional_floor * unit)
                 self._deductions[tier, index] = float(step.maintenance_deduction * unit)
+
+    def _bound(
+        self,
+        index: int,
+        instrument: Instrument,
+        settle: AssetRules,
+        marks: Mapping[str, Decimal],
+        live: Mapping[str, bool],
+    ) -> None:
+        unit_symbol = settle.price_symbol
+        known = unit_symbol is None or unit_symbol in marks
+        unit_live = unit_symbol is None or (known and live.get(unit_symbol, False))
+        mark_live = instrument.symbol in marks and live.get(instrument.symbol, False)
+        self._no_mark[index], self._no_unit[index] = instrument.symbol not in marks, not known
+        with localcontext(EXACT):
+            mark_most = Decimal(1) if mark_live else 1 + instrument.stale_bound
+            unit_most = Decimal(1) if unit_live else 1 + settle.stale_bound
+            reach = max(mark_most * unit_most - 1, Decimal(1))
+        self.mark_low[index], self.mark_most[index] = float(mark_live), float(mark_most)
+        self.unit_low[index], self.unit_most[index] = float(unit_live), float(unit_most) if known else 0
+        self.reach[index] = 0 if self.live[index] else float(reach)
+        if self._no_mark[index] or self._no_unit[index]:
+            self.reach[index] = np.inf
 
     # --- positions ---------------------------------------------------------------------------------------------------
 
@@ -203,14 +268,61 @@ class PriceTables:
                 scaled,
                 no := np.zeros(symbol.size, dtype=np.bool_),
                 no,
+                none := np.zeros(symbol.size),
+                no,
             )
         ]
         if scaled.any():
             margin = np.where(sway_rate > 0, 0, self.maintenance(symbol, size))[scaled]
             worth, gross = value[scaled] + cash[scaled], size[scaled] + np.abs(cash[scaled])
-            no, yes = no[scaled], ~no[scaled]
+            no, yes, none = no[scaled], ~no[scaled], none[scaled]
             held = owner[scaled], settle[scaled]
-            parts.append(Exposures(*held, worth, margin, margin, margin, margin, sway[scaled], gross, no, yes, no))
+            margins = margin, margin, margin, margin, sway[scaled]
+            parts.append(Exposures(*held, worth, *margins, gross, no, yes, no, none, no))
+        return parts
+
+    def at_best(self, symbol: Ints, long: Bools, value: Floats, cash: Floats) -> AtBest:
+        """Positions of signed ``value`` (> 0 where ``long``, unless there never was a mark) and ``cash`` at the corner
+        of (mark, price of the settle asset) that is best for them."""
+        best = np.maximum(value * self.mark_low[symbol], value * self.mark_most[symbol]) + cash
+        worth = np.where(best > 0, best * self.unit_most[symbol], best * self.unit_low[symbol])
+        gross = (np.abs(value) * self.mark_most[symbol] + np.abs(cash)) * self.unit_most[symbol]
+        # best is off by less than this: of two that may be, the one that is decided exactly
+        above = best > (np.abs(value) * self.mark_most[symbol] + np.abs(cash)) * _BEST_ERROR
+        unbounded = (long & self._no_mark[symbol]) | (self._no_unit[symbol] & above)
+        return AtBest(np.where(unbounded, 0, worth), np.where(unbounded, 0, gross), unbounded)
+
+    def dim_exposures(
+        self, owner: Ints, symbol: Ints, long: Bools, value: Floats, cash: Floats, sway_rate: Floats
+    ) -> "list[Exposures]":
+        """Exposures of positions whose marks are not all live, at their best corners, to the one that is, if it is.
+
+        In the price of the settle asset what they are worth is a line. In the mark it is the greater of a line and
+        nothing, as the settle asset may be worth nothing: its slope is anywhere between.
+        """
+        found = self.at_best(symbol, long, value, cash)
+        size, settle = np.abs(value), self.settle_symbol[symbol]
+        reach = np.where(np.isinf(self.reach[symbol]), 0, self.reach[symbol])
+        sway = size * sway_rate * (1 + reach)
+        by_unit = (self.mark_low[symbol] == 0) & (self.unit_low[symbol] == 1) & (settle >= 0)
+        by_mark = (self.mark_low[symbol] == 1) & (self.unit_low[symbol] == 0)
+        parts = []
+        if by_unit.any():
+            parts.append(
+                Exposures.of(owner[by_unit], settle[by_unit], found.worth[by_unit], sway[by_unit], found.gross[by_unit])
+            )
+        if by_mark.any():
+            slope = size * self.unit_most[symbol]
+            parts.append(
+                Exposures.of(
+                    owner[by_mark],
+                    symbol[by_mark],
+                    np.zeros(int(by_mark.sum())),
+                    (slope + sway)[by_mark],
+                    slope[by_mark],
+                    self._no_unit[symbol][by_mark],
+                )
+            )
         return parts
 
     def _rate(self, symbol: Ints, size: Floats) -> Floats:
@@ -236,31 +348,47 @@ class PriceTables:
 
     # --- collateral --------------------------------------------------------------------------------------------------
 
-    def is_live(self, asset: str) -> bool:
-        """Whether the mark that prices ``asset``, if it needs one, is there and live."""
-        return self._asset_live[asset]
+    def dim(self, asset: str, units: Ints | Floats) -> Bools | None:
+        """bool[n]: which balances of ``units`` need the mark that prices ``asset``, and it is not live; None: none do.
+
+        Credit that is no collateral needs no mark, and nothing does that never had one.
+        """
+        if asset not in self._asset_most:
+            return None
+        return units != 0 if self._parameters.assets[asset].collateral else units < 0
 
     def collateral(self, asset: str, units: Ints | Floats) -> tuple[Floats, Floats]:
         """Balances of ``units`` (10**-decimals of the asset) in the unit of account: what they count for, and their
-        size times the debt's weight."""
+        size times the debt's weight.
+
+        While the mark that prices ``asset`` is not live, credit counts at the most that it may be, debt for nothing.
+        """
         rules, unit = self._parameters.assets[asset], self._asset_unit[asset]
-        value = units * unit
-        worth = np.minimum(value * float(rules.liability_weight), value * rules.weights[0])
+        value: Floats = units.astype(np.float64) * unit
+        liability, first = float(rules.liability_weight), float(rules.weights[0])
+        worth: Floats = value * liability if liability != 1 else value.copy() if len(rules.weights) > 1 else value
+        if not liability == 1 == first:
+            worth = np.minimum(worth, value * first)
         scale = unit * 10.0**rules.decimals
         for weight, offset in zip(rules.weights[1:], rules.offsets[1:], strict=True):
             np.minimum(worth, value * weight + offset * scale, out=worth)
-        return worth, np.abs(value) * float(rules.liability_weight)
+        counted: Floats = np.abs(value) if liability == 1 else np.abs(value) * liability
+        most = self._asset_most.get(asset)
+        if most is not None:
+            worth, counted = np.maximum(worth, 0) * most, counted * most
+        return worth, counted
 
     def collateral_exposures(self, asset: str, units: Ints | Floats) -> Exposures | None:
         """Exposures of balances of ``units`` (index: the row) to the mark that prices them; None if nothing does."""
         rules: AssetRules = self._parameters.assets[asset]
-        if rules.price_symbol is None:
+        if rules.price_symbol is None or asset in self._asset_most:
             return None
         owner = np.flatnonzero(units)
         worth, _ = self.collateral(asset, units[owner])
         none, no = np.zeros(owner.size), np.zeros(owner.size, dtype=np.bool_)
         symbol = np.full(owner.size, self._ids[rules.price_symbol], dtype=np.int64)
-        return Exposures(owner, symbol, worth, none, none, none, none, none, np.abs(worth), no, no, no)
+        debt = np.maximum(-worth, 0)
+        return Exposures(owner, symbol, worth, none, none, none, none, none, np.abs(worth), no, no, no, debt, no)
 
 
 def sums(owners: Ints, values: Floats, n: int) -> Floats:

@@ -5,16 +5,16 @@ The exact loop never closes more than needed; where markets are thin, a spread o
 first. Prices, sides and slices of the orders are the plan's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 
-from streams.margin.conversion import COST_INCREMENT, Conversion, Converting
+from streams.margin.conversion import COST_INCREMENT, Conversion, Converting, at_least, least_quantity
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group, Position
-from streams.margin.health import Marks, collateral_value, holdings
 from streams.margin.models import TIERED, Holding, model_of
 from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.valuation import Marks, Valuation
 
 _ZERO = Decimal(0)
 _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
@@ -38,30 +38,42 @@ class Reduction:
     shortage: Decimal
 
 
-def reduce_positions(group: Group, marks: Marks, parameters: RiskParameters) -> Reduction:
-    """The closes that bring equity up to the target, sum of N * (r + buffer) - D.
+def reduce_positions(
+    group: Group, marks: Marks, parameters: RiskParameters, stale: Collection[str] = frozenset()
+) -> Reduction:
+    """The closes that bring equity up to the target, sum of N * (r + buffer) - D + buffer * debt.
 
     Closing q of a position at its mark P changes the shortage (target - equity) by -q * P * (r + buffer - fees * w);
     ``r`` is the rate of the tier it comes out of, ``w`` the weight at which a fee leaves the balance of the settle
-    asset (1 for plain cash). Each unit closed costs the fees and, where the instrument states a depth, the impact:
-    having closed a notional x, the next one moves the price by impact_rate * x / depth_notional. Collateral whose
-    record states a ``liquidation_fee`` can be sold for debts instead (``streams.margin.conversion``). What is done next
-    is always what restores most for its cost. If nothing restores anything, or all of it too little, every position is
-    closed, and then any other collateral that has a spot market is sold for the debts that are left.
+    asset (1 for plain cash, 1 + buffer for a plain debt). Each unit closed costs the fees and, where the instrument
+    states a depth, the impact: having closed a notional x, the next one moves the price by impact_rate * x /
+    depth_notional. Collateral whose record states a ``liquidation_fee`` can be sold for debts instead
+    (``streams.margin.conversion``). What is done next is always what restores most for its cost. If nothing restores
+    anything, or all of it too little, every position is closed, and then any other collateral that has a spot market is
+    sold for the debts that are left.
+
+    No order is below the least that its record states, or a thousandth of what is held, unless that is all there is;
+    where less than that would be left, all of it is closed.
+
+    What needs a mark of ``stale`` is neither closed nor converted: it counts what it is worth at best.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing.
     """
-    return _Reducing(group, marks, parameters).run()
+    return _Reducing(group, marks, parameters, stale).run()
 
 
 @dataclass(slots=True)
 class _Leg:
-    """One position being closed, of which ``closed`` (a quantity) is closed already."""
+    """One position being closed, of which ``closed`` (a quantity) is closed already.
+
+    ``least`` is the smallest quantity that may be ordered, or be left.
+    """
 
     position: Position
     settle: AssetRules
     whole: Holding
+    least: Decimal
     closed: Decimal = _ZERO
 
     @property
@@ -104,16 +116,20 @@ class _Reducing:
     never goes past the point where it is gone: rounded up to the increment, the last step is the least that restores.
     """
 
-    def __init__(self, group: Group, marks: Marks, parameters: RiskParameters) -> None:
-        self._group, self._marks, self._parameters = group, marks, parameters
+    def __init__(self, group: Group, marks: Marks, parameters: RiskParameters, stale: Collection[str]) -> None:
+        self._group = group
         self._buffer = parameters.policy.liquidation_buffer_rate
         self._model = model_of(group.account, parameters)
-        self._converting = Converting(marks, parameters)
+        self._valuation = Valuation(group, marks, parameters, stale)
+        self._converting = Converting(marks, parameters, stale)
         self._legs = [
-            _Leg(position, parameters.asset(holding.instrument.settle_asset), holding)
-            for position, holding in zip(group.positions, holdings(group, marks, parameters), strict=True)
-            if position.quantity
+            _Leg(valued.position, valued.settle, valued.holding, _least(valued.holding))
+            for valued in self._valuation.positions
+            if valued.position.quantity and valued.live and valued.holding is not None
         ]
+        with localcontext(EXACT):
+            kept = (valued.worth for valued in self._valuation.positions if not valued.live)
+            self._kept = sum((worth for worth in kept if worth is not None), _ZERO)
 
     def run(self) -> Reduction:
         with localcontext(EXACT):
@@ -128,7 +144,9 @@ class _Reducing:
                     break
             else:
                 self._close_all()
-                shortage = self._shortage(self._balances())
+            before = self._balances(converted=False)
+            self._converting.raise_to_least(before)
+            shortage = self._shortage(self._balances())
         quantities = {leg.position.symbol: leg.closed for leg in self._legs if leg.closed}
         return Reduction(quantities, self._converting.conversions, shortage)
 
@@ -155,15 +173,17 @@ class _Reducing:
     def _shortage(self, balances: Mapping[str, Decimal]) -> Decimal:
         """Target less equity once every leg's ``closed`` is closed at its mark and the fees are paid."""
         left = [leg for leg in self._legs if leg.left]
-        shortage = self._model.margins([leg.holding for leg in left]).maintenance
-        shortage -= collateral_value(balances, self._marks, self._parameters)
+        held = self._valuation.collateral(balances)
+        shortage = self._valuation.maintenance([leg.holding for leg in left])
+        shortage += self._buffer * held.debt - held.weighted - self._kept
         for leg in left:
             buffer = self._buffer * leg.left * leg.whole.mark
             value = leg.position.quantity * leg.whole.mark + leg.position.cash
             shortage += (buffer - value) * leg.whole.unit
         return shortage
 
-    def _balances(self) -> dict[str, Decimal]:
+    def _balances(self, *, converted: bool = True) -> dict[str, Decimal]:
+        """Balances once what is closed is closed and, if ``converted``, what is converted converted."""
         balances = dict(self._group.balances)
         for leg in self._legs:
             change = -leg.closed * leg.whole.mark * leg.instrument.fees
@@ -172,7 +192,7 @@ class _Reducing:
             if change:
                 asset = leg.settle.asset
                 balances[asset] = balances.get(asset, _ZERO) + change
-        for asset, change in self._converting.changed.items():
+        for asset, change in self._converting.changed.items() if converted else ():
             balances[asset] = balances.get(asset, _ZERO) + change
         return balances
 
@@ -186,7 +206,7 @@ class _Reducing:
         left = [leg for leg in self._legs if leg.left]
         held = [leg.holding for leg in left]
         for index, leg in enumerate(left):
-            rate, stretch = self._model.released(held, index)
+            rate, stretch = self._valuation.released(held, index)
             restored = rate + self._buffer - leg.instrument.fees * self._weight(leg, balances)
             if restored > 0:
                 cost = divide_floor(_cost(leg), restored, COST_INCREMENT)
@@ -204,7 +224,8 @@ class _Reducing:
         if leg.instrument.impact_rate:
             parts = _THIN_PARTS if self._model is TIERED else _THIN_PARTS_SCANNED
             wanted = min(wanted, divide_ceiling(leg.size, parts, increment))
-        return min(wanted, divide_ceiling(close.stretch, leg.whole.mark, increment), leg.left)
+        wanted = min(wanted, divide_ceiling(close.stretch, leg.whole.mark, increment), leg.left)
+        return at_least(leg.closed + wanted, leg.least, leg.size) - leg.closed
 
     # --- thin markets ------------------------------------------------------------------------------------------------
 
@@ -231,11 +252,13 @@ class _Reducing:
             closed = [curve.closed(low) for curve in curves]
         for leg, notional in zip(self._legs, closed, strict=True):
             quantity = divide_floor(notional, leg.whole.mark * leg.whole.unit, leg.instrument.quantity_increment)
-            leg.closed = min(quantity, leg.size)
+            leg.closed = _at_most(min(quantity, leg.size), leg)
 
-    @staticmethod
-    def _weight(leg: _Leg, balances: Mapping[str, Decimal]) -> Decimal:
-        return leg.settle.weight_below(balances.get(leg.settle.asset, _ZERO))
+    def _weight(self, leg: _Leg, balances: Mapping[str, Decimal]) -> Decimal:
+        """What a fee of 1 adds to the shortage: the buffer is asked of a debt that grows as well."""
+        balance = balances.get(leg.settle.asset, _ZERO)
+        weight = leg.settle.weight_below(balance)
+        return weight if balance > 0 else weight * (1 + self._buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +309,19 @@ class _Curve:
         return sum(
             ((min(end, closed) - begin) * restored for begin, end, restored in self.parts if closed > begin), _ZERO
         )
+
+
+def _least(holding: Holding) -> Decimal:
+    """The smallest order in a position: as its record says, or a part of all of it."""
+    rules = holding.instrument
+    return least_quantity(rules.min_order_notional, holding.mark, abs(holding.quantity), rules.quantity_increment)
+
+
+def _at_most(quantity: Decimal, leg: _Leg) -> Decimal:
+    """At most ``quantity`` of ``leg``, so that neither too little is ordered nor too little left."""
+    if quantity < leg.size and leg.size - quantity < leg.least:
+        quantity = leg.size - leg.least
+    return quantity if quantity == leg.size or quantity >= leg.least else _ZERO
 
 
 def _cost(leg: _Leg) -> Decimal:

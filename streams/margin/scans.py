@@ -46,10 +46,13 @@ class ScanTables:
         paired = {group for first, second, _, _ in self._pairs for group in (first, second)}
         self._alone = [group for group in range(self._groups) if group not in paired]
 
-    def maintenance(self, owner: Ints, symbol: Ints, value: Floats, by_tiers: Floats, n: int) -> Floats:
+    def maintenance(
+        self, owner: Ints, symbol: Ints, value: Floats, by_tiers: Floats, n: int, slack: Floats | None = None
+    ) -> Floats:
         """Maintenance margins, float64[n], of the owners of positions of signed ``value``, in the unit of account.
 
-        ``by_tiers``: what each position needs by its tiers, which counts where it cannot be scanned.
+        ``by_tiers``: what each position needs by its tiers, which counts where it cannot be scanned. ``slack``: how
+        much less the scan may find for each position whose marks are not live; inf: nothing need be found at all.
         """
         place = owner * self._groups + self._group[symbol]
         losses = np.stack([sums(place, value * loss[symbol], n * self._groups) for loss in self._losses])
@@ -61,7 +64,10 @@ class ScanTables:
             total += offset * together + rest * (risk[:, first] + risk[:, second])
         floor = sums(owner, np.abs(value) * self.floor_rate[symbol], n)
         unscanned = sums(owner, np.where(self.scanned[symbol], 0, by_tiers), n)
-        margin: Floats = np.maximum(total, floor) + unscanned
+        risk = np.maximum(total, floor)
+        if slack is not None:
+            risk = np.maximum(risk - sums(owner, slack, n), 0)
+        margin: Floats = risk + unscanned
         return margin
 
 

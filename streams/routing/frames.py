@@ -13,6 +13,7 @@ from schemas.messages import (
     FillColumns,
     LiquidationReport,
     ReportColumns,
+    Suspension,
     Trade,
     TradeSide,
     Transfer,
@@ -65,6 +66,10 @@ class ShardFrames:
         columns.order_id.append(report.order_id)
         columns.status.append(report.status)
         columns.filled_quantity.append(report.filled_quantity)
+
+    def add_suspension(self, suspension: Suspension) -> None:
+        """An account whose record could not be read."""
+        self._row_of(suspension.account).suspensions.append(suspension)
 
     def take(self, time_us: int) -> list[tuple[int, bytes]]:
         """The frames collected so far as (shard, bytes), in order within a shard, all of ``time_us``; begins anew."""
@@ -125,7 +130,7 @@ class _ShardRows:
 def _encoded(frame: EventFrame) -> Iterator[bytes]:
     """The bytes of ``frame``, or of its halves if they would be too many."""
     data = encode(frame)
-    rows = sum(len(_columns(frame, kind).account) for kind in _KINDS)
+    rows = len(frame.suspensions) + sum(len(_columns(frame, kind).account) for kind in _KINDS)
     if len(data) <= FRAME_BYTES_MAX or rows == 1:
         yield data
         return
@@ -136,6 +141,9 @@ def _encoded(frame: EventFrame) -> Iterator[bytes]:
 def _slice(frame: EventFrame, first: int, end: int) -> EventFrame:
     """The rows ``[first, end)`` of ``frame``, counted in the order in which the engine applies them."""
     part = EventFrame(time=frame.time, repaired=frame.repaired)
+    count = len(frame.suspensions)
+    part.suspensions = frame.suspensions[first : max(end, 0)]
+    first, end = first - count, end - count
     for kind in _KINDS:
         given, taken = _columns(frame, kind), _columns(part, kind)
         count = len(given.account)

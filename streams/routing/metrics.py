@@ -10,6 +10,9 @@ FILLS = Counter("margin_router_fills", "Fills sent to the shards, two a trade")
 REPEATS = Counter("margin_router_repeated_trades", "Trades dropped because their id had been seen")
 GAPS = Counter("margin_router_missing_trades", "Trade ids that never came")
 DEAD_LETTERS = Counter("margin_router_dead_letters", "Records that could not be read", ["topic"])
+SUSPENSIONS = Counter("margin_router_suspensions", "Accounts told of dead letters that name them")
+CONTRADICTIONS = Counter("margin_router_contradictions", "Trades refused because they contradict what was routed")
+UNTOLD = Counter("margin_router_untold_dead_letters", "Dead letters that concern somebody who is not known", ["topic"])
 COMMITS = Histogram(
     "margin_router_commit_seconds",
     "Transaction time, from its begin to its commit",

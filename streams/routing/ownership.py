@@ -4,24 +4,23 @@ Both are read from Kafka when a partition is assigned and again after a transact
 committed offset and the memory row come from one transaction. Writing them is the router's business.
 """
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from schemas.codec import DecodeError, Decoder
 from schemas.topics import ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
+from streams.logs import event
 from streams.routing.trade_ids import TradeIds
+
+log = logging.getLogger(__name__)
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
-_TAIL_OFFSETS = 64
-_TAIL_GROWTH = 16
-
-_ROW = Decoder[dict[str, int]](dict[str, int])
 
 
 @dataclass(slots=True)
@@ -100,37 +99,54 @@ class Ownership:
         return committed.offset
 
     def _trade_ids(self, partition: int) -> TradeIds:
-        """The memory row of a trades partition: the last one in its log, so the log is read from its end."""
+        """The memory of a trades partition: the last row of every symbol in its log.
+
+        What cannot be read keeps nobody from the rest: no trade of such a symbol is routed, and each says why.
+        """
         count = self._reader.partitions(ROUTER)
         if partition >= count:
             raise TopicError(
                 f"{TRADES} has a partition {partition} and {ROUTER} has {count} partitions: give it as many"
             )
+        started = time.monotonic()
+        memory, prefix = TradeIds(), memory_key(partition)
         low, high = self._reader.watermarks(ROUTER, partition)
-        span = _TAIL_OFFSETS
-        while True:
-            first = max(low, high - span)
-            row = None
-            for message in self._reader.read_range(ROUTER, partition, first, high):
-                if message.key() == memory_key(partition):
-                    row = message.value()
-            if row is not None or first == low:
-                return TradeIds(_decoded(row, partition))
-            span *= _TAIL_GROWTH
+        for message in self._reader.read_range(ROUTER, partition, low, high):
+            owner, _, symbol = bytes(message.key() or b"").rpartition(b":")
+            if message.key() == prefix:
+                memory.recall_old(message.value())
+            elif owner == prefix:
+                memory.recall(symbol.decode("utf-8", "replace"), message.value())
+        self._tell(partition, memory, high - low, time.monotonic() - started)
+        return memory
+
+    def _tell(self, partition: int, memory: TradeIds, records: int, seconds: float) -> None:
+        event(
+            log,
+            logging.INFO,
+            "trade_ids_recalled",
+            partition=partition,
+            symbols=len(memory.symbols),
+            records=records,
+            seconds=round(seconds, 3),
+        )
+        for symbol, reason in memory.unread.items():
+            key = (memory_key(partition, symbol) if symbol else memory_key(partition)).decode()
+            event(
+                log,
+                logging.ERROR,
+                "trade_ids_unreadable",
+                partition=partition,
+                key=key,
+                reason=f"{ROUTER}[{partition}]: {reason}: no trade of it is routed, each goes to the dead letters and "
+                f"suspends its accounts; write a null value under the key {key!r} there to begin anew with the next "
+                "trade, then restart the router",
+            )
 
 
-def memory_key(partition: int) -> bytes:
-    """The key of a trades partition's memory row in ``margin.router.v1``."""
-    return f"{TRADES}:{partition}".encode()
-
-
-def _decoded(row: bytes | None, partition: int) -> dict[str, int]:
-    if row is None:
-        return {}
-    try:
-        return _ROW(row)
-    except DecodeError as error:
-        raise BrokerError(f"{ROUTER}[{partition}]: the memory of trade ids cannot be read: {error}") from None
+def memory_key(partition: int, symbol: str = "") -> bytes:
+    """The key in ``margin.router.v1`` of the memory of a symbol, or of the partition's in the form before."""
+    return f"{TRADES}:{partition}{':' if symbol else ''}{symbol}".encode()
 
 
 def _committed(consumer: Consumer, partitions: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:

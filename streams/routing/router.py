@@ -8,9 +8,10 @@ A batch:
 
 1. Consume until there are ``batch_records_max`` records or ``batch_kbytes_max``, or ``linger_ms`` have passed since the
    first.
-2. Split what is valid into frames; keep what is not as dead letters. Records of partitions that are no longer owned, or
+2. Split what is valid into frames; keep what is not as dead letters, with suspensions of the accounts that it names in
+   the same frames. Records of partitions that are no longer owned, or
    that were routed before, are left out.
-3. Begin; produce the frames, one memory row for every trades partition in the batch, and the dead letters.
+3. Begin; produce the frames, the memory row of every symbol with a new trade in the batch, and the dead letters.
 4. Send the offsets (tracked here: last record + 1) under the group's present generation, and commit.
 
 If 3 or 4 fails, everything in memory is forgotten and read again from Kafka, beginning at the committed offsets.
@@ -24,7 +25,6 @@ from types import FrameType
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.codec import DecodeError, encode
 from schemas.topics import EVENTS, ROUTER, TRADES
 from streams import probes
 from streams.broker import config
@@ -35,9 +35,11 @@ from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.logs import event
+from streams.machine_clock import MachineClock
 from streams.routing import metrics
 from streams.routing.ownership import Owned, Ownership, memory_key
-from streams.routing.split import INPUTS, Counts, Splitter
+from streams.routing.split import INPUTS, Counts, RefusedRecord, Splitter
+from streams.routing.trade_ids import RefusedTrade
 from streams.settings import Settings
 from streams.watchdog import Watchdog
 
@@ -62,7 +64,7 @@ class Router:
         self._lag = Lag()
         self._joined = False
         self._client_id = f"{settings.router.group_id}-{settings.worker_name}"
-        self._clock_us = 0
+        self._clock = MachineClock(time.time_ns)
         self._failures = 0
 
     def run(self) -> None:
@@ -142,15 +144,14 @@ class Router:
         touched = self._ownership.touched()
         if not touched:
             return
-        self._clock_us = max(self._clock_us + 1, time.time_ns() // 1000)
-        frames, counts = self._splitter.take(self._clock_us)
+        frames, counts = self._splitter.take(self._clock.now_us())
         started = time.monotonic()
         self._commit(frames, letters, touched)
         metrics.COMMITS.observe(time.monotonic() - started)
         self._count(touched, letters, counts)
 
-    def _add(self, message: Message) -> DecodeError | None:
-        """Take one record into the frames; the reason if it cannot be read."""
+    def _add(self, message: Message) -> RefusedRecord | None:
+        """Take one record into the frames; the reason if it is refused."""
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         assert topic is not None
         assert partition is not None
@@ -161,13 +162,20 @@ class Router:
         owned.next_offset = offset + 1
         owned.taken += 1
         try:
-            self._splitter.add(topic, message.value(), owned.trade_ids)
-        except DecodeError as error:
-            return error
+            self._splitter.add(
+                topic,
+                message.value(),
+                owned.trade_ids,
+                key=_bytes(message.key()),
+                partition=partition,
+                offset=offset,
+            )
+        except RefusedRecord as refused:
+            return refused
         return None
 
     def _commit(
-        self, frames: list[tuple[int, bytes]], letters: list[tuple[Message, DecodeError]], touched: list[Owned]
+        self, frames: list[tuple[int, bytes]], letters: list[tuple[Message, RefusedRecord]], touched: list[Owned]
     ) -> None:
         producer = self._producer
         self._beat("producing")
@@ -176,10 +184,10 @@ class Router:
             producer.produce(EVENTS, frame, partition=shard)
         for owned in touched:
             if owned.topic == TRADES:
-                row = encode(owned.trade_ids.last)
-                producer.produce(ROUTER, row, key=memory_key(owned.partition), partition=owned.partition)
-        for message, error in letters:
-            produce_dead_letter(producer, message, error)
+                self._produce_memory(owned)
+        for message, refused in letters:
+            whom = refused.whom
+            produce_dead_letter(producer, message, refused.error, suspended=whom.accounts, all_told=whom.complete)
         self._beat("sending offsets")
         producer.send_offsets(
             [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in touched],
@@ -188,13 +196,28 @@ class Router:
         self._beat("committing")
         producer.commit()
 
-    def _count(self, touched: list[Owned], letters: list[tuple[Message, DecodeError]], counts: Counts) -> None:
+    def _produce_memory(self, owned: Owned) -> None:
+        memory, partition = owned.trade_ids, owned.partition
+        for symbol in sorted(memory.changed):
+            row = memory.symbols[symbol].row()
+            self._producer.produce(ROUTER, row, key=memory_key(partition, symbol), partition=partition)
+        if memory.migrated:
+            self._producer.produce(ROUTER, None, key=memory_key(partition), partition=partition)
+
+    def _count(self, touched: list[Owned], letters: list[tuple[Message, RefusedRecord]], counts: Counts) -> None:
         """Count what has been committed."""
         for owned in touched:
             metrics.RECORDS.labels(owned.topic).inc(owned.taken)
             owned.taken = 0
-        for message, _ in letters:
+            owned.trade_ids.changed.clear()
+            owned.trade_ids.migrated = False
+        for message, refused in letters:
             metrics.DEAD_LETTERS.labels(message.topic()).inc()
+            metrics.SUSPENSIONS.inc(len(refused.whom.accounts))
+            if isinstance(refused.error, RefusedTrade):
+                metrics.CONTRADICTIONS.inc()
+            if not refused.whom.complete:
+                metrics.UNTOLD.labels(message.topic()).inc()
         metrics.FILLS.inc(counts.fills)
         if counts.repeats:
             metrics.REPEATS.inc(counts.repeats)
@@ -286,6 +309,10 @@ class Router:
             settings.kafka, self._client_id, settings.router.group_id, instance_id=settings.service.instance_id
         )
         return config.created(Consumer, properties | self._lag.properties() | {"auto.offset.reset": "error"})
+
+
+def _bytes(key: bytes | str | None) -> bytes | None:
+    return key.encode() if isinstance(key, str) else key
 
 
 def run(settings: Settings) -> None:

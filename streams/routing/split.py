@@ -6,14 +6,25 @@ transactions are the router's business.
 
 from dataclasses import dataclass, field
 
-from schemas.codec import Decoder
-from schemas.messages import LiquidationReport, Trade, Transfer
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import LiquidationReport, Suspension, Trade, Transfer
 from schemas.topics import REPORTS, TRADES, TRANSFERS
+from streams.routing.concerned import Concerned, concerned
 from streams.routing.frames import ShardFrames
 from streams.routing.trade_ids import REPEATED, TradeIds
 
 INPUTS = (TRADES, TRANSFERS, REPORTS)
 GAPS_NAMED_MAX = 20
+REASON_MAX = 500
+
+
+class RefusedRecord(DecodeError):
+    """A record that cannot be routed: why (``error``), and whom it concerns; those accounts are told by the frames."""
+
+    def __init__(self, error: DecodeError, whom: Concerned) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.whom = whom
 
 
 @dataclass(slots=True)
@@ -45,12 +56,39 @@ class Splitter:
         self._transfer = Decoder[Transfer](Transfer)
         self._report = Decoder[LiquidationReport](LiquidationReport)
 
-    def add(self, topic: str, value: bytes | None, trade_ids: TradeIds) -> None:
+    def add(
+        self,
+        topic: str,
+        value: bytes | None,
+        trade_ids: TradeIds,
+        *,
+        key: bytes | None = None,
+        partition: int = 0,
+        offset: int = -1,
+    ) -> None:
         """Take one record of ``topic``; ``trade_ids`` is the memory of its partition.
 
         Raises:
-            DecodeError: it is not a valid message. Nothing of it was taken.
+            RefusedRecord: it is not a valid message, or contradicts one that was routed. Nothing of it was taken, and
+                the accounts that it names are suspended by the frames.
         """
+        try:
+            self._take_in(topic, value, trade_ids)
+        except DecodeError as error:
+            whom = concerned(topic, key, value)
+            for account in whom.accounts:
+                self._frames.add_suspension(
+                    Suspension(
+                        account=account,
+                        topic=topic,
+                        partition=partition,
+                        offset=offset,
+                        reason=str(error)[:REASON_MAX],
+                    )
+                )
+            raise RefusedRecord(error, whom) from None
+
+    def _take_in(self, topic: str, value: bytes | None, trade_ids: TradeIds) -> None:
         if topic == TRADES:
             self._add_trade(self._trade(value), trade_ids)
         elif topic == TRANSFERS:
@@ -64,7 +102,7 @@ class Splitter:
         return self._frames.take(time_us), counts
 
     def _add_trade(self, trade: Trade, trade_ids: TradeIds) -> None:
-        missing = trade_ids.accept(trade.symbol, trade.trade_id)
+        missing = trade_ids.accept(trade)
         if missing == REPEATED:
             self._counts.repeats += 1
             return

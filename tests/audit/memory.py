@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, cast
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import EventFrame, MarkFrame
@@ -30,6 +30,8 @@ class MemoryRecord:
     log_key: bytes | None
     log_value: bytes | None
     log_headers: list[tuple[str, bytes]]
+    appended_ms: int = 0
+    stamped: bool = True
 
     def topic(self) -> str:
         return self.log_topic
@@ -50,7 +52,7 @@ class MemoryRecord:
         return self.log_headers
 
     def timestamp(self) -> tuple[int, int]:
-        return 1, 0
+        return (TIMESTAMP_LOG_APPEND_TIME if self.stamped else TIMESTAMP_CREATE_TIME), self.appended_ms
 
     def error(self) -> None:
         return None
@@ -89,12 +91,13 @@ class MemoryLog:
         key: str | bytes | None = None,
         partition: int = -1,
         headers: Sequence[tuple[str, bytes]] = (),
+        appended_us: int = 0,
     ) -> MemoryRecord:
         data = key.encode() if isinstance(key, str) else key
         if partition < 0:
             partition = partition_of(data or b"", self.partitions(topic))
         records = self.logs.setdefault((topic, partition), [])
-        record = MemoryRecord(topic, partition, len(records), data, value, list(headers))
+        record = MemoryRecord(topic, partition, len(records), data, value, list(headers), appended_us // 1000)
         records.append(record)
         return record
 
@@ -270,9 +273,13 @@ class MemoryEngine:
         for record in records:
             self.log.append(PARAMETERS, encode(record), key=record.key, partition=0)
 
-    def events(self, frame: EventFrame, shard: int = 0) -> None:
-        self.log.append(EVENTS, encode(frame), partition=shard)
+    def events(
+        self, frame: EventFrame, shard: int = 0, appended_us: int | None = None, *, stamped: bool = True
+    ) -> None:
+        at_us = frame.time if appended_us is None else appended_us
+        self.log.append(EVENTS, encode(frame), partition=shard, appended_us=at_us).stamped = stamped
         self.log.mark(EVENTS, shard)
 
-    def mark(self, frame: MarkFrame) -> None:
-        self.log.append(MARKS, encode(frame), partition=0)
+    def mark(self, frame: MarkFrame, appended_us: int | None = None, *, stamped: bool = True) -> None:
+        at_us = frame.time if appended_us is None else appended_us
+        self.log.append(MARKS, encode(frame), partition=0, appended_us=at_us).stamped = stamped

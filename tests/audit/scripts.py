@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, TransferColumns
+from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, Suspension, TransferColumns
 from schemas.parameters import (
     AssetParameters,
     InstrumentParameters,
@@ -12,18 +12,21 @@ from schemas.parameters import (
     Parameter,
     PolicyParameters,
 )
+from schemas.topics import TRADES
 from tests.audit.memory import MemoryEngine, MemoryLog
 
 T0 = 1_700_000_000_000_000
 SYMBOL = "BTC-PERP"
 
 
-def instrument(rate: str = "0.05", version: int = 1) -> InstrumentParameters:
+def instrument(
+    rate: str = "0.05", version: int = 1, *, symbol: str = SYMBOL, price_increment: str = "0.1"
+) -> InstrumentParameters:
     tiers = (MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.3"),)
     return InstrumentParameters(
-        symbol=SYMBOL,
+        symbol=symbol,
         settle_asset="USDC",
-        price_increment="0.1",
+        price_increment=price_increment,
         quantity_increment="0.001",
         margin_tiers=tiers,
         liquidation_fee="0.005",
@@ -67,7 +70,18 @@ class Script:
         assert self.engine is not None
         return self.engine
 
-    def mark(self, price: str, *, after_ms: int = 250, full: bool = True, status: str = "live", **more: Any) -> None:
+    def mark(
+        self,
+        price: str,
+        *,
+        after_ms: int = 250,
+        full: bool = True,
+        status: str = "live",
+        off_us: int = 0,
+        stamped: bool = True,
+        **more: Any,
+    ) -> None:
+        """The oracle publishes; ``off_us``: its host's clock is off, ``stamped``: the record has the broker's time."""
         self.time += after_ms * 1000
         prices = {SYMBOL: price, "BTC-USD": price}
         marks = tuple(
@@ -80,12 +94,18 @@ class Script:
             )
             for symbol, value in prices.items()
         )
-        self.running.mark(MarkFrame(time=self.time, marks=marks, full=full, **{"epoch": self.epoch} | more))
+        frame = MarkFrame(time=self.time + off_us, marks=marks, full=full, **{"epoch": self.epoch} | more)
+        self.running.mark(frame, self.time, stamped=stamped)
 
     def tick(self, after_ms: int) -> None:
         """Time passes and no price comes."""
         self.time += after_ms * 1000
         self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
+
+    def suspend(self, account: str, offset: int, shard: int = 0) -> None:
+        """A trade that names the account cannot be read."""
+        told = Suspension(account=account, topic=TRADES, partition=0, offset=offset, reason="price must be positive")
+        self.running.events(EventFrame(time=self.time, suspensions=[told]), shard)
 
     def new_oracle(self) -> None:
         """Another oracle leads: an empty frame of a higher epoch is its claim."""
@@ -93,15 +113,23 @@ class Script:
         self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
 
     def transfer(
-        self, account: str, amount: str, *, asset: str = "USDC", shard: int = 0, margin: str = "cross"
+        self,
+        account: str,
+        amount: str,
+        *,
+        asset: str = "USDC",
+        shard: int = 0,
+        margin: str = "cross",
+        sequence: int | None = None,
     ) -> None:
+        """``sequence`` None: the next one."""
         self.sequence += 1
         columns = TransferColumns(
             account=[account],
             margin=[margin],
             asset=[asset],
             amount=[amount],
-            sequence=[self.sequence],
+            sequence=[self.sequence if sequence is None else sequence],
             transfer_id=[f"t{self.sequence}"],
         )
         self.running.events(EventFrame(time=self.time, transfers=columns), shard)

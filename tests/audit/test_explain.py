@@ -2,19 +2,22 @@
 
 import io
 from decimal import Decimal
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 from rich.console import Console
 
+from schemas.messages import Mark, MarkFrame
 from schemas.parameters import InstrumentParameters, MarginTier, PolicyParameters, ScanOffset
 from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL
 from streams.audit.explain import Explanation, explain
 from streams.audit.show import show_explanation
 from streams.errors import AuditError
-from tests.audit.scripts import SYMBOL, Script, a_liquidation, played
+from tests.audit.scripts import SYMBOL, Script, a_liquidation, instrument, played
 from tests.audit.test_replay import STEPS, Step
 
 
@@ -48,7 +51,7 @@ def test_a_command_is_explained_term_by_term() -> None:
 def test_an_explanation_can_be_read_and_is_plain_json() -> None:
     found = explain(a_liquidation().log, "alice:1")
     text = shown(found)
-    for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9000.1", "byte for byte"):
+    for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9002.8", "byte for byte"):
         assert part in text
     plain = found.as_json()
     assert plain["passed"] is True
@@ -95,6 +98,42 @@ def test_portfolio_margin_is_explained_by_its_worst_scenarios() -> None:
     assert "3/3 down" in names[0]
     assert sum(term.amount for term in decision.maintenance_terms) == decision.maintenance
     assert {rule.key: rule.scale for rule in decision.rules}[f"instrument:{SYMBOL}"] == "1.5"
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_command_beside_marks_that_are_not_live_is_explained_by_their_bounds(scanned: bool) -> None:
+    """A long of the halted symbol, and a little of the coin that it prices: both count the most that they may be."""
+    script = Script().begin()
+    scan: dict[str, Any] = {"scan_range": "0.1", "scan_floor_rate": "0.01"} if scanned else {}
+    held = msgspec.structs.replace(instrument(), **scan)
+    halted = msgspec.structs.replace(held, symbol="BTC-USD", stale_bound="0.5", scan_group=SYMBOL if scanned else None)
+    script.running.parameters(held, halted, PolicyParameters(portfolio_margin_accounts=("alice",)))
+    script.cycle()
+    script.transfer("alice", "1500")
+    script.transfer("alice", "0.001", asset="BTC")
+    script.fill("alice", "1", "10000")
+    script.fill("alice", "0.01", "10000", symbol="BTC-USD")
+    script.running.settle()
+    script.time += 250_000
+    marks = (
+        Mark(symbol=SYMBOL, price="8300", status="live", publish_time=script.time),
+        Mark(symbol="BTC-USD", price="10000", status="halted", publish_time=script.time),
+    )
+    script.running.mark(MarkFrame(time=script.time, marks=marks, full=True, epoch=script.epoch))
+    script.running.settle()
+    found = explain(script.log, "alice:1")
+    assert found.differences == []
+    decision = found.decision
+    assert decision is not None
+    assert decision.stale_bounds == {"BTC-USD": "9"}
+    assert sum(term.amount for term in decision.equity_terms) == decision.equity
+    assert sum(term.amount for term in decision.maintenance_terms) == decision.maintenance
+    assert {order["symbol"] for order in decision.orders} == {SYMBOL}
+    assert [term.name for term in decision.equity_terms if term.name.endswith("at best")] == [
+        "BTC balance (at BTC-USD) at best",
+        "BTC-USD position at best",
+    ]
+    assert "BTC-USD (bound 9): anything from nothing" in shown(found)
 
 
 @pytest.mark.parametrize(

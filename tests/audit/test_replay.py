@@ -227,7 +227,30 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
         st.sampled_from(["USDC", "USDC", "BTC", "NOPE"]),
     ),
     st.builds(
+        lambda account, amount, sequence: lambda s: s.transfer(account, amount, sequence=sequence),
+        ACCOUNTS_DRAWN,
+        st.sampled_from(["30", "-20", "-5000"]),
+        st.integers(0, 12),
+    ),
+    st.builds(
         lambda account, quantity, price: lambda s: s.fill(account, quantity, price), ACCOUNTS_DRAWN, QUANTITIES, PRICES
+    ),
+    st.builds(
+        lambda account, quantity, held: lambda s: s.fill(account, quantity, held[1], symbol=held[0]),
+        ACCOUNTS_DRAWN,
+        QUANTITIES,
+        st.sampled_from([("BTC-PERP", "10000.05"), ("DOGE-PERP", "5")]),
+    ),
+    st.builds(
+        lambda record: lambda s: s.running.parameters(record),
+        st.sampled_from(
+            [
+                AssetParameters(asset="NOPE", decimals=6),
+                instrument(symbol="DOGE-PERP"),
+                instrument(price_increment="0.01"),
+                PolicyParameters(undecided_alert_ms=500, command_ttl_ms=500),
+            ]
+        ),
     ),
     st.builds(lambda account, quantity: lambda s: s.fill(account, quantity, "10000", margin="BTC-PERP"),
               ACCOUNTS_DRAWN, QUANTITIES),
@@ -253,6 +276,22 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
     st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
     st.builds(lambda time: lambda s: s.running.events(EventFrame(time=s.time + time)), st.sampled_from([0, 2_000_000])),
+    st.builds(
+        lambda off, stamped: lambda s: s.running.events(
+            EventFrame(time=s.time + off), appended_us=s.time, stamped=stamped
+        ),
+        st.sampled_from([0, 3_000_000, -90_000_000, 365 * 86_400_000_000]),
+        st.sampled_from([True, True, True, False]),
+    ),
+    st.builds(
+        lambda price, off, stamped: lambda s: s.mark(price, off_us=off, stamped=stamped),
+        PRICES,
+        st.sampled_from([3_000_000, -90_000_000, 365 * 86_400_000_000]),
+        st.sampled_from([True, True, True, False]),
+    ),
+    st.builds(
+        lambda account, offset: lambda s: s.suspend(account, offset), ACCOUNTS_DRAWN, st.sampled_from([-1, 3, 4, 9])
+    ),
     st.just(_restart),
     st.just(lambda s: s.new_oracle()),
     st.builds(lambda price: lambda s: s.mark(price, epoch=s.epoch - 1), PRICES),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from schemas.codec import encode
 from schemas.messages import EventFrame, FillColumns, Trade, TradeSide, Transfer
 from schemas.partitioning import shard_of
-from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
 from streams.audit.verify import verify
+from streams.broker.dead_letters import is_untold
 from streams.tables.reader import TableMeta
 from tests.audit.memory import MemoryLog, MemoryRecord
 from tests.audit.scripts import SYMBOL, Script, played
@@ -305,6 +306,51 @@ def test_an_event_that_could_not_be_applied_is_no_money(deployment: Deployment) 
     assert [d for d in deployment.differences() if "the accounts of shard" in d] == []
 
 
+def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: Deployment) -> None:
+    market = deployment.market
+    market.deposit("dave", "-100")
+    market.transfer("carol", "5", asset="NOPE", shard=shard_of("carol", SHARDS))
+    market.fill("bob", "1", "10000.05", shard=shard_of("bob", SHARDS))
+    market.running.settle()
+    findings = deployment.verify()
+    assert [d for d in findings.differences if "the accounts of shard" in d.what] == []
+    assert not findings.passed
+    said = "\n".join(findings.unreached)
+    for part in (
+        "margin groups that owe more than they hold and have nothing left to sell: 1; cover",
+        "suspended accounts, of which nothing is liquidated: 1; ",
+        "transfers that wait for parameters that admit them: 1; publish",
+        "fills that wait for parameters that admit them: 1; publish",
+    ):
+        assert part in said
+    assert findings.as_json()["unreached"] == findings.unreached
+
+
+def test_a_journal_that_counts_otherwise_than_the_rows_is_named(deployment: Deployment) -> None:
+    deployment.market.deposit("dave", "-100")
+    deployment.market.running.settle()
+    shard = shard_of("dave", SHARDS)
+    record = list(deployment.log.read_range(JOURNAL, shard, 0))[-1]
+    deployment.log.change(record, (record.value() or b"").replace(b'"insolvent":1', b'"insolvent":2'))
+    (named,) = [text for text in deployment.differences() if "out of reach" in text]
+    assert "{'insolvent': 2} out of reach, the rows {'insolvent': 1}" in named
+
+
+def test_transfers_count_once_in_whatever_order_and_partition_they_come(deployment: Deployment) -> None:
+    market = deployment.market
+    market.deposit("alice", "10")
+    first = deployment.log.records(TRANSFERS)[-1].value()
+    market.sequence -= 2
+    market.deposit("alice", "20")
+    market.transfer("alice", "10", sequence=market.sequence + 1, shard=shard_of("alice", SHARDS))
+    deployment.log.append(TRANSFERS, first, partition=0)
+    deployment.log.append(TRANSFERS, first, partition=1)
+    market.running.settle()
+    findings = deployment.verify()
+    assert findings.differences == []
+    assert any("transfers 101600.5 less" in fact for fact in findings.facts)
+
+
 def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) -> None:
     deployment.log.drop(deployment.first(PARAMETERS, b'"instrument"'))
     assert any("names no instrument" in note for note in deployment.verify().notes)
@@ -317,5 +363,7 @@ def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
     script.log.append(TRANSFERS, b"not routed yet", key="alice")
     groups = Groups(script.log, script.running.committed, shards=1, router_behind=1)
     findings = verify(script.log, Tables(script.log, shards=1), groups, [], tables_timeout_s=0)
-    assert findings.differences == []
+    garbage = [r for r in script.log.records(dead_letter_topic(EVENTS)) if is_untold(EVENTS, r.headers())]
+    assert [d.offset for d in findings.differences if "is no frame" in d.what] == [r.log_offset for r in garbage]
+    assert len(findings.differences) == len(garbage)
     assert findings.counts["accounts"] >= 2

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, TransferColumns
@@ -65,7 +65,7 @@ class Record:
         return None
 
     def timestamp(self) -> tuple[int, int]:
-        return (1, 0)
+        return (TIMESTAMP_LOG_APPEND_TIME, T0 // 1000)
 
 
 class Log:
@@ -408,7 +408,7 @@ def test_a_shard_that_moves_or_has_nothing_to_move_for_is_beaten_for(bench: Benc
 def test_a_shard_whose_marks_do_not_move_while_marks_arrive_is_not(bench: Bench) -> None:
     bench.own(3)
     bench.cycle()
-    bench.inside._shards[3].apply_marks = lambda offset, frame: None
+    bench.inside._shards[3].apply_marks = lambda offset, frame, appended: None
     bench.mark(0)
     bench.cycle()
     before = bench.watchdog._beats["marks of shard 3"]
@@ -500,6 +500,7 @@ def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, **{"engine.batch_kbytes_max": 1})
     bench.own(0)
     values = {"account": "alice", "margin": "cross", "symbol": "BTC-PERP", "quantity": "0.001", "price": "100"}
+    values |= {"fee": "0", "order_id": "o", "trade_id": 1}
     columns = FillColumns(**{name: [value] * 60 for name, value in values.items()})  # type: ignore[arg-type]
     for offset in range(64):
         bench.events.waiting.append(Record(EVENTS, 0, offset, encode(EventFrame(time=T0, fills=columns))))

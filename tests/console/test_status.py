@@ -9,6 +9,7 @@ from rich.console import Console
 
 from schemas.topics import EVENTS, MARKS, TRADES
 from streams.broker.admin import GroupMember, GroupState
+from streams.broker.dead_letters import UntoldLetters
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status, judge, show_status
 from streams.settings import Settings
 from streams.tables.reader import TableMeta
@@ -29,6 +30,9 @@ def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
         sequence=99,
         journal_age_ms=3_000,
         journal_unread=0,
+        unreached={},
+        unreached_notional={},
+        not_live=(),
         not_adopted=None,
         lag=Lag(EVENTS, number, 100, 101, 0),
         table=TableMeta(token=10, stamp=500, building=False, updated_at_ms=0, reach=500),
@@ -57,6 +61,8 @@ def with_shard(**fields: Any) -> Status:
 
 def test_a_sound_deployment_has_no_faults() -> None:
     assert judge(SOUND, SETTINGS) == []
+    quiet = replace(MARKS_SOUND, uncounted={"X": {"a": "silent", "b": "apart", "c": "never", "d": "unsure"}})
+    assert judge(replace(SOUND, marks=quiet), SETTINGS) == []
 
 
 @pytest.mark.parametrize(
@@ -70,11 +76,32 @@ def test_a_sound_deployment_has_no_faults() -> None:
             replace(SOUND, engines=group("margin-engine", ("margin-engine-a", ((EVENTS, 0),)))),
             f"{EVENTS}[1] is assigned to no engine",
         ),
+        (
+            with_shard(unreached={"insolvent": 2}, unreached_notional={"insolvent": "41.5"}),
+            "owe more than they hold and have nothing left to sell: 2 (41.5 at stake); cover what they owe",
+        ),
+        (with_shard(unreached={"suspended": 1}), "suspended accounts, of which nothing is liquidated: 1; their"),
+        (with_shard(unreached={"undecided": 3}), "wait for marks that are not live: 3; bring the sources"),
+        (with_shard(unreached={"unsellable": 3}), "hold nothing that can be sold: 3; call for collateral"),
+        (with_shard(unreached={"parked": 7}), "transfers that wait for parameters that admit them: 7; publish"),
+        (with_shard(unreached={"waiting": 7}), "fills that wait for parameters that admit them: 7; publish"),
+        (with_shard(unreached={"unapplied": 7}), "events that could not be applied: 7; repair them"),
+        (with_shard(not_live=("ETH-PERP",)), "Shard 0 waits for live marks of ETH-PERP"),
         (replace(SOUND, marks=None), "No full mark frame was ever published"),
         (replace(SOUND, marks=replace(MARKS_SOUND, age_ms=7_000)), "is 7.0 s old (at most 5.0 s)"),
         (replace(SOUND, marks=replace(MARKS_SOUND, live=0)), "There are no marks"),
         (replace(SOUND, marks=replace(MARKS_SOUND, stale=("BTC-PERP",))), "Stale: BTC-PERP"),
+        (
+            replace(SOUND, marks=replace(MARKS_SOUND, stale=("X",), uncounted={"X": {"b": "silent", "a": "unsure"}})),
+            "Stale: X (a: unsure, b: silent).",
+        ),
         (replace(SOUND, marks=replace(MARKS_SOUND, halted=("ETH-PERP",))), "Halted: ETH-PERP"),
+        (
+            replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "late", "b": "silent"}})),
+            "1 price sources are not heard (a of X): their prices were published more than max_age_ms before",
+        ),
+        (replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "from_the_future"}})), "check their clocks"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "repeated"}})), "sequence does not rise"),
         (
             replace(SOUND, refused_parameters={"policy:default": "offset 7: margin_call_levels must be above 1"}),
             "'policy:default' in risk.parameters.v1 is refused (offset 7: margin_call_levels must be above 1)",
@@ -86,6 +113,16 @@ def test_a_sound_deployment_has_no_faults() -> None:
         (with_shard(lag=Lag(EVENTS, 0, 0, 2_000, 1_001)), "Shard 0 is 1,001 frames behind (at most 1,000)"),
         (with_shard(not_adopted=7), "Shard 0 stays on the parameters before offset 7"),
         (replace(SOUND, redis_problem="Redis does not answer: refused"), "Redis does not answer: refused. Clearing"),
+        (
+            with_shard(skewed={"events": 1_700_000_000_000_000}),
+            "Shard 0: the clock of a router was off by more than the policy's clock_skew_ms_max, last seen at "
+            "2023-11-14 22:13:20Z",
+        ),
+        (with_shard(skewed={"marks": 1_700_000_000_000_000}), "Shard 0: the clock of the oracle was off"),
+        (
+            replace(SOUND, untold=(UntoldLetters(TRADES, 2, 90, 4, 88, "the record has no value"),)),
+            "2 of the last 90 records of trades.v1.dlq (offsets 4 to 88) concern somebody who could not be read",
+        ),
         (with_shard(table=None), "The table of shard 0 is missing in Redis"),
         (with_shard(table=TableMeta(10, 5, True, 0, 5), table_behind=495), "is being built, 495 rows are left"),
         (with_shard(table_age_ms=60_000, table_behind=12), "last written or confirmed 60.0 s ago"),
@@ -117,3 +154,13 @@ def test_its_json_is_plain() -> None:
     plain = msgspec.json.decode(msgspec.json.encode(SOUND.as_json()))
     assert plain["shards"][1]["worker"] == "b"
     assert plain["marks"]["epoch"] == 17
+
+
+def test_what_liquidation_does_not_reach_is_added_up_over_the_shards() -> None:
+    shards = (
+        shard(0, unreached={"insolvent": 2, "suspended": 1}, unreached_notional={"insolvent": "40.5"}),
+        shard(1, "b", unreached={"insolvent": 1}, unreached_notional={"insolvent": "1"}),
+    )
+    console = Console(width=200, record=True)
+    show_status(console, replace(SOUND, shards=shards), [])
+    assert "out of reach: 3 insolvent (41.5 at stake), 1 suspended" in console.export_text()

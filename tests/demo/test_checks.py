@@ -209,6 +209,11 @@ def liquidate_on_a_halted_mark(found: Evidence) -> None:
     found.marks[1][1]["marks"][0]["status"] = "halted"
 
 
+def liquidate_on_a_halted_mark_and_say_so(found: Evidence) -> None:
+    liquidate_on_a_halted_mark(found)
+    found.commands[0]["evidence"]["stale_bounds"] = {SYMBOL: "9"}
+
+
 def liquidate_on_an_old_mark(found: Evidence) -> None:
     found.marks[1][1]["time"] = 10_000_000
 
@@ -250,6 +255,7 @@ TAMPERED: list[tuple[Callable[[Evidence], None], str]] = [
     (liquidate_a_healthy_account, "nobody_healthy_liquidated"),
     (misstate_equity, "nobody_healthy_liquidated"),
     (liquidate_on_a_halted_mark, "nobody_healthy_liquidated"),
+    (liquidate_on_a_halted_mark_and_say_so, "nobody_healthy_liquidated"),
     (liquidate_on_an_old_mark, "nobody_healthy_liquidated"),
     (halve_the_margin_rates, "nobody_healthy_liquidated"),
     (state_a_scale_that_was_not, "nobody_healthy_liquidated"),
@@ -272,3 +278,25 @@ def test_an_open_command_excuses_a_group_below_maintenance(right: Evidence) -> N
     content["groups"][0]["command"] = {"command_id": f"{PREFIX}alice:1"}
     right.rows[f"{PREFIX}alice"] = orjson.dumps(content)
     assert CHECKS["nobody_liquidatable_left"](right) == []
+
+
+def test_a_command_beside_a_halted_mark_is_right_if_the_group_is_below_whatever_it_is(right: Evidence) -> None:
+    """0.006 of a coin, last seen at 100 and worth at most 1,000 each: 6 more than the 40 there are, against 47."""
+    record = {"asset": "COIN", "price_symbol": "COIN-USD"}
+    right.parameters.records.insert(0, (-1, "asset:COIN", record))
+    right.frames[0][0][1]["transfers"] = {
+        name: [*values, *more]
+        for (name, values), more in zip(
+            right.frames[0][0][1]["transfers"].items(),
+            ([f"{PREFIX}alice"], ["cross"], ["COIN"], ["0.006"]),
+            strict=True,
+        )
+    }
+    halted = {"symbol": "COIN-USD", "price": "100", "status": "halted", "publish_time": 10}
+    right.marks[0][1]["marks"].append(halted)
+    evidence = right.commands[0]["evidence"]
+    evidence |= {"marks": {SYMBOL: "94", "COIN-USD": "100"}, "stale_bounds": {"COIN-USD": "9"}}
+    evidence |= {"equity": "46", "health_ratio": "0.97872340", "unweighted_equity": "46"}
+    assert CHECKS["nobody_healthy_liquidated"](right) == []
+    del evidence["stale_bounds"]
+    assert CHECKS["nobody_healthy_liquidated"](right)

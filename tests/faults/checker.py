@@ -27,6 +27,7 @@ from tests.faults.records import Record, Records
 
 Differences = list[str]
 LAST = 2**62
+WITHOUT_ORDERS = {"insolvent", "unsellable", "undecided"}
 
 
 # --- what comes in comes through, once -------------------------------------------------------------------------------
@@ -195,27 +196,33 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
     name, evidence = command["command_id"], command["evidence"]
     seen, time_us = marks.at(evidence["marks_offset"])
     rules = parameters.as_of(evidence["parameters_version"])
-    needed = symbols_needed(group, rules)
-    if missing := needed - seen.keys():
+    needed = symbols_needed(group, rules, seen)
+    bounded = evidence.get("stale_bounds", {}).keys()
+    if missing := needed - seen.keys() - bounded:
         yield f"{name}: no marks of {sorted(missing)} at offset {evidence['marks_offset']}"
         return
-    for symbol in sorted(needed):
+    if traded := bounded & {order["symbol"] for order in command.get("orders", ())}:
+        yield f"{name}: orders in {sorted(traded)}, whose marks were not live"
+    for symbol in sorted(needed & seen.keys()):
         mark = seen[symbol]
-        if mark.status != "live" or time_us - mark.publish_time > rules.max_age_us(symbol):
+        is_old = time_us - mark.publish_time > rules.max_age_us(symbol)
+        if symbol not in bounded and (mark.status != "live" or is_old):
             yield f"{name}: the mark of {symbol} was not live"
         if Decimal(evidence["marks"].get(symbol, "0")) != mark.price:
             yield f"{name}: evidence says {symbol} at {evidence['marks'].get(symbol)}, the log has {mark.price}"
-    verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules)
+    verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules, bounded)
     if not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
-    figures = floor_18(verdict.equity), floor_18(verdict.maintenance), verdict.health_ratio
-    stated = tuple(Decimal(evidence[field]) for field in ("equity", "maintenance_margin", "health_ratio"))
+    ratio = verdict.health_ratio or Decimal(0)
+    figures = floor_18(verdict.equity), floor_18(verdict.maintenance), ratio, floor_18(verdict.debt)
+    fields = ("equity", "maintenance_margin", "health_ratio", "debt")
+    stated = tuple(Decimal(evidence.get(field, "0")) for field in fields)
     if figures != stated:
         yield f"{name}: evidence says {stated}, recomputed {figures}"
 
 
 def nobody_is_left_liquidatable(found: Records) -> Differences:
-    """At the last marks no group is below maintenance without an open command."""
+    """At the last marks no group is below maintenance without an open command, or a status that says why not."""
     parameters = _parameters(found)
     last = max((record.offset for record in found.of(topics.MARKS)), default=-1)
     seen, _ = _MarksAsOf(found, [last]).at(last)
@@ -227,14 +234,14 @@ def nobody_is_left_liquidatable(found: Records) -> Differences:
         (account, group["margin"])
         for account, row in _rows(found).items()
         for group in row["groups"]
-        if group["command"] is not None
+        if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():
         if name in under_command:
             continue
-        if not symbols_needed(group, rules) <= prices.keys():
-            differences.append(f"{name}: no marks of {sorted(symbols_needed(group, rules) - prices.keys())}")
+        if missing := symbols_needed(group, rules, prices) - prices.keys():
+            differences.append(f"{name}: no marks of {sorted(missing)}")
             continue
         verdict = evaluate(group, prices, rules)
         if verdict.liquidatable:
@@ -384,7 +391,7 @@ class ShardLedger:
         self.ledger = ReferenceLedger(parameters.as_of(LAST))
         self._frames = iter(list(found.readable(topics.EVENTS, shard)))
         self._ahead = next(self._frames, None)
-        self._last: dict[str, int] = {}
+        self._come: set[tuple[str, int]] = set()
 
     def walk_to(self, offset: int) -> None:
         """Take in every frame up to and including ``offset``."""
@@ -395,9 +402,9 @@ class ShardLedger:
 
     def _new_transfers(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         kept = []
-        for index, (account, sequence) in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
-            if sequence > self._last.get(account, -1):
-                self._last[account] = sequence
+        for index, number in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
+            if number not in self._come:
+                self._come.add(number)
                 kept.append(index)
         return {name: [column[index] for index in kept] for name, column in columns.items()}
 

@@ -309,9 +309,9 @@ class Load:
             self._send(topic, value, key)
 
     def _late(self) -> None:
-        """A trade and a transfer that nobody has seen, with numbers that have been passed."""
+        """A trade and a transfer that nobody has seen, with numbers that others have had."""
         symbol, account = self._rng.choice(list(SYMBOLS)), self._rng.choice(TRADERS)
-        if not self._trade_ids[symbol] or not self._transfer_sequences[account]:
+        if not self._trade_ids[symbol] or self._transfer_sequences[account] < 2:
             return
         number, sequence = self._trade_ids[symbol] - 1, self._transfer_sequences[account] - 1
         late = {
@@ -322,7 +322,7 @@ class Load:
         self._send(topics.TRADES, late, symbol)
         transfer = {
             "transfer_id": "late", "account": account, "asset": ASSET, "amount": "-999999",
-            "sequence": max(0, sequence), "margin": "cross", "event_time": now_us(),
+            "sequence": sequence, "margin": "cross", "event_time": now_us(),
         }  # fmt: skip
         self._send(topics.TRANSFERS, transfer, account)
 

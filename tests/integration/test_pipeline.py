@@ -18,6 +18,20 @@ _market = itertools.count(1)
 _ids = itertools.count(1)
 
 
+def instrument(symbol: str) -> dict[str, Any]:
+    return {
+        "type": "instrument",
+        "symbol": symbol,
+        "settle_asset": "USDC",
+        "price_increment": "0.01",
+        "quantity_increment": "0.01",
+        "margin_tiers": [{"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}],
+        "liquidation_fee": "0.005",
+        "insurance_fee": "0.001",
+        "version": 1,
+    }
+
+
 class Market:
     """A symbol of its own, so that tests on the shared broker do not meet."""
 
@@ -39,17 +53,7 @@ class Market:
         records: list[dict[str, Any]] = [
             {"type": "asset", "asset": "USDC", "decimals": 6, "price_symbol": None, "version": 1},
             {"type": "policy", "liquidation_buffer_rate": "0.002", "command_ttl_ms": 60000, "version": 1},
-            {
-                "type": "instrument",
-                "symbol": self.symbol,
-                "settle_asset": "USDC",
-                "price_increment": "0.01",
-                "quantity_increment": "0.01",
-                "margin_tiers": [{"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}],
-                "liquidation_fee": "0.005",
-                "insurance_fee": "0.001",
-                "version": 1,
-            },
+            instrument(self.symbol),
             {
                 "type": "oracle",
                 "symbol": self.symbol,
@@ -63,6 +67,11 @@ class Market:
         for record in records:
             name = record.get("symbol") or record.get("asset") or "default"
             self.pipeline.send(topics.PARAMETERS, record, key=f"{record['type']}:{name}")
+        self.pipeline.flush()
+
+    def list_symbol(self, symbol: str) -> None:
+        """Another instrument, without a price."""
+        self.pipeline.send(topics.PARAMETERS, instrument(symbol), key=f"instrument:{symbol}")
         self.pipeline.flush()
 
     def price(self, price: str) -> None:
@@ -339,19 +348,50 @@ def test_nothing_valid_is_lost_among_bad_input(pipeline: Pipeline) -> None:
     market.wait_for_position(market.bob, "-10")
 
 
-def test_an_unknown_symbol_suspends_the_account_and_keeps_the_event(pipeline: Pipeline) -> None:
+def test_an_unknown_symbol_suspends_the_account_and_keeps_the_event_until_it_is_known(pipeline: Pipeline) -> None:
     market = leveraged(pipeline)
-    control = f"control-{market.alice}"
+    control, later = f"control-{market.alice}", f"LATER{os.getpid()}-PERP"
     market.deposit(control, "100")
     market.trade(control, market.bob, "10", "100")
     market.wait_for_position(control, "10")
-    letters = pipeline.reader(topics.dead_letter_topic(topics.EVENTS))
-    market.trade(market.alice, f"other-{market.bob}", "1", "100", symbol=f"NOPE{os.getpid()}-PERP")
+    market.trade(market.alice, f"other-{market.bob}", "1", "100", symbol=later)
     eventually(lambda: market.alerts.values(account=market.alice, kind="suspended"), "suspension")
-    eventually(lambda: [v for k, v, _ in letters.read() if k == market.alice.encode()], "the event as a dead letter")
+    row = market.row(market.alice)
+    assert row is not None
+    assert [(fill["symbol"], fill["quantity"]) for fill in row["waiting_fills"]] == [(later, "1")]
     market.price("94")
     one_command(market, control)
     assert market.commands.values(account=market.alice) == [], "not liquidated on a state known to be wrong"
+    market.list_symbol(later)
+    eventually(lambda: market.alerts.values(account=market.alice, kind="resumed"), "end of the suspension")
+
+
+def test_a_deposit_of_an_unknown_asset_waits_and_the_account_is_liquidated_as_ever(pipeline: Pipeline) -> None:
+    market = leveraged(pipeline)
+    asset = f"A{os.getpid()}"
+    pipeline.send(topics.TRANSFERS, transfer(market.alice, "5", 2) | {"asset": asset}, key=market.alice)
+    pipeline.flush()
+    eventually(lambda: market.alerts.values(account=market.alice, kind="credit_parked"), "the parked credit")
+    market.price("94")
+    one_command(market, market.alice)
+    pipeline.engine.kill()
+    pipeline.engine.restart()
+    record = {"type": "asset", "asset": asset, "decimals": 2, "version": 1}
+    pipeline.send(topics.PARAMETERS, record, key=f"asset:{asset}")
+    pipeline.flush()
+    eventually(lambda: market.alerts.values(account=market.alice, kind="credit_applied"), "the credit")
+    row = market.row(market.alice)
+    assert row is not None
+    assert row["groups"][0]["balances"][asset] == "5"
+
+
+def test_an_overtaken_transfer_is_applied(pipeline: Pipeline) -> None:
+    market = Market(pipeline)
+    for sequence, amount in ((2, "10"), (1, "90"), (2, "10"), (1, "90")):
+        market.deposit(market.alice, amount, sequence)
+    market.trade(market.alice, market.bob, "1", "100")
+    row = market.wait_for_position(market.alice, "1")
+    assert row["groups"][0]["balances"] == {"USDC": "99.99"}
 
 
 def test_an_engine_killed_at_any_time_neither_loses_nor_repeats(pipeline: Pipeline) -> None:

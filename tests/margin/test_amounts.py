@@ -89,3 +89,12 @@ def test_no_low_word_passes_what_can_be_written_while_the_high_one_is_within_its
 def test_high_words_above_a_bound_are_found(amounts: list[int], decimals: int, most: int) -> None:
     highs = [((amount // fine_step(decimals)) + 2**63) >> 64 for amount in amounts]
     assert column(amounts, decimals).passes(slice(None), most) == any(abs(high) > most for high in highs)
+
+
+@given(st.lists(AMOUNT, min_size=1, max_size=6), DECIMALS)
+def test_what_is_owed_is_added_up_exactly(amounts: list[int], decimals: int) -> None:
+    found = column(amounts, decimals)
+    at = np.arange(0, len(amounts), 2, dtype=np.int64)
+    assert found.below_zero(at, decimals) == sum(amount for amount in amounts[::2] if amount < 0)
+    units = [amount // fine_step(decimals) for amount in amounts[::2]]
+    assert found.within(at, INT64_MAX).tolist() == [-INT64_MAX <= count <= INT64_MAX for count in units]

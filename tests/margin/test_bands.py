@@ -1,7 +1,7 @@
 """The trigger index: whatever the marks do, no group passes an edge unseen, and few are looked at in vain."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.parameters import AssetParameters, PolicyParameters
+from schemas.parameters import AssetParameters, CollateralTier, PolicyParameters
 from streams.margin import bands
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import EXACT, format_decimal
@@ -27,18 +27,24 @@ PRICED = (*SYMBOLS, "EUR-USD")
 
 
 def bracket(found: Portfolio, row: int) -> int:
-    """How many edges the exact health ratio of a row has reached; -1 without a maintenance margin."""
-    return bracket_of(found.group(row), found.marks, found.parameters)
+    """How many edges the exact health ratio of a row has reached; -1 without margin and debt, -2 and -3 if it needs a
+    mark that is not live and is, or is not, liquidatable all the same."""
+    return bracket_of(found.group(row), found.marks, found.parameters, found.stale)
 
 
-def bracket_of(group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters) -> int:
+def bracket_of(
+    group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters, stale: Collection[str] = frozenset()
+) -> int:
     """:func:`bracket` of a group at any marks."""
-    health = evaluate(group, marks, parameters)
-    if not health.maintenance_margin:
+    health = evaluate(group, marks, parameters, stale=stale)
+    if health.bounds:
+        return -2 if health.liquidatable else -3
+    if health.health_ratio is None:
         return -1
     with localcontext(EXACT):
         edges = decision_edges(parameters.policy.margin_call_levels)
-        return sum(health.equity >= edge * health.maintenance_margin for edge in edges)
+        needed = health.maintenance_margin + health.debt
+        return sum(health.equity + health.debt >= edge * needed for edge in edges)
 
 
 class Watch:
@@ -55,9 +61,12 @@ class Watch:
 
     def move(self, moves: dict[str, Decimal]) -> Rows:
         """Set marks; every row that changed its bracket must be among those found."""
+        stale = self.portfolio.stale & self.portfolio.marks.keys()
         for symbol, mark in moves.items():
-            self.portfolio.set_mark(symbol, mark, True)
+            self.portfolio.set_mark(symbol, mark, symbol not in stale)
         rows = self.index.crossed_all(moves)
+        if dim := stale & moves.keys():
+            rows = np.union1d(rows, self.portfolio.rows_with(dim))
         now = self.brackets()
         missed = {row for row in range(len(now)) if now[row] != self.known[row]} - set(rows.tolist())
         assert not missed
@@ -65,6 +74,13 @@ class Watch:
         self.known = now
         self.looked_at += rows.size
         return rows
+
+    def flip(self, symbols: set[str], live: bool) -> None:
+        """Marks that begin or cease to be live: their holders are looked at."""
+        for symbol in symbols:
+            self.portfolio.set_live(symbol, live)
+        self.index.update(self.portfolio.rows_with(symbols))
+        self.known = self.brackets()
 
     def touch(self, rows: list[int]) -> None:
         """Rows whose ledger changed: the caller looks at them and updates them."""
@@ -84,6 +100,7 @@ MOVE = st.tuples(st.just("move"), st.dictionaries(st.sampled_from(PRICED), FACTO
 FILL = st.tuples(
     st.just("fill"), st.tuples(st.integers(0, 5), st.sampled_from(SYMBOLS), st.integers(-5, 5).filter(bool))
 )
+FLIP = st.tuples(st.just("flip"), st.tuples(st.sets(st.sampled_from(PRICED), min_size=1, max_size=2), st.booleans()))
 CHANGE = st.tuples(st.just("parameters"), parameter_sets())
 
 
@@ -93,15 +110,17 @@ def step(watch: Watch, action: str, detail: Any) -> None:
         with localcontext() as context:
             context.prec = 40
             moves = {
-                symbol: Decimal(format_decimal(portfolio.marks[symbol] * Decimal(factor), 10))
+                symbol: Decimal(format_decimal(portfolio.marks.get(symbol, Decimal(50)) * Decimal(factor), 10))
                 for symbol, factor in detail.items()
             }
         watch.move({symbol: mark for symbol, mark in moves.items() if mark > 0})
+    elif action == "flip":
+        watch.flip(*detail)
     elif action == "fill":
         row, symbol, lots = detail
         row %= portfolio.row_count
         rule = portfolio.parameters.instruments[symbol]
-        price = (portfolio.marks[symbol] // rule.price_increment + 1) * rule.price_increment
+        price = (portfolio.marks.get(symbol, Decimal(50)) // rule.price_increment + 1) * rule.price_increment
         portfolio.apply_fill(row, symbol, format_decimal(lots * rule.quantity_increment), format_decimal(price), "0.01")
         watch.touch([row])
     else:
@@ -114,15 +133,30 @@ def with_levels() -> RiskParameters:
     return RiskParameters.build([PolicyParameters(margin_call_levels=LEVELS)])
 
 
-@settings(max_examples=120)
-@given(st.lists(books(), min_size=1, max_size=5), st.lists(MOVE | MOVE | MOVE | FILL | CHANGE, min_size=1, max_size=12))
+@settings(max_examples=250)
+@given(
+    st.lists(books(positions=0), min_size=1, max_size=5),
+    st.lists(MOVE | MOVE | MOVE | FLIP | FILL | CHANGE, min_size=1, max_size=12),
+    st.sampled_from(["0.3", "2"]),
+    st.booleans(),
+    st.sets(st.sampled_from(PRICED), max_size=1),
+)
 def test_no_walk_of_marks_fills_and_rules_carries_a_group_past_an_edge_unseen(
-    found: list[Any], actions: list[Any]
+    found: list[Any], actions: list[Any], bound: str, scanned: bool, never: set[str]
 ) -> None:
-    parameters = found[0].parameters.with_record(PolicyParameters(margin_call_levels=LEVELS))
+    parameters = found[0].parameters.with_record(
+        PolicyParameters(
+            margin_call_levels=LEVELS,
+            portfolio_margin_accounts=("account-0", "account-2", "account-3") if scanned else (),
+        )
+    )
+    for record in parameters.records.values():
+        if not isinstance(record, PolicyParameters):
+            parameters = parameters.with_record(msgspec.structs.replace(record, stale_bound=bound))
     portfolio = Portfolio(parameters)
     for symbol, mark in found[0].marks.items():
-        portfolio.set_mark(symbol, mark, True)
+        if symbol not in never:
+            portfolio.set_mark(symbol, mark, True)
     for number, book in enumerate(found):
         row = portfolio.open_group(f"account-{number}", "cross")
         lots = {name: rule.quantity_increment for name, rule in parameters.instruments.items()}
@@ -351,3 +385,104 @@ def test_no_point_of_a_grid_is_reached_unseen(case: str) -> None:
             watch.move({"X-PERP": Decimal(f"{100 * own:.2f}"), "EUR-USD": Decimal(f"{other:.2f}")})
             seen += watch.known != start
     assert seen
+
+
+DIM_GRIDS = {
+    "half-live position, its own mark live": ("EUR", ("1", "-100"), {"USD": "-30", "EUR": "3"}, {"EUR-USD"}),
+    "half-live short, its own mark live": ("EUR", ("-1", "130"), {"USD": "-40"}, {"EUR-USD"}),
+    "half-live position, its settle asset live": ("EUR", ("1", "-180"), {"USD": "-30"}, {"X-PERP"}),
+    "half-live short, its settle asset live": ("EUR", ("-1", "40"), {"USD": "-40"}, {"X-PERP"}),
+    "dust beside a position": ("USD", ("1", "-100"), {"USD": "6", "COIN": "0.01"}, {"COIN-USD"}),
+    "debt that may be worth nothing": ("USD", ("-1", "100"), {"USD": "9", "COIN": "-0.5"}, {"COIN-USD"}),
+}
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("case", DIM_GRIDS)
+def test_no_point_of_a_grid_is_reached_unseen_with_a_mark_that_is_not_live(case: str, scanned: bool) -> None:
+    settle, (quantity, cash), balances, stale = DIM_GRIDS[case]
+    scan = {"scan_range": "0.2", "scan_floor_rate": "0.01"} if scanned else {}
+    record = rules(tiers=TIERS["steep above 110"], stale_bound="0.5", **scan).records["instrument:X-PERP"]
+    parameters = RiskParameters.build(
+        [
+            msgspec.structs.replace(record, settle_asset=settle),
+            rules(symbol="Y-PERP", tiers=TIERS["flat"], stale_bound="0.5", **scan).records["instrument:Y-PERP"],
+            AssetParameters(asset="USD"),
+            AssetParameters(asset="EUR", price_symbol="EUR-USD", stale_bound="0.5"),
+            AssetParameters(asset="COIN", price_symbol="COIN-USD", stale_bound="0.5"),
+            PolicyParameters(margin_call_levels=LEVELS, portfolio_margin_accounts=("a",)),
+        ]
+    )
+    portfolio = Portfolio(parameters)
+    row = portfolio.open_group("a", "cross")
+    portfolio.load_group(row, balances, [("X-PERP", quantity, cash), ("Y-PERP", "0.5", "-30")])
+    seen = 0
+    for own in STEPS:
+        for other in STEPS:
+            for symbol, mark in (("X-PERP", "100"), ("EUR-USD", "1"), ("COIN-USD", "10"), ("Y-PERP", "100")):
+                portfolio.set_mark(symbol, mark, symbol not in stale)
+            watch = Watch(portfolio)
+            start = watch.known
+            first, second = [name for name in ("X-PERP", "EUR-USD", "Y-PERP") if name not in stale][:2]
+            moves = ((first, own), (second, other))
+            watch.move({symbol: portfolio.marks[symbol] * Decimal(f"{part:.3f}") for symbol, part in moves})
+            seen += watch.known != start
+    assert seen
+
+
+DEBT_GRIDS = {
+    "debt that grows": {"USD": "200", "SOL": "-1"},
+    "debt beside a haircut": {"EUR": "150", "SOL": "-1", "USD": "40"},
+    "collateral against a plain debt": {"EUR": "150", "USD": "-80"},
+    "debt below its requirement": {"USD": "100", "SOL": "-1"},
+    "debt between two levels": {"USD": "125", "SOL": "-1"},
+    "debt and a position": {"USD": "220", "SOL": "-1"},
+}
+
+
+@pytest.mark.parametrize("case", DEBT_GRIDS)
+def test_no_level_of_a_debt_is_passed_unseen(case: str) -> None:
+    haircut = (CollateralTier(quantity_floor="0", weight="0.9"), CollateralTier(quantity_floor="100", weight="0.5"))
+    parameters = RiskParameters.build(
+        [
+            AssetParameters(asset="USD"),
+            AssetParameters(asset="EUR", price_symbol="EUR-USD", collateral_tiers=haircut, liability_weight="1.1"),
+            AssetParameters(asset="SOL", price_symbol="SOL-USD", liability_weight="1.1"),
+            rules(tiers=TIERS["steep above 110"]).records["instrument:X-PERP"],
+            PolicyParameters(margin_call_levels=LEVELS),
+        ]
+    )
+    portfolio = Portfolio(parameters)
+    positions = [("X-PERP", "1", "-100")] if "position" in case else []
+    portfolio.load_group(portfolio.open_group("a", "cross"), DEBT_GRIDS[case], positions)
+    brackets = set()
+    for own in (*STEPS, 0.942):
+        for other in STEPS:
+            for symbol, mark in (("SOL-USD", "100"), ("EUR-USD", "1"), ("X-PERP", "100")):
+                portfolio.set_mark(symbol, mark, True)
+            watch = Watch(portfolio)
+            second = "EUR-USD" if "EUR" in DEBT_GRIDS[case] else "X-PERP"
+            moves = (("SOL-USD", own), (second, other))
+            watch.move({symbol: portfolio.marks[symbol] * Decimal(f"{part:.3f}") for symbol, part in moves})
+            brackets |= set(watch.known)
+    assert len(brackets) > 2
+
+
+def test_a_position_that_ceases_to_be_unbounded_is_seen() -> None:
+    """Its settle asset never had a price: while it gains nothing bounds it, when it loses it is worth nothing."""
+    record = rules(symbol="Y-PERP").records["instrument:Y-PERP"]
+    parameters = rules(more=(AssetParameters(asset="EUR", price_symbol="EUR-USD"),)).with_record(
+        msgspec.structs.replace(record, settle_asset="EUR")
+    )
+    portfolio = Portfolio(parameters)
+    portfolio.load_group(
+        portfolio.open_group("a", "cross"), {"USD": "4"}, [("X-PERP", "1", "-100"), ("Y-PERP", "1", "-100")]
+    )
+    for symbol, mark in (("X-PERP", "100"), ("Y-PERP", "101")):
+        portfolio.set_mark(symbol, mark, True)
+    watch = Watch(portfolio)
+    assert watch.known == [-3]
+    watch.move({"Y-PERP": Decimal(99)})
+    assert watch.known == [-2]
+    watch.move({"Y-PERP": Decimal(102)})
+    assert watch.known == [-3]

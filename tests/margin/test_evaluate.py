@@ -73,10 +73,15 @@ def test_each_group_is_judged_on_its_own() -> None:
     assert cross == {
         "margin": "cross",
         "equity": "4",
+        "unweighted_equity": "4",
+        "debt": "0",
         "maintenance_margin": "5",
         "initial_margin": "10",
         "health_ratio": "0.8",
         "liquidatable": True,
+        "stale_bounds": {},
+        "bounded": True,
+        "collateral": [],
         "positions": [
             {
                 "symbol": "X-PERP",
@@ -93,6 +98,38 @@ def test_each_group_is_judged_on_its_own() -> None:
         },
     }
     assert (isolated["margin"], isolated["equity"], isolated["plan"]) == ("Y-PERP", "20.666666666666", None)
+
+
+def test_debt_without_a_position_is_judged_planned_and_priced() -> None:
+    request = changed(account__balances={"USD": "-19001", "BTC": "1"}, account__positions=[])
+    request["parameters"][1]["collateral_tiers"] = [{"quantity_floor": "0", "weight": "0.95"}]
+    (cross,) = ask(request)["groups"]
+    assert {name: cross[name] for name in ("equity", "unweighted_equity", "debt", "maintenance_margin")} == {
+        "equity": "-1",
+        "unweighted_equity": "999",
+        "debt": "19001",
+        "maintenance_margin": "0",
+    }
+    assert cross["health_ratio"] == "0.99994737"
+    assert cross["collateral"] == [{"asset": "BTC", "symbol": "BTC-USD", "liquidation_price": "20001.052631578948"}]
+    assert cross["plan"]["stage"] == "reduce"
+    assert [(order["symbol"], order["order_side"]) for order in cross["plan"]["orders"]] == [("BTC-USD", "sell")]
+    request["account"]["balances"]["BTC"] = "0"
+    assert ask(request)["groups"][0]["plan"] == {"stage": "insolvent", "orders": []}
+
+
+def test_a_mark_that_is_not_live_is_bounded_and_the_bound_is_named() -> None:
+    request = changed(account__balances={"USD": "4", "BTC": "0.000001"}, stale=["BTC-USD", "Y-PERP"])
+    cross, isolated = ask(request)["groups"]
+    assert (cross["liquidatable"], cross["equity"], cross["stale_bounds"]) == (True, "4.2", {"BTC-USD": "9"})
+    assert cross["positions"][0]["liquidation_price"] is None
+    assert cross["collateral"] == [{"asset": "BTC", "symbol": "BTC-USD", "liquidation_price": None}]
+    assert [order["symbol"] for order in cross["plan"]["orders"]] == ["X-PERP"]
+    assert (isolated["liquidatable"], isolated["stale_bounds"]) == (False, {"BTC-USD": "9", "Y-PERP": "9"})
+    del request["marks"]["Y-PERP"]
+    request["account"]["positions"][1]["quantity"] = "2"
+    _, isolated = ask(request)["groups"]
+    assert (isolated["bounded"], isolated["liquidatable"], isolated["plan"]) == (False, False, None)
 
 
 def test_a_list_of_requests_gives_a_list_of_answers() -> None:

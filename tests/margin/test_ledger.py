@@ -231,6 +231,7 @@ class Pair:
         assert self.portfolio.is_empty(self.row) == (self.model.state() == ({}, []))
         longs = {symbol: text_of(held) for symbol, (held, _) in sorted(self.model.positions.items()) if held > 0}
         assert self.portfolio.open_interest() == longs
+        assert Fraction(self.portfolio.worth_at_stake(np.array([self.row]))) == self._worth_at_stake()
         for text in self.portfolio.balances(self.row).values():
             assert format_decimal(parse_decimal(text)) == text
         group = self.portfolio.group(self.row)
@@ -240,6 +241,14 @@ class Pair:
         assert {p.symbol: (Fraction(p.quantity), Fraction(p.cash)) for p in group.positions} == self.model.positions
         for rows, index in ((None, self.row), (np.array([self.row]), 0)):
             self._check_screen(self.portfolio.evaluate(rows), index)
+
+    def _worth_at_stake(self) -> Fraction:
+        marks = {symbol: Fraction(mark) for symbol, mark in self.portfolio.marks.items()}
+        unit = {asset: Fraction(1) if priced is None else marks[priced] for asset, priced in PRICED.items()}
+        worth = sum(
+            abs(held) * marks[symbol] * unit[SETTLED[symbol]] for symbol, (held, _) in self.model.positions.items()
+        )
+        return worth + sum(-min(amount, Fraction(0)) * unit[asset] for asset, amount in self.model.balances.items())
 
     def _check_screen(self, columns: Any, index: int) -> None:
         health = evaluate(self.portfolio.group(self.row), self.portfolio.marks, self.model.parameters)

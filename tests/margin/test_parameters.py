@@ -54,6 +54,10 @@ REFUSED: dict[str, Parameter] = {
     "impact_rate must be below 1": instrument(depth_notional="1000", impact_rate="1"),
     "impact_rate needs a depth_notional": instrument(impact_rate="0.1"),
     "depth_notional must be above 0": instrument(depth_notional="0"),
+    "min_order_notional 7 is above max_order_notional 5": instrument(min_order_notional="7", max_order_notional="5"),
+    "min_order_notional must be above 0": instrument(min_order_notional="0"),
+    "min_order_notional needs a price_symbol": asset(min_order_notional="5"),
+    "stale_bound must be above 0": instrument(stale_bound="0"),
     "first quantity_floor": asset(("1", "1")),
     "quantity_floor must increase": asset(("0", "1"), ("2", "0.9"), ("1", "0.8")),
     "weight must not increase": asset(("0", "0.8"), ("1", "0.9")),
@@ -171,3 +175,32 @@ def test_what_is_not_known_is_named() -> None:
         RiskParameters.empty().instrument("Y-PERP")
     with pytest.raises(InputError, match="asset EUR"):
         RiskParameters.empty().asset("EUR")
+
+
+@pytest.mark.parametrize(
+    "bounded",
+    [
+        instrument(stale_bound="0.3"),
+        asset(asset="BTC", price_symbol="X-PERP", stale_bound="0.3"),
+    ],
+)
+def test_a_bound_that_a_jump_may_pass_is_refused_whichever_record_comes_last(bounded: Parameter) -> None:
+    for records in permutations([bounded, oracle(max_jump="0.3")]):
+        found = RiskParameters.build([asset(), instrument()]).with_record(records[0])
+        with pytest.raises(
+            ParameterError, match=r"stale_bound 0\.3 is not above max_jump 0\.3 of oracle:X-PERP"
+        ) as refused:
+            found.with_record(records[1])
+        assert bounded.key in str(refused.value)
+    for other in (oracle(max_jump="0.29"), oracle(symbol="Y-PERP", max_jump="0.5")):
+        RiskParameters.build([asset(), instrument(), other]).with_record(bounded)
+
+
+def test_an_asset_of_which_no_weight_counts_is_no_collateral_however_it_is_scaled() -> None:
+    found = RiskParameters.build(
+        [asset(("0", "0")), asset(("0", "0.5"), ("1", "0"), asset="BTC", price_symbol="BTC-USD")]
+    )
+    assert not found.assets["USD"].collateral
+    scaled = found.with_scales({"asset:BTC": Decimal(3)})
+    assert scaled.assets["BTC"].weighted(Decimal(1)) == 0
+    assert scaled.assets["BTC"].collateral

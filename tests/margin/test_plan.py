@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from schemas.parameters import AssetParameters, CollateralTier, PolicyParameters
 from streams.margin.conversion import Conversion, Converting
-from streams.margin.fixed_point import EXACT
+from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
-from streams.margin.health import bankruptcy_prices, collateral_value, evaluate
+from streams.margin.health import collateral_value, evaluate, price_of
 from streams.margin.parameters import RiskParameters
-from streams.margin.plan import ORDERS_MAX, Plan, make_plan
+from streams.margin.plan import ORDERS_MAX, Plan, PlannedOrder, make_plan, slices
 from streams.margin.reduction import _Reducing
-from tests.margin.conftest import Book, books, closed, decimals, group, rules, underwater
+from tests.margin.conftest import SYMBOLS, Book, books, closed, decimals, group, rules, underwater
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
 
@@ -33,7 +33,7 @@ def shortage(book: Book, after: Group) -> Decimal:
     """Target less equity, from the verdict alone."""
     health = evaluate(after, book.marks, book.parameters)
     with localcontext(EXACT):
-        buffer = sum((part.notional for part in health.positions), Decimal(0))
+        buffer = sum((part.notional for part in health.positions), health.debt)
         return health.maintenance_margin + buffer * book.parameters.policy.liquidation_buffer_rate - health.equity
 
 
@@ -49,6 +49,9 @@ def test_a_reduction_restores_the_target_and_one_increment_less_does_not(book: B
     assume(plan.stage == "reduce")
     quantities = totals(plan)
     assert shortage(book, after_closing(book, quantities)) <= 0
+    held = {position.symbol: abs(position.quantity) for position in book.group.positions}
+    assume(all(amount > held[symbol] / 900 for symbol, amount in quantities.items()))
+    assume(quantities.items().isdisjoint(held.items()))
 
     def one_less(symbol: str) -> dict[str, Decimal]:
         return {**quantities, symbol: quantities[symbol] - book.parameters.instruments[symbol].quantity_increment}
@@ -67,22 +70,21 @@ def test_a_plan_of_any_book_restores_the_target_or_closes_everything(book: Book)
         assert totals(plan) == closes != everything
     else:
         assert closes == everything
-        assert (plan.stage == "takeover") == (health.equity <= 0)
+        assert (plan.stage == "takeover") == (health.unweighted_equity <= 0)
         if closes != totals(plan):
             assert shortage(book, after_closing(book, closes)) > 0
 
 
 @given(books())
-def test_orders_close_positions_in_whole_increments_at_their_bankruptcy_price(book: Book) -> None:
+def test_orders_close_positions_in_whole_increments(book: Book) -> None:
     plan = make_plan(book.group, book.marks, book.parameters)
-    prices = bankruptcy_prices(book.group, book.marks, book.parameters)
     sides = {position.symbol: position.quantity for position in book.group.positions}
-    assert plan.orders or shortage(book, book.group) <= 0 or not sides
+    assert plan.orders or shortage(book, book.group) <= 0
     for order in plan.orders:
         rule = book.parameters.instruments[order.symbol]
         long = sides[order.symbol] > 0
         assert (order.position_side, order.order_side) == (("long", "sell") if long else ("short", "buy"))
-        assert order.limit_price == max(prices[order.symbol], rule.price_increment) > 0
+        assert order.limit_price % rule.price_increment == 0 < order.limit_price
         assert order.mark_price == book.marks[order.symbol]
         assert order.quantity % rule.quantity_increment == 0
     assert all(0 < amount <= abs(sides[symbol]) for symbol, amount in totals(plan).items())
@@ -325,7 +327,10 @@ def test_conversions_raise_equity_by_the_shortage_or_use_up_a_side(book: Book, m
 
 
 def test_collateral_is_sold_when_closing_everything_leaves_a_shortage() -> None:
-    """Equity 0.2 after haircuts; closing costs 0.5 of fees; the missing 0.3 come from BTC sold to pay the USD debt."""
+    """Equity 0.2 after haircuts; closing costs 0.5 of fees; the missing 0.3 come from BTC sold to pay the USD debt.
+
+    Of 10.2 unweighted, 9.7 are left after the fees, and 10 / (0.5 + 10) of that is what selling all BTC may cost.
+    """
     parameters = rules(liquidation_fee="0.05").with_record(weighted("0.9", asset="BTC", price_symbol="BTC-USD"))
     held = group({"USD": "-89.8", "BTC": "0.001"}, ("X-PERP", "0.1", "100"))
     marks = {"X-PERP": Decimal(100), "BTC-USD": Decimal(100_000)}
@@ -335,7 +340,7 @@ def test_collateral_is_sold_when_closing_everything_leaves_a_shortage() -> None:
         ("X-PERP", "sell", Decimal("0.1")),
         ("BTC-USD", "sell", Decimal("0.00003")),
     ]
-    assert plan.orders[1].limit_price == 90_000
+    assert plan.orders[1].limit_price == Decimal("90761.904761904761904762")
 
 
 def borrowed(fee: str | None, *, position_fee: str = "0.01") -> tuple[RiskParameters, Group, dict[str, Decimal]]:
@@ -391,3 +396,269 @@ def test_closes_and_sales_together_restore_the_target(book: Book, fee: str, dept
                 balances["USD"] = balances.get("USD", Decimal(0)) - side * paid
     missing = shortage(book, replace(after, balances=balances))
     assert missing <= Decimal("0.000001") or plan.stage == "close"
+
+
+# --- what orders may cost --------------------------------------------------------------------------------------------
+
+
+def executed(book: Book, orders: tuple[PlannedOrder, ...]) -> Group:
+    """The group after every order at its limit price, the stated fees paid; a spot market trades against USD."""
+    spot = {rule.price_symbol: rule for rule in book.parameters.assets.values()}
+    quantities: dict[str, Decimal] = {}
+    prices = {}
+    for order in orders:
+        if order.symbol in book.parameters.instruments:
+            quantities[order.symbol] = quantities.get(order.symbol, Decimal(0)) + order.quantity
+            prices[order.symbol] = order.limit_price
+    after = closed(book, quantities, prices, fees=True)
+    balances = dict(after.balances)
+    with localcontext(EXACT):
+        for order in orders:
+            if order.symbol in book.parameters.instruments:
+                continue
+            rule, side = spot[order.symbol], 1 if order.order_side == "buy" else -1
+            paid = order.quantity * order.limit_price * (1 + side * (rule.liquidation_fee or 0))
+            balances[rule.asset] = balances.get(rule.asset, Decimal(0)) + side * order.quantity
+            balances["USD"] = balances.get("USD", Decimal(0)) - side * paid
+    return replace(after, balances=balances)
+
+
+def in_full(book: Book, held: Group) -> Decimal:
+    """Everything at weight 1 at the marks."""
+    with localcontext(EXACT):
+        total = Decimal(0)
+        for asset, amount in held.balances.items():
+            total += amount * price_of(book.parameters.assets[asset], book.marks)
+        for position in held.positions:
+            settle = book.parameters.assets[book.parameters.instruments[position.symbol].settle_asset]
+            value = position.quantity * book.marks[position.symbol] + position.cash
+            total += value * price_of(settle, book.marks)
+        return total
+
+
+def with_fee(parameters: RiskParameters, fee: str | None, **fields: Any) -> RiskParameters:
+    """Every asset at one ``liquidation_fee``."""
+    for record in parameters.records.values():
+        if isinstance(record, AssetParameters):
+            changed = msgspec.structs.replace(record, liquidation_fee=fee)
+            if record.price_symbol is not None:
+                changed = msgspec.structs.replace(changed, **fields)
+            parameters = parameters.with_record(changed)
+    return parameters
+
+
+@st.composite
+def between(draw: st.DrawFn, *, positions: int = 0) -> Book:
+    """A group below its requirement whose unweighted equity is above 0, by haircuts, debts or margin."""
+    book = draw(books(positions=positions))
+    book = replace(book, parameters=with_fee(book.parameters, draw(st.sampled_from([None, "0", "0.002", "0.05"]))))
+    health = evaluate(book.group, book.marks, book.parameters)
+    with localcontext(EXACT):
+        gap = health.maintenance_margin - health.equity + health.unweighted_equity
+        part = draw(decimals("0.01", "0.99", 2))
+        moved = Decimal(format_decimal(gap * part - health.unweighted_equity, 2))
+        balances = {**book.group.balances, "USD": book.group.balances.get("USD", Decimal(0)) + moved}
+    return replace(book, group=replace(book.group, balances=balances))
+
+
+@settings(max_examples=300)
+@given(between())
+def test_all_orders_at_their_limits_leave_the_fund_nothing_to_pay(book: Book) -> None:
+    health = evaluate(book.group, book.marks, book.parameters)
+    assume(health.liquidatable and health.unweighted_equity > 0)
+    plan = make_plan(book.group, book.marks, book.parameters)
+    assert plan.stage in ("reduce", "close", "unsellable")
+    left = in_full(book, executed(book, plan.orders)) - in_full(book, book.group)
+    with localcontext(EXACT):
+        assert health.unweighted_equity + left >= 0
+
+
+def test_a_book_that_is_worth_something_unweighted_is_not_taken_over() -> None:
+    """1 BTC at weight 0.9 against 95,000 beside a position: weighted -5,000, really +5,000."""
+    parameters, held, marks = borrowed(None)
+    held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-95_000)})
+    plan = make_plan(held, marks, parameters)
+    assert plan.stage == "close"
+    assert set(totals(plan)) == {"X-PERP", "BTC-USD"}
+    held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-100_000)})
+    plan = make_plan(held, marks, parameters)
+    assert (plan.stage, set(totals(plan))) == ("takeover", {"X-PERP"})
+
+
+def test_limits_allot_what_is_left_after_fees_by_margin_and_haircut() -> None:
+    """E = 100,000 - 95,000 = 5,000; margin 1,000, haircut 10,000; closing 200 at 100 costs 200."""
+    parameters, held, marks = borrowed(None)
+    held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-95_000)})
+    close, sale = make_plan(held, marks, parameters).orders
+    assert close.quantity == 200
+    left = Decimal(5000 - 200)
+    assert abs(close.limit_price - (100 - left / 11 / 200 / Decimal("0.99"))) <= Decimal("0.01")
+    assert abs(sale.limit_price - 100_000 * (1 - left * 10 / 11 / 100_000)) < Decimal("1e-9")
+
+
+# --- debts, and what cannot be traded --------------------------------------------------------------------------------
+
+
+def lent(usd: str, weight: str = "0.9", price_symbol: str = "BTC-USD", **fields: str) -> tuple[RiskParameters, Group]:
+    parameters = RiskParameters.build(
+        [AssetParameters(asset="USD"), weighted(weight, asset="BTC", price_symbol=price_symbol, **fields)]
+    )
+    return parameters, group({"BTC": "1", "USD": usd})
+
+
+@pytest.mark.parametrize(
+    ("usd", "stage", "orders"),
+    [
+        ("-89", "reduce", 0),
+        ("-91", "reduce", 1),
+        ("-99.99", "reduce", 1),
+        ("-101", "close", 1),
+    ],
+)
+def test_debt_without_a_position_is_paid_by_selling_collateral(usd: str, stage: str, orders: int) -> None:
+    parameters, held = lent(usd)
+    plan = make_plan(held, {"BTC-USD": Decimal(100)}, parameters)
+    assert (plan.stage, len(plan.orders)) == (stage, orders)
+    assert all(order.order_side == "sell" for order in plan.orders)
+
+
+def test_collateral_of_an_insolvent_group_is_sold_at_its_mark_or_better() -> None:
+    parameters, held = lent("-120")
+    (order,) = make_plan(held, {"BTC-USD": Decimal(100)}, parameters).orders
+    assert (order.limit_price, order.quantity) == (100, 1)
+
+
+@pytest.mark.parametrize(
+    ("balances", "stale", "stage"),
+    [
+        ({"USD": "-5"}, set(), "insolvent"),
+        ({"USD": "-5", "ZERO": "1"}, set(), "insolvent"),
+        ({"USD": "-95", "BTC": "1"}, set(), "reduce"),
+        ({"USD": "-950", "BTC": "1"}, {"BTC-USD"}, "undecided"),
+        ({"USD": "-1001", "BTC": "1"}, {"BTC-USD"}, "insolvent"),
+        ({"USD": "-95", "PERP": "1"}, set(), "unsellable"),
+        ({"USD": "-101", "PERP": "1"}, set(), "insolvent"),
+        ({"USD": "-950", "PERP": "1"}, {"X-PERP"}, "unsellable"),
+        ({"USD": "-5", "NEW": "1"}, {"NEW-USD"}, "insolvent"),
+    ],
+)
+def test_with_nothing_to_trade_there_is_no_order_and_a_stage_that_says_why(
+    balances: dict[str, str], stale: set[str], stage: str
+) -> None:
+    parameters = rules(
+        more=(
+            weighted("0.9", asset="BTC", price_symbol="BTC-USD"),
+            weighted("0", asset="ZERO", price_symbol="ZERO-USD"),
+            weighted("0.9", asset="PERP", price_symbol="X-PERP"),
+            weighted("1", asset="NEW", price_symbol="NEW-USD"),
+        )
+    )
+    marks = {"BTC-USD": Decimal(100), "ZERO-USD": Decimal(1000), "X-PERP": Decimal(100)}
+    plan = make_plan(group(balances), marks, parameters, stale=stale)
+    assert plan.stage == stage
+    assert bool(plan.orders) == (stage == "reduce")
+
+
+@settings(max_examples=200)
+@given(books(), st.sets(st.sampled_from(["A-PERP", "B-PERP", "C-PERP", "EUR-USD"])))
+def test_only_what_is_live_is_traded_and_there_are_orders_or_a_reason(book: Book, stale: set[str]) -> None:
+    health = evaluate(book.group, book.marks, book.parameters, stale=stale)
+    assume(health.liquidatable)
+    plan = make_plan(book.group, book.marks, book.parameters, stale=stale)
+    assert not totals(plan).keys() & stale
+    assert bool(plan.orders) == (plan.stage not in ("insolvent", "unsellable", "undecided"))
+    tradable = {
+        position.symbol
+        for position in book.group.positions
+        if position.symbol not in stale and not (position.symbol == "C-PERP" and "EUR-USD" in stale)
+    }
+    if plan.stage == "takeover":
+        assert health.unweighted_equity <= 0
+        assert totals(plan).keys() == tradable
+    elif tradable:
+        assert plan.stage in ("reduce", "close")
+    else:
+        assert not set(SYMBOLS) & totals(plan).keys()
+
+
+# --- the least order -------------------------------------------------------------------------------------------------
+
+
+def test_a_shortage_of_a_hair_closes_a_thousandth_where_no_least_order_is_stated() -> None:
+    plan = make_plan(group({"USD": "4.99999"}, ("X-PERP", "1", "100")), MARKS, rules(quantity_increment="0.000001"))
+    assert totals(plan) == {"X-PERP": Decimal("0.001")}
+
+
+@pytest.mark.parametrize(
+    ("usd", "least", "closed_"),
+    [
+        ("4.99", "10", "0.1"),  # 0.002 would do
+        ("4.9", "1", "0.02"),
+        ("4.99", "60", "1"),  # less than 60 would be left
+        ("0.5", "10", "0.9"),
+        ("0.4", "10", "1"),  # 8 would be left
+        ("4.99", "1000", "1"),  # all of it is less
+        ("4.99", "10.01", "0.101"),
+    ],
+)
+def test_no_close_is_below_the_least_order_and_none_leaves_less(usd: str, least: str, closed_: str) -> None:
+    parameters = rules(min_order_notional=least)
+    plan = make_plan(group({"USD": usd}, ("X-PERP", "1", "100")), MARKS, parameters)
+    assert totals(plan) == {"X-PERP": Decimal(closed_)}
+    assert plan.stage == ("close" if closed_ == "1" else "reduce")
+
+
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 300),
+    st.integers(0, 300),
+)
+def test_no_slice_is_below_the_least_order(quantity: int, least: int, more: int) -> None:
+    rule = rules(
+        quantity_increment="1", min_order_notional=str(least), max_order_notional=str(least + more)
+    ).instruments["X-PERP"]
+    parts = slices(Decimal(quantity), Decimal(1), rule)
+    assume(len(parts) < ORDERS_MAX)
+    assert sum(parts) == quantity
+    assert all(part >= min(least, quantity) for part in parts)
+    if quantity <= least + more or len(parts) * (least + more) >= quantity >= -(-quantity // (least + more)) * least:
+        assert all(part <= least + more for part in parts)
+    assert sum(part > least + more for part in parts) <= 1
+
+
+@settings(max_examples=200)
+@given(between(), st.sampled_from(["1", "500", "30000"]))
+def test_no_order_of_a_plan_is_below_the_least_and_the_target_is_met_all_the_same(book: Book, least: str) -> None:
+    parameters = book.parameters
+    for record in list(parameters.records.values()):
+        priced = isinstance(record, AssetParameters) and record.price_symbol is not None
+        if priced or not isinstance(record, AssetParameters | PolicyParameters):
+            parameters = parameters.with_record(msgspec.structs.replace(record, min_order_notional=least))
+    book = replace(book, parameters=parameters)
+    assume(evaluate(book.group, book.marks, parameters).liquidatable)
+    plan = make_plan(book.group, book.marks, parameters)
+    held = {position.symbol: abs(position.quantity) for position in book.group.positions}
+    held["EUR-USD"] = abs(book.group.balances.get("EUR", Decimal(0)))
+    for symbol, quantity in totals(plan).items():
+        left = held[symbol] - quantity
+        enough = Decimal(least) / book.marks[symbol]
+        assert quantity >= enough or left <= 0 or symbol == "EUR-USD"
+        assert left <= 0 or left >= enough or symbol == "EUR-USD"
+    if plan.stage == "reduce" and "EUR-USD" not in totals(plan):
+        assert shortage(book, after_closing(book, totals(plan))) <= 0
+
+
+def test_a_sale_of_collateral_is_at_least_the_least_order_and_more_is_sold_for_a_larger_purchase() -> None:
+    parameters, held = lent("-90.001", min_order_notional="20")
+    (order,) = make_plan(held, {"BTC-USD": Decimal(100)}, parameters).orders
+    assert order.quantity == Decimal("0.2")
+    parameters = parameters.with_record(
+        weighted("1", "1.1", asset="SOL", price_symbol="SOL-USD", min_order_notional="30", decimals=6)
+    )
+    held = group({"BTC": "1", "SOL": "-0.82"})
+    marks = {"BTC-USD": Decimal(100), "SOL-USD": Decimal(100)}
+    plan = make_plan(held, marks, parameters)
+    assert {order.symbol: (order.order_side, order.quantity) for order in plan.orders} == {
+        "BTC-USD": ("sell", Decimal("0.3")),
+        "SOL-USD": ("buy", Decimal("0.3")),
+    }

@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import fields
 from decimal import Decimal, localcontext
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Columns, Portfolio
-from tests.margin.conftest import Book, books
+from tests.margin.conftest import SYMBOLS, Book, books
 
 TIERS = (
     MarginTier(notional_floor="0", maintenance_rate="0.01", initial_rate="0.02"),
@@ -398,7 +400,8 @@ def test_a_row_is_decidable_only_while_every_mark_it_needs_is_live() -> None:
     found.apply_fill(rows[1], "C-PERP", "1", "7", "0")
     found.apply_transfer(rows[2], "BTC", "1")
     found.apply_transfer(rows[3], "USD", "1")
-    assert found.evaluate().decidable.tolist() == [False, False, False, True, True]
+    assert found.evaluate().decidable.tolist() == [False, False, True, True, True]
+    assert found.evaluate().equity[2] == 0, "an asset that never had a price counts for nothing and needs no mark"
     found.set_mark("A-PERP", "100", True)
     assert found.evaluate().decidable.tolist() == [True, False, True, True, True]
     found.set_mark("C-PERP", "7", True)
@@ -442,16 +445,19 @@ def assert_within_error(found: Portfolio, rows: list[int], columns: Columns) -> 
     """Every row's screen is within its error of the exact verdict; the number of liquidatable rows."""
     liquidatable = 0
     for index, row in enumerate(rows):
-        health = evaluate(found.group(row), found.marks, found.parameters)
-        equity, maintenance, error = (
-            Decimal(float(column[index])) for column in (columns.equity, columns.maintenance, columns.error)
+        health = evaluate(found.group(row), found.marks, found.parameters, stale=found.stale)
+        equity, maintenance, debt, error = (
+            Decimal(float(column[index]))
+            for column in (columns.equity, columns.maintenance, columns.debt, columns.error)
         )
+        assert columns.decidable[index] == (not health.bounds)
+        assert columns.bounded[index] or not health.bounded
         with localcontext(EXACT):
-            assert abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) <= error
+            off = abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) + abs(debt - health.debt)
+            assert off <= error
             if health.liquidatable:
                 liquidatable += 1
-                assert maintenance > 0
-                assert columns.equity[index] - columns.maintenance[index] <= columns.error[index]
+                assert columns.equity[index] - columns.maintenance[index] < columns.error[index]
     return liquidatable
 
 
@@ -464,6 +470,39 @@ def test_the_screen_of_any_book_is_within_its_error(book: Book) -> None:
     row = load(found, "a", book)
     assert found.group(row).positions == book.group.positions
     assert_within_error(found, [row], found.evaluate())
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(books(positions=0), min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from([*SYMBOLS, "EUR-USD"]), st.sampled_from(["live", "stale", "never"])),
+    st.sampled_from(["0.3", "2", "9"]),
+)
+def test_the_screen_of_what_is_not_live_is_within_its_error_of_the_exact_bounds(
+    found_books: list[Book], states: dict[str, str], bound: str
+) -> None:
+    """In a full pass and in one over some rows; a position that nothing bounds is bounded in no screen."""
+    parameters = RiskParameters.build(
+        record if isinstance(record, PolicyParameters) else msgspec.structs.replace(record, stale_bound=bound)
+        for record in found_books[0].parameters.records.values()
+    )
+    found = Portfolio(parameters)
+    rows = []
+    for number, book in enumerate(found_books):
+        row = found.open_group("ab"[number % 2], f"group-{number}")
+        lots = {name: rule.quantity_increment for name, rule in parameters.instruments.items()}
+        positions = [
+            (p.symbol, format_decimal(p.quantity // lots[p.symbol] * lots[p.symbol]), format_decimal(p.cash))
+            for p in book.group.positions
+            if p.quantity // lots[p.symbol]
+        ]
+        found.load_group(row, {a: format_decimal(q) for a, q in book.group.balances.items()}, positions)
+        rows.append(row)
+    for symbol, mark in found_books[0].marks.items():
+        if states.get(symbol) != "never":
+            found.set_mark(symbol, mark, states.get(symbol) != "stale")
+    assert_within_error(found, rows, found.evaluate())
+    assert_within_error(found, rows[-1:], found.evaluate(np.array(rows[-1:])))
 
 
 def test_thousands_of_books_are_screened_within_their_error_at_any_marks() -> None:
@@ -502,7 +541,7 @@ def test_many_rows_are_picked_out_of_a_full_pass(monkeypatch: pytest.MonkeyPatch
     picked = found.evaluate(rows)
     monkeypatch.setattr("streams.margin.portfolio._SPARSE_ROWS", 0)
     passed = found.evaluate(rows)
-    for name in ("equity", "maintenance", "error", "decidable"):
+    for name in ("equity", "maintenance", "error", "decidable", "debt", "bounded"):
         np.testing.assert_allclose(getattr(picked, name), getattr(passed, name), rtol=1e-14)
     assert picked.equity[0] < 0 < picked.equity[1]
 
@@ -515,9 +554,7 @@ def test_the_error_is_small_beside_the_book() -> None:
 
 def test_no_rows_are_screened_as_no_rows() -> None:
     columns = portfolio().evaluate()
-    assert [column.size for column in (columns.equity, columns.maintenance, columns.error, columns.decidable)] == [
-        0
-    ] * 4
+    assert {getattr(columns, field.name).size for field in fields(columns)} == {0}
     found, _ = with_book()
     assert found.evaluate(np.empty(0, dtype=np.int64)).equity.dtype == np.float64
 

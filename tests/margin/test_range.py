@@ -358,11 +358,11 @@ def test_a_mark_outside_the_contract_is_refused(price: str) -> None:
 def test_a_health_ratio_is_held_within_what_a_message_can_carry() -> None:
     found = one("0.01", "0.01")
     found.set_mark("X-PERP", LEAST, True)
-    for amount, ratio in (("1000000", "999999999999999999"), ("-1000000", "-999999999999999999")):
-        found.load_group(0, {"USD": amount}, [("X-PERP", "0.01", "0")])
+    for cash, ratio in (("1000000", "999999999999999999"), ("-1000000", "-999999999999999999")):
+        found.load_group(0, {}, [("X-PERP", "0.01", cash)])
         health = evaluate(found.group(0), found.marks, found.parameters)
         assert health.health_ratio == Decimal(ratio)
-        assert health.liquidatable == (amount < "0")
+        assert health.liquidatable == (cash < "0")
 
 
 def test_a_scale_has_a_largest_cap() -> None:

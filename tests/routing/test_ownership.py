@@ -6,11 +6,16 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from schemas.codec import MESSAGE_BYTES_MAX, encode
+from schemas.messages import Trade, TradeSide
 from schemas.topics import REPORTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.routing import ownership
 from streams.routing.ownership import Ownership, memory_key
+from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds
+
+T0 = 1_700_000_000_000_000
 
 
 class Row:
@@ -105,40 +110,142 @@ def test_a_group_that_may_not_be_read_is_an_error_at_once() -> None:
     assert len(group.errors) == 1
 
 
-def row(last: dict[str, int], partition: int = 0) -> Row:
-    return Row(memory_key(partition), str(last).replace("'", '"').encode())
+def trade(trade_id: int, symbol: str = "A", **changes: Any) -> Trade:
+    side = TradeSide(account="alice", order_id="o", fee="0")
+    return Trade(
+        **{
+            "trade_id": trade_id,
+            "symbol": symbol,
+            "price": "1",
+            "quantity": "1",
+            "aggressor_side": "buy",
+            "maker": side,
+            "taker": side,
+            "event_time": T0 + trade_id,
+            **changes,
+        }
+    )
+
+
+def row(symbol: str, trade_id: int, partition: int = 0) -> Row:
+    """The row of a symbol whose only trade is the given one."""
+    memory = TradeIds()
+    memory.accept(trade(trade_id, symbol))
+    return Row(memory_key(partition, symbol), memory.symbols[symbol].row())
+
+
+def old_row(last: dict[str, int], partition: int = 0) -> Row:
+    return Row(memory_key(partition), encode(last))
+
+
+def recalled(rows: list[Row | None]) -> TradeIds:
+    owned, _ = begin(Log(0, 10, rows), Group(3), TRADES)
+    found = owned.find(TRADES, 0)
+    assert found is not None
+    return found.trade_ids
 
 
 @pytest.mark.parametrize(
     ("rows", "last"),
     [
         ([], {}),
-        ([row({"A": 1})], {"A": 1}),
-        ([row({"A": 1}), None, row({"A": 2, "B": 1}), None], {"A": 2, "B": 1}),
-        ([row({"A": 1}), *[None] * 5000], {"A": 1}),
-        ([row({"A": 2}), row({"A": 9}, partition=1)], {"A": 2}),
+        ([row("A", 1)], {"A": 1}),
+        ([row("A", 1), None, row("A", 2), row("B", 1), None], {"A": 2, "B": 1}),
+        ([row("A", 1), *[None] * 5000], {"A": 1}),
+        ([row("A", 2), row("A", 9, partition=1)], {"A": 2}),
+        ([row("A", 1), Row(memory_key(0, "A"), None)], {}),
+        ([old_row({"A": 1, "B": 7})], {"A": 1, "B": 7}),
+        ([old_row({"A": 1, "B": 7}), row("B", 8)], {"A": 1, "B": 8}),
+        ([old_row({"A": 1}), row("A", 2), old_row({"A": 1, "C": 3})], {"A": 2, "C": 3}),
     ],
-    ids=["none yet", "one", "the last one", "before many aborted ones", "of another partition"],
+    ids=[
+        "none yet",
+        "one",
+        "the last one of each",
+        "before many aborted ones",
+        "of another partition",
+        "one that was removed",
+        "the form before",
+        "the form before and what came since",
+        "the form before again",
+    ],
 )
-def test_the_memory_of_trade_ids_is_the_last_row(rows: list[Row | None], last: dict[str, int]) -> None:
-    owned, _ = begin(Log(0, 10, rows), Group(3), TRADES)
-    found = owned.find(TRADES, 0)
-    assert found is not None
-    assert found.trade_ids.last == last
+def test_the_memory_of_trade_ids_is_the_last_row_of_each_symbol(rows: list[Row | None], last: dict[str, int]) -> None:
+    assert recalled(rows).last == last
 
 
-def test_a_long_memory_log_is_read_from_its_end() -> None:
-    log = Log(0, 10, [row({"A": n}) for n in range(10_000)])
-    owned, _ = begin(log, Group(3), TRADES)
-    found = owned.find(TRADES, 0)
-    assert found is not None
-    assert found.trade_ids.last == {"A": 9999}
-    assert log.reads == [(9936, 10_000)]
+def test_a_memory_of_the_form_before_is_written_anew_symbol_by_symbol() -> None:
+    memory = recalled([old_row({"A": 4, "B": 7}), row("B", 8)])
+    assert memory.changed == {"A", "B"}
+    assert memory.migrated
+    again = TradeIds()
+    for symbol in memory.changed:
+        again.recall(symbol, memory.symbols[symbol].row())
+    assert again.last == {"A": 4, "B": 8}
 
 
-def test_a_memory_row_that_cannot_be_read_stops_the_router() -> None:
-    with pytest.raises(BrokerError, match=r"margin.router.v1\[0\]: the memory of trade ids cannot be read"):
-        begin(Log(0, 10, [Row(memory_key(0), b"[]")]), Group(3), TRADES)
+def test_a_repeat_is_known_by_its_id_alone_where_the_form_before_knows_no_more() -> None:
+    memory = recalled([old_row({"A": 10})])
+    assert memory.accept(trade(9)) == REPEATED
+    assert memory.accept(trade(12)) == 1
+    assert memory.accept(trade(9)) == REPEATED
+    with pytest.raises(RefusedTrade, match="the ids have begun anew"):
+        memory.accept(trade(1, event_time=T0 + 12 + MIGRATED_SLACK_US + 1))
+
+
+def test_a_memory_row_that_cannot_be_read_refuses_its_symbol_only(caplog: pytest.LogCaptureFixture) -> None:
+    memory = recalled([row("A", 1), Row(memory_key(0, "B"), b"[]"), row("B", 3, partition=1)])
+    assert memory.accept(trade(2)) == 0
+    assert memory.accept(trade(1, "C")) == 0
+    with pytest.raises(RefusedTrade, match="the memory of the trade ids of B cannot be read"):
+        memory.accept(trade(9, "B"))
+    assert "B" not in memory.last
+    (said,) = [record.__dict__["fields"] for record in caplog.records if record.message == "trade_ids_unreadable"]
+    assert said["key"] == "trades.v1:0:B"
+    assert "write a null value under the key 'trades.v1:0:B'" in said["reason"]
+
+
+def test_an_old_memory_row_that_cannot_be_read_refuses_the_symbols_without_a_row_of_their_own() -> None:
+    memory = recalled([Row(memory_key(0), b"[]"), row("A", 1)])
+    assert memory.accept(trade(2)) == 0
+    with pytest.raises(RefusedTrade, match="the memory of the trade ids of all symbols cannot be read"):
+        memory.accept(trade(9, "B"))
+    assert not memory.migrated
+    assert recalled([Row(memory_key(0), b"[]"), Row(memory_key(0), None)]).accept(trade(9, "B")) == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"{}", b'{"last":-1}', b'{"last":1,"window":"AA=="}', b'{"last":1,"window":"?"}']
+)
+def test_what_is_no_row_of_a_symbol_is_not_read_as_one(data: bytes) -> None:
+    memory = TradeIds()
+    memory.recall("A", data)
+    assert memory.unread.keys() == {"A"}
+
+
+SYMBOLS = 45_000
+
+
+def test_a_partition_of_many_symbols_is_taken_again() -> None:
+    """Options and prediction markets list thousands a month, all into the partitions of one topic."""
+    names = [f"BTC-{number % 28 + 1}DEC26-{number}-C" for number in range(SYMBOLS)]
+    memory = TradeIds()
+    for trade_id in range(1, 4):
+        for name in names:
+            memory.accept(trade(trade_id, name))
+    rows: list[Row | None] = [Row(memory_key(0, name), memory.symbols[name].row()) for name in names]
+    assert max(len(found.value() or b"") for found in rows if found is not None) < 1_000
+    again = recalled(rows)
+    assert again.last == dict.fromkeys(names, 3)
+    assert again.accept(trade(3, names[7])) == REPEATED
+    assert again.accept(trade(4, names[7])) == 0
+    assert again.changed == {names[7]}
+
+
+def test_an_old_row_of_more_symbols_than_a_message_may_hold_is_read() -> None:
+    last = {f"BTC-{number % 28 + 1}DEC26-{number}-C": 1_000_000 + number for number in range(SYMBOLS)}
+    assert len(encode(last)) > MESSAGE_BYTES_MAX
+    assert recalled([old_row(last)]).last == last
 
 
 def test_a_trades_partition_without_a_place_for_its_memory_stops_the_router() -> None:

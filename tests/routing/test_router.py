@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 import orjson
 import pytest
-from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
@@ -28,6 +28,7 @@ from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
 from streams.routing import router as router_module
+from streams.routing.concerned import concerned
 from streams.routing.ownership import memory_key
 from streams.routing.router import Router
 from streams.settings import Settings
@@ -376,6 +377,9 @@ def test_what_cannot_be_read_is_kept_as_it_came_and_its_neighbours_are_routed(
             assert letter.value() == original.value()
             headers = dict(letter.headers())
             assert headers.pop("dlq.reason")
+            whom = concerned(topic, original.key(), original.value())
+            assert tuple(orjson.loads(headers.pop("dlq.suspended"))) == whom.accounts
+            assert headers.pop("dlq.untold", None) == (None if whom.complete else b"1")
             assert headers == {
                 "dlq.topic": topic.encode(),
                 "dlq.partition": str(original.partition()).encode(),
@@ -422,8 +426,9 @@ def test_a_router_killed_at_any_point_neither_loses_nor_repeats(
     exchange.assert_routed_once(range(1, 1201), range(1, 50 * len(CRASHES) + 1))
     with LogReader(settings.kafka, "test") as reader:
         partition = partition_of(exchange.symbol.encode(), reader.partitions(TRADES))
-        rows = [m for m in reader.read_range(ROUTER, partition, 0) if m.key() == memory_key(partition)]
-    assert orjson.loads(rows[-1].value() or b"")[exchange.symbol] == 1200
+        key = memory_key(partition, exchange.symbol)
+        rows = [m for m in reader.read_range(ROUTER, partition, 0) if m.key() == key]
+    assert orjson.loads(rows[-1].value() or b"")["last"] == 1200
 
 
 def test_another_router_takes_over_from_a_killed_one(exchange: Exchange, start: Callable[..., Process]) -> None:
@@ -599,7 +604,7 @@ def test_a_router_that_can_never_commit_gives_up_and_says_why(
 def test_the_clock_of_the_frames_never_goes_back(
     exchange: Exchange, run: Callable[..., InThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = itertools.cycle([1723161300000000_000, 1723161200000000_000])
+    times = itertools.cycle([1723161300000000_000, 1723161299000000_000])
     monkeypatch.setattr(time, "time_ns", lambda: next(times))
     run()
     for trade_id in (1, 2, 3):
@@ -608,7 +613,7 @@ def test_the_clock_of_the_frames_never_goes_back(
     frames = [_FRAME(m.value()) for m in exchange.log(EVENTS).records()]
     times_us = [frame.time for frame in frames if exchange.alice in frame.fills.account]
     assert times_us == sorted(times_us)
-    assert times_us[0] >= 1723161200000000
+    assert times_us[0] >= 1723161299000000
 
 
 def test_topics_that_are_not_as_the_contract_says_stop_the_router(settings: Settings) -> None:
@@ -632,3 +637,102 @@ def test_gaps_and_repeats_are_logged_once_a_batch(
     assert said()["trades_repeated"] == {"count": 2}
     (gap,) = said()["trades_missing"]["gaps"]
     assert (gap.symbol, gap.trade_id, gap.missing) == (exchange.symbol, 7, 4)
+
+
+# --- the memory of trades --------------------------------------------------------------------------------------------
+
+
+def suspended(exchange: Exchange) -> dict[str, list[str]]:
+    """The accounts of this exchange that the frames suspend, and why."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for message in exchange.log(EVENTS).records():
+        for told in _FRAME(message.value()).suspensions:
+            if told.account.endswith(f"-{exchange.name}"):
+                found[told.account].append(told.reason)
+    return found
+
+
+def test_a_trade_that_contradicts_one_that_was_routed_suspends_its_accounts_over_a_restart(
+    exchange: Exchange, start: Callable[..., Process]
+) -> None:
+    first = start()
+    exchange.trades([1, 2, 3])
+    exchange.wait_for_trade(3)
+    assert first.stop() == 0, first.log()
+    second = start()
+    exchange.trades([1, 2, 3])
+    exchange.send(
+        TRADES,
+        exchange.records.trade(
+            2,
+            symbol=exchange.symbol,
+            quantity="7",
+            taker=exchange.records.side(exchange.alice),
+            maker=exchange.records.side(exchange.bob),
+        ),
+    )
+    exchange.trades([4])
+    exchange.wait_for_trade(4)
+    assert second.stop() == 0, second.log()
+    exchange.assert_routed_once(range(1, 5))
+    assert {account: len(reasons) for account, reasons in suspended(exchange).items()} == {
+        exchange.alice: 1,
+        exchange.bob: 1,
+    }
+    assert "trade 2" in suspended(exchange)[exchange.alice][0]
+
+
+def test_offsets_that_are_set_back_suspend_nobody(
+    exchange: Exchange, settings: Settings, start: Callable[..., Process]
+) -> None:
+    first = start()
+    exchange.trades(range(1, 201))
+    exchange.wait_for_trade(200)
+    assert first.stop() == 0, first.log()
+    consumer = Consumer(config.consumer(settings.kafka, "test", settings.router.group_id))
+    with LogReader(settings.kafka, "test") as reader:
+        places = [
+            TopicPartition(TRADES, partition, reader.watermarks(TRADES, partition)[0])
+            for partition in range(reader.partitions(TRADES))
+        ]
+    eventually(lambda: set_back(consumer, places), "the group's offsets")
+    consumer.close()
+    second = start()
+    exchange.trades([201])
+    exchange.wait_for_trade(201)
+    assert second.stop() == 0, second.log()
+    exchange.assert_routed_once(range(1, 202))
+    assert suspended(exchange) == {}
+
+
+def set_back(consumer: Consumer, places: list[TopicPartition]) -> bool:
+    """Commit ``places`` for a group without members."""
+    try:
+        consumer.commit(offsets=places, asynchronous=False)
+    except KafkaException:
+        return False
+    return True
+
+
+def test_a_router_whose_partition_has_many_symbols_starts_again(
+    exchange: Exchange, start: Callable[..., Process]
+) -> None:
+    symbols = [f"{exchange.name}-{number % 28 + 1}DEC26-{number}-C"[-32:] for number in range(45_000)]
+    sides = {"taker": exchange.records.side(exchange.alice), "maker": exchange.records.side(exchange.bob)}
+    for symbol in symbols:
+        exchange.send(TRADES, exchange.records.trade(1, symbol=symbol, **sides), key=exchange.symbol)
+    exchange.trades([5])
+    first = start()
+    exchange.wait_for_trade(5)
+    assert first.stop() == 0, first.log()
+    second = start()
+    exchange.send(TRADES, exchange.records.trade(1, symbol=symbols[7], **sides), key=exchange.symbol)
+    exchange.send(TRADES, exchange.records.trade(2, symbol=symbols[7], **sides), key=exchange.symbol)
+    exchange.trades([6])
+    exchange.wait_for_trade(6)
+    assert second.stop() == 0, second.log()
+    recalled = [orjson.loads(line) for line in second.log().splitlines() if "trade_ids_recalled" in line]
+    assert max(found["symbols"] for found in recalled) >= len(symbols)
+    of_one = [row["trade_id"] for row in exchange.rows("fills") if row["symbol"] == symbols[7]]
+    assert of_one == [1, 1, 2, 2]
+    assert suspended(exchange) == {}

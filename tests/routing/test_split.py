@@ -15,7 +15,7 @@ from schemas.partitioning import shard_of
 from schemas.topics import REPORTS, TRADES, TRANSFERS
 from streams.routing import frames as frames_module
 from streams.routing.frames import FRAME_BYTES_MAX
-from streams.routing.split import GAPS_NAMED_MAX, Counts, Splitter
+from streams.routing.split import GAPS_NAMED_MAX, Counts, RefusedRecord, Splitter
 from streams.routing.trade_ids import TradeIds
 
 SHARDS = 4
@@ -118,7 +118,7 @@ def test_what_was_taken_is_gone(records: Any) -> None:
         ([900], [900], 0, 0),  # the first id seen of a symbol is no gap
         ([1, 1, 2, 1, 2, 3], [1, 2, 3], 3, 0),
         ([1, 4], [1, 4], 0, 2),
-        ([5, 3, 6], [5, 6], 1, 0),  # late is a repeat: ids rise strictly
+        ([5, 3, 6], [5, 6], 1, 0),  # from before the first one that was read, and no newer
         ([0, 0, 1], [0, 1], 1, 0),
         ([1, 2**63 - 1], [1, 2**63 - 1], 0, 2**63 - 3),
     ],
@@ -139,7 +139,10 @@ def test_ids_are_remembered_per_symbol(records: Any) -> None:
 
 
 def test_a_memory_read_back_knows_the_repeats(records: Any) -> None:
-    _, counts = routed((TRADES, records.trade(5)), (TRADES, records.trade(6)), ids=TradeIds({"BTC-PERP": 5}))
+    before, after = TradeIds(), TradeIds()
+    routed((TRADES, records.trade(5)), ids=before)
+    after.recall("BTC-PERP", before.symbols["BTC-PERP"].row())
+    _, counts = routed((TRADES, records.trade(5)), (TRADES, records.trade(6)), ids=after)
     assert (counts.repeats, counts.fills) == (1, 2)
 
 
@@ -212,7 +215,7 @@ TRADE = st.tuples(
     st.just(TRADES),
     st.fixed_dictionaries(
         {
-            "trade_id": st.integers(0, 30),
+            "trade_id": st.integers(0, 15),
             "symbol": st.sampled_from(["BTC-PERP", "ETH-PERP", "SOL-PERP"]),
             "price": st.just("10"),
             "quantity": QUANTITIES,
@@ -245,25 +248,41 @@ TRANSFER = st.tuples(
 def test_every_event_lands_once_on_its_shard_in_order(
     rows_of: Any, batches: list[list[tuple[str, dict[str, Any]]]], shards: int
 ) -> None:
+    """The window of the memory is larger than any symbol has trades here, so every repeat is known by content."""
     splitter, ids = Splitter(shards), TradeIds()
     expected: dict[str, list[Any]] = defaultdict(list)
+    told: dict[str, int] = defaultdict(int)
     last: dict[str, int] = {}
+    seen: dict[tuple[str, int], dict[str, Any]] = {}
+    first: dict[str, int] = {}
     repeats, counted = 0, Counts()
     frames: list[tuple[int, bytes]] = []
     for batch in batches:
         for topic, value in batch:
-            splitter.add(topic, orjson.dumps(value), ids)
+            refused = False
+            try:
+                splitter.add(topic, orjson.dumps(value), ids)
+            except RefusedRecord:
+                refused = True
             if topic == TRANSFERS:
                 expected[value["account"]].append((value["sequence"], value["amount"]))
-            elif value["trade_id"] <= last.get(value["symbol"], -1):
-                repeats += 1
-            else:
-                last[value["symbol"]] = value["trade_id"]
-                for side, sign in (("taker", ""), ("maker", "-")):
-                    sign = sign if value["aggressor_side"] == "buy" else {"": "-", "-": ""}[sign]
-                    expected[value[side]["account"] + "/fills"].append(
-                        (value["symbol"], value["trade_id"], sign + value["quantity"])
-                    )
+                continue
+            symbol, trade_id = value["symbol"], value["trade_id"]
+            if trade_id <= last.get(symbol, -1):
+                known = seen.get((symbol, trade_id))
+                is_repeat = known == value if known is not None else trade_id < first[symbol]
+                assert refused is not is_repeat
+                repeats += is_repeat
+                for account in () if is_repeat else {value["maker"]["account"], value["taker"]["account"]}:
+                    told[account] += 1
+                continue
+            assert not refused
+            last[symbol] = trade_id
+            first.setdefault(symbol, trade_id)
+            seen[symbol, trade_id] = value
+            for side, sign in (("taker", ""), ("maker", "-")):
+                sign = sign if value["aggressor_side"] == "buy" else {"": "-", "-": ""}[sign]
+                expected[value[side]["account"] + "/fills"].append((symbol, trade_id, sign + value["quantity"]))
         taken, counts = splitter.take(TIME_US)
         frames += taken
         counted.repeats += counts.repeats
@@ -277,6 +296,12 @@ def test_every_event_lands_once_on_its_shard_in_order(
         assert shard == shard_of(row["account"], shards)
         found[row["account"] + "/fills"].append((row["symbol"], row["trade_id"], row["quantity"]))
     assert found == expected
+    suspended: dict[str, int] = defaultdict(int)
+    for shard, data in frames:
+        for suspension in Decoder[EventFrame](EventFrame)(data).suspensions:
+            assert shard == shard_of(suspension.account, shards)
+            suspended[suspension.account] += 1
+    assert suspended == told
     assert sum(Decimal(row["quantity"]) for _, row in fills) == 0
     assert (counted.repeats, counted.fills) == (repeats, len(fills))
     assert ids.last == last

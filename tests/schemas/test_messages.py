@@ -15,7 +15,7 @@ from schemas import generate
 from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
 from schemas.messages import LiquidationCommand, Trade
 from schemas.topics import COMMANDS, EVENTS, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
-from schemas.types import DERIVED_DIGITS_MAX, INTEGER_DIGITS_MAX
+from schemas.types import DERIVED_DIGITS_MAX, INTEGER_DIGITS_MAX, RESERVED_ACCOUNTS
 
 DECODERS: dict[str, Decoder[Any]] = {topic: Decoder(kind) for topic, kind in generate.MESSAGE_TYPES.items()}
 SAMPLES = [(topic, path) for topic in generate.MESSAGE_TYPES for path in generate.samples(topic)]
@@ -265,3 +265,33 @@ def test_deep_nesting_is_refused_without_a_crash() -> None:
     for decode in DECODERS.values():
         with pytest.raises(DecodeError):
             decode(b'{"a":' * 100_000)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+REPORT = {"account": "alice", "command_id": "c", "order_id": "o", "status": "filled", "filled_quantity": "1"}
+
+
+def frame_with_reports() -> dict[str, Any]:
+    return sample(EVENTS) | {"reports": {name: [value] for name, value in REPORT.items()}}
+
+
+@pytest.mark.parametrize("kind", ["transfers", "fills", "reports"])
+@pytest.mark.parametrize(
+    "account", ["", "a b", "ä", "a\n", "x" * 129, f"{RESERVED_ACCOUNTS}shard:0"], ids=lambda text: f"{text!r:.20}"
+)
+def test_a_frame_names_only_what_can_be_an_account(kind: str, account: str) -> None:
+    frame = frame_with_reports()
+    DECODERS[EVENTS](orjson.dumps(frame))
+    frame[kind]["account"][-1:] = [account]
+    with pytest.raises(DecodeError, match="account"):
+        DECODERS[EVENTS](orjson.dumps(frame))
+
+
+@pytest.mark.parametrize("kind", ["transfers", "fills", "reports"])
+def test_the_columns_of_a_frame_are_of_one_length(kind: str) -> None:
+    for name in frame_with_reports()[kind]:
+        frame = frame_with_reports()
+        frame[kind][name] = frame[kind][name] * 2
+        with pytest.raises(DecodeError, match="lengths"):
+            DECODERS[EVENTS](orjson.dumps(frame))

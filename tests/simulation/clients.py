@@ -10,13 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_CREATE_TIME,
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 
+from schemas.topics import all_topics
 from tests.simulation.groups import HEARTBEAT_US, Place
 from tests.simulation.log import Cluster, Concurrent, Fenced, InvalidState, Partition, Record
 from tests.simulation.scheduler import Process
 
 _ABORTABLE_US = 2_000
+APPEND_TIME = {topic.name for topic in all_topics() if topic.append_time}
+"""The topics whose records carry the brokers' time."""
 
 
 @dataclass(slots=True)
@@ -100,7 +110,8 @@ class FakeMessage:
         return None if self._record is None else self._record.headers
 
     def timestamp(self) -> tuple[int, int]:
-        return (1, 0 if self._record is None else self._record.time_ms)
+        kind = TIMESTAMP_LOG_APPEND_TIME if self._place[0] in APPEND_TIME else TIMESTAMP_CREATE_TIME
+        return (kind, 0 if self._record is None else self._record.time_ms)
 
 
 class _Metadata:

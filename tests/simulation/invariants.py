@@ -15,9 +15,12 @@ from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
+
 from schemas import partitioning
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, EventFrame, GroupRow, JournalRecord, LiquidationCommand
+from schemas.messages import AccountRow, Alert, EventFrame, GroupRow, JournalRecord, LiquidationCommand
+from schemas.parameters import PolicyParameters
 from schemas.topics import (
     ACCOUNTS,
     ALERTS,
@@ -32,24 +35,38 @@ from schemas.topics import (
     TRANSFERS,
     dead_letter_topic,
 )
+from schemas.types import RESERVED_ACCOUNTS, shard_account
+from streams.clearing.account import WITHOUT_ORDERS
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
+from streams.margin.group import Group, Position
+from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
 from tests.simulation.ledger import Ledger
 from tests.simulation.log import COMMITTED, Cluster, Partition, Record, Transaction
 from tests.simulation.redis import Server
-from tests.simulation.scheduler import Scheduler, Violation
-from tests.simulation.workload import STEPS
+from tests.simulation.scheduler import EPOCH_US, Scheduler, Violation
+from tests.simulation.workload import Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
 
+CLOCK_SKEW_US = 1000 * PolicyParameters().clock_skew_ms_max
+
+
+class _LastId(msgspec.Struct):
+    """What of a memory row others may know."""
+
+    last: int
+
+
 _FRAME = Decoder[EventFrame](EventFrame)
 _COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
+_ALERT = Decoder[Alert](Alert)
 _ROW = Decoder[AccountRow](AccountRow)
 _JOURNAL = Decoder[JournalRecord](JournalRecord)
-_IDS = Decoder[dict[str, int]](dict[str, int])
+_IDS = Decoder[_LastId](_LastId)
 
 shard_of = lru_cache(maxsize=10_000)(partitioning.shard_of)
 
@@ -78,14 +95,21 @@ class Watch:
         self.commands: set[str] = set()
         self.repeated = self.lost = 0
         self.letters: set[Letter] = set()
+        self.told: dict[str, set[str]] = {}
+        """The kinds of alerts that each account has had."""
         self._alerts: set[str] = set()
-        self._trade_ids: dict[int, dict[str, int]] = {}
+        self._trade_ids: dict[tuple[int, str], int] = {}
+        """The last id of each symbol in each partition."""
         self._scheduler = scheduler
         self._server = server
         self._rules: list[RiskParameters] = [RiskParameters.empty()]
         self._mark_rows: set[bytes] = set()
         self._marks_seen = 0
         server.on_write, server.on_token = self.on_redis_write, self.on_token
+
+    @property
+    def now_us(self) -> int:
+        return self._scheduler.now
 
     # --- transactions ------------------------------------------------------------------------------------------------
 
@@ -132,13 +156,17 @@ class Watch:
     ) -> None:
         expected: Counter[tuple[Any, ...]] = Counter()
         refused: set[Letter] = set()
+        before = dict(self._trade_ids)
         for (topic, number), end in offsets.items():
             first = self.routed.get((topic, number), 0)
             require(end > first, "a routed record is not routed again", lambda: f"{topic}[{number}] {first} {end}")
             self.routed[topic, number] = end
             for record in self.cluster.topics[topic][number].records[first:end]:
-                if record.decoded is None:
+                if record.decoded is None or isinstance(record.decoded, Refused):
                     refused.add((topic, number, record.offset))
+                    for account in record.decoded.accounts if record.decoded else ():
+                        to = shard_of(account, len(self.shards))
+                        expected[to, "suspension", account, topic, number, record.offset] += 1
                 else:
                     self._expect(expected, topic, number, record.decoded)
         found: Counter[tuple[Any, ...]] = Counter()
@@ -146,13 +174,16 @@ class Watch:
             _count_events(found, partition.number, _FRAME(record.value))
         require(
             found == expected,
-            "every trade, transfer and report is routed exactly once, to its shard",
+            "every trade, transfer, report and suspension is routed exactly once, to its shard",
             lambda: f"missing {expected - found}, too many {found - expected}",
         )
         letters = set(self._letters_of(by_topic))
         require(letters == refused, "what cannot be read is in the dead letters", lambda: f"{letters} {refused}")
-        memories = {partition.number: _IDS(record.value) for partition, record in by_topic.get(ROUTER, ())}
-        touched = {number: self._trade_ids.get(number, {}) for topic, number in offsets if topic == TRADES}
+        memories = {
+            (partition.number, (record.key or b"").decode().rpartition(":")[2]): _IDS(record.value).last
+            for partition, record in by_topic.get(ROUTER, ())
+        }
+        touched = {place: last for place, last in self._trade_ids.items() if before.get(place) != last}
         require(memories == touched, "the memory of trade ids is that of the log", lambda: f"{memories} {touched}")
 
     def _expect(self, expected: Counter[tuple[Any, ...]], topic: str, number: int, message: Any) -> None:
@@ -166,10 +197,9 @@ class Watch:
             to = shard_of(message.account, count)
             expected[to, "report", message.order_id, message.status, message.filled_quantity] += 1
         else:
-            ids = self._trade_ids.setdefault(number, {})
-            if message.trade_id <= ids.get(message.symbol, -1):
+            if message.trade_id <= self._trade_ids.get((number, message.symbol), -1):
                 return
-            ids[message.symbol] = message.trade_id
+            self._trade_ids[number, message.symbol] = message.trade_id
             taker_buys = message.aggressor_side == "buy"
             for side, buys in ((message.taker, taker_buys), (message.maker, not taker_buys)):
                 quantity = message.quantity if buys else f"-{message.quantity}"
@@ -197,14 +227,23 @@ class Watch:
                     self.repeated += 1
                 require(identifier not in ids, f"an id is in {topic} once", lambda: identifier)
                 ids.add(identifier)
-                home = committed[shard_of((record.key or b"").decode(), len(self.shards))]
+                home = committed[self._home((record.key or b"").decode())]
                 (home.commands if topic == COMMANDS else home.alerts).append(record)
+                if topic == ALERTS:
+                    alert = _ALERT(record.value)
+                    self.told.setdefault(alert.account, set()).add(alert.kind)
         for _, record in by_topic.get(dead_letter_topic(EVENTS), ()):
             committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
         for number, found in committed.items():
             offset = offsets.get((EVENTS, number))
             if found.journals or offset is not None or found.rows or found.commands or found.alerts:
                 self.shards[number].commit(found, offset)
+
+    def _home(self, account: str) -> int:
+        """The shard that an account, or what stands for one, is of."""
+        if not account.startswith(RESERVED_ACCOUNTS):
+            return shard_of(account, len(self.shards))
+        return next(number for number in range(len(self.shards)) if account == shard_account(number))
 
     def rules(self, end: int) -> RiskParameters:
         """The parameters after the records before ``end``."""
@@ -278,11 +317,13 @@ class Watch:
                     cash += truth.add_up(group, quantities)
             transferred += truth.ledger.transferred
             fees += truth.ledger.fees
-        if not any(truth.ledger.unapplied for truth in self.shards):
+        if not any(any(truth.ledger.waiting.values()) for truth in self.shards):
             require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
             require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
         for topic in (PARAMETERS, MARKS):
             self._check_letters(topic)
+        for truth in self.shards:
+            truth.check_reach(self.told)
 
     def _check_letters(self, topic: str) -> None:
         """What nobody can read in the logs that every worker reads is in the dead letters, from the first claim on."""
@@ -323,12 +364,14 @@ class ShardTruth:
         self.claims: set[int] = set()
         self.journals: list[JournalRecord] = []
         self.rows: dict[str, list[tuple[int, bytes | None]]] = {}
-        self.ledger = Ledger(set(STEPS))
+        self.ledger = Ledger()
         self.evicted = False
         self._journal_offset = -1
         self._replay = Shard(number)
         self._watch = watch
         self._sequences: dict[str, int] = {}
+        self._refused: list[bytes | None] = []
+        self._appended_us = 0
 
     # --- a commit ----------------------------------------------------------------------------------------------------
 
@@ -349,12 +392,22 @@ class ShardTruth:
             self._claim(journal, written.offset, found)
         else:
             self._compare(journal, written, found)
+            self._check_clock(journal)
         for account, record in found.rows:
             self.rows.setdefault(account, []).append((record.offset, record.value))
         for record in found.commands:
             self._see_command(record)
         self.journals.append(journal)
         self._journal_offset = self._replay.journal_previous = written.offset
+
+    def _check_clock(self, journal: JournalRecord) -> None:
+        """Whatever the clocks of routers and oracles say."""
+        now_us = EPOCH_US + self._watch.now_us
+        require(
+            self._appended_us - CLOCK_SKEW_US <= journal.clock <= now_us + CLOCK_SKEW_US,
+            "a shard's clock is the brokers', more or less",
+            lambda: f"shard {self.number}: {journal.clock}, appended {self._appended_us}, now {now_us}",
+        )
 
     def _check_chain(self, journal: JournalRecord, offset: int) -> None:
         last = self.journals[-1] if self.journals else None
@@ -378,12 +431,14 @@ class ShardTruth:
 
     def _begin(self, journal: JournalRecord) -> None:
         """The first claim: the shard begins with the parameters and the prices of then."""
-        self._replay = Shard(self.number, self._watch.rules(journal.parameters.next))
+        rules = self._watch.rules(journal.parameters.next)
+        self._replay = Shard(self.number, rules)
+        self.ledger.learn(rules)
         self._replay.resume(journal)
         marks = self._watch.cluster.topics[MARKS][0].records
         for record in marks[: journal.marks.next]:
             if record.decoded is not None:
-                self._replay.recall_marks(record.offset, record.decoded)
+                self._replay.recall_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
     # --- the replay --------------------------------------------------------------------------------------------------
 
@@ -395,7 +450,11 @@ class ShardTruth:
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in found.rows]),
             ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in found.commands)),
             ("alerts", sorted(map(encode, output.alerts)), sorted(r.value or b"" for r in found.alerts)),
-            ("dead letters", [letter.frame for letter in output.unapplied], [r.value for r in found.letters]),
+            (
+                "dead letters",
+                [*(letter.frame for letter in output.unapplied), *self._refused],
+                [r.value for r in found.letters],
+            ),
             ("journal", encode(output.journal), written.value),
         ]
         for what, replayed, committed in pairs:
@@ -414,6 +473,7 @@ class ShardTruth:
 
     def _replayed(self, journal: JournalRecord) -> Output:
         shard = self._replay
+        self._refused = []
         split = journal.marks_before
         self._walk(journal.marks.first, split)
         shard.marks_next = split
@@ -421,12 +481,19 @@ class ShardTruth:
             for offset in range(journal.parameters.first, journal.parameters.next):
                 with suppress(InputError):
                     shard.apply_parameters(offset, self._watch.rules(offset + 1))
+                    self.ledger.learn(self._watch.rules(offset + 1))
             shard.decide_touched(everything=True)
         if journal.events.first < journal.events.next:
             partition = self._watch.cluster.topics[EVENTS][self.number]
             for record in partition.committed(journal.events.first, journal.events.next):
-                frame = self._frame(record)
-                shard.apply_events(record.offset, frame)
+                try:
+                    frame = self._frame(record)
+                except DecodeError as error:
+                    shard.skip_events(record.offset, str(error))
+                    self._refused.append(record.value)
+                    continue
+                self._appended_us = max(self._appended_us, 1000 * record.time_ms)
+                shard.apply_events(record.offset, frame, 1000 * record.time_ms)
                 self.ledger.apply(frame)
             shard.decide_touched()
         self._walk(split, journal.marks.next)
@@ -436,7 +503,8 @@ class ShardTruth:
     def _walk(self, first: int, end: int) -> None:
         for record in self._watch.cluster.topics[MARKS][0].records[first:end]:
             if record.decoded is not None:
-                self._replay.apply_marks(record.offset, record.decoded)
+                self._appended_us = max(self._appended_us, 1000 * record.time_ms)
+                self._replay.apply_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
     @staticmethod
     def _frame(record: Record) -> EventFrame:
@@ -486,9 +554,29 @@ class ShardTruth:
     def check_rows(self) -> None:
         """The last rows equal the fold, accounts without a row included."""
         last = {row.account: row for row in self.decoded_rows()}
-        for account in sorted(last.keys() | self.ledger.groups.keys() | self.ledger.unapplied.keys()):
+        for account in sorted(last.keys() | self.ledger.accounts):
             differs = self.ledger.differs(account, last.get(account))
             require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
+
+    def check_reach(self, told: dict[str, set[str]]) -> None:
+        """Whoever is below the requirement, whatever the marks that are not live may be, has a command or is told."""
+        shard = self._replay
+        stale = {
+            symbol for symbol in (*shard.parameters.instruments, *shard.portfolio.marks) if not shard.has_live(symbol)
+        }
+        for row in self.decoded_rows():
+            for group in row.groups:
+                positions = tuple(Position(p.symbol, Decimal(p.quantity), Decimal(p.cash)) for p in group.positions)
+                balances = {asset: Decimal(amount) for asset, amount in group.balances.items()}
+                exact = Group(row.account, group.margin, balances, positions)
+                if not evaluate(exact, shard.portfolio.marks, shard.parameters, stale=stale).liquidatable:
+                    continue
+                kinds = told.get(row.account, set())
+                if row.status == "suspended":
+                    is_reached = row.told_liquidatable and "suspended_liquidatable" in kinds
+                else:
+                    is_reached = group.command is not None or (group.status in WITHOUT_ORDERS and group.status in kinds)
+                require(is_reached, "nobody is left out of reach", lambda: f"{row.account} {group}")
 
     @staticmethod
     def add_up(group: GroupRow, quantities: Counter[str]) -> Decimal:
@@ -534,6 +622,8 @@ def _difference(replayed: Any, committed: Any) -> str:
 
 
 def _count_events(found: Counter[tuple[Any, ...]], shard: int, frame: EventFrame) -> None:
+    for told in frame.suspensions:
+        found[shard, "suspension", told.account, told.topic, told.partition, told.offset] += 1
     transfers, fills, reports = frame.transfers, frame.fills, frame.reports
     for row in zip(
         transfers.account, transfers.margin, transfers.asset, transfers.amount, transfers.sequence, strict=True

@@ -10,18 +10,21 @@ from typing import Any
 
 from confluent_kafka import Consumer
 
+import streams.clearing.account as account_module
 import streams.clearing.engine as engine_module
 import streams.clearing.restore as restore_module
 import streams.clearing.shard as shard_module
-import streams.routing.ownership as ownership_module
 import streams.routing.router as router_module
 from schemas.topics import ACCOUNTS, ROUTER
 from streams.broker import producer as producer_module
 from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import poll_batch
+from streams.clearing.account import AccountState
 from streams.clearing.engine import Engine
 from streams.clearing.shard import Shard
-from streams.routing.trade_ids import TradeIds
+from streams.clearing.transfers import TransferSequences
+from streams.routing.frames import ShardFrames
+from streams.routing.trade_ids import SymbolMemory, TradeIds
 from tests.simulation.redis import Server
 from tests.simulation.scenario import Mode
 
@@ -185,7 +188,28 @@ def trade_ids_are_not_written() -> Iterator[None]:
 @_mutation("routed exactly once")
 def trade_ids_are_not_read() -> Iterator[None]:
     """Repeats that come after a change of owner are routed."""
-    with _replaced((ownership_module, "TradeIds", lambda *_: TradeIds())):
+    with _replaced((TradeIds, "recall", lambda *_: None)):
+        yield
+
+
+@_mutation("suspension is routed exactly once", seeds=200)
+def a_trade_that_contradicts_is_a_repeat() -> Iterator[None]:
+    """Another trade under an id that was routed is dropped, and nobody is told."""
+    with _replaced((SymbolMemory, "check_repeat", lambda *_: None)):
+        yield
+
+
+@_mutation("suspension is routed exactly once", seeds=200)
+def a_refused_record_tells_nobody() -> Iterator[None]:
+    """Accounts keep a state that is not theirs."""
+    with _replaced((ShardFrames, "add_suspension", lambda *_: None)):
+        yield
+
+
+@_mutation("a shard's clock is the brokers'")
+def the_clocks_of_hosts_are_believed() -> Iterator[None]:
+    """One router ahead by a year makes every mark stale for as long."""
+    with _replaced((shard_module, "bounded_us", lambda time_us, *_: time_us)):
         yield
 
 
@@ -206,6 +230,73 @@ def marks_are_not_walked_after_a_takeover() -> Iterator[None]:
 def shards_are_retaken_with_their_memory() -> Iterator[None]:
     """What was taken out of the shard for the commit that failed is lost."""
     with _replaced((Engine, "_abandon", lambda _: None)):
+        yield
+
+
+@_mutation("applied exactly once")
+def an_overtaken_transfer_is_dropped() -> Iterator[None]:
+    """A lower sequence is taken for a repeat."""
+    take = TransferSequences.take
+
+    def _take(self: TransferSequences, sequence: int) -> Any:
+        return "repeat" if sequence <= self.last else take(self, sequence)
+
+    with _replaced((TransferSequences, "take", _take)):
+        yield
+
+
+@_mutation("applied exactly once")
+def a_credit_that_cannot_be_applied_suspends() -> Iterator[None]:
+    """Whoever deposits an asset that is not known yet cannot be liquidated."""
+    with _replaced((Shard, "_park", lambda *_: False)):
+        yield
+
+
+@_mutation("applied exactly once", seeds=300)
+def a_fill_overtakes_one_that_waits() -> Iterator[None]:
+    """Where a position is flat its profit becomes balance: two fills that change places leave another balance."""
+    with _replaced((AccountState, "waits_behind", lambda *_: False)):
+        yield
+
+
+@_mutation("applied exactly once", seeds=300)
+def what_waits_for_parameters_waits_for_ever() -> Iterator[None]:
+    """A trade ahead of its finer tick suspends both accounts for good."""
+    with _replaced((Shard, "_apply_held_back", lambda *_: None)):
+        yield
+
+
+@_mutation(*_REPLAY)
+def what_waits_is_forgotten_at_a_restart() -> Iterator[None]:
+    """The row is read without the transfers and fills that its account holds back."""
+    restore = account_module.restore_account
+
+    def forget(row: Any, portfolio: Any) -> AccountState:
+        state = restore(row, portfolio)
+        state.parked, state.waiting_fills = [], []
+        return state
+
+    with _replaced((account_module, "restore_account", forget)):
+        yield
+
+
+@_mutation("nobody is left out of reach", mode="liveness")
+def a_group_with_nothing_to_trade_is_not_told() -> Iterator[None]:
+    """An account that owes and holds nothing is never seen."""
+    with _replaced((Shard, "_strand", lambda *_: None)):
+        yield
+
+
+@_mutation(*_REPLAY, seeds=200)
+def a_symbol_without_a_mark_is_forgotten_at_a_restart() -> Iterator[None]:
+    """Whoever takes the shard counts anew how long a mark has been missing."""
+    resume = Shard.resume
+
+    def forget(self: Shard, record: Any) -> None:
+        resume(self, record)
+        self.awaited.resume({}, ())
+
+    with _replaced((Shard, "resume", forget)):
         yield
 
 
@@ -239,7 +330,7 @@ def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, *_JOURNAL, seeds=300)
+@_mutation(*_REPLAY, *_JOURNAL, seeds=300, slow_fetch=0.8)
 def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
     """The shard's last owner had read further than the one that takes it."""
     take = Engine._take

@@ -40,6 +40,9 @@ _RATES = {
     "slow_markers": (0.02, 0.3),
 }
 
+WRONG_CLOCKS_US = (0, 0, 3_000_000, -3_000_000, 90_000_000, -90_000_000, 31_536_000_000_000)
+"""How far the clock of a router's or the oracle's host may be off, where they are at all."""
+
 _script = cache(writer._script)  # read once, not at every start of a process
 
 EVENTS_KINDS = (
@@ -89,6 +92,7 @@ class Scenario:
     constants: dict[str, Any]
     rates: Rates
     skew_us: int
+    wrong_clocks_us: tuple[int, ...]
     faults: tuple[Fault, ...]
     busy_us: int
 
@@ -108,6 +112,7 @@ class Scenario:
             constants=_constants(random),
             rates=_rates(random),
             skew_us=random.choice((0, 0, 2_000, 100_000, 1_000_000)),
+            wrong_clocks_us=random.choice(((), (), (), WRONG_CLOCKS_US)),
             faults=_faults(random, busy_us),
             busy_us=busy_us,
         )

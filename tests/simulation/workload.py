@@ -6,11 +6,25 @@ cannot be read), so what the pipeline makes of the bytes is checked against the 
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
 from random import Random
 from typing import Any, Literal
 
+import orjson
+from msgspec.structs import replace
+
 from schemas.codec import encode
-from schemas.messages import LiquidationCommand, LiquidationReport, Mark, MarkFrame, Trade, TradeSide, Transfer
+from schemas.messages import (
+    CommandOrder,
+    LiquidationCommand,
+    LiquidationReport,
+    Mark,
+    MarkFrame,
+    Trade,
+    TradeSide,
+    Transfer,
+)
 from schemas.parameters import (
     AssetParameters,
     CollateralTier,
@@ -20,7 +34,8 @@ from schemas.parameters import (
     Parameter,
     PolicyParameters,
 )
-from schemas.topics import MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
+from schemas.topics import EVENTS, MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
+from streams.margin.fixed_point import format_decimal
 from tests.simulation.log import Cluster, Record
 from tests.simulation.scheduler import EPOCH_US, Scheduler
 
@@ -40,7 +55,7 @@ def _instrument(symbol: str, rate: str, version: int, **more: Any) -> Instrument
     return InstrumentParameters(
         symbol=symbol,
         settle_asset="USDC",
-        price_increment=f"0.{'0' * (TICKS[symbol] - 1)}1",
+        price_increment=more.pop("price_increment", f"0.{'0' * (TICKS[symbol] - 1)}1"),
         quantity_increment=STEPS[symbol],
         margin_tiers=(
             MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.2"),
@@ -58,6 +73,7 @@ def _policy(ttl_ms: int, version: int) -> PolicyParameters:
         liquidation_buffer_rate="0.002",
         margin_call_levels=("1.5", "1.2", "1.05"),
         command_ttl_ms=ttl_ms,
+        undecided_alert_ms=300,
         version=version,
     )
 
@@ -82,6 +98,10 @@ INITIAL = [
     _pair(OracleParameters(symbol="BTC-PERP", sources={"a": "1"}, max_age_ms=400)),
 ]
 LISTING = _pair(_instrument(LISTED_LATER, "0.05", 1))
+EURO = _pair(AssetParameters(asset="EUR", decimals=2))
+"""An asset that is transferred before it is known, and in some runs never is."""
+FINER = _pair(_instrument("ETH-PERP", "0.06", 2, price_increment="0.001"))
+"""A finer tick, which trades may run ahead of."""
 LATER = [
     _pair(_instrument("BTC-PERP", "0.08", 2, max_order_notional="3000")),
     _pair(_instrument("BTC-PERP", "0.03", 3)),
@@ -99,6 +119,13 @@ REFUSED = [
 """Records that no set of parameters takes in: the version before stays."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that no router takes in, and the accounts that it names."""
+
+    accounts: tuple[str, ...]
+
+
 class Workload:
     """Everything outside, driven by the scheduler until :meth:`calm`."""
 
@@ -108,6 +135,8 @@ class Workload:
         self._random = Random(seed)
         self._calm = False
         self.executing = 0
+        self.oracle_off_us = 0
+        """How far the clock of the oracle's host is off."""
         random = self._random
         self._accounts = [f"acct-{number}" for number in range(random.randrange(3, 8))]
         self._prices = dict(PRICES)
@@ -115,6 +144,9 @@ class Workload:
         self._scales: dict[str, str] = {}
         self._skew_us = random.choice((0, 0, -20_000, 20_000))
         self._symbols = ["BTC-PERP", "ETH-PERP"]
+        self._owed: list[tuple[bytes, bytes]] = []
+        """Parameter records that trades ran ahead of: they come, calm or not."""
+        self._knows_euro = random.random() < 0.5
         self._trade_ids = dict.fromkeys(STEPS, 0) | {UNKNOWN: 0}
         self._sequences: dict[str, int] = {}
         self._held: Counter[tuple[str, str, str]] = Counter()
@@ -140,6 +172,9 @@ class Workload:
     def calm(self) -> None:
         """No more trades, transfers and parameters, prices stand still and are live; the clock and the fills go on."""
         self._calm = True
+        for key, value in self._owed:
+            self._write(PARAMETERS, key, value, b"")
+        self._owed.clear()
         self._statuses = dict.fromkeys(PRICES, "live")
         self._scales = {}
 
@@ -173,14 +208,28 @@ class Workload:
             self._trade_ids[random.choice(self._symbols)] += random.randrange(1, 4)
         elif draw < 0.985:
             self._poison()
-        elif draw < 0.99:
+        elif draw < 0.987:
             self._trade(UNKNOWN)
+        elif draw < 0.993:
+            self._run_ahead(FINER)
+            self._trade("ETH-PERP", price=self._price("ETH-PERP").partition(".")[0] + ".125")
         else:
             self._list()
 
-    def _trade(self, symbol: str) -> None:
+    def _run_ahead(self, record: tuple[bytes, bytes]) -> None:
+        """What is sent now needs a parameter record that comes a little later."""
+        self._owed.append(record)
+
+        def publish() -> None:
+            if record in self._owed:
+                self._owed.remove(record)
+                self._write(PARAMETERS, *record, b"")
+
+        self._scheduler.after(self._random.randrange(1, 300_000), publish)
+
+    def _trade(self, symbol: str, price: str = "") -> None:
         random = self._random
-        price = self._price(symbol) if symbol != UNKNOWN else "1.5"
+        price = price or (self._price(symbol) if symbol != UNKNOWN else "1.5")
         step = float(STEPS.get(symbol, "1"))
         most = max(1, int(6_000 / float(price) / step))
         quantity = _decimal(random.randrange(1, most + 1) * step, 3)
@@ -218,12 +267,16 @@ class Workload:
         random = self._random
         account = random.choice(self._accounts)
         draw = random.random()
-        if draw < 0.5:
+        if draw < 0.42:
             self._transfer(account, "USDC", f"{random.randrange(1, 600)}.25")
-        elif draw < 0.7:
+        elif draw < 0.6:
             self._transfer(account, "USDC", f"-{random.randrange(1, 300)}.5")
-        elif draw < 0.85:
+        elif draw < 0.65:
+            self._transfer(account, "USDC", f"-{random.randrange(500, 5000)}")
+        elif draw < 0.75:
             self._transfer(account, "BTC", f"0.0{random.randrange(1, 99)}")
+        elif draw < 0.85:
+            self._transfer(account, "EUR", f"{random.choice((1, 1, 1, -1)) * random.randrange(1, 50)}.5")
         else:
             self._transfer(account, "USDC", f"{random.randrange(50, 400)}", margin=random.choice(self._symbols))
 
@@ -238,7 +291,11 @@ class Workload:
             margin=margin,
             event_time=self._now_us(),
         )
-        self._send(TRANSFERS, account.encode(), transfer)
+        if sequence > 1 and self._random.random() < 0.15:  # overtaken by those that are sent meanwhile
+            delay_us = self._random.randrange(1, 250_000)
+            self._scheduler.after(delay_us, lambda: self._send(TRANSFERS, account.encode(), transfer))
+        else:
+            self._send(TRANSFERS, account.encode(), transfer)
 
     def _send(self, topic: str, key: bytes, message: Any) -> None:
         self._write(topic, key, encode(message), message)
@@ -252,15 +309,39 @@ class Workload:
             self._write(topic, key, encode(message), message)
 
     def _poison(self) -> None:
-        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS))
+        draw = self._random.random()
+        if draw < 0.15:
+            self._break(self._random.choice((TRADES, TRANSFERS)))
+            return
+        topic = self._random.choice((TRADES, TRANSFERS, REPORTS, MARKS, MARKS, MARKS, EVENTS))
         value = self._random.choice((b"{", b"", b'{"trade_id":1}', b"\xff\xfe", None))
-        self._write(topic, None if topic == MARKS else b"BTC-PERP", value, None)
+        key = {TRADES: b"BTC-PERP", TRANSFERS: b"not an account", REPORTS: b"BTC-PERP"}.get(topic)
+        self._write(topic, key, value, None)
+
+    def _break(self, topic: str) -> None:
+        """Something is wrong with the last trade or transfer when it is sent again: it names its accounts."""
+        if not self._sent[topic]:
+            return
+        key, message = self._sent[topic][-1]
+        if topic == TRANSFERS:
+            value = orjson.loads(encode(message)) | {"amount": self._random.choice(("5E-8", 3, None))}
+            self._write(topic, key, encode(value), Refused((message.account,)))
+            return
+        accounts = tuple(sorted({message.maker.account, message.taker.account}))
+        if self._random.random() < 0.5:
+            contradiction = replace(message, price=message.price + "1" if "." in message.price else message.price + "0")
+            self._write(topic, key, encode(contradiction), Refused(accounts))
+        else:
+            value = orjson.loads(encode(message)) | {"price": self._random.choice(("-37.63", "NaN", 7))}
+            self._write(topic, key, encode(value), Refused(accounts))
 
     # --- the risk desk -----------------------------------------------------------------------------------------------
 
     def _set_parameters(self) -> None:
         draw = self._random.random()
-        if draw < 0.35:
+        if draw < 0.05 and self._knows_euro:
+            self._write(PARAMETERS, *EURO, b"")
+        elif draw < 0.35:
             key, value = self._random.choice(LATER)
             self._write(PARAMETERS, key, value, b"")
         elif draw < 0.55:
@@ -273,7 +354,10 @@ class Workload:
         """A new instrument, and a trade in it at once."""
         if LISTED_LATER not in self._symbols:
             self._symbols.append(LISTED_LATER)
-            self._write(PARAMETERS, *LISTING, b"")
+            if self._random.random() < 0.5:
+                self._run_ahead(LISTING)
+            else:
+                self._write(PARAMETERS, *LISTING, b"")
         self._trade(LISTED_LATER)
 
     # --- the oracle --------------------------------------------------------------------------------------------------
@@ -292,9 +376,10 @@ class Workload:
 
     def _marks(self, *, full: bool) -> None:
         random, now_us = self._random, self._now_us() + self._skew_us
+        time_us = now_us + (0 if self._calm else self.oracle_off_us)
         symbols = list(PRICES) if full else random.sample(list(PRICES), random.randrange(1, 3))
         frame = MarkFrame(
-            time=now_us,
+            time=time_us,
             full=full,
             scales=self._scales if full else {},
             marks=tuple(
@@ -324,6 +409,11 @@ class Workload:
             return
         share = 1.0 if draw >= 0.35 else (0.0 if draw < 0.2 else 0.5)
         for order in command.orders:
+            if order.symbol == "BTC-USD":
+                self._convert(command, order)
+                continue
+            if self._random.random() < 0.06 and not self._calm:
+                self._mismatch(command, order)
             step = STEPS.get(order.symbol)
             margin: Literal["cross", "isolated"] = "cross" if command.margin == "cross" else "isolated"
             held = self._held[command.account, margin, order.symbol] * (1 if order.order_side == "sell" else -1)
@@ -352,6 +442,37 @@ class Workload:
                 )
             if not first or self._random.random() < 0.2:
                 self._report(report)
+
+    def _convert(self, command: LiquidationCommand, order: CommandOrder) -> None:
+        """Sell collateral, or buy back a debt: what it did comes back as transfers."""
+        sign = 1 if order.order_side == "buy" else -1
+        quantity = Decimal(order.quantity)
+        paid = (quantity * Decimal(self._price("BTC-USD"))).quantize(Decimal("0.000001"))
+        for asset, amount in (("BTC", sign * quantity), ("USDC", -sign * paid)):
+            self._transfer(command.account, asset, format_decimal(amount), margin=command.margin)
+        self._report(
+            LiquidationReport(
+                command_id=command.command_id,
+                order_id=order.order_id,
+                account=command.account,
+                status="filled",
+                filled_quantity=order.quantity,
+                event_time=self._now_us(),
+            )
+        )
+
+    def _mismatch(self, command: LiquidationCommand, order: CommandOrder) -> None:
+        """The execution service trades something else with the order's id: the wrong side, or another symbol."""
+        symbol = self._random.choice(("BTC-PERP", "ETH-PERP"))
+        wrong_side = order.order_side if symbol != order.symbol else ("buy" if order.order_side == "sell" else "sell")
+        self._match(
+            symbol,
+            self._price(symbol),
+            STEPS[symbol],
+            wrong_side,
+            TradeSide(account=HOUSE, order_id="house", fee="0"),
+            TradeSide(account=command.account, order_id=order.order_id, fee="0.5"),
+        )
 
     def _report(self, report: LiquidationReport) -> None:
         self._send(REPORTS, report.account.encode(), report)

@@ -83,6 +83,8 @@ class World:
         self.watch = Watch(self.scheduler, _partition_counts(scenario), self.redis)
         self.cluster = self.watch.cluster
         self.workload = Workload(self.scheduler, self.cluster, scenario.seed)
+        if scenario.wrong_clocks_us:
+            self.workload.oracle_off_us = self.scheduler.random.choice(scenario.wrong_clocks_us)
         self.watch.on_command = self.workload.on_command
         self.rates = scenario.rates
         self.slots = [Deployed(self, slot) for slot in scenario.slots]
@@ -147,6 +149,8 @@ class World:
         self.redis.down_until = 0
         for process in self._processes:
             process.crash_rate = 0.0
+            if self.scenario.wrong_clocks_us:
+                process.skew_us = 0
             process.cut_until = min(process.cut_until, scheduler.now)
             process.frozen_until = min(process.frozen_until, scheduler.now + 1)
         deadline_us = scheduler.now + SETTLE_US
@@ -229,6 +233,8 @@ class World:
         process.crash_rate = 0.0 if self.healed else self.rates.crash_call
         if not self.healed and self.scenario.skew_us:
             process.skew_us = self.scheduler.random.randrange(-self.scenario.skew_us, self.scenario.skew_us)
+        if not self.healed and self.scenario.wrong_clocks_us and name.startswith("router"):
+            process.skew_us += self.scheduler.random.choice(self.scenario.wrong_clocks_us)
 
         def killed() -> None:
             self.faults["crash"] += 1

@@ -1,0 +1,59 @@
+"""Whose time counts: a host's clock is believed as far as the broker that appended its frame bears it out.
+
+Owns the bound of :attr:`PolicyParameters.clock_skew_ms_max` and where a record's broker time comes from. What a shard
+does with its time, and whom it tells, is the shard's business.
+"""
+
+from typing import Protocol
+
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
+
+from schemas.topics import EVENTS, MARKS
+
+UNSTAMPED = -1
+"""Stands for the broker's time of a record that carries none: its topic lacks ``LogAppendTime``."""
+
+CLOCK_RIGHT_US = 10_000_000
+"""A clock that was off counts as right again when none of its frames has been off for so long: a topic may have
+several writers, and one whose clock is right says nothing of the others."""
+
+HOSTS = {"events": "a router", "marks": "the oracle"}
+"""Who stamps the frames of each clock."""
+
+_TOPICS = {"events": EVENTS, "marks": MARKS}
+
+
+class Stamped(Protocol):
+    """A record as a Kafka client delivers it."""
+
+    def timestamp(self) -> tuple[int, int]: ...
+
+
+def appended_us(record: Stamped) -> int:
+    """When the broker appended ``record`` in microseconds, or ``UNSTAMPED`` if the time it carries is the sender's."""
+    kind, milliseconds = record.timestamp()
+    return 1000 * milliseconds if kind == TIMESTAMP_LOG_APPEND_TIME else UNSTAMPED
+
+
+def bounded_us(time_us: int, appended_us: int, skew_us: int) -> int:
+    """``time_us`` of a host's clock, but at most ``skew_us`` from the time at which the broker appended it."""
+    return min(max(time_us, appended_us - skew_us), appended_us + skew_us)
+
+
+def is_off(time_us: int, appended_us: int, skew_us: int) -> bool:
+    """Whether a frame's time is further from the broker's than the policy allows, or has none to be compared with."""
+    return appended_us == UNSTAMPED or abs(time_us - appended_us) > skew_us
+
+
+def skew_reason(clock: str, place: str, time_us: int, appended_us: int, skew_us: int) -> str:
+    """In words: whose clock is off, by how much, what counts instead and what to do."""
+    if appended_us == UNSTAMPED:
+        return (
+            f"{place} carries no time of the broker, so its own counts for nothing: set message.timestamp.type of "
+            f"{_TOPICS[clock]} to LogAppendTime (`margin-clearing topics --verify` says how)"
+        )
+    direction = "ahead of" if time_us > appended_us else "behind"
+    return (
+        f"{place}: the clock of {HOSTS[clock]} is {abs(time_us - appended_us) / 1e6:.3f} s {direction} the broker's, "
+        f"more than the {skew_us // 1000} ms of clock_skew_ms_max: the broker's counts; set that host's clock right"
+    )

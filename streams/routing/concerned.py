@@ -1,0 +1,94 @@
+"""Whom a record concerns that cannot be read: its accounts, taken from the bytes as leniently as it goes.
+
+A trade or transfer that is refused leaves its accounts on a state that is not theirs, so they must be known, whatever
+else is wrong with the record. Pure.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.topics import TRADES, TRANSFERS
+from schemas.types import RESERVED_ACCOUNTS, is_identifier
+
+_IN_TEXT = re.compile(r'"account"\s*:\s*"([!#-\[\]-~]{1,128})"')
+_SIDES = ("maker", "taker")
+_DEPTH_MAX = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Concerned:
+    """The accounts that a record names, sorted. ``complete``: nobody else's state depends on it."""
+
+    accounts: tuple[str, ...]
+    complete: bool
+
+
+def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
+    """Whom a refused record of ``topic`` concerns.
+
+    A trade concerns the accounts of its ``maker`` and ``taker``, a transfer its ``account``, or its key if the value
+    names none. A report moves nothing, so it concerns nobody's state, and nobody can be told of it.
+    """
+    if topic not in (TRADES, TRANSFERS):
+        return Concerned((), complete=False)
+    text = _text(value or b"")
+    try:
+        record = json.loads(
+            text, object_pairs_hook=_Pairs, parse_int=_no, parse_float=_no, parse_constant=_no, strict=False
+        )
+    except (ValueError, RecursionError):
+        found = list(_IN_TEXT.findall(text))
+        groups = [[account] for account in found]
+    else:
+        groups = list(_by_side(topic, record))
+        if not any(groups):
+            groups = [[account] for account in _anywhere(record, _DEPTH_MAX)]
+    named = [[account for account in group if _is_account(account)] for group in groups]
+    if topic == TRANSFERS and not any(named):
+        named = [[account] for account in [(key or b"").decode("ascii", "replace")] if _is_account(account)]
+    wanted = len(_SIDES) if topic == TRADES else 1
+    accounts = sorted({account for group in named for account in group})
+    return Concerned(tuple(accounts), complete=sum(bool(group) for group in named) >= wanted)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object with every value of a key that is there more than once."""
+
+
+def _no(number: str) -> None:
+    """A number is no account, however long it is."""
+
+
+def _text(value: bytes) -> str:
+    """The text of ``value``: what is not in its encoding is replaced, and can be in no account."""
+    return value.decode(json.detect_encoding(value), "replace").removeprefix("\ufeff")
+
+
+def _by_side(topic: str, record: Any) -> Iterator[list[str]]:
+    """The accounts where the contract has them: a list a side."""
+    if topic == TRANSFERS:
+        yield list(_values(record, "account"))
+        return
+    for side in _SIDES:
+        yield [account for found in _values(record, side) for account in _values(found, "account")]
+
+
+def _values(record: Any, name: str) -> Iterator[Any]:
+    if isinstance(record, _Pairs):
+        yield from (value for key, value in record if key == name)
+
+
+def _anywhere(record: Any, depth: int) -> Iterator[Any]:
+    """The accounts of a record of another shape: a list of trades, an envelope."""
+    if not isinstance(record, list) or depth == 0:
+        return
+    yield from _values(record, "account")
+    for item in record:
+        yield from _anywhere(item[1] if isinstance(record, _Pairs) else item, depth - 1)
+
+
+def _is_account(found: Any) -> bool:
+    return isinstance(found, str) and is_identifier(found) and not found.startswith(RESERVED_ACCOUNTS)

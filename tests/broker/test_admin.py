@@ -1,0 +1,86 @@
+"""The topics of the contract on a real broker: what a topic lacks stops every role, and says what to do."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, Producer
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+
+from schemas.topics import EVENTS, MARKS, ROUTER, all_topics
+from streams.broker import config
+from streams.broker.admin import admin_client, ensure_topics, require_topics
+from streams.broker.reader import LogReader
+from streams.clearing.clock import UNSTAMPED, appended_us
+from streams.errors import TopicError
+from streams.settings import Settings
+
+
+def set_config(settings: Settings, topic: str, name: str, value: str) -> None:
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = admin_client(settings)  # kept: its requests end with it
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(timeout=30)
+    deadline = time.monotonic() + 30
+    plain = ConfigResource(ResourceType.TOPIC, topic)
+    while admin.describe_configs([plain])[plain].result(timeout=30)[name].value != value:
+        assert time.monotonic() < deadline, "the broker does not take the configuration in"
+        time.sleep(0.02)
+
+
+@contextmanager
+def altered(settings: Settings, topic: str, name: str, value: str, before: str) -> Iterator[None]:
+    set_config(settings, topic, name, value)
+    try:
+        yield
+    finally:
+        set_config(settings, topic, name, before)
+
+
+def test_our_own_topics_carry_the_brokers_time() -> None:
+    stamped = {topic.name for topic in all_topics() if topic.required().get("message.timestamp.type")}
+    assert stamped == {EVENTS, MARKS}
+
+
+@pytest.mark.parametrize("topic", [EVENTS, MARKS])
+def test_a_topic_that_carries_its_senders_time_stops_every_role(settings: Settings, topic: str) -> None:
+    require_topics(settings)
+    with (
+        altered(settings, topic, "message.timestamp.type", "CreateTime", "LogAppendTime"),
+        pytest.raises(TopicError) as refused,
+    ):
+        require_topics(settings)
+    said = str(refused.value)
+    assert f"{topic} has message.timestamp.type=CreateTime and must have LogAppendTime" in said
+    assert (
+        f"kafka-configs --bootstrap-server {settings.kafka.bootstrap_servers} --alter --entity-type topics "
+        f"--entity-name {topic} --add-config message.timestamp.type=LogAppendTime"
+    ) in said
+    require_topics(settings)
+
+
+def test_a_topic_that_forgets_what_it_must_keep_is_named(settings: Settings) -> None:
+    with altered(settings, ROUTER, "cleanup.policy", "delete", "compact"):
+        (fault,) = ensure_topics(settings, create=False).wrong
+    assert fault.startswith(f"{ROUTER} has cleanup.policy=delete and must have compact: kafka-configs")
+
+
+def test_whatever_a_sender_says_the_record_has_the_brokers_time_or_none(settings: Settings) -> None:
+    """What was written before the topic was set right keeps its sender's time."""
+    topic, ahead_ms = f"stamped-{os.getpid()}", time.time_ns() // 1_000_000 + 1_800_000  # it takes an hour at most
+    admin = admin_client(settings)
+    admin.create_topics([NewTopic(topic, num_partitions=1)])[topic].result(timeout=30)
+    producer = Producer(config.producer(settings.kafka, "test"))
+    for kind in ("CreateTime", "LogAppendTime"):
+        set_config(settings, topic, "message.timestamp.type", kind)
+        producer.produce(topic, b"1", partition=0, timestamp=ahead_ms)
+        assert producer.flush(30) == 0
+    with LogReader(settings.kafka, "test") as reader:
+        unstamped, stamped = reader.read_range(topic, 0, 0)
+    assert unstamped.timestamp() == (TIMESTAMP_CREATE_TIME, ahead_ms)
+    assert appended_us(unstamped) == UNSTAMPED
+    assert stamped.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME
+    assert 0 < appended_us(stamped) < 1000 * ahead_ms

@@ -1,0 +1,164 @@
+"""Whom a refused record names is found whatever else is wrong with it, and told by the frames of its shard."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import settings as configure
+from hypothesis import strategies as st
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import EventFrame
+from schemas.partitioning import shard_of
+from schemas.topics import REPORTS, TRADES, TRANSFERS
+from streams.routing.concerned import concerned
+from streams.routing.split import REASON_MAX, RefusedRecord, Splitter
+from streams.routing.trade_ids import TradeIds
+
+SHARDS = 4
+_FRAME = Decoder[EventFrame](EventFrame)
+
+
+def sides(maker: str = '"alice"', taker: str = '"bob"') -> str:
+    return f'"maker":{{"account":{maker},"order_id":"m","fee":"0"}},"taker":{{"account":{taker},"order_id":"t"}}'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{" + sides() + "}",
+        '{"price":-37.63,' + sides() + "}",
+        '{"price":NaN,"quantity":-Infinity,' + sides() + "}",
+        '{"trade_id":' + "9" * 6000 + "," + sides() + "}",
+        '{"price":"1","price":"2",' + sides() + "}",
+        '{"x":1e999999,"maker":null,' + sides() + "}",
+        '{"maker":[1],"maker":{"fee":1},' + sides() + "}",
+        '{"symbol":"no symbol at all","text":"\t\n",' + sides() + "}",
+        "\ufeff{" + sides() + "}",
+        "[{" + sides() + "}]",
+        '{"trade":{' + sides() + "}}",
+        "{" + sides() + ',"price":',
+        "{" + sides() + "} trailing",
+        "{" + sides() + ',"x":' + "[" * 100_000,
+    ],
+    ids=lambda value: value[:40],
+)
+def test_both_sides_of_a_trade_are_found_whatever_else_is_wrong_with_it(value: str) -> None:
+    found = concerned(TRADES, b"BTC-PERP", value.encode())
+    assert (found.accounts, found.complete) == (("alice", "bob"), True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_in_other_encodings_too(encoding: str) -> None:
+    assert concerned(TRADES, None, ("{" + sides() + "}").encode(encoding)).accounts == ("alice", "bob")
+
+
+def test_beside_bytes_of_no_encoding() -> None:
+    value = b'{"note":"\xff\xfe\x80",' + sides().encode() + b"}"
+    assert concerned(TRADES, None, value).accounts == ("alice", "bob")
+
+
+@pytest.mark.parametrize(
+    ("maker", "accounts"),
+    [
+        ("7", ("bob",)),
+        ("null", ("bob",)),
+        ('""', ("bob",)),
+        ('"with space"', ("bob",)),
+        (f'"{"x" * 129}"', ("bob",)),
+        ('"\\ud800"', ("bob",)),
+        ('"margin-clearing:shard:0"', ("bob",)),
+        ('"bob"', ("bob",)),
+        ('"alice","account":"carol"', ("alice", "bob", "carol")),
+    ],
+)
+def test_what_is_no_account_is_none(maker: str, accounts: tuple[str, ...]) -> None:
+    found = concerned(TRADES, None, ("{" + sides(maker) + "}").encode())
+    assert found.accounts == accounts
+    assert found.complete is (maker in ('"bob"', '"alice","account":"carol"'))
+
+
+def test_other_accounts_in_a_record_are_not_meant_if_the_contract_names_some() -> None:
+    value = '{"desk":{"account":"desk"},' + sides() + "}"
+    assert concerned(TRADES, None, value.encode()).accounts == ("alice", "bob")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accounts"),
+    [
+        (b"alice", b'{"account":"alice","amount":3}', ("alice",)),
+        (b"alice", b'{"account":"carol"}', ("carol",)),
+        (b"alice", b"\x00\x01", ("alice",)),
+        (b"alice", None, ("alice",)),
+        (b"al ice", b"{", ()),
+        (None, b"{}", ()),
+        (b"margin-clearing:shard:0", b"{}", ()),
+    ],
+)
+def test_a_transfer_concerns_its_account_or_its_key(key: bytes, value: bytes | None, accounts: tuple[str, ...]) -> None:
+    found = concerned(TRANSFERS, key, value)
+    assert (found.accounts, found.complete) == (accounts, bool(accounts))
+
+
+def test_a_report_moves_nothing_so_it_suspends_nobody() -> None:
+    found = concerned(REPORTS, b"alice", b'{"account":"alice"}')
+    assert (found.accounts, found.complete) == ((), False)
+
+
+@given(st.binary(max_size=200))
+@configure(deadline=None)
+def test_no_bytes_are_too_much(value: bytes) -> None:
+    for topic in (TRADES, TRANSFERS, REPORTS):
+        concerned(topic, value[:20], value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=20,
+    ),
+    st.sampled_from(["price", "quantity", "trade_id", "event_time", "aggressor_side", "symbol", "more"]),
+)
+@configure(deadline=None)
+def test_any_field_may_be_anything(records: Any, junk: Any, name: str) -> None:
+    value = json.dumps(records.trade(1) | {name: junk}).encode()
+    splitter = Splitter(SHARDS)
+    try:
+        splitter.add(TRADES, value, TradeIds())
+    except DecodeError:
+        told = [s.account for _, data in splitter.take(1)[0] for s in _FRAME(data).suspensions]
+        assert sorted(told) == ["maker", "taker"]
+
+
+def test_the_frames_of_each_accounts_shard_tell_it_with_the_place_of_the_record(records: Any) -> None:
+    splitter = Splitter(SHARDS)
+    value = orjson.dumps(records.trade(1, price="-37.63"))
+    with pytest.raises(RefusedRecord) as refused:
+        splitter.add(TRADES, value, TradeIds(), partition=3, offset=41)
+    assert refused.value.whom.complete
+    splitter.add(TRANSFERS, orjson.dumps(records.transfer("maker")), TradeIds())
+    frames, counts = splitter.take(5)
+    found = [(shard, told) for shard, data in frames for told in _FRAME(data).suspensions]
+    assert sorted((told.account, told.topic, told.partition, told.offset) for _, told in found) == [
+        ("maker", TRADES, 3, 41),
+        ("taker", TRADES, 3, 41),
+    ]
+    for shard, told in found:
+        assert shard == shard_of(told.account, SHARDS)
+        assert "price" in told.reason
+        assert len(told.reason) <= REASON_MAX
+    assert counts.fills == 0
+
+
+@pytest.mark.parametrize("topic", [TRADES, TRANSFERS])
+def test_no_account_may_have_a_reserved_name(records: Any, topic: str) -> None:
+    reserved = "margin-clearing:shard:0"
+    record = records.trade(1, maker=records.side(reserved)) if topic == TRADES else records.transfer(reserved)
+    splitter = Splitter(SHARDS)
+    with pytest.raises(RefusedRecord, match="margin-clearing") as refused:
+        splitter.add(topic, orjson.dumps(record), TradeIds())
+    assert refused.value.whom.accounts == (("taker",) if topic == TRADES else ())
+    assert not refused.value.whom.complete
