@@ -30,7 +30,7 @@ from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, par
 Floats = npt.NDArray[np.float64]
 
 DECIMALS_DEFAULT = 8
-"""``decimals`` of an asset whose record does not say. The ledger then holds as many more as its instruments need."""
+"""``decimals`` of an asset whose record does not say. What is realised from its instruments may then be finer."""
 
 HEALTH_RATIO_PLACES = 8
 """Decimal places of a health ratio."""
@@ -401,8 +401,8 @@ class RiskParameters:
             raise InputError(f"asset {asset}: no asset of that name in risk.parameters.v1") from None
 
     def cash_decimals(self, asset: str) -> int:
-        """Decimal places in which the ledger holds ``asset``: its own, or more if an instrument settled in it needs
-        them (which is refused when the record fixes its decimals)."""
+        """Decimal places that transfers, fees and fills of ``asset`` can bring about: its own, or more if an instrument
+        settled in it needs them (which is refused when the record fixes its decimals)."""
         settled = (rules.cash_decimals for rules in self.instruments.values() if rules.settle_asset == asset)
         return max(self.asset(asset).decimals, *settled, 0)
 
@@ -529,7 +529,8 @@ def _asset(record: AssetParameters, scale: Decimal) -> AssetRules:
     collateral = weights[0] > 0
     with localcontext(EXACT):
         if scale != 1:
-            weights = [max(1 - (1 - weight) * scale, Decimal(0)) for weight in weights]
+            if collateral:
+                weights = [max(1 - (1 - weight) * scale, Decimal(0)) for weight in weights]
             liability_weight = 1 + (liability_weight - 1) * scale
         offsets = [-deduction for deduction in _deductions(floors, weights)]
     return AssetRules(

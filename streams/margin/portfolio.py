@@ -6,21 +6,24 @@ no exact decision; the rest is decided by ``health`` on the exact view that :met
 to look at, and what to do about them, is left to the caller.
 
 Layout. A row is a group. Positions are slots of one table, those of a row chained by ``next`` from the row's head, so a
-fill costs a short walk and a full evaluation one sequential pass. Balances are one dense column an asset. All of it is
-int64: lots (quantity increments) and ledger units (10**-k of an asset, k as ``RiskParameters.cash_decimals`` says).
+fill costs a short walk and a full evaluation one sequential pass. Balances are one dense column an asset. Everything is
+whole numbers (``Amounts``): lots, which are quantity increments; position cash at the decimals of price increment times
+quantity increment, a scale of the symbol's own; balances at the decimals of the asset. So what is listed beside it
+changes nothing for an account. What does not fit 64 bits at its scale, or is finer, takes the exact way: the same sums
+in Python's integers.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal, localcontext
 from types import MappingProxyType
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.types import CROSS, FRACTION_DIGITS_MAX, INTEGER_DIGITS_MAX
 from streams.errors import InputError, ParameterError
+from streams.margin.amounts import Amounts, fine_step, grown, high_most, scalars
 from streams.margin.fixed_point import (
     EXACT,
     INT64_MAX,
@@ -30,7 +33,6 @@ from streams.margin.fixed_point import (
     parse_decimal,
     parse_units,
     to_units,
-    units_limit,
 )
 from streams.margin.group import Group, Position
 from streams.margin.limits import POSITIONS_MAX
@@ -105,52 +107,63 @@ class _Caches:
 
 
 class _Contract:
-    """What applying a fill of one symbol needs, compiled from the parameters."""
+    """What applying a fill of one symbol needs, compiled from the parameters.
+
+    A fill stays on the short way while its 64 bits stay within ``lots_limit``, ``cash_limit`` and ``balance_limit``;
+    -1 closes it. ``lots_most``, ``lots_high`` and ``cash_high``: the most lots, and the largest ``high`` of lots and
+    cash with which the short way is open. ``balance_scale`` is what a unit of cash is in units of the balance, 0 where
+    it is less than one.
+    """
 
     __slots__ = (
-        "asset_id", "balance", "cash_limit", "cash_per_lot", "compiled_from", "fee_decimals", "fee_scale", "lots",
-        "lots_limit", "symbol_id",
+        "asset_id", "balance", "balance_limit", "balance_scale", "cash_decimals", "cash_high", "cash_limit",
+        "cash_per_lot", "compiled_from", "decimals", "increment", "lot", "lot_digits", "lots", "lots_high",
+        "lots_limit", "lots_most", "symbol_id",
     )  # fmt: skip
 
     balance: "memoryview[int]"
-    """The balance column of the settle asset; the portfolio keeps it current."""
+    """The balance column of the settle asset; the portfolio keeps it and ``balance_limit`` current."""
+    balance_limit: int
 
-    def __init__(
-        self, instrument: Instrument, symbol_id: int, settle: "_Account", rules: AssetRules, caches: "_Caches"
-    ) -> None:
+    def __init__(self, instrument: Instrument, symbol_id: int, settle: "_Account", caches: "_Caches") -> None:
         price_digits = fraction_digits(instrument.price_increment)
-        lot_digits = fraction_digits(instrument.quantity_increment)
         tick = to_units(instrument.price_increment, price_digits)
-        lot = to_units(instrument.quantity_increment, lot_digits)
-        self.compiled_from = (instrument, settle.decimals, rules.decimals)
+        self.increment = instrument.quantity_increment
+        self.lot_digits = fraction_digits(instrument.quantity_increment)
+        self.lot = to_units(instrument.quantity_increment, self.lot_digits)
+        self.compiled_from = (instrument, settle.decimals)
         self.symbol_id = symbol_id
         self.asset_id = settle.asset_id
-        self.cash_limit = settle.limit
-        self.lots = caches(lot_digits, lot, 1)
-        self.lots_limit = _lots_limit(instrument)
-        scale: int = 10 ** (settle.decimals - price_digits - lot_digits)
-        self.cash_per_lot = caches(price_digits, tick, tick * lot * scale)
-        self.fee_decimals = rules.decimals
-        self.fee_scale: int = 10 ** (settle.decimals - rules.decimals)
+        self.decimals = settle.decimals
+        self.cash_decimals = price_digits + self.lot_digits
+        finer = self.cash_decimals - self.decimals
+        self.balance_scale: int = 0 if finer > 0 else 10**-finer
+        self.lots = caches(self.lot_digits, self.lot, 1)
+        self.lots_most = _written_most(self.lot_digits) // self.lot
+        self.lots_high = high_most(self.lots_most)
+        self.cash_high = high_most(_written_most(self.cash_decimals))
+        self.lots_limit = min(INT64_MAX, self.lots_most)
+        self.cash_limit = _short_limit(self.cash_decimals)
+        self.cash_per_lot = caches(price_digits, tick, tick * self.lot)
 
 
 class _Account:
-    """The balance column of one asset. ``decimals`` is the ledger's scale, at least that of the asset."""
+    """The balance column of one asset, in units of its own ``decimals``.
 
-    __slots__ = ("asset", "asset_id", "decimals", "limit", "units", "view")
+    ``limit``: as far as its 64 bits go on the short way, -1 while that is closed because of a balance whose ``high`` is
+    above ``high_most``.
+    """
+
+    __slots__ = ("amounts", "asset", "asset_id", "decimals", "high_most", "limit")
 
     def __init__(self, asset: str, asset_id: int, decimals: int, rows: int) -> None:
         self.asset, self.asset_id = asset, asset_id
-        self.units: Ints = np.zeros(rows, dtype=np.int64)
-        self.view = _scalars(self.units)
+        self.amounts = Amounts(rows)
         self.rescale(decimals)
 
     def rescale(self, decimals: int) -> None:
-        self.decimals, self.limit = decimals, units_limit(decimals)
-
-    def resize(self, rows: int) -> None:
-        self.units = _grown(self.units, rows)
-        self.view = _scalars(self.units)
+        self.decimals, self.limit = decimals, _short_limit(decimals)
+        self.high_most = high_most(_written_most(decimals))
 
 
 class Portfolio:
@@ -181,8 +194,9 @@ class Portfolio:
         self._slot_row = np.zeros(_SLOTS_START, dtype=np.int64)
         self._slot_symbol = np.zeros(_SLOTS_START, dtype=np.int64)
         self._slot_next = np.full(_SLOTS_START, -1, dtype=np.int64)
-        self._lots = np.zeros(_SLOTS_START, dtype=np.int64)
-        self._cash = np.zeros(_SLOTS_START, dtype=np.int64)
+        self._lots = Amounts(_SLOTS_START)
+        self._cash = Amounts(_SLOTS_START)
+        self._cash_steps: Ints = np.ones(1, dtype=np.int64)
         self._view()
         self._prices = PriceTables()
         self._last_prices: PriceTables | None = None
@@ -200,78 +214,100 @@ class Portfolio:
         """Put ``parameters`` in force and express the ledger in them.
 
         Raises:
-            ParameterError: a symbol or asset that a group holds is gone or settled otherwise, or a quantity or an
-                amount held is not a whole number of the new increments, or leaves int64. Everything stays as it was.
+            ParameterError: a symbol or asset that a group holds is gone or settled otherwise, or a quantity held is not
+                a whole number of the new increment, or an amount not one of the asset's coarser units. Everything stays
+                as it was.
         """
-        scales = self._new_scales(parameters)
-        lots, cash, balances = self._lots.copy(), self._cash.copy(), {}
-        for symbol in self._parameters.instruments:
-            self._express_positions(symbol, parameters, scales, lots, cash)
+        lots, cash, balances = self._lots, self._cash, {}
+        for asset in self._ledger:
+            self._check_held(asset, parameters)
+        for symbol in self._symbols_restated(parameters):
+            if lots is self._lots:
+                lots, cash = lots.copy(), cash.copy()
+            self._express_positions(symbol, parameters, lots, cash)
         for asset, account in self._ledger.items():
-            if scales[asset] != account.decimals:
-                balances[asset] = _rescaled(account.units, scales[asset] - account.decimals, f"balances in {asset}")
+            rules = parameters.assets.get(asset)
+            if rules is not None and rules.decimals != account.decimals:
+                balances[asset] = self._expressed(account, rules.decimals)
         self._lots, self._cash = lots, cash
-        for asset, units in balances.items():
-            self._ledger[asset].units = units
-            self._ledger[asset].view = _scalars(units)
-        self._adopt(parameters, scales)
+        for asset, amounts in balances.items():
+            self._ledger[asset].amounts = amounts
+        self._adopt(parameters)
 
-    def _new_scales(self, parameters: RiskParameters) -> dict[str, int]:
-        """The ledger's decimals by asset: what the parameters need, and no less than what is held needs."""
-        scales = {asset: parameters.cash_decimals(asset) for asset in parameters.assets}
-        for asset, account in self._ledger.items():
-            held = [account.units[account.units != 0], self._cash_settled_in(asset)]
-            if not any(units.size for units in held):
-                scales.setdefault(asset, account.decimals)
-                continue
-            if asset not in parameters.assets:
+    def _check_held(self, asset: str, parameters: RiskParameters) -> None:
+        """An asset that is held stays, and its minor unit does not become one that amounts held are no multiples of."""
+        account, rules = self._ledger[asset], parameters.assets.get(asset)
+        if rules is not None and rules.decimals >= account.decimals:
+            return
+        rows = np.flatnonzero(account.amounts.held(slice(0, self.row_count)))
+        slots = {symbol: self._slots_in(symbol) for symbol, _ in self._settled_in(asset)}
+        slots = {symbol: found[self._cash.held(found)] for symbol, found in slots.items()}
+        if rules is None:
+            if rows.size or any(found.size for found in slots.values()):
                 raise ParameterError(f"asset {asset} is held and cannot be removed")
-            dropped = account.decimals - scales[asset]
-            if dropped > 0 and any((units % 10**dropped).any() for units in held):
-                before = self._parameters.assets[asset].decimals
-                if parameters.assets[asset].decimals < before:
-                    raise ParameterError(f"asset {asset}: amounts held need more than {scales[asset]} decimals")
-                scales[asset] = account.decimals
-        return scales
+            return
+        decimals = parameters.cash_decimals(asset)
+        if account.amounts.finer_than(rows, account.decimals, decimals) or any(
+            self._cash.finer_than(slots[symbol], instrument.cash_decimals, decimals)
+            for symbol, instrument in self._settled_in(asset)
+        ):
+            raise ParameterError(f"asset {asset}: amounts held need more than {decimals} decimals")
 
-    def _cash_settled_in(self, asset: str) -> Ints:
-        held = self._cash[self._settled_slots(asset)]
-        return cast(Ints, held[held != 0])
+    def _settled_in(self, asset: str) -> list[tuple[str, Instrument]]:
+        instruments = self._parameters.instruments.items()
+        return [(symbol, instrument) for symbol, instrument in instruments if instrument.settle_asset == asset]
 
-    def _express_positions(
-        self,
-        symbol: str,
-        parameters: RiskParameters,
-        scales: Mapping[str, int],
-        lots: Ints,
-        cash: Ints,
-    ) -> None:
+    def _slots_in(self, symbol: str) -> Ints:
+        return np.flatnonzero(self._slot_symbol[: self._slots_used] == self._symbol_ids[symbol])
+
+    def _symbols_restated(self, parameters: RiskParameters) -> list[str]:
+        """Symbols with open positions that ``parameters`` hold otherwise than before.
+
+        Raises:
+            ParameterError: they are gone, or settled in another asset or in none.
+        """
+        found = []
+        for symbol, before in self._parameters.instruments.items():
+            after = parameters.instruments.get(symbol)
+            settled = after is not None and after.settle_asset == before.settle_asset in parameters.assets
+            if settled and (after is before or _same_increments(before, after)):
+                continue
+            if not self._slots_in(symbol).size:
+                continue
+            if not settled:
+                raise ParameterError(f"symbol {symbol} has open positions: it cannot be removed or settled otherwise")
+            found.append(symbol)
+        return found
+
+    def _express_positions(self, symbol: str, parameters: RiskParameters, lots: Amounts, cash: Amounts) -> None:
         """Restate the slots of ``symbol`` in place in the copies ``lots`` and ``cash``."""
-        before, after = self._parameters.instruments.get(symbol), parameters.instruments.get(symbol)
-        if before is None or (after is before and self._keeps_scale(before.settle_asset, scales)):
-            return
-        slots = np.flatnonzero(self._slot_symbol == self._symbol_ids[symbol])
-        if not slots.size:
-            return
-        if after is None or after.settle_asset != before.settle_asset or after.settle_asset not in parameters.assets:
-            raise ParameterError(f"symbol {symbol} has open positions: it cannot be removed or settled otherwise")
-        digits = max(fraction_digits(before.quantity_increment), fraction_digits(after.quantity_increment))
-        old, new = (int(rules.quantity_increment.scaleb(digits, EXACT)) for rules in (before, after))
-        lots[slots] = _restated(lots[slots], old, new, _lots_limit(after), f"symbol {symbol}: positions held")
-        change = scales[before.settle_asset] - self._ledger[before.settle_asset].decimals
-        cash[slots] = _rescaled(cash[slots], change, f"symbol {symbol}: position cash held")
+        before, after = self._parameters.instruments[symbol], parameters.instruments[symbol]
+        slots = self._slots_in(symbol)
+        if before.quantity_increment != after.quantity_increment:
+            digits = max(fraction_digits(rules.quantity_increment) for rules in (before, after))
+            old, new = (int(rules.quantity_increment.scaleb(digits, EXACT)) for rules in (before, after))
+            for slot in slots.tolist():
+                restated, rest = divmod(lots.units(slot) * old, new)
+                if rest:
+                    raise ParameterError(f"symbol {symbol}: positions held are not whole numbers of the new increment")
+                lots.put(slot, restated)
+        cash.rescale(slots, before.cash_decimals, after.cash_decimals)
 
-    def _keeps_scale(self, asset: str, scales: Mapping[str, int]) -> bool:
-        account = self._ledger.get(asset)
-        return account is None or scales.get(asset) == account.decimals
+    def _expressed(self, account: _Account, decimals: int) -> Amounts:
+        amounts = account.amounts.copy()
+        amounts.rescale(np.arange(self.row_count, dtype=np.int64), account.decimals, decimals)
+        return amounts
 
-    def _adopt(self, parameters: RiskParameters, scales: Mapping[str, int]) -> None:
+    def _adopt(self, parameters: RiskParameters) -> None:
         self._parameters = parameters
-        for asset in parameters.assets:
+        for asset, rules in parameters.assets.items():
             if asset in self._ledger:
-                self._ledger[asset].rescale(scales[asset])
+                account = self._ledger[asset]
+                account.rescale(rules.decimals)
+                if account.amounts.passes(slice(0, self.row_count), account.high_most):
+                    account.limit = -1
             else:
-                account = _Account(asset, len(self._ledger_by_id), scales[asset], self._head.size)
+                account = _Account(asset, len(self._ledger_by_id), rules.decimals, self._head.size)
                 self._ledger[asset] = account
                 self._ledger_by_id.append(account)
         pricing = (rules.price_symbol for rules in parameters.assets.values() if rules.price_symbol is not None)
@@ -284,22 +320,29 @@ class Portfolio:
             self._scanned = parameters.policy.portfolio_margin_accounts
             self._row_scanned[: self.row_count] = [account in self._scanned for account in self._accounts]
         self._contracts = {
-            symbol: self._contract(instrument, parameters.assets[instrument.settle_asset])
+            symbol: self._contract(instrument)
             for symbol, instrument in parameters.instruments.items()
             if instrument.settle_asset in parameters.assets
         }
+        self._cash_steps = np.ones(len(self._symbols), dtype=np.int64)
+        for symbol, contract in self._contracts.items():
+            self._cash_steps[self._symbol_ids[symbol]] = fine_step(contract.cash_decimals)
         self._view()
-        decimals = {account.asset: account.decimals for account in self._ledger_by_id}
-        self._prices.rebuild(parameters, self._symbol_ids, decimals)
+        self._prices.rebuild(parameters, self._symbol_ids)
         self._last_prices = None
         self._scans = ScanTables(parameters, self._symbol_ids)
         self._prices.refresh(self._marks, self._live)
 
-    def _contract(self, instrument: Instrument, settle: AssetRules) -> _Contract:
-        account, known = self._ledger[settle.asset], self._contracts.get(instrument.symbol)
-        if known is not None and known.compiled_from == (instrument, account.decimals, settle.decimals):
+    def _contract(self, instrument: Instrument) -> _Contract:
+        account, known = self._ledger[instrument.settle_asset], self._contracts.get(instrument.symbol)
+        if known is not None and known.compiled_from == (instrument, account.decimals):
             return known
-        return _Contract(instrument, self._symbol_ids[instrument.symbol], account, settle, self._caches)
+        contract = _Contract(instrument, self._symbol_ids[instrument.symbol], account, self._caches)
+        if self._lots.wide or self._cash.wide:
+            slots = self._slots_in(instrument.symbol)
+            if self._lots.passes(slots, contract.lots_high) or self._cash.passes(slots, contract.cash_high):
+                contract.cash_limit = -1
+        return contract
 
     # --- groups ------------------------------------------------------------------------------------------------------
 
@@ -378,23 +421,28 @@ class Portfolio:
 
     def open_interest(self) -> dict[str, str]:
         """The quantity of all long positions by symbol, those without any left out."""
-        used = slice(0, self._slots_used)
         found = {}
-        for symbol, total in self._lots_by_symbol(np.maximum(self._lots[used], 0), self._slot_symbol[used]):
+        for symbol, total in self._lots_by_symbol(np.arange(self._slots_used), shorts=False):
             instrument = self._parameters.instruments[symbol]
             digits = fraction_digits(instrument.quantity_increment)
             found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
         return found
 
-    def _lots_by_symbol(self, lots: Ints, symbols: Ints) -> list[tuple[str, int]]:
-        """(symbol, sum of ``lots`` >= 0) in order of symbol, those without any left out."""
+    def _lots_by_symbol(self, slots: Ints, *, shorts: bool) -> list[tuple[str, int]]:
+        """(symbol, lots of the long positions in ``slots``, and of the short ones) in order of symbol, 0 left out."""
+        lots, symbols = self._lots.low[slots], self._slot_symbol[slots]
+        wide = ~self._lots.within(slots, INT64_MAX)
+        lots = np.where(wide, 0, np.abs(lots) if shorts else np.maximum(lots, 0))
         halves = np.zeros((2, len(self._symbols)), dtype=np.int64)  # apart, so that no sum can overflow
         np.add.at(halves[0], symbols, lots >> 32)
         np.add.at(halves[1], symbols, lots & 0xFFFFFFFF)
+        totals = [(high << 32) + low for high, low in zip(*halves.tolist(), strict=True)]
+        for slot in slots[wide].tolist():
+            held = self._lots.units(slot)
+            totals[self._slot_symbol_view[slot]] += abs(held) if shorts else max(held, 0)
         found = []
         for symbol in sorted(self._parameters.instruments):
-            high, low = halves[:, self._symbol_ids[symbol]].tolist()
-            if total := (high << 32) + low:
+            if total := totals[self._symbol_ids[symbol]]:
                 found.append((symbol, total))
         return found
 
@@ -406,15 +454,14 @@ class Portfolio:
         _, slots = self._chains(rows)
         worth = Decimal(0)
         with localcontext(EXACT):
-            for symbol, lots in self._lots_by_symbol(np.abs(self._lots[slots]), self._slot_symbol[slots]):
+            for symbol, lots in self._lots_by_symbol(slots, shorts=True):
                 instrument = self._parameters.instruments[symbol]
                 unit = self._last_unit(instrument.settle_asset)
                 worth += lots * instrument.quantity_increment * self._marks.get(symbol, Decimal(0)) * unit
             for account in self._ledger_by_id:
                 if account.asset in self._parameters.assets:
-                    owed = account.units[rows]
-                    total = sum(owed[owed < 0].tolist())
-                    worth -= decimal_units(total, account.decimals) * self._last_unit(account.asset)
+                    owed = account.amounts.below_zero(rows, account.decimals)
+                    worth -= decimal_units(owed, FRACTION_DIGITS_MAX) * self._last_unit(account.asset)
         return worth
 
     def _last_unit(self, asset: str) -> Decimal:
@@ -440,7 +487,7 @@ class Portfolio:
         try:
             lots = contract.lots[quantity]
             per_lot = contract.cash_per_lot[price]
-            paid = parse_units(fee, contract.fee_decimals) * contract.fee_scale
+            paid = parse_units(fee, contract.decimals)
         except (InputError, TypeError) as error:
             raise InputError(f"symbol {symbol}: a fill of {quantity} at {price}, fee {fee}: {error}") from None
         if per_lot <= 0 or not lots:
@@ -458,14 +505,18 @@ class Portfolio:
             cash += self._cash_view[slot]
         balance = balances[row] - paid
         if not lots:
-            balance, cash = balance + cash, 0
-        limit, most = contract.cash_limit, contract.lots_limit
-        if not (-limit <= cash <= limit and -limit <= balance <= limit and -most <= lots <= most):
-            raise InputError(f"symbol {symbol}: a fill of {quantity} at {price} leaves the 64 bits of the ledger")
+            scale = contract.balance_scale
+            wide = self._lots.wide or self._cash.wide
+            if not scale or (wide and not (self._lots.is_plain(slot) and self._cash.is_plain(slot))):
+                return self._apply_exactly(contract, row, slot, before, (symbol, quantity, price, fee))
+            balance, cash = balance + cash * scale, 0
+        limit, room, most = contract.cash_limit, contract.balance_limit, contract.lots_limit
+        if not (-limit <= cash <= limit and -room <= balance <= room and -most <= lots <= most):
+            return self._apply_exactly(contract, row, slot, before, (symbol, quantity, price, fee))
         if slot < 0:
             if lots:
                 if steps >= POSITIONS_MAX:
-                    raise InputError(f"symbol {symbol}: a margin group has at most {POSITIONS_MAX} positions")
+                    raise _too_many(symbol)
                 slot = self._new_slot(row, symbol_id, first)
                 self._lots_view[slot] = lots
                 self._cash_view[slot] = cash
@@ -477,38 +528,73 @@ class Portfolio:
         else:
             self._free(row, slot, before)
         balances[row] = balance
+        return None
+
+    def _apply_exactly(
+        self, contract: _Contract, row: int, slot: int, before: int, fill: tuple[str, str, str, str]
+    ) -> None:
+        """Apply a fill that 64 bits do not hold. ``slot``: the position's, -1 if there is none; ``before`` it."""
+        symbol, quantity, price, fee = fill
+        filled, account = contract.lots[quantity], self._ledger_by_id[contract.asset_id]
+        lots, cash = filled, -filled * contract.cash_per_lot[price] * fine_step(contract.cash_decimals)
+        if slot >= 0:
+            lots += self._lots.units(slot)
+            cash += self._cash.exact(slot, contract.cash_decimals)
+        paid = parse_units(fee, contract.decimals) * fine_step(contract.decimals)
+        balance = account.amounts.exact(row, contract.decimals) - paid
+        if not lots:
+            balance, cash = balance + cash, 0
+        if abs(lots) > contract.lots_most or not (_is_written(cash) and _is_written(balance)):
+            limits = (
+                f"{_most_quantity(contract)} of it and {_MOST} {account.asset} are the most that an account can hold"
+            )
+            raise InputError(f"symbol {symbol}: a fill of {quantity} at {price}, fee {fee} leaves the ledger: {limits}")
+        if lots:
+            if slot < 0:
+                if len(self._slots_of(row)) >= POSITIONS_MAX:
+                    raise _too_many(symbol)
+                slot = self._new_slot(row, contract.symbol_id, self._head_view[row])
+            self._put_position(contract, slot, lots, cash)
+        elif slot >= 0:
+            self._free(row, slot, before)
+        self._put_balance(account, row, balance)
 
     def apply_transfer(self, row: int, asset: str, amount: str) -> None:
         """Add a signed ``amount`` to a balance.
 
         Raises:
-            InputError: unknown asset, not a whole number of its minor units, outside int64. Nothing is changed.
+            InputError: unknown asset, not a whole number of its minor units, more than the ledger holds. Nothing is
+                changed.
         """
         account, rules = self._account(asset)
         try:
-            change = parse_units(amount, rules.decimals) * 10 ** (account.decimals - rules.decimals)
+            change = parse_units(amount, rules.decimals)
         except InputError as error:
             raise InputError(f"asset {asset}: {error}") from None
-        balance = account.view[row] + change
-        if not -account.limit <= balance <= account.limit:
-            raise InputError(f"asset {asset}: a balance of {from_units(balance, account.decimals)} leaves the ledger")
-        account.view[row] = balance
+        view = account.amounts.view
+        units = view[row] + change
+        if -account.limit <= units <= account.limit:
+            view[row] = units
+            return
+        balance = account.amounts.exact(row, account.decimals) + change * fine_step(account.decimals)
+        if not _is_written(balance):
+            text = from_units(balance, FRACTION_DIGITS_MAX)
+            raise InputError(f"asset {asset}: a balance of {text} leaves the ledger: {_MOST} is the most that it holds")
+        self._put_balance(account, row, balance)
 
     def load_group(self, row: int, balances: Mapping[str, str], positions: Iterable[tuple[str, str, str]]) -> None:
         """Make ``row`` hold exactly ``balances`` (asset: amount) and ``positions`` (symbol, quantity, cash).
 
-        Amounts finer than the ledger holds its asset in make it hold the asset finer, up to 18 decimals: an amount that
-        was right when it was written stays right.
+        Amounts may be finer than the minor unit of their asset or the cash of a fill: an amount that was right when it
+        was written stays right.
 
         Raises:
-            InputError: unknown symbol or asset, a symbol twice, a quantity of 0 or not whole lots, outside int64.
-                Nothing is changed.
+            InputError: unknown symbol or asset, a symbol twice, a quantity of 0 or not whole lots, more than the ledger
+                holds. Nothing is changed.
         """
-        entries = list(positions)
-        self._widen(balances, entries)
-        units = {asset: to_units(amount, self._account(asset)[0].decimals) for asset, amount in balances.items()}
-        slots: dict[int, tuple[int, int]] = {}
-        for symbol, quantity, cash in entries:
+        amounts = [(self._account(asset)[0], _exact(f"asset {asset}", text)) for asset, text in balances.items()]
+        slots: dict[int, tuple[_Contract, int, int]] = {}
+        for symbol, quantity, cash in positions:
             contract = self._contracts.get(symbol)
             if contract is None:
                 raise self._no_contract(symbol)
@@ -516,50 +602,67 @@ class Portfolio:
                 lots = contract.lots[quantity]
             except InputError as error:
                 raise InputError(f"symbol {symbol}: a position of {quantity}: {error}") from None
-            if not lots or abs(lots) > contract.lots_limit or contract.symbol_id in slots:
+            if not lots or contract.symbol_id in slots:
                 raise InputError(f"symbol {symbol}: a position of {quantity}, or given twice, cannot be loaded")
-            slots[contract.symbol_id] = (lots, to_units(cash, self._ledger_by_id[contract.asset_id].decimals))
+            slots[contract.symbol_id] = (contract, lots, _exact(f"symbol {symbol}: cash", cash))
         self._clear(row)
-        for asset, amount in units.items():
-            self._ledger[asset].view[row] = amount
-        for symbol_id, (lots, cash_units) in slots.items():
-            slot = self._new_slot(row, symbol_id, self._head_view[row])
-            self._lots_view[slot] = lots
-            self._cash_view[slot] = cash_units
+        for account, amount in amounts:
+            self._put_balance(account, row, amount)
+        for symbol_id, (contract, lots, amount) in slots.items():
+            self._put_position(contract, self._new_slot(row, symbol_id, self._head_view[row]), lots, amount)
+
+    def _put_position(self, contract: _Contract, slot: int, lots: int, cash: int) -> None:
+        """``cash`` in units of 10**-18."""
+        lots_high = self._lots.put(slot, lots)
+        cash_high = self._cash.put(slot, *divmod(cash, fine_step(contract.cash_decimals)))
+        if abs(lots_high) > contract.lots_high or abs(cash_high) > contract.cash_high:
+            contract.cash_limit = -1
+
+    def _put_balance(self, account: _Account, row: int, amount: int) -> None:
+        """``amount`` in units of 10**-18."""
+        high = account.amounts.put(row, *divmod(amount, fine_step(account.decimals)))
+        if abs(high) > account.high_most and account.limit >= 0:
+            account.limit = -1
+            self._view()
 
     def balances(self, row: int) -> dict[str, str]:
         """Balances that are not zero, by asset in alphabetical order, as canonical decimal strings."""
-        held = sorted((account.asset, account) for account in self._ledger_by_id if account.view[row])
-        return {asset: from_units(account.view[row], account.decimals) for asset, account in held}
+        held = sorted((account.asset, account) for account in self._held_by(row))
+        return {asset: account.amounts.text(row, account.decimals) for asset, account in held}
 
     def positions(self, row: int) -> list[tuple[str, str, str]]:
         """(symbol, quantity, cash) of every position in order of symbol, as canonical decimal strings."""
         found = []
         for slot in self._slots_of(row):
-            symbol = self._symbols[self._slot_symbol_view[slot]]
-            instrument = self._parameters.instruments[symbol]
-            quantity = self._quantity(instrument, slot)
-            cash = from_units(self._cash_view[slot], self._ledger[instrument.settle_asset].decimals)
-            found.append((symbol, from_units(to_units(quantity, digits := fraction_digits(quantity)), digits), cash))
+            symbol_id = self._slot_symbol_view[slot]
+            contract = self._contracts[self._symbols[symbol_id]]
+            quantity = from_units(self._lots.units(slot) * contract.lot, contract.lot_digits)
+            found.append((self._symbols[symbol_id], quantity, self._cash.text(slot, contract.cash_decimals)))
         return sorted(found)
 
     def is_empty(self, row: int) -> bool:
         """Whether the group has neither positions nor balances."""
-        return self._head_view[row] < 0 and not any(account.view[row] for account in self._ledger_by_id)
+        return self._head_view[row] < 0 and not self._held_by(row)
+
+    def _held_by(self, row: int) -> list[_Account]:
+        return [
+            account
+            for account in self._ledger_by_id
+            if (amounts := account.amounts).view[row] or (amounts.wide and not amounts.is_plain(row))
+        ]
 
     def group(self, row: int) -> Group:
         """The exact view of a row: positions in order of symbol, balances that are not zero in order of asset."""
         positions = []
         for slot in self._slots_of(row):
             symbol = self._symbols[self._slot_symbol_view[slot]]
-            instrument = self._parameters.instruments[symbol]
-            cash = decimal_units(self._cash_view[slot], self._ledger[instrument.settle_asset].decimals)
-            positions.append(Position(symbol, self._quantity(instrument, slot), cash))
+            contract = self._contracts[symbol]
+            quantity = EXACT.multiply(Decimal(self._lots.units(slot)), contract.increment)
+            positions.append(Position(symbol, quantity, self._cash.decimal(slot, contract.cash_decimals)))
         positions.sort(key=lambda position: position.symbol)
         balances = {
-            account.asset: decimal_units(account.view[row], account.decimals)
-            for account in sorted(self._ledger_by_id, key=lambda account: account.asset)
-            if account.view[row]
+            account.asset: account.amounts.decimal(row, account.decimals)
+            for account in sorted(self._held_by(row), key=lambda account: account.asset)
         }
         return Group(self._accounts[row], self._margins[row], balances, tuple(positions))
 
@@ -617,13 +720,13 @@ class Portfolio:
             found = np.zeros(self.row_count, dtype=np.bool_)
             found[self._slot_row[:used][hit[self._slot_symbol[:used]]]] = True
             for asset in assets:
-                found |= self._ledger[asset].units[: self.row_count] != 0
+                found |= self._ledger[asset].amounts.held(slice(0, self.row_count))
             return np.flatnonzero(found)
         owners, slots = self._chains(among)
         found = np.zeros(among.size, dtype=np.bool_)
         found[owners[hit[self._slot_symbol[slots]]]] = True
         for asset in assets:
-            found |= self._ledger[asset].units[among] != 0
+            found |= self._ledger[asset].amounts.held(among)
         return among[found]
 
     def awaited(self, rows: Rows | None = None) -> set[str]:
@@ -638,7 +741,8 @@ class Portfolio:
                 settle = self._parameters.assets[self._parameters.instruments[symbol].settle_asset].price_symbol
                 found.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
         for account in self._ledger_by_id:
-            units = account.units[: self.row_count] if rows is None else account.units[rows]
+            of = slice(0, self.row_count) if rows is None else rows
+            units = account.amounts.doubles(of, fine_step(account.decimals))
             needing = self._prices.dim(account.asset, units)
             priced_by = self._parameters.assets[account.asset].price_symbol
             if needing is not None and needing.any() and priced_by is not None:
@@ -658,8 +762,7 @@ class Portfolio:
             return rows
         if self._last_prices is None:
             self._last_prices = PriceTables()
-            decimals = {account.asset: account.decimals for account in self._ledger_by_id}
-            self._last_prices.rebuild(self._parameters, self._symbol_ids, decimals)
+            self._last_prices.rebuild(self._parameters, self._symbol_ids)
         prices, self._prices = self._prices, self._last_prices
         live, self._live = self._live, dict.fromkeys(self._marks, True)
         try:
@@ -675,27 +778,27 @@ class Portfolio:
         ``error`` bounds |true equity - equity| + |true maintenance - maintenance| + |true debt - debt|. With u = 2**-53
         and G the sum of the absolute values of all terms of a row (lots * value of a lot, cash, balances):
 
-        - every table entry is an exact decimal rounded once (relative error u), every int64 becomes a double with
-          relative error at most u, so a position's value or cash, a product of the two, is off by at most 3.01u of
-          itself;
-        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 6u (|x| r_n +
-          D_n); a tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 4u), and r_n < 1. Taking
-          the greatest of them, or leaving out a tier whose floor |x| passes by less than 4u, adds no more than 4u
-          |x|: at most 17u |x|;
-        - a balance's value is the least of its lines b * w_k + o_k with the same bounds and weights at most 1, times a
-          liability weight L >= 1 for debt: at most 17u L |b|;
+        - every table entry is an exact decimal rounded once (relative error u), every amount becomes a double with
+          relative error at most 9.2u (``Amounts.doubles``), so a position's value or cash, a product of the two, is off
+          by at most 11.3u of itself;
+        - a margin is the greatest of its tiers' lines, |x| * r_n - D_n. Each line is off by at most 14.4u |x| r_n +
+          2.1u D_n; a tier is only looked at where |x| is above its floor, so D_n <= |x| r_n (1 + 13u), and r_n < 1.
+          Taking the greatest of them, or leaving out a tier whose floor |x| passes by less than 13u, adds no more than
+          13u |x|: at most 30u |x|;
+        - a balance's value is the least of its lines b * w_k + o_k, each off by at most 14.5u of its parts, with
+          weights at most 1, times a liability weight L >= 1 for debt: at most 17u L |b|;
         - at a best corner a position's value takes two factors more, and its cash and a balance one, each rounded
-          once: 7.1u and 19.1u; G then is the sum of the terms at the highest corner;
+          once: 15.4u and 19.1u; G then is the sum of the terms at the highest corner;
         - adding K terms one after the other is off by at most 1.01 (K - 1) u times the sum of their absolute values,
           for equity, maintenance and debt alike;
         - under portfolio margin the loss in a scenario is a sum of products of a value and a rate, each off by at most
-          5.02u of itself; adding them up, worst cases, offsets and floors add no more than (7 + 2.02 K) u of the sum
+          13.4u of itself; adding them up, worst cases, offsets and floors add no more than (16 + 2.02 K) u of the sum
           of |value| * largest rate, which is part of G; what marks that are not live take from it is a sum of products
-          of three factors, (8 + 1.01 K) u of that sum, which then is part of G as well.
+          of three factors, (17 + 1.01 K) u of that sum, which then is part of G as well.
 
-        So the three errors together are at most (20 + 20 + 20 + 5.05 K) u G, with K at most the number of symbols and
+        So the three errors together are at most (16 + 30 + 20 + 5.05 K) u G, with K at most the number of symbols and
         assets and the debts in G taken times L. G itself is computed with a relative error far below one. The bound
-        used is more than twice that, (130 + 11 K) u G.
+        used is more than twice that, (140 + 11 K) u G.
         """
         self._prices.refresh(self._marks, self._live)
         if rows is None:
@@ -712,15 +815,16 @@ class Portfolio:
         """``owners`` is the index into the result of each of ``slots``; ``rows`` picks the balances."""
         prices = self._prices
         symbol = self._slot_symbol[slots]
-        value = self._lots[slots] * prices.lot_value[symbol]
-        cash = self._cash[slots] * prices.cash_value[symbol]
+        lots = self._lots.doubles(slots, 1)
+        value = lots * prices.lot_value[symbol]
+        cash = self._cash_units(slots, symbol) * prices.cash_value[symbol]
         size = np.abs(value)
         margin = prices.maintenance(symbol, size)
         worth, terms = value + cash, size + np.abs(cash)
         decidable, bounded = np.ones(n, dtype=np.bool_), np.ones(n, dtype=np.bool_)
         if not prices.live.all():
             dim = np.flatnonzero(~prices.live[symbol])
-            best = prices.at_best(symbol[dim], self._lots[slots][dim] > 0, value[dim], cash[dim])
+            best = prices.at_best(symbol[dim], lots[dim] > 0, value[dim], cash[dim])
             worth[dim], terms[dim], margin[dim] = best.worth, best.gross, 0
             decidable[owners[dim]] = False
             bounded[owners[dim[best.unbounded]]] = False
@@ -732,7 +836,7 @@ class Portfolio:
             gross += self._scan(scanned, owners, symbol, value, margin, maintenance)
         debt = np.zeros(n)
         for account in self._ledger_by_id:
-            units = account.units[rows]
+            units = account.amounts.doubles(rows, fine_step(account.decimals))
             if not units.any():
                 continue
             worth, counted = prices.collateral(account.asset, units)
@@ -744,7 +848,7 @@ class Portfolio:
             if needing is not None:
                 decidable[needing] = False
         summands = len(self._symbols) + len(self._ledger_by_id)
-        error: Floats = gross * ((130 + 11 * summands) * _UNIT_ROUNDOFF)
+        error: Floats = gross * ((140 + 11 * summands) * _UNIT_ROUNDOFF)
         return Columns(equity, maintenance, error, decidable, debt, bounded)
 
     def _scan(
@@ -774,19 +878,20 @@ class Portfolio:
         self._prices.refresh(self._marks, self._live)
         owners, slots = self._chains(rows)
         symbol = self._slot_symbol[slots]
-        value = self._lots[slots] * self._prices.lot_value[symbol]
-        cash = self._cash[slots] * self._prices.cash_value[symbol]
+        lots = self._lots.doubles(slots, 1)
+        value = lots * self._prices.lot_value[symbol]
+        cash = self._cash_units(slots, symbol) * self._prices.cash_value[symbol]
         sway_rate = np.where(self._row_scanned[rows][owners], self._scans.largest_rate[symbol], 0)
         parts, live = [], self._prices.live[symbol]
         if not live.all():
             dim = np.flatnonzero(~live)
-            held = owners[dim], symbol[dim], self._lots[slots][dim] > 0, value[dim], cash[dim], sway_rate[dim]
+            held = owners[dim], symbol[dim], lots[dim] > 0, value[dim], cash[dim], sway_rate[dim]
             parts += self._prices.dim_exposures(*held)
             owners, symbol, sway_rate = owners[live], symbol[live], sway_rate[live]
             value, cash = value[live], cash[live]
         parts += self._prices.exposures(owners, symbol, value, cash, sway_rate, reach)
         for account in self._ledger_by_id:
-            units = account.units[rows]
+            units = account.amounts.doubles(rows, fine_step(account.decimals))
             part = self._prices.collateral_exposures(account.asset, units) if units.any() else None
             if part is not None:
                 parts.append(part)
@@ -806,6 +911,11 @@ class Portfolio:
         """float64[symbol_count]: the nearest double of each mark, 0 where there is none."""
         self._prices.refresh(self._marks, self._live)
         return self._prices.mark
+
+    def _cash_units(self, slots: "Ints | slice", symbol: Ints) -> Ints | Floats:
+        """The cash of ``slots``, whose symbols are ``symbol``, in units of its own decimals."""
+        plain = self._cash.fine is None
+        return self._cash.doubles(slots, 1 if plain else self._cash_steps[symbol])
 
     def _chains(self, rows: Rows) -> tuple[Ints, Ints]:
         """The slots of ``rows`` and, for each, the index into ``rows`` of its owner."""
@@ -837,7 +947,7 @@ class Portfolio:
             self._free_slot = self._slot_next_view[slot]
         else:
             slot = self._slots_used
-            if slot == self._lots.size:
+            if slot == self._slot_row.size:
                 self._grow_slots()
             self._slots_used = slot + 1
         self._slot_row_view[slot] = row
@@ -860,6 +970,9 @@ class Portfolio:
             self._slot_next_view[before] = following
         self._slot_symbol_view[slot] = VACANT
         self._slot_row_view[slot] = self._lots_view[slot] = self._cash_view[slot] = 0
+        if self._lots.wide or self._cash.wide:
+            self._lots.clear(slot)
+            self._cash.clear(slot)
         self._slot_next_view[slot] = self._free_slot
         self._free_slot = slot
 
@@ -867,10 +980,7 @@ class Portfolio:
         while (slot := self._head_view[row]) >= 0:
             self._free(row, slot, -1)
         for account in self._ledger_by_id:
-            account.view[row] = 0
-
-    def _quantity(self, instrument: Instrument, slot: int) -> Decimal:
-        return EXACT.multiply(Decimal(self._lots_view[slot]), instrument.quantity_increment)
+            account.amounts.clear(row)
 
     # --- errors and growth -------------------------------------------------------------------------------------------
 
@@ -885,106 +995,78 @@ class Portfolio:
         rules = self._parameters.asset(asset)
         return self._ledger[asset], rules
 
-    def _widen(self, balances: Mapping[str, str], positions: list[tuple[str, str, str]]) -> None:
-        amounts = [(asset, amount) for asset, amount in balances.items()]
-        for symbol, _, cash in positions:
-            if symbol in self._contracts:
-                amounts.append((self._parameters.instruments[symbol].settle_asset, cash))
-        for asset, amount in amounts:
-            account, _ = self._account(asset)
-            digits = fraction_digits(parse_decimal(amount))
-            if digits > account.decimals:
-                self._hold_finer(account, min(digits, FRACTION_DIGITS_MAX))
-
-    def _hold_finer(self, account: _Account, decimals: int) -> None:
-        change = decimals - account.decimals
-        cash, held = self._cash.copy(), self._settled_slots(account.asset)
-        try:
-            cash[held] = _rescaled(cash[held], change, f"position cash in {account.asset}")
-            units = _rescaled(account.units, change, f"balances in {account.asset}")
-        except ParameterError as error:
-            raise InputError(str(error)) from None
-        self._cash, account.units = cash, units
-        account.view = _scalars(units)
-        scales = {asset: known.decimals for asset, known in self._ledger.items()}
-        self._adopt(self._parameters, {**scales, account.asset: decimals})
-
-    def _settled_slots(self, asset: str) -> Ints:
-        ids = [
-            self._symbol_ids[symbol]
-            for symbol, rules in self._parameters.instruments.items()
-            if rules.settle_asset == asset
-        ]
-        return np.flatnonzero(np.isin(self._slot_symbol[: self._slots_used], ids))
-
     def _grow_rows(self) -> None:
         rows = 2 * self._head.size
-        self._head = _grown(self._head, rows, -1)
+        self._head = grown(self._head, rows, -1)
         self._row_scanned = np.concatenate([self._row_scanned, np.zeros_like(self._row_scanned)])
         for account in self._ledger_by_id:
-            account.resize(rows)
+            account.amounts.resize(rows)
         self._view()
 
     def _grow_slots(self) -> None:
-        slots = 2 * self._lots.size
-        self._slot_row = _grown(self._slot_row, slots)
-        self._slot_symbol = _grown(self._slot_symbol, slots)
-        self._slot_next = _grown(self._slot_next, slots, -1)
-        self._lots = _grown(self._lots, slots)
-        self._cash = _grown(self._cash, slots)
+        slots = 2 * self._slot_row.size
+        self._slot_row = grown(self._slot_row, slots)
+        self._slot_symbol = grown(self._slot_symbol, slots)
+        self._slot_next = grown(self._slot_next, slots, -1)
+        self._lots.resize(slots)
+        self._cash.resize(slots)
         self._view()
 
     def _view(self) -> None:
-        self._head_view = _scalars(self._head)
-        self._slot_row_view = _scalars(self._slot_row)
-        self._slot_symbol_view = _scalars(self._slot_symbol)
-        self._slot_next_view = _scalars(self._slot_next)
-        self._lots_view = _scalars(self._lots)
-        self._cash_view = _scalars(self._cash)
+        self._head_view = scalars(self._head)
+        self._slot_row_view = scalars(self._slot_row)
+        self._slot_symbol_view = scalars(self._slot_symbol)
+        self._slot_next_view = scalars(self._slot_next)
+        self._lots_view = self._lots.view
+        self._cash_view = self._cash.view
         for contract in self._contracts.values():
-            contract.balance = self._ledger_by_id[contract.asset_id].view
+            account = self._ledger_by_id[contract.asset_id]
+            contract.balance, contract.balance_limit = account.amounts.view, account.limit
 
 
-# --- columns ---------------------------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def _scalars(column: Ints) -> "memoryview[int]":
-    """Scalar access to a column: several times as fast as NumPy's own."""
-    return cast("memoryview[int]", memoryview(cast(Any, column)))
+def _written_most(decimals: int) -> int:
+    """The largest number of units of ``10**-decimals`` that a decimal string of the contract can say."""
+    most: int = 10 ** (INTEGER_DIGITS_MAX + decimals) - 1
+    return most
 
 
-def _grown(column: Ints, size: int, fill: int = 0) -> Ints:
-    grown = np.full(size, fill, dtype=np.int64)
-    grown[: column.size] = column
-    return grown
+def _short_limit(decimals: int) -> int:
+    return min(INT64_MAX, _written_most(decimals))
 
 
-def _lots_limit(instrument: Instrument) -> int:
-    """Most lots of a position: as many as int64 and the decimal string of their quantity hold."""
-    digits = fraction_digits(instrument.quantity_increment)
-    return units_limit(digits) // to_units(instrument.quantity_increment, digits)
+_AMOUNT_MOST = _written_most(FRACTION_DIGITS_MAX)
+_MOST = from_units(_AMOUNT_MOST, FRACTION_DIGITS_MAX)
 
 
-def _restated(units: Ints, old: int, new: int, limit: int, what: str) -> Ints:
-    """Multiples of ``old`` as multiples of ``new``, exactly, at most ``limit`` of them."""
-    if old == new:
-        return units
-    values = [int(value) * old for value in units.tolist()]
-    if any(value % new for value in values):
-        raise ParameterError(f"{what} are not whole numbers of the new increment")
-    restated = [value // new for value in values]
-    if any(abs(value) > limit for value in restated):
-        raise ParameterError(f"{what} leave the 64 bits of the ledger")
-    return np.array(restated, dtype=np.int64)
+def _is_written(amount: int) -> bool:
+    """Whether a decimal string of the contract can say ``amount`` units of 10**-18."""
+    return -_AMOUNT_MOST <= amount <= _AMOUNT_MOST
 
 
-def _rescaled(units: Ints, digits: int, what: str) -> Ints:
-    """``units`` with ``digits`` more (or fewer) decimals, exactly."""
-    if digits >= 0:
-        if units.size and max(-int(units.min()), int(units.max())) * 10**digits > INT64_MAX:
-            raise ParameterError(f"{what} leave the 64 bits of the ledger at {digits} more decimals")
-        return units * np.int64(10**digits)
-    step = np.int64(10**-digits)
-    if (units % step).any():
-        raise ParameterError(f"{what} are finer than the new decimals")
-    return units // step
+def _most_quantity(contract: _Contract) -> str:
+    return from_units(contract.lots_most * contract.lot, contract.lot_digits)
+
+
+def _too_many(symbol: str) -> InputError:
+    return InputError(f"symbol {symbol}: a margin group has at most {POSITIONS_MAX} positions")
+
+
+def _exact(what: str, text: str) -> int:
+    """``text`` in units of 10**-18.
+
+    Raises:
+        InputError: not a decimal string.
+    """
+    try:
+        return parse_units(text, FRACTION_DIGITS_MAX)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
+
+
+def _same_increments(before: Instrument, after: Instrument | None) -> bool:
+    return after is not None and (
+        (before.price_increment, before.quantity_increment) == (after.price_increment, after.quantity_increment)
+    )

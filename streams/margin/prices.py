@@ -110,9 +110,9 @@ class AtBest:
 class PriceTables:
     """Float64 tables by symbol id, of every instrument and of every symbol that prices an asset.
 
-    ``mark``: the mark, 0 where there is none. ``lot_value``, ``cash_value``: value of one lot and of one ledger unit of
-    cash, in the unit of account (in the settle asset, where that never had a price). ``live``: every mark that a
-    position in the symbol needs is there and live.
+    ``mark``: the mark, 0 where there is none. ``lot_value``, ``cash_value``: value of one lot and of one unit of the
+    symbol's cash (``Instrument.cash_decimals``), in the unit of account (in the settle asset, where that never had a
+    price). ``live``: every mark that a position in the symbol needs is there and live.
 
     Where it is not, the value of a position is known up to a factor from ``mark_low`` to ``mark_most``, and all of it
     up to one from ``unit_low`` to ``unit_most``; ``reach`` is how many times its value it may be away from it, inf
@@ -124,25 +124,25 @@ class PriceTables:
         self._size(1, 1)
         self._parameters = RiskParameters.empty()
         self._ids: Mapping[str, int] = {}
-        self._decimals: Mapping[str, int] = {}
         self._moves: dict[str, list[str]] = {}
+        self._cash_decimals: dict[str, int] = {}
         self._priced: dict[str, list[str]] = {}
         self._asset_unit: dict[str, float] = {}
         self._asset_most: dict[str, float] = {}
 
-    def rebuild(self, parameters: RiskParameters, ids: Mapping[str, int], decimals: Mapping[str, int]) -> None:
-        """Take in new rules; ``decimals`` is the ledger's scale by asset. Every symbol is to be priced anew."""
-        self._parameters, self._ids, self._decimals = parameters, ids, decimals
+    def rebuild(self, parameters: RiskParameters, ids: Mapping[str, int]) -> None:
+        """Take in new rules. Every symbol is to be priced anew."""
+        self._parameters, self._ids = parameters, ids
         self._size(len(ids), max((len(rules.steps) for rules in parameters.instruments.values()), default=1))
-        self._priced, self._moves = {}, {}
+        self._priced, self._moves, self._cash_decimals = {}, {}, {}
         for asset, rules in parameters.assets.items():
             if rules.price_symbol is not None:
                 self._priced.setdefault(rules.price_symbol, []).append(asset)
         for symbol, instrument in parameters.instruments.items():
             self._add_instrument(symbol, instrument)
         self.moved = set(ids)
-        unpriced = [asset for asset, rules in parameters.assets.items() if rules.price_symbol is None]
-        self._asset_unit = {asset: float(Decimal(1).scaleb(-decimals[asset])) for asset in unpriced}
+        unpriced = {asset: rules for asset, rules in parameters.assets.items() if rules.price_symbol is None}
+        self._asset_unit = {asset: float(Decimal(1).scaleb(-rules.decimals)) for asset, rules in unpriced.items()}
         self._asset_most = {}
 
     def _size(self, symbols: int, tiers: int) -> None:
@@ -163,6 +163,7 @@ class PriceTables:
         self._rates[: len(instrument.steps), index] = instrument.maintenance_rates
         self._top_rate[index] = instrument.maintenance_rates[-1]
         self._moves.setdefault(symbol, []).append(symbol)
+        self._cash_decimals[symbol] = instrument.cash_decimals
         settle = self._parameters.assets.get(instrument.settle_asset)
         if settle is not None and settle.price_symbol is not None:
             self._moves.setdefault(settle.price_symbol, []).append(symbol)
@@ -179,7 +180,7 @@ class PriceTables:
             for asset in self._priced.get(symbol, ()):
                 with localcontext(EXACT):
                     price = marks.get(symbol, Decimal(0))
-                    self._asset_unit[asset] = float(price.scaleb(-self._decimals[asset]))
+                    self._asset_unit[asset] = float(price.scaleb(-self._parameters.assets[asset].decimals))
                 self._asset_most.pop(asset, None)
                 if symbol in marks and not live.get(symbol, False):
                     self._asset_most[asset] = float(1 + self._parameters.assets[asset].stale_bound)
@@ -201,7 +202,7 @@ class PriceTables:
             unit = Decimal(1) if settle.price_symbol is None else marks.get(settle.price_symbol, Decimal(1))
             mark = marks.get(symbol, Decimal(0))
             self.lot_value[index] = float(instrument.quantity_increment * mark * unit)
-            self.cash_value[index] = float(unit.scaleb(-self._decimals[settle.asset]))
+            self.cash_value[index] = float(unit.scaleb(-self._cash_decimals[symbol]))
             for tier, step in enumerate(instrument.steps):
                 self._floors[tier, index] = float(step.notional_floor * unit)
                 self._deductions[tier, index] = float(step.maintenance_deduction * unit)
@@ -347,7 +348,7 @@ class PriceTables:
 
     # --- collateral --------------------------------------------------------------------------------------------------
 
-    def dim(self, asset: str, units: Ints) -> Bools | None:
+    def dim(self, asset: str, units: Ints | Floats) -> Bools | None:
         """bool[n]: which balances of ``units`` need the mark that prices ``asset``, and it is not live; None: none do.
 
         Credit that is no collateral needs no mark, and nothing does that never had one.
@@ -356,8 +357,9 @@ class PriceTables:
             return None
         return units != 0 if self._parameters.assets[asset].collateral else units < 0
 
-    def collateral(self, asset: str, units: Ints) -> tuple[Floats, Floats]:
-        """Balances of ``units`` in the unit of account: what they count for, and their size times the debt's weight.
+    def collateral(self, asset: str, units: Ints | Floats) -> tuple[Floats, Floats]:
+        """Balances of ``units`` (10**-decimals of the asset) in the unit of account: what they count for, and their
+        size times the debt's weight.
 
         While the mark that prices ``asset`` is not live, credit counts at the most that it may be, debt for nothing.
         """
@@ -367,7 +369,7 @@ class PriceTables:
         worth: Floats = value * liability if liability != 1 else value.copy() if len(rules.weights) > 1 else value
         if not liability == 1 == first:
             worth = np.minimum(worth, value * first)
-        scale = unit * 10.0 ** self._decimals[asset]
+        scale = unit * 10.0**rules.decimals
         for weight, offset in zip(rules.weights[1:], rules.offsets[1:], strict=True):
             np.minimum(worth, value * weight + offset * scale, out=worth)
         counted: Floats = np.abs(value) if liability == 1 else np.abs(value) * liability
@@ -376,7 +378,7 @@ class PriceTables:
             worth, counted = np.maximum(worth, 0) * most, counted * most
         return worth, counted
 
-    def collateral_exposures(self, asset: str, units: Ints) -> Exposures | None:
+    def collateral_exposures(self, asset: str, units: Ints | Floats) -> Exposures | None:
         """Exposures of balances of ``units`` (index: the row) to the mark that prices them; None if nothing does."""
         rules: AssetRules = self._parameters.assets[asset]
         if rules.price_symbol is None or asset in self._asset_most:

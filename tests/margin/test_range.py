@@ -286,9 +286,10 @@ def one(price_increment: str, quantity_increment: str, **asset: Any) -> Portfoli
     ("decimals", "most", "beyond"),
     [
         (0, "999999999999999999", "1"),
-        (1, "922337203685477580.7", "0.1"),
-        (8, "92233720368.54775807", "0.00000001"),
-        (18, "9.223372036854775807", LEAST),
+        (1, "999999999999999999.9", "0.1"),
+        (6, "999999999999999999.999999", "0.000001"),
+        (8, "999999999999999999.99999999", "0.00000001"),
+        (18, "999999999999999999.999999999999999999", LEAST),
     ],
 )
 def test_a_balance_ends_where_the_page_says(decimals: int, most: str, beyond: str) -> None:
@@ -307,8 +308,9 @@ def test_a_balance_ends_where_the_page_says(decimals: int, most: str, beyond: st
     ("increment", "most"),
     [
         ("1", "999999999999999999"),
-        ("0.001", "9223372036854775.807"),
-        ("0.0025", "922337203685477.58"),
+        ("0.001", "999999999999999999.999"),
+        ("0.0025", "999999999999999999.9975"),
+        ("0.03", "999999999999999999.99"),
         ("1000000", "999999999999000000"),
     ],
 )
@@ -317,7 +319,7 @@ def test_a_position_ends_where_its_quantity_can_no_longer_be_written(increment: 
     found = one("0.00000001", increment)
     found.load_group(0, {}, [("X-PERP", most, "0")])
     assert found.positions(0) == [("X-PERP", most, "0")]
-    with pytest.raises(InputError, match="64 bits"):
+    with pytest.raises(InputError, match=f"leaves the ledger: {most} of it"):
         found.apply_fill(0, "X-PERP", increment, "0.00000001", "0")
     assert found.positions(0) == [("X-PERP", most, "0")]
     found.load_group(0, *_reloaded(found))
@@ -334,16 +336,15 @@ def test_an_increment_that_no_ledger_unit_holds_is_refused_with_its_record(field
         rules(**fields)
 
 
-def test_a_change_of_increment_across_the_whole_range_is_restated_or_refused() -> None:
+def test_a_change_of_increment_across_the_whole_range_is_restated() -> None:
     found = one("1", "1000000000")
-    found.load_group(0, {}, [("X-PERP", "1000000000", "0")])
+    held = [("X-PERP", "999999999000000000", "-0.5")]
+    found.load_group(0, {}, held)
     record = found.parameters.records["asset:USD"]
-    finer = rules(price_increment="1", quantity_increment=LEAST).records["instrument:X-PERP"]
-    with pytest.raises(ParameterError, match="64 bits"):
-        found.set_parameters(RiskParameters.build([record, finer]))
-    nine = rules(price_increment="1", quantity_increment="0.000000001").records["instrument:X-PERP"]
-    found.set_parameters(RiskParameters.build([record, nine]))
-    assert found.positions(0) == [("X-PERP", "1000000000", "0")]
+    for increment in (LEAST, "0.000000001", "0.0025", "1000000000"):
+        changed = rules(price_increment="1", quantity_increment=increment).records["instrument:X-PERP"]
+        found.set_parameters(RiskParameters.build([record, changed]))
+        assert found.positions(0) == held
 
 
 @pytest.mark.parametrize("price", ["1E+18", "1E-19", "1000000000000000000", "0.0000000000000000001"])
