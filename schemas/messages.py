@@ -5,6 +5,7 @@ validation. Unknown fields are ignored everywhere, so a producer may add some. T
 (``margin.events.v1``, ``margin.marks.v1``) are columns, because a record per fill would cost more than the fill.
 """
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec import Meta
 
 from schemas.types import (
     CROSS,
+    RESERVED_ACCOUNTS,
     AccountStatus,
     AlertKind,
     Asset,
@@ -35,7 +37,9 @@ from schemas.types import (
     Symbol,
     Text,
     TimeUs,
+    Uncounted,
     UnsignedDecimal,
+    is_identifier,
 )
 
 # --- what the exchange sends -----------------------------------------------------------------------------------------
@@ -108,8 +112,34 @@ class LiquidationReport(msgspec.Struct, frozen=True, kw_only=True):
 FRAME_ROWS_MAX = 4096
 
 
+_ACCOUNTS_REMEMBERED = 1 << 16
+
+
+@lru_cache(maxsize=_ACCOUNTS_REMEMBERED)
+def _is_account(name: str) -> bool:
+    return is_identifier(name) and not name.startswith(RESERVED_ACCOUNTS)
+
+
+def _check_columns(columns: msgspec.Struct) -> None:
+    """Columns are of one length, and their accounts can be accounts.
+
+    Raises:
+        ValueError: they are not; a decoder makes a DecodeError of it.
+    """
+    lengths = {len(getattr(columns, name)) for name in columns.__struct_fields__}
+    if len(lengths) != 1:
+        raise ValueError(f"columns of different lengths: {sorted(lengths)}")
+    accounts: list[str] = columns.account  # type: ignore[attr-defined]
+    if not all(map(_is_account, accounts)):
+        wrong = next(name for name in accounts if not _is_account(name))
+        raise ValueError(f"{wrong[:60]!r} cannot be an account")
+
+
 class FillColumns(msgspec.Struct, kw_only=True):
-    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol."""
+    """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol.
+
+    What is not a decimal, an instrument or in its range is refused fill by fill when it is applied.
+    """
 
     account: list[str] = msgspec.field(default_factory=list)
     margin: list[str] = msgspec.field(default_factory=list)
@@ -118,38 +148,47 @@ class FillColumns(msgspec.Struct, kw_only=True):
     price: list[str] = msgspec.field(default_factory=list)
     fee: list[str] = msgspec.field(default_factory=list)
     order_id: list[str] = msgspec.field(default_factory=list)
-    trade_id: list[int] = msgspec.field(default_factory=list)
+    trade_id: list[Sequence] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class TransferColumns(msgspec.Struct, kw_only=True):
     """Collateral transfers of one shard."""
 
     account: list[str] = msgspec.field(default_factory=list)
-    margin: list[str] = msgspec.field(default_factory=list)
-    asset: list[str] = msgspec.field(default_factory=list)
-    amount: list[str] = msgspec.field(default_factory=list)
-    sequence: list[int] = msgspec.field(default_factory=list)
-    transfer_id: list[str] = msgspec.field(default_factory=list)
+    margin: list[Symbol] = msgspec.field(default_factory=list)
+    asset: list[Asset] = msgspec.field(default_factory=list)
+    amount: list[NonZeroDecimal] = msgspec.field(default_factory=list)
+    sequence: list[Sequence] = msgspec.field(default_factory=list)
+    transfer_id: list[Identifier] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class ReportColumns(msgspec.Struct, kw_only=True):
     """Liquidation reports of one shard."""
 
     account: list[str] = msgspec.field(default_factory=list)
-    command_id: list[str] = msgspec.field(default_factory=list)
-    order_id: list[str] = msgspec.field(default_factory=list)
-    status: list[str] = msgspec.field(default_factory=list)
-    filled_quantity: list[str] = msgspec.field(default_factory=list)
+    command_id: list[DerivedId] = msgspec.field(default_factory=list)
+    order_id: list[DerivedId] = msgspec.field(default_factory=list)
+    status: list[ReportStatus] = msgspec.field(default_factory=list)
+    filled_quantity: list[UnsignedDecimal] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
 
 
 class Suspension(msgspec.Struct, kw_only=True):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
-    account: str
-    topic: str
-    partition: int
-    offset: int
-    reason: str
+    account: Identifier
+    topic: Text
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Offset
+    reason: Text
 
 
 class EventFrame(msgspec.Struct, kw_only=True):
@@ -190,7 +229,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 
     ``scales`` of a full frame multiply, from here on, the margin rates and haircuts of the parameter records with these
     keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
-    right to: a frame of a lower epoch than one before it is void.
+    right to: a frame of a lower epoch than one before it is void. ``uncounted`` of a full frame says, by symbol and
+    source, which configured sources are not in its mark, and why.
     """
 
     time: TimeUs
@@ -198,6 +238,7 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
     scales: dict[ParameterKey, PositiveDecimal] = {}
     epoch: Offset = -1
+    uncounted: dict[Symbol, dict[str, Uncounted]] = {}
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------

@@ -163,7 +163,21 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 
 
 class OracleParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="oracle"):
-    """How one symbol's mark is formed. Key ``oracle:SYMBOL``. ``sources`` maps a source to its weight."""
+    """How one symbol's mark is formed. Key ``oracle:SYMBOL``. ``sources`` maps a source to its weight.
+
+    A price counts for ``max_age_ms`` and if its confidence is at most ``max_confidence_ratio`` of it. With m1 <= m2 the
+    lower and upper weighted median of those that count, the mark is (m1 + m2) / 2, rounded down at 18 places. It is
+    live if m2 - m1 <= ``max_deviation`` * m1 and the sources within ``max_deviation`` of it hold more than half of the
+    weight of those that count and are at least ``minimum_sources``.
+
+    A mark further than ``max_jump`` from the last live one is halted until it is back, or more than half of the
+    configured weight and at least two sources have shown the new level (all prices within ``max_jump`` of it, one of
+    them ``jump_confirm_ms`` or more after it began), or the level has lasted ``max_age_ms``, or, ``jump_halt_ms_max``
+    after the halt began, more than half of the configured weight agrees.
+
+    A source's sequence rises; one that does not is heard if its publish_time is more than ``max_age_ms`` after the
+    source's last.
+    """
 
     symbol: Symbol
     sources: Annotated[dict[str, PositiveDecimal], Meta(min_length=1, max_length=64)]

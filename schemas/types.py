@@ -5,7 +5,8 @@ times are integer microseconds since the Unix epoch; identifiers are printable A
 valid both for Python's ``re`` and for ECMA-262, so the generated JSON Schemas carry them unchanged.
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
@@ -34,6 +35,7 @@ DerivedDecimal = Annotated[str, Meta(pattern=rf"^-?{_DERIVED}{_END}", max_length
 DerivedUnsigned = Annotated[str, Meta(pattern=rf"^{_DERIVED}{_END}", max_length=80, description="decimal string >= 0")]
 
 Identifier = Annotated[str, Meta(pattern=rf"^[!-~]{{1,128}}{_END}", max_length=128, description="printable ASCII id")]
+_IDENTIFIER = re.compile(r"[!-~]{1,128}")
 DerivedId = Annotated[str, Meta(pattern=rf"^[!-~]{{1,192}}{_END}", max_length=192, description="printable ASCII id")]
 """An id that we make from an account's (``ACCOUNT:7:alert:12``) or that may come back to us as one."""
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
@@ -52,6 +54,9 @@ Side = Literal["buy", "sell"]
 PositionSide = Literal["long", "short"]
 MarginMode = Literal["cross", "isolated"]
 MarkStatus = Literal["live", "stale", "halted"]
+Uncounted = Literal["never", "silent", "late", "unsure", "repeated", "from_the_future", "apart"]
+"""Why a source's price is not in a mark: none came, none came lately, the last was published too long ago, has too wide
+a confidence, does not follow the one before it, is from the future, or is too far from the mark."""
 Stage = Literal["reduce", "close", "takeover", "deleverage"]
 ReportStatus = Literal["accepted", "rejected", "filled", "cancelled"]
 GroupStatus = Literal["normal", "margin_call", "liquidating", "bankrupt", "undecided", "unsellable", "insolvent"]
@@ -80,6 +85,31 @@ AlertKind = Literal[
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""
+
+_DIGITS = f"at most {INTEGER_DIGITS_MAX} digits before the point and {FRACTION_DIGITS_MAX} after it, no exponent"
+_DERIVED_DIGITS = (
+    f"at most {DERIVED_DIGITS_MAX} digits before the point and {FRACTION_DIGITS_MAX} after it, no exponent"
+)
+_TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
+    (SignedDecimal, f'a decimal string such as "-1.5", {_DIGITS}'),
+    (UnsignedDecimal, f'a decimal string of at least 0 such as "1.5", {_DIGITS}'),
+    (PositiveDecimal, f'a decimal string above 0 such as "1.5", {_DIGITS}'),
+    (NonZeroDecimal, f'a decimal string other than 0 such as "-1.5", {_DIGITS}'),
+    (DerivedDecimal, f'a decimal string such as "-1.5", {_DERIVED_DIGITS}'),
+    (DerivedUnsigned, f'a decimal string of at least 0 such as "1.5", {_DERIVED_DIGITS}'),
+    (Identifier, "an id of 1 to 128 printable ASCII characters without spaces"),
+    (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
+    (Symbol, 'a symbol such as "BTC-PERP": 1 to 32 ASCII letters, digits and . _ / -, a letter or a digit first'),
+    (Asset, 'an asset such as "USDC": 1 to 16 ASCII letters, digits and . _ -, a letter or a digit first'),
+    (ParameterKey, 'a key such as "instrument:BTC-PERP": 1 to 64 printable ASCII characters without spaces'),
+)
+IN_WORDS: dict[str, str] = {meta.pattern: words for kind, words in _TYPES_IN_WORDS for meta in get_args(kind)[1:]}
+"""What each pattern of these types asks for, in words."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether ``text`` is an ``Identifier``."""
+    return _IDENTIFIER.fullmatch(text) is not None
 
 
 def shard_account(shard: int) -> str:

@@ -5,14 +5,16 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schemas.messages import JournalRecord
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
+from schemas.types import Uncounted
 from streams.broker.admin import GroupState, group_state, partition_counts, require_topics
 from streams.broker.admin import admin_client as _admin_client
 from streams.broker.marks import last_full_frame
@@ -27,6 +29,13 @@ from streams.tables.reader import TableMeta, TableReader
 COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
 _SILENCE_S = 2.0
+_NAMED_MAX = 5
+_UNHEARD: dict[Uncounted, str] = {
+    "late": "their prices were published more than max_age_ms before they came; check their clocks and their way here.",
+    "from_the_future": "their publish_time is more than max_age_ms ahead; check their clocks, and the oracle's.",
+    "repeated": "their sequence does not rise; they are heard again when publish_time is max_age_ms after their last.",
+}
+"""What is wrong with a source that publishes and is not heard, by the oracle's reason."""
 _TABLE_AGE_MS_MAX = 20_000
 """An owner confirms a table every few seconds."""
 
@@ -66,13 +75,14 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class MarksStatus:
-    """The last full mark frame: its age, and how many marks are live, or who is not."""
+    """The last full mark frame: its age, how many marks are live, or who is not, and which sources do not count."""
 
     age_ms: int
     epoch: int
     live: int
     stale: tuple[str, ...]
     halted: tuple[str, ...]
+    uncounted: dict[str, dict[str, Uncounted]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +149,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
     """Print it as tables, and the faults below."""
     for group in (found.oracles, found.routers, found.engines):
         members = ", ".join(f"{member.client_id} ({len(member.partitions)})" for member in group.members) or "nobody"
-        console.print(f"{group.group_id}: {group.state.lower()}, {members}", highlight=False)
+        console.print(f"{group.group_id}: {group.state.lower()}, {escape(members)}", highlight=False)
     console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
     behind = sum(lag.records for lag in found.inputs)
     console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
@@ -148,7 +158,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
         meta = shard.table
         table.add_row(
             str(shard.shard),
-            shard.worker or "-",
+            escape(shard.worker or "-"),
             _text(shard.claim),
             _text(shard.sequence),
             _age(shard.journal_age_ms),
@@ -160,7 +170,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
     console.print(table)
     console.print()
     for fault in faults:
-        console.print(f"[red]wrong[/]  {fault}", highlight=False)
+        console.print(f"[red]wrong[/]  {escape(fault)}", highlight=False)
     if not faults:
         console.print("all is as it should be")
 
@@ -229,6 +239,7 @@ def _marks(reader: LogReader) -> MarksStatus | None:
         live=sum(mark.status == "live" for mark in frame.marks),
         stale=by_status["stale"],
         halted=by_status["halted"],
+        uncounted=frame.uncounted,
     )
 
 
@@ -282,14 +293,31 @@ def _judge_marks(marks: MarksStatus | None, age_ms_max: int) -> Iterator[str]:
         yield "There are no marks: publish oracle parameters to risk.parameters.v1 and prices to oracle.prices.v1."
     if marks.stale:
         yield (
-            f"Stale: {', '.join(marks.stale)}. Fewer sources than minimum_sources are fresh and agree: see who stopped "
-            "publishing to oracle.prices.v1. Groups that need these marks are not decided."
+            f"Stale: {', '.join(_with_sources(symbol, marks) for symbol in marks.stale)}. Fewer sources than "
+            "minimum_sources, or no more than half of those that are fresh, agree: see who stopped publishing to "
+            "oracle.prices.v1, or publishes another price. Groups that need these marks are not decided."
         )
     if marks.halted:
         yield (
-            f"Halted: {', '.join(marks.halted)}. The price jumped by more than max_jump; it goes on at the new level "
-            "once that has lasted max_age_ms. If it stays so, check the sources."
+            f"Halted: {', '.join(_with_sources(symbol, marks) for symbol in marks.halted)}. The price jumped by more "
+            "than max_jump; it goes on at the new level once enough sources have shown that for jump_confirm_ms, or it "
+            "has lasted max_age_ms, and after jump_halt_ms_max at any level. If it stays so, check the sources."
         )
+    for reason, what in _UNHEARD.items():
+        if names := [
+            f"{name} of {symbol}"
+            for symbol, found in marks.uncounted.items()
+            for name in found
+            if found[name] == reason
+        ]:
+            yield f"{len(names)} price sources are not heard ({', '.join(names[:_NAMED_MAX])}): {what}"
+
+
+def _with_sources(symbol: str, marks: MarksStatus) -> str:
+    found = marks.uncounted.get(symbol)
+    if not found:
+        return symbol
+    return f"{symbol} ({', '.join(f'{name}: {reason}' for name, reason in sorted(found.items()))})"
 
 
 def _judge_parameters(refused: dict[str, str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from faust.types import StreamT
 from prometheus_client import Counter, Gauge
 
 from schemas import headers
-from schemas.codec import DecodeError, Decoder, encode
+from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
 from streams import probes
@@ -30,9 +30,11 @@ from streams.broker.reader import Follower, LogReader
 from streams.errors import InputError, SettingsError
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
+from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset, MachineClock
 from streams.oracle.journals import JournalFollower
 from streams.oracle.leadership import Leadership
-from streams.oracle.marks import MarkBook, SymbolState
+from streams.oracle.marks import HEARD, MarkBook, SymbolState
+from streams.oracle.outcomes import OutcomeLog
 from streams.oracle.scales import ScaleBook
 from streams.settings import Settings
 from streams.tables.faust_store import Store
@@ -40,7 +42,6 @@ from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-PRICES_SEEN = Counter("margin_oracle_prices", "Source prices by what became of them", ["outcome"])
 FRAMES = Counter("margin_oracle_frames", "Mark frames published")
 MARKS_LIVE = Gauge("margin_oracle_marks_live", "Marks that are live")
 DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could not be read")
@@ -49,8 +50,6 @@ _PRICE = Decoder[OraclePrice](OraclePrice)
 _SYMBOL = Decoder[SymbolState](SymbolState)
 _LEADERSHIP_POLL_S = 0.1
 _STOP_TIMEOUT_S = 10.0
-_UNKNOWN_MAX = 1_000
-"""Each unknown symbol is logged once, up to so many."""
 _HEART, _AGENT = "heart", "price agent"
 _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 
@@ -68,9 +67,10 @@ class Oracle:
         self._book = MarkBook()
         self._scales = ScaleBook(shards)
         self._rules = RiskParameters.empty()
-        self._unknown: set[str] = set()
+        self._outcomes = OutcomeLog()
         self._remembered: dict[str, int] = {}
-        self._clock_us = 0
+        self._clock = MachineClock()
+        self._offset = BrokerOffset()
         self._restored = False
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -121,7 +121,10 @@ class Oracle:
             waited_ms = None if leadership is None else round(1000 * leadership.age_s)
             return [probes.Condition("standing_by_age_ms", waited_ms, limit_ms)]
         age_ms = None if beaten is None else round(1000 * (time.monotonic() - beaten))
-        return [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
+        conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
+        if (offset_ms := self._offset.offset_ms) is not None:
+            conditions.append(probes.Condition("clock_offset_ms", abs(offset_ms), OFFSET_MS_MAX))
+        return conditions
 
     async def _lead(self, leadership: Leadership) -> bool:
         """Wait for the leadership and claim it; False if told to stop before."""
@@ -172,25 +175,24 @@ class Oracle:
         except DecodeError as error:
             await self._dead_letter(found.message, error)
             return
-        clock = self._now()
+        clock = self._clock.now_us()
         outcome = self._book.accept(price, clock)
-        PRICES_SEEN.labels(outcome).inc()
-        if outcome == "unknown_symbol" and price.symbol not in self._unknown and len(self._unknown) < _UNKNOWN_MAX:
-            self._unknown.add(price.symbol)
-            event(log, logging.WARNING, "price_of_unknown_symbol", symbol=price.symbol, source=price.source)
-        if outcome != "accepted":
+        self._outcomes.tell(price, outcome, clock)
+        if outcome not in HEARD:
             return
         mark = self._book.form(price.symbol, clock)
         if mark is not None:
             await self._send(self._frame(clock, (mark,)))
-        self._remember(price.symbol, clock)
+        self._remember(price.symbol, clock, at_once=mark is not None and mark.status != "live")
 
-    def _remember(self, symbol: str, clock: int) -> None:
+    def _remember(self, symbol: str, clock: int, *, at_once: bool) -> None:
         """Write a symbol's state to the table, at most once a heartbeat: each write is a record of the changelog.
 
-        After a crash the prices since the last write are read again, or forgotten; either way newer ones follow.
+        After a crash the prices since the last write are read again, or forgotten; either way newer ones follow. The
+        price that ended a live mark is written at once, because it may be the last one before a silence.
         """
-        if clock - self._remembered.get(symbol, 0) >= 1000 * self._settings.oracle.heartbeat_ms:
+        age = clock - self._remembered.get(symbol, 0)
+        if at_once or not 0 <= age < 1000 * self._settings.oracle.heartbeat_ms:
             self._remembered[symbol] = clock
             state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
             self._table[symbol.encode()] = encode(state)
@@ -209,11 +211,15 @@ class Oracle:
                 self._poll_parameters()
                 if not leadership.poll():
                     raise RuntimeError("another oracle process publishes now")
-                marks = self._book.form_all(clock := self._now())
+                marks = self._book.form_all(clock := self._clock.now_us())
                 MARKS_LIVE.set(sum(mark.status == "live" for mark in marks))
                 self._scale(marks, clock)
                 self._watchdog.beat(_HEART, "sending marks")
-                await (await self._send(self._frame(clock, marks, full=True, scales=self._scales.scales)))
+                frame = self._frame(
+                    clock, marks, full=True, scales=self._scales.scales, uncounted=self._book.uncounted(clock)
+                )
+                appended = await (await self._send(frame))
+                self._offset.observe(clock, self._clock.now_us(), appended.timestamp, appended.timestamp_type)
                 self._beaten = time.monotonic()
                 due = max(due + period_s, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())
@@ -236,7 +242,7 @@ class Oracle:
         """Hand a frame to the producer; what is returned waits until Kafka has it."""
         if self._leadership is None or self._leadership.lost:
             raise RuntimeError("another oracle process publishes now")
-        sent: Awaitable[Any] = await self._marks.send(value=encode(frame), partition=0)
+        sent: Awaitable[Any] = await self._marks.send(value=encoded_frame(frame), partition=0)
         FRAMES.inc()
         return sent
 
@@ -248,11 +254,6 @@ class Oracle:
         )
         await self._letters.send(key=message.key, value=message.value, headers=about)
 
-    def _now(self) -> int:
-        """The machine's clock in microseconds, but never backwards and never twice the same."""
-        self._clock_us = max(self._clock_us + 1, time.time_ns() // 1000)
-        return self._clock_us
-
     # --- what must be known before the first price -------------------------------------------------------------------
 
     def _restore(self) -> None:
@@ -260,7 +261,12 @@ class Oracle:
             return
         self._restored = True
         for key, value in self._table.items():
-            symbol, state = key.decode(), _SYMBOL(value)
+            symbol = key.decode("utf-8", "replace")
+            try:
+                state = _SYMBOL(value)
+            except DecodeError as error:  # what it said is heard again, and the mark's last price is in the frame
+                event(log, logging.ERROR, "symbol_unreadable", symbol=symbol, reason=str(error))
+                continue
             self._book.restore(symbol, state)
             if state.volatility is not None:
                 self._scales.restore_volatility(symbol, state.volatility)
@@ -268,6 +274,8 @@ class Oracle:
             frame = last_full_frame(reader)
         if frame is not None:
             self._scales.restore(frame.scales)
+            for mark in frame.marks:
+                self._book.remember(mark)
         event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules.oracle))
 
     def _read_parameters_from_the_beginning(self) -> None:
@@ -286,13 +294,34 @@ class Oracle:
             self._set_rules()
 
     def _set_rules(self) -> None:
-        self._book.set_rules(self._rules.oracle)
+        priced = {rules.price_symbol for rules in self._rules.assets.values() if rules.price_symbol is not None}
+        self._book.set_rules(self._rules.oracle, kept={*self._rules.instruments, *priced})
         self._scales.set_parameters(self._rules)
 
     def _read_parameter(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record; to say what is wrong with one that is refused is the engine's business."""
         with contextlib.suppress(DecodeError, InputError):
             self._rules = self._rules.with_encoded(key, value)
+
+
+def encoded_frame(frame: MarkFrame) -> bytes:
+    """The bytes of ``frame``, without what only explains its marks if a message could not hold that.
+
+    Raises:
+        InputError: even so it is larger than a message may be: there are too many symbols for one frame.
+    """
+    data = encode(frame)
+    if len(data) <= MESSAGE_BYTES_MAX:
+        return data
+    event(log, logging.WARNING, "frame_without_sources", marks=len(frame.marks), bytes=len(data))
+    bare = tuple(msgspec.structs.replace(mark, sources={}) for mark in frame.marks)
+    data = encode(msgspec.structs.replace(frame, marks=bare, uncounted={}))
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise InputError(
+            f"a frame of {len(frame.marks):,} marks has {len(data):,} bytes, more than the {MESSAGE_BYTES_MAX:,} of a "
+            "message: take oracle records of symbols that are not used any more out of risk.parameters.v1"
+        )
+    return data
 
 
 def _faust_app(settings: Settings) -> faust.App:

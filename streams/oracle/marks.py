@@ -1,41 +1,91 @@
 """How a mark is formed, without Faust and without a clock: prices and the time are passed in.
 
-A source's price counts while it is listed for the symbol, fresh, and sure of itself. Of those that count, whoever is
-further than ``max_deviation`` from their weighted median is dropped and the median of the rest is the mark. Too few
-sources make it stale; a jump halts it until the new level has lasted. Repeated and late prices change nothing, because
-a source's sequence must rise.
+A source's price counts while it is listed for the symbol, fresh, and sure of itself. The weighted median of those that
+count is the mark; it is live while they agree, and halted after a jump until the new level has been shown. The rules
+and their formulas are in this package's README. Everything is exact: prices, weights and rates are whole numbers of
+``10**-18``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Literal
 
 import msgspec
 
 from schemas.messages import Mark, OraclePrice
 from schemas.parameters import OracleParameters
-from schemas.types import MarkStatus
+from schemas.types import FRACTION_DIGITS_MAX, MarkStatus, Uncounted
+from streams.margin.fixed_point import from_units, parse_units
 from streams.oracle.scales import VolatilityState
 
-Outcome = Literal["accepted", "unknown_symbol", "unknown_source", "repeated", "from_the_future"]
+Outcome = Literal[
+    "accepted", "restarted", "unsure", "late", "repeated", "from_the_future", "unknown_source", "unknown_symbol"
+]
+"""What became of a price.
+
+``accepted``: it counts. ``restarted``: it counts, and its sequence is below the source's last. ``unsure`` and ``late``:
+it is the source's last price from here on, and does not count (its confidence is too wide; it was published more than
+``max_age_ms`` ago). The others change nothing.
+"""
+
+COUNTED: frozenset[Outcome] = frozenset({"accepted", "restarted"})
+"""The outcomes of a price that counts."""
+HEARD: frozenset[Outcome] = COUNTED | {"unsure", "late"}
+"""The outcomes after which the mark may be another."""
+
+UNCOUNTED_MAX = 1_000
+"""So many sources that do not count are named in a frame."""
+
+_REASONS: dict[Outcome, Uncounted] = {
+    "late": "late",
+    "unsure": "unsure",
+    "repeated": "repeated",
+    "from_the_future": "from_the_future",
+}
+_ONE: int = 10**FRACTION_DIGITS_MAX
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):
-    """The last price of one source for one symbol."""
+    """The last price of one source for one symbol.
+
+    ``time`` is its publish time, or when it was heard if that was earlier: no price is from the future. States of
+    earlier versions do not have it.
+    """
 
     price: str
     confidence: str | None
     sequence: int
     publish_time: int
+    time: int | None = None
+
+
+class LevelState(msgspec.Struct, frozen=True, kw_only=True):
+    """The level that a price jumped to and since when it is there.
+
+    ``shown`` is, by source, the time of its newest price at the level published since; ``left`` names the sources that
+    have published one away from it since.
+    """
+
+    price: str
+    since: int
+    shown: dict[str, int] = {}
+    left: tuple[str, ...] = ()
+
+
+class HaltState(msgspec.Struct, frozen=True, kw_only=True):
+    """A halt: when it began, until when it is known that a source counted, and the level it is at, if it is at one."""
+
+    since: int
+    counted: int
+    level: LevelState | None = None
 
 
 class MarkState(msgspec.Struct, frozen=True, kw_only=True):
-    """The last live mark of a symbol; ``jump_since`` is when a jump that halts it was first seen."""
+    """The last live mark of a symbol, and the halt since, if there is one."""
 
     price: str
     publish_time: int
-    jump_since: int | None = None
+    halt: HaltState | None = None
 
 
 class SymbolState(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,58 +96,182 @@ class SymbolState(msgspec.Struct, frozen=True, kw_only=True):
     volatility: VolatilityState | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """The rules of one symbol. Rates and weights in units of ``10**-18``, durations in microseconds."""
+
+    weights: dict[str, int]
+    total: int
+    minimum_sources: int
+    max_age: int
+    max_confidence_ratio: int
+    max_deviation: int
+    max_jump: int
+    jump_confirm: int
+    jump_halt_max: int
+
+    @classmethod
+    def of(cls, record: OracleParameters) -> "_Rules":
+        weights = {source: _units(weight) for source, weight in sorted(record.sources.items())}
+        return cls(
+            weights=weights,
+            total=sum(weights.values()),
+            minimum_sources=record.minimum_sources,
+            max_age=1000 * record.max_age_ms,
+            max_confidence_ratio=_units(record.max_confidence_ratio),
+            max_deviation=_units(record.max_deviation),
+            max_jump=_units(record.max_jump),
+            jump_confirm=1000 * record.jump_confirm_ms,
+            jump_halt_max=1000 * record.jump_halt_ms_max,
+        )
+
+    def fresh(self, price: "_Price", clock: int) -> bool:
+        return -self.max_age <= clock - price.time <= self.max_age
+
+    def sure(self, price: "_Price") -> bool:
+        confidence = price.confidence_units
+        return confidence is None or confidence * _ONE <= self.max_confidence_ratio * price.units
+
+    def majority(self, weights: Iterable[int]) -> bool:
+        """Whether ``weights`` are more than half of the configured weight."""
+        return 2 * sum(weights) > self.total
+
+
+@dataclass(slots=True)
+class _Price:
+    """A source's last price: as it came, and in units."""
+
+    price: str
+    units: int
+    confidence: str | None
+    confidence_units: int | None
+    sequence: int
+    publish_time: int
+    time: int
+
+    def state(self) -> SourceState:
+        return SourceState(
+            price=self.price,
+            confidence=self.confidence,
+            sequence=self.sequence,
+            publish_time=self.publish_time,
+            time=self.time,
+        )
+
+
+@dataclass(slots=True)
+class _Level:
+    units: int
+    since: int
+    shown: dict[str, int] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
+
+    def hear(self, source: str, price: _Price, counts: bool, max_jump: int) -> None:
+        """Take in a price of a source: at the level, or away from it. What was published before it began is neither."""
+        if price.time <= self.since:
+            return
+        if _apart(price.units, self.units, max_jump):
+            self.left.add(source)
+        elif counts:
+            self.shown[source] = max(price.time, self.shown.get(source, 0))
+
+    def shown_by(self, source: str, jump_confirm: int) -> bool:
+        """Whether every price of the source since was at the level, and one came ``jump_confirm`` or more after."""
+        return source not in self.left and self.shown.get(source, 0) >= self.since + jump_confirm
+
+
+@dataclass(slots=True)
+class _Halt:
+    since: int
+    counted: int
+    level: _Level | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """The last live mark."""
+
+    price: str
+    units: int
+    publish_time: int
+
+
 @dataclass(slots=True)
 class _Symbol:
-    sources: dict[str, SourceState] = field(default_factory=dict)
-    state: MarkState | None = None
+    sources: dict[str, _Price] = field(default_factory=dict)
+    live: _Live | None = None
+    halt: _Halt | None = None
     mark: Mark | None = None
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """By source, what became of its last price, where that does not count and is no mere repeat."""
+
+
+_Counting = list[tuple[int, int, str, _Price]]
+"""Price, weight, name and state of each source that counts, in order of names."""
 
 
 class MarkBook:
-    """The marks of every symbol that has oracle parameters. Times are microseconds."""
+    """The marks of every symbol that has oracle parameters. Times are microseconds, and the clock never falls."""
 
     def __init__(self) -> None:
-        self._rules: dict[str, OracleParameters] = {}
+        self._rules: dict[str, _Rules] = {}
         self._symbols: dict[str, _Symbol] = {}
+        self._kept: frozenset[str] = frozenset()
 
-    def set_rules(self, rules: Mapping[str, OracleParameters]) -> None:
-        """Put these rules, by symbol, in force, and no others."""
-        self._rules = dict(rules)
+    def set_rules(self, rules: Mapping[str, OracleParameters], kept: Collection[str] = ()) -> None:
+        """Put these rules, by symbol, in force, and no others.
+
+        The symbols ``kept`` stay in the marks at their last price, stale, when they have no rules any more: whoever
+        holds something priced by one must not take it for a symbol that never had a price.
+        """
+        self._rules = {symbol: _Rules.of(record) for symbol, record in rules.items()}
+        self._kept = frozenset(kept)
+
+    def remember(self, mark: Mark) -> None:
+        """Know a mark published before, unless the symbol's own state is known: it is not live until it is formed."""
+        found = self._symbols.setdefault(mark.symbol, _Symbol())
+        if found.live is None:
+            units = _units(mark.price)
+            found.live = _Live(from_units(units, FRACTION_DIGITS_MAX), units, mark.publish_time)
 
     def restore(self, symbol: str, state: SymbolState) -> None:
         """Remember a symbol from before a restart."""
-        self._symbols[symbol] = _Symbol(dict(state.sources), state.mark)
+        found = _Symbol({name: _restored(source) for name, source in state.sources.items()})
+        if state.mark is not None:
+            units = _units(state.mark.price)
+            found.live = _Live(from_units(units, FRACTION_DIGITS_MAX), units, state.mark.publish_time)
+            found.halt = _restored_halt(state.mark.halt)
+        self._symbols[symbol] = found
 
     def state(self, symbol: str) -> SymbolState:
         """What :meth:`restore` needs."""
         found = self._symbols[symbol]
-        return SymbolState(sources=found.sources, mark=found.state)
+        live, mark = found.live, None
+        if live is not None:
+            mark = MarkState(price=live.price, publish_time=live.publish_time, halt=_halt_state(found.halt))
+        return SymbolState(sources={name: price.state() for name, price in found.sources.items()}, mark=mark)
 
     def accept(self, price: OraclePrice, clock: int) -> Outcome:
-        """Take in a source's price, or say why it does not count."""
+        """Take in a source's price, and say what became of it."""
         rules = self._rules.get(price.symbol)
         if rules is None:
             return "unknown_symbol"
-        if price.source not in rules.sources:
+        if price.source not in rules.weights:
             return "unknown_source"
-        if price.publish_time > clock + 1000 * rules.max_age_ms:
-            return "from_the_future"
-        sources = self._symbols.setdefault(price.symbol, _Symbol()).sources
-        last = sources.get(price.source)
-        if last is not None and price.sequence <= last.sequence:
-            return "repeated"
-        sources[price.source] = SourceState(
-            price=price.price, confidence=price.confidence, sequence=price.sequence, publish_time=price.publish_time
-        )
-        return "accepted"
+        found = self._symbols.setdefault(price.symbol, _Symbol())
+        outcome = _take_in(found, price, rules, clock)
+        if outcome in COUNTED:
+            found.outcomes.pop(price.source, None)
+        elif outcome != "repeated" or price.publish_time > found.sources[price.source].publish_time:
+            found.outcomes[price.source] = outcome
+        return outcome
 
     def form(self, symbol: str, clock: int) -> Mark | None:
         """The mark of ``symbol`` at ``clock`` if its price or status is not that of the one before, else None."""
         found, rules = self._symbols.get(symbol), self._rules.get(symbol)
         if found is None or rules is None:
             return None
-        used = _agreeing(found.sources, rules, clock)
-        mark = _stale(symbol, found.state) if used is None else _judged(symbol, found, rules, used, clock)
+        mark = _formed(symbol, found, rules, clock)
         before, found.mark = found.mark, mark
         if mark is None or (before is not None and (mark.price, mark.status) == (before.price, before.status)):
             return None
@@ -105,71 +279,261 @@ class MarkBook:
 
     def form_all(self, clock: int) -> tuple[Mark, ...]:
         """Every mark at ``clock``, changed or not."""
-        for symbol in self._rules:
-            self.form(symbol, clock)
-        return tuple(
-            found.mark for symbol in sorted(self._rules) if (found := self._symbols.get(symbol)) and found.mark
-        )
+        marks = []
+        for symbol, found in sorted(self._symbols.items()):
+            if symbol in self._rules:
+                self.form(symbol, clock)
+            else:
+                found.mark = _not_live(symbol, found.live, "stale", clock) if symbol in self._kept else None
+            if found.mark is not None:
+                marks.append(found.mark)
+        return tuple(marks)
+
+    def uncounted(self, clock: int) -> dict[str, dict[str, Uncounted]]:
+        """By symbol, the listed sources whose price is not in its mark at ``clock``, and why: the first
+        ``UNCOUNTED_MAX``, because a frame must hold them.
+
+        Sources that count and are not part of a mark that is not live are not named.
+        """
+        found: dict[str, dict[str, Uncounted]] = {}
+        left = UNCOUNTED_MAX
+        for symbol, rules in sorted(self._rules.items()):
+            reasons = _uncounted(self._symbols.get(symbol), rules, clock)
+            if reasons and left >= len(reasons):
+                found[symbol] = reasons
+                left -= len(reasons)
+        return found
 
 
-def weighted_median(prices: Sequence[tuple[Decimal, Decimal]]) -> Decimal:
-    """The lower weighted median of (price, weight) pairs: the first price at which half of the weight is reached."""
-    half = sum(weight for _, weight in prices) / 2
-    reached = Decimal(0)
-    for price, weight in sorted(prices):
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+
+def _take_in(found: _Symbol, price: OraclePrice, rules: _Rules, clock: int) -> Outcome:
+    if price.publish_time > clock + rules.max_age:
+        return "from_the_future"
+    last = found.sources.get(price.source)
+    restarted = last is not None and price.sequence <= last.sequence
+    if restarted and last is not None and not _newer(price, last, rules, clock):
+        return "repeated"
+    if found.halt is not None:
+        _pass_time(found, rules, clock)
+    heard = found.sources[price.source] = _heard(price, clock)
+    fresh, sure = rules.fresh(heard, clock), rules.sure(heard)
+    if found.halt is not None and found.halt.level is not None:
+        found.halt.level.hear(price.source, heard, fresh and sure, rules.max_jump)
+    if not fresh:
+        return "late"
+    if not sure:
+        return "unsure"
+    return "restarted" if restarted else "accepted"
+
+
+def _formed(symbol: str, found: _Symbol, rules: _Rules, clock: int) -> Mark | None:
+    if found.halt is not None:
+        _pass_time(found, rules, clock)
+    live = found.live
+    counting = _counting(found.sources, rules, clock)
+    if not counting:
+        return _not_live(symbol, live, "stale", clock)
+    lower, upper = _medians(counting)
+    units = (lower + upper) // 2
+    agreeing = _agreeing(counting, lower, upper, rules)
+    if live is not None and _apart(units, live.units, rules.max_jump):
+        _follow_jump(found, rules, units, bool(agreeing), clock)
+        if agreeing and not (found.halt and _released(found.halt, rules, counting, agreeing, clock)):
+            return _not_live(symbol, live, "halted", clock)
+    else:
+        found.halt = None
+    if not agreeing:
+        return _not_live(symbol, live, "stale", clock)
+    newest = min(clock, max(price.time for _, _, _, price in agreeing))
+    text = live.price if live is not None and units == live.units else from_units(units, FRACTION_DIGITS_MAX)
+    found.live, found.halt = _Live(text, units, newest), None
+    return Mark(
+        symbol=symbol,
+        price=text,
+        status="live",
+        publish_time=newest,
+        sources={name: price.price for _, _, name, price in agreeing},
+    )
+
+
+def _counting(sources: dict[str, _Price], rules: _Rules, clock: int) -> _Counting:
+    """The sources that are listed, fresh and sure."""
+    return [
+        (price.units, weight, name, price)
+        for name, weight in rules.weights.items()
+        if (price := sources.get(name)) is not None and rules.fresh(price, clock) and rules.sure(price)
+    ]
+
+
+def _medians(counting: _Counting) -> tuple[int, int]:
+    """The lower and the upper weighted median: the first prices at which half, and more than half, is reached."""
+    total = sum(weight for _, weight, _, _ in counting)
+    reached, lower = 0, None
+    for units, weight, _, _ in sorted(counting):
         reached += weight
-        if reached >= half:
-            return price
+        if lower is None and 2 * reached >= total:
+            lower = units
+        if lower is not None and 2 * reached > total:
+            return lower, units
     raise ValueError("no prices")
 
 
-_Used = dict[str, SourceState]
+def _agreeing(counting: _Counting, lower: int, upper: int, rules: _Rules) -> _Counting:
+    """The sources within ``max_deviation`` of the mark; nobody if the medians are apart, or these are too few."""
+    if _apart(upper, lower, rules.max_deviation):
+        return []
+    mark = (lower + upper) // 2
+    agreeing = [source for source in counting if not _apart(source[0], mark, rules.max_deviation)]
+    if len(agreeing) < rules.minimum_sources:
+        return []
+    if len(agreeing) < len(counting):
+        agreed, total = (sum(weight for _, weight, _, _ in some) for some in (agreeing, counting))
+        if 2 * agreed <= total:
+            return []
+    return agreeing
 
 
-def _agreeing(sources: dict[str, SourceState], rules: OracleParameters, clock: int) -> _Used | None:
-    """The fresh, confident sources that agree with their median; None if they are fewer than the minimum."""
-    fresh = {name: found for name, found in sources.items() if name in rules.sources and _counts(found, rules, clock)}
-    if len(fresh) < rules.minimum_sources:
-        return None
-    median = _median(fresh, rules)
-    limit = Decimal(rules.max_deviation) * median
-    kept = {name: found for name, found in fresh.items() if abs(Decimal(found.price) - median) <= limit}
-    return kept if len(kept) >= rules.minimum_sources else None
+def _apart(units: int, reference: int, rate: int) -> bool:
+    """Whether ``units`` is further than ``rate`` of ``reference`` from it."""
+    return abs(units - reference) * _ONE > rate * reference
 
 
-def _counts(source: SourceState, rules: OracleParameters, clock: int) -> bool:
-    if abs(clock - source.publish_time) > 1000 * rules.max_age_ms:
-        return False
-    if source.confidence is None:
+def _follow_jump(found: _Symbol, rules: _Rules, units: int, agreed: bool, clock: int) -> None:
+    """The price is apart from the last live mark: begin the halt, and its level anew where the price left that.
+
+    Halts and levels begin at a price that its sources agree on; any price may leave a level.
+    """
+    halt = found.halt
+    if halt is not None and halt.level is not None and _apart(units, halt.level.units, rules.max_jump):
+        halt.level = None
+    if not agreed:
+        return
+    if halt is None:
+        halt = found.halt = _Halt(clock, clock)
+    if halt.level is None:
+        halt.level = _Level(units, clock)
+
+
+def _released(halt: _Halt, rules: _Rules, counting: _Counting, agreeing: _Counting, clock: int) -> bool:
+    """Whether a price that its sources agree on may be live though it jumped."""
+    level = halt.level
+    assert level is not None, "a price that is agreed on has a level"
+    if clock - level.since >= rules.max_age and any(price.time > level.since for _, _, _, price in agreeing):
         return True
-    return Decimal(source.confidence) <= Decimal(rules.max_confidence_ratio) * Decimal(source.price)
+    if clock - halt.since >= rules.jump_halt_max and rules.majority(weight for _, weight, _, _ in agreeing):
+        return True
+    shown = [weight for _, weight, name, _ in counting if level.shown_by(name, rules.jump_confirm)]
+    return len(shown) >= 2 and rules.majority(shown)
 
 
-def _median(used: _Used, rules: OracleParameters) -> Decimal:
-    return weighted_median([(Decimal(found.price), Decimal(rules.sources[name])) for name, found in used.items()])
+def _pass_time(found: _Symbol, rules: _Rules, clock: int) -> None:
+    """End the halt if no source has counted for ``max_age_ms``, by the prices so far.
+
+    A halt from the future, of a process whose clock was ahead, begins now.
+    """
+    halt = found.halt
+    assert halt is not None, "only a halt has a time that passes"
+    if halt.level is not None and halt.level.since > clock:
+        halt.level = None
+    halt.since = min(halt.since, clock)
+    counted = max(
+        (
+            min(clock, price.time + rules.max_age)
+            for name, price in found.sources.items()
+            if name in rules.weights and price.time - clock <= rules.max_age and rules.sure(price)
+        ),
+        default=0,
+    )
+    halt.counted = max(min(halt.counted, clock), counted)
+    if clock - halt.counted >= rules.max_age:
+        found.halt = None
 
 
-def _judged(symbol: str, found: _Symbol, rules: OracleParameters, used: _Used, clock: int) -> Mark:
-    """Live, unless the price jumped: then halted until the new level has lasted ``max_age_ms``."""
-    price = _median(used, rules)
-    last = found.state
-    jumped = last is not None and abs(price - Decimal(last.price)) > Decimal(rules.max_jump) * Decimal(last.price)
-    if jumped and last is not None:
-        since = clock if last.jump_since is None else last.jump_since
-        if clock - since < 1000 * rules.max_age_ms:
-            found.state = msgspec.structs.replace(last, jump_since=since)
-            return _mark(symbol, last.price, "halted", last.publish_time)
-    newest = max(source.publish_time for source in used.values())
-    text = next(source.price for source in used.values() if Decimal(source.price) == price)
-    found.state = MarkState(price=text, publish_time=newest)
-    return _mark(symbol, text, "live", newest, {name: source.price for name, source in sorted(used.items())})
+def _uncounted(found: _Symbol | None, rules: _Rules, clock: int) -> dict[str, Uncounted]:
+    if found is None:
+        return dict.fromkeys(rules.weights, "never")
+    mark = found.mark
+    if mark is not None and len(mark.sources) == len(rules.weights):
+        return {}
+    reasons: dict[str, Uncounted] = {}
+    for name in rules.weights:
+        price, outcome = found.sources.get(name), found.outcomes.get(name)
+        if price is not None and rules.fresh(price, clock) and rules.sure(price):
+            if mark is not None and mark.status == "live" and name not in mark.sources:
+                reasons[name] = "apart"
+        else:
+            reasons[name] = _REASONS.get(outcome, "silent") if outcome is not None else ("silent" if price else "never")
+    return reasons
 
 
-def _stale(symbol: str, last: MarkState | None) -> Mark | None:
-    return None if last is None else _mark(symbol, last.price, "stale", last.publish_time)
+def _newer(price: OraclePrice, last: _Price, rules: _Rules, clock: int) -> bool:
+    """Whether a price whose sequence did not rise is a source that counts anew, and no repeat.
+
+    A last price that the clock has not reached is of a process whose clock was ahead: it holds nobody up.
+    """
+    return price.publish_time > last.publish_time + rules.max_age or last.publish_time > clock + rules.max_age
 
 
-def _mark(
-    symbol: str, price: str, status: MarkStatus, publish_time: int, sources: dict[str, str] | None = None
-) -> Mark:
-    return Mark(symbol=symbol, price=price, status=status, publish_time=publish_time, sources=sources or {})
+def _not_live(symbol: str, live: _Live | None, status: MarkStatus, clock: int) -> Mark | None:
+    """A mark that is not live shows the last live one; without one there is no mark."""
+    if live is None:
+        return None
+    return Mark(symbol=symbol, price=live.price, status=status, publish_time=min(live.publish_time, clock))
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+def _units(text: str) -> int:
+    return parse_units(text, FRACTION_DIGITS_MAX)
+
+
+def _heard(price: OraclePrice, clock: int) -> _Price:
+    return _Price(
+        price.price,
+        _units(price.price),
+        price.confidence,
+        None if price.confidence is None else _units(price.confidence),
+        price.sequence,
+        price.publish_time,
+        min(price.publish_time, clock),
+    )
+
+
+def _restored(state: SourceState) -> _Price:
+    return _Price(
+        state.price,
+        _units(state.price),
+        state.confidence,
+        None if state.confidence is None else _units(state.confidence),
+        state.sequence,
+        state.publish_time,
+        state.publish_time if state.time is None else state.time,
+    )
+
+
+def _halt_state(halt: _Halt | None) -> HaltState | None:
+    if halt is None:
+        return None
+    level = None
+    if halt.level is not None:
+        level = LevelState(
+            price=from_units(halt.level.units, FRACTION_DIGITS_MAX),
+            since=halt.level.since,
+            shown=dict(halt.level.shown),
+            left=tuple(sorted(halt.level.left)),
+        )
+    return HaltState(since=halt.since, counted=halt.counted, level=level)
+
+
+def _restored_halt(state: HaltState | None) -> _Halt | None:
+    if state is None:
+        return None
+    level = state.level
+    return _Halt(
+        state.since,
+        state.counted,
+        None if level is None else _Level(_units(level.price), level.since, dict(level.shown), set(level.left)),
+    )

@@ -16,6 +16,8 @@ from streams.margin.parameters import RiskParameters
 from streams.margin.scales import Measured, largest_change, step_scale, target_scale
 
 _DAY_US = 86_400_000_000
+_AHEAD_US = 2_000_000
+"""A time this far ahead of the clock was told by a clock that has been put right since."""
 
 
 class VolatilityState(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,8 @@ class ScaleBook:
                 self._volatility[mark.symbol] = VolatilityState(price=mark.price, time=clock)
                 continue
             elapsed = clock - last.time
+            if elapsed < -_AHEAD_US:  # of a machine whose clock was ahead: go on from here
+                self._volatility[mark.symbol] = msgspec.structs.replace(last, price=mark.price, time=clock)
             if elapsed <= 0:
                 continue
             kept = 0.5 ** (elapsed / half_life_us)
@@ -88,8 +92,8 @@ class ScaleBook:
 
     def step(self, marks: Sequence[Mark], clock: int) -> None:
         """Move the scales towards their measures, if ``scale_interval_ms`` has passed since the last time."""
-        if self._stepped is None:
-            self._stepped = clock
+        if self._stepped is None or self._stepped > clock + _AHEAD_US:
+            self._stepped, self._waiting = clock, {}
         if clock - self._stepped < 1000 * self._parameters.policy.scale_interval_ms:
             return
         before, self._stepped = self._stepped, clock

@@ -500,6 +500,7 @@ def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, **{"engine.batch_kbytes_max": 1})
     bench.own(0)
     values = {"account": "alice", "margin": "cross", "symbol": "BTC-PERP", "quantity": "0.001", "price": "100"}
+    values |= {"fee": "0", "order_id": "o", "trade_id": 1}
     columns = FillColumns(**{name: [value] * 60 for name, value in values.items()})  # type: ignore[arg-type]
     for offset in range(64):
         bench.events.waiting.append(Record(EVENTS, 0, offset, encode(EventFrame(time=T0, fills=columns))))

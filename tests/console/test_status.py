@@ -57,6 +57,8 @@ def with_shard(**fields: Any) -> Status:
 
 def test_a_sound_deployment_has_no_faults() -> None:
     assert judge(SOUND, SETTINGS) == []
+    quiet = replace(MARKS_SOUND, uncounted={"X": {"a": "silent", "b": "apart", "c": "never", "d": "unsure"}})
+    assert judge(replace(SOUND, marks=quiet), SETTINGS) == []
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,17 @@ def test_a_sound_deployment_has_no_faults() -> None:
         (replace(SOUND, marks=replace(MARKS_SOUND, age_ms=7_000)), "is 7.0 s old (at most 5.0 s)"),
         (replace(SOUND, marks=replace(MARKS_SOUND, live=0)), "There are no marks"),
         (replace(SOUND, marks=replace(MARKS_SOUND, stale=("BTC-PERP",))), "Stale: BTC-PERP"),
+        (
+            replace(SOUND, marks=replace(MARKS_SOUND, stale=("X",), uncounted={"X": {"b": "silent", "a": "unsure"}})),
+            "Stale: X (a: unsure, b: silent).",
+        ),
         (replace(SOUND, marks=replace(MARKS_SOUND, halted=("ETH-PERP",))), "Halted: ETH-PERP"),
+        (
+            replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "late", "b": "silent"}})),
+            "1 price sources are not heard (a of X): their prices were published more than max_age_ms before",
+        ),
+        (replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "from_the_future"}})), "check their clocks"),
+        (replace(SOUND, marks=replace(MARKS_SOUND, uncounted={"X": {"a": "repeated"}})), "sequence does not rise"),
         (
             replace(SOUND, refused_parameters={"policy:default": "offset 7: margin_call_levels must be above 1"}),
             "'policy:default' in risk.parameters.v1 is refused (offset 7: margin_call_levels must be above 1)",

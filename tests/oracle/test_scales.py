@@ -156,3 +156,11 @@ def test_a_clock_that_does_not_move_measures_nothing(seconds: int) -> None:
     before = measuring.book.volatility("X")
     measuring.beat("150", seconds)
     assert measuring.book.volatility("X") == before
+
+
+def test_a_clock_that_was_ahead_and_is_put_right_stops_no_scale() -> None:
+    measuring = Measuring(VOLATILE)
+    measuring.swing(60)
+    measuring.clock -= 86_400 * SECOND_US
+    before = measuring.swing(1)
+    assert measuring.swing(120, 0.01) != before

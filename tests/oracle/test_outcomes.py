@@ -1,0 +1,71 @@
+"""What the oracle says of prices that do not count: each source once a reason, and never more names than a limit."""
+
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from schemas.messages import OraclePrice
+from streams.oracle.marks import Outcome
+from streams.oracle.outcomes import NAMES_MAX, OutcomeLog
+
+T0 = 1_700_000_000_000_000
+
+
+def price(source: str = "a", symbol: str = "X") -> OraclePrice:
+    return OraclePrice(source=source, symbol=symbol, price="1", sequence=7, publish_time=T0 - 6_000_000)
+
+
+def fields(record: logging.LogRecord) -> dict[str, Any]:
+    found: dict[str, Any] = vars(record)["fields"]
+    return found
+
+
+def test_each_source_is_told_once_a_reason(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Outcome] = ["late", "late", "unsure", "accepted", "late", "repeated", "restarted"]
+    log = OutcomeLog()
+    with caplog.at_level(logging.INFO):
+        for outcome in outcomes:
+            log.tell(price(), outcome, T0)
+        log.tell(price("b"), "late", T0)
+    assert [(record.levelname, record.getMessage(), fields(record)["reason"]) for record in caplog.records] == [
+        ("WARNING", "price_does_not_count", "late"),
+        ("WARNING", "price_does_not_count", "unsure"),
+        ("INFO", "price_does_not_count", "repeated"),
+        ("WARNING", "source_counts_anew", "restarted"),
+        ("WARNING", "price_does_not_count", "late"),
+    ]
+    assert fields(caplog.records[0]) == {
+        "reason": "late", "source": "a", "symbol": "X", "sequence": 7, "age_ms": 6000,
+    }  # fmt: skip
+
+
+def test_an_unknown_symbol_is_told_once_whoever_sends_it(caplog: pytest.LogCaptureFixture) -> None:
+    log = OutcomeLog()
+    with caplog.at_level(logging.INFO):
+        for source, symbol in (("a", "X"), ("b", "X"), ("a", "Y")):
+            log.tell(price(source, symbol), "unknown_symbol", T0)
+    assert [(record.getMessage(), fields(record)["symbol"]) for record in caplog.records] == [
+        ("price_of_unknown_symbol", "X"),
+        ("price_of_unknown_symbol", "Y"),
+    ]
+
+
+def test_names_are_bounded_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    log = OutcomeLog()
+    with caplog.at_level(logging.INFO):
+        for number in range(NAMES_MAX + 10):
+            log.tell(price(f"s-{number}"), "unknown_source", T0)
+        log.tell(price("a"), "late", T0)
+    assert len(caplog.records) == NAMES_MAX + 1
+
+
+def test_every_price_is_counted_by_outcome() -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("margin_oracle_prices_total", {"outcome": "from_the_future"}) or 0.0
+
+    before, log = counted(), OutcomeLog()
+    for _ in range(3):
+        log.tell(price(), "from_the_future", T0)
+    assert counted() == before + 3
