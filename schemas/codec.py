@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import orjson
 
+from schemas.refusal import refusal
+
 T = TypeVar("T")
 
 MESSAGE_BYTES_MAX = 1_000_000
@@ -16,13 +18,14 @@ MESSAGE_BYTES_MAX = 1_000_000
 
 
 class DecodeError(ValueError):
-    """The bytes are not a valid message of the expected type; the text names the field and the reason."""
+    """The bytes are not a valid message of the expected type; the text names the field, its value and the reason."""
 
 
 class Decoder(Generic[T]):
     """Decodes one message type. Reusable and cheap per call: build it once."""
 
     def __init__(self, message_type: Any) -> None:
+        self._type = message_type
         self._decode = msgspec.json.Decoder(message_type).decode
 
     def __call__(self, data: bytes | None) -> T:
@@ -38,7 +41,7 @@ class Decoder(Generic[T]):
         try:
             return self._decode(data)  # type: ignore[no-any-return]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DecodeError(str(error)) from None
+            raise DecodeError(refusal(str(error), self._type, data)) from None
 
 
 def encode(message: Any) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import orjson
+import yaml
 
 from schemas.messages import (
     AccountRow,
@@ -172,8 +173,22 @@ def samples(topic: str) -> list[Path]:
 
 
 def json_schema(topic: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a topic's values."""
-    return {"$schema": _DIALECT, "title": topic, **msgspec.json.schema(MESSAGE_TYPES[topic])}
+    """The JSON Schema (2020-12) of a topic's values, with the standard's keywords only, as strict readers ask."""
+    return {"$schema": _DIALECT, "title": topic, **_standard(msgspec.json.schema(MESSAGE_TYPES[topic]))}
+
+
+def _standard(schema: Any) -> Any:
+    """``schema`` without OpenAPI's ``discriminator`` (each alternative fixes its tag anyhow), with tuples closed."""
+    if isinstance(schema, list):
+        return [_standard(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _standard(item) for name, item in schema.items()}
+    if "anyOf" in found:
+        found.pop("discriminator", None)
+    if "prefixItems" in found:
+        found |= {"minItems": len(found["prefixItems"]), "maxItems": len(found["prefixItems"])}
+    return found
 
 
 def _pretty(value: Any) -> str:
@@ -215,6 +230,7 @@ def asyncapi() -> dict[str, Any]:
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
+        "servers": _servers(),
         "channels": {_name(topic.name): _channel(topic) for topic in all_topics()},
         "operations": {
             f"{role.name}_{action}s_{_name(topic)}": _operation(role, action, topic)
@@ -222,7 +238,58 @@ def asyncapi() -> dict[str, Any]:
             for action, topics in (("receive", role.receives), ("send", role.sends))
             for topic in topics
         },
-        "components": {"schemas": {"cloudEvent": _cloud_event(), "deadLetter": _dead_letter()}},
+        "components": {
+            "schemas": {"cloudEvent": _cloud_event(), "deadLetter": _dead_letter()},
+            "securitySchemes": _security_schemes(),
+        },
+    }
+
+
+def _servers() -> dict[str, Any]:
+    """The cluster in each way that the settings can reach it: ``MARGIN_KAFKA__SECURITY_PROTOCOL`` names the way."""
+    host = {
+        "host": "{host}:{port}",
+        "variables": {
+            "host": {"default": "localhost", "description": "A broker of the exchange's cluster."},
+            "port": {"default": "9092"},
+        },
+    }
+    passwords = [{"$ref": f"#/components/securitySchemes/{name}"} for name in ("plain", "scramSha256", "scramSha512")]
+    certificate = [{"$ref": "#/components/securitySchemes/clientCertificate"}]
+    return {
+        "plaintext": {
+            **host,
+            "protocol": "kafka",
+            "description": "PLAINTEXT: no encryption, no credentials.",
+        },
+        "tls": {**host, "protocol": "kafka-secure", "description": "SSL: encrypted; the broker shows its certificate."},
+        "mutualTls": {
+            **host,
+            "protocol": "kafka-secure",
+            "description": "SSL, and the client shows a certificate, too.",
+            "security": certificate,
+        },
+        "saslPlaintext": {
+            **host,
+            "protocol": "kafka",
+            "description": "SASL_PLAINTEXT: a password, no encryption.",
+            "security": passwords,
+        },
+        "saslTls": {
+            **host,
+            "protocol": "kafka-secure",
+            "description": "SASL_SSL: encrypted, and a password.",
+            "security": passwords,
+        },
+    }
+
+
+def _security_schemes() -> dict[str, Any]:
+    return {
+        "plain": {"type": "plain", "description": "SASL PLAIN: user and password."},
+        "scramSha256": {"type": "scramSha256", "description": "SASL SCRAM-SHA-256: user and password."},
+        "scramSha512": {"type": "scramSha512", "description": "SASL SCRAM-SHA-512: user and password."},
+        "clientCertificate": {"type": "X509", "description": "Mutual TLS: the client's certificate and key."},
     }
 
 
@@ -243,10 +310,17 @@ def _channel(topic: Topic) -> dict[str, Any]:
         message["bindings"] = {"kafka": {"key": _key(topic), "bindingVersion": _KAFKA_BINDING}}
     return {
         "address": topic.name,
-        "description": f"{what} Key: {topic.key}. Partitions: {partitions}.",
+        "description": f"{what} Key: {topic.key}. Partitions: {partitions}. Compression: {_compression(topic)}.",
         "messages": {"record": message},
         "bindings": {"kafka": _topic_binding(topic)},
     }
+
+
+def _compression(topic: Topic) -> str:
+    """Which codecs the records of a topic come in, or may be sent in."""
+    if topic.compression is not None:
+        return topic.compression
+    return "any that our reader knows: none, gzip" + (" or lz4" if topic.name == PRICES else ", snappy, lz4 or zstd")
 
 
 def _message(topic: Topic) -> dict[str, Any]:
@@ -343,30 +417,29 @@ def _dead_letter() -> dict[str, Any]:
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
 
-_PLAIN = re.compile(r"[A-Za-z$][A-Za-z0-9_$./-]*(?: [A-Za-z0-9_$./-]+)*")
-_NOT_TEXT = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+_NOT_PLAIN = re.compile(r"[-+.]?[0-9].*|[-+]?\.(?:inf|nan)", re.IGNORECASE | re.DOTALL)
+"""What some version of YAML may read as a number, a date or a time: PyYAML knows those of YAML 1.1 only."""
 
 
-def yaml_text(value: Any, depth: int = 0) -> str:
-    """Block YAML of plain JSON values, the same for the same value; what could be misread is quoted as in JSON."""
-    indent = "  " * depth
-    if isinstance(value, dict) and value:
-        return "".join(f"{indent}{_scalar(key)}:{_nested(item, depth)}" for key, item in value.items())
-    if isinstance(value, list) and value:
-        return "".join(f"{indent}-{_nested(item, depth)}" for item in value)
-    return f"{indent}{_scalar(value)}\n"
+class _Dumper(yaml.SafeDumper):
+    """Block style without aliases, lists indented, and quotes round whatever may be read as no text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+    def text(self, value: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style='"' if _NOT_PLAIN.fullmatch(value) else None)
 
 
-def _nested(value: Any, depth: int) -> str:
-    if isinstance(value, dict | list) and value:
-        return "\n" + yaml_text(value, depth + 1)
-    return f" {_scalar(value)}\n"
+_Dumper.add_representer(str, _Dumper.text)
 
 
-def _scalar(value: Any) -> str:
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _NOT_TEXT:
-        return value
-    return orjson.dumps(value).decode()
+def yaml_text(value: Any) -> str:
+    """Block YAML of plain JSON values, the same for the same value, read alike by readers of YAML 1.1 and 1.2."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def main(arguments: list[str]) -> int:

@@ -24,13 +24,18 @@ ORACLE = "margin.oracle.v1"
 
 Partitioning = Literal["any", "shards", "one", "trades", "prices"]
 Cleanup = Literal["delete", "compact"]
+Compression = Literal["none", "lz4"]
 
 _DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic of the contract. ``retention_ms`` is None where compaction keeps the last record of each key."""
+    """A topic of the contract. ``retention_ms`` is None where compaction keeps the last record of each key.
+
+    ``compression`` is how we write its records; None: others write it. What others read is not compressed, because not
+    every client reads every codec (kafkajs knows gzip only).
+    """
 
     name: str
     key: str
@@ -38,6 +43,7 @@ class Topic:
     cleanup: Cleanup = "delete"
     retention_ms: int | None = 7 * _DAY_MS
     dead_letters: bool = False
+    compression: Compression | None = None
 
     @property
     def dlq(self) -> str:
@@ -50,6 +56,8 @@ class Topic:
             config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(_DAY_MS)}
         elif self.retention_ms is not None:
             config["retention.ms"] = str(self.retention_ms)
+        if self.compression == "none":
+            config["compression.type"] = "uncompressed"  # also for a dead letter in a batch of frames
         return config
 
 
@@ -64,20 +72,22 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(PRICES, "symbol", "any", dead_letters=True, retention_ms=_DAY_MS),
     Topic(PARAMETERS, "type:id", "one", cleanup="compact", retention_ms=None, dead_letters=True),
     Topic(REPORTS, "account", "any", dead_letters=True),
-    Topic(EVENTS, "none", "shards", dead_letters=True),
-    Topic(MARKS, "none", "one", dead_letters=True),
-    Topic(COMMANDS, "account", "any"),
-    Topic(ALERTS, "account", "any"),
-    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None),
-    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS),
-    Topic(ROUTER, "topic:partition", "trades", cleanup="compact", retention_ms=None),
-    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None),
+    Topic(EVENTS, "none", "shards", dead_letters=True, compression="lz4"),
+    Topic(MARKS, "none", "one", dead_letters=True, compression="none"),
+    Topic(COMMANDS, "account", "any", compression="none"),
+    Topic(ALERTS, "account", "any", compression="none"),
+    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None, compression="none"),
+    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS, compression="none"),
+    Topic(ROUTER, "topic:partition", "trades", cleanup="compact", retention_ms=None, compression="lz4"),
+    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None, compression="none"),
 )
 
 
 def all_topics() -> tuple[Topic, ...]:
     """The contract's topics and their dead-letter topics."""
     letters = tuple(
-        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS) for topic in CONTRACT if topic.dead_letters
+        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS, compression="none")
+        for topic in CONTRACT
+        if topic.dead_letters
     )
     return CONTRACT + letters

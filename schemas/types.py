@@ -6,7 +6,7 @@ valid both for Python's ``re`` and for ECMA-262, so the generated JSON Schemas c
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
@@ -85,6 +85,26 @@ AlertKind = Literal[
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""
+
+_DIGITS = f"at most {INTEGER_DIGITS_MAX} digits before the point and {FRACTION_DIGITS_MAX} after it, no exponent"
+_DERIVED_DIGITS = (
+    f"at most {DERIVED_DIGITS_MAX} digits before the point and {FRACTION_DIGITS_MAX} after it, no exponent"
+)
+_TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
+    (SignedDecimal, f'a decimal string such as "-1.5", {_DIGITS}'),
+    (UnsignedDecimal, f'a decimal string of at least 0 such as "1.5", {_DIGITS}'),
+    (PositiveDecimal, f'a decimal string above 0 such as "1.5", {_DIGITS}'),
+    (NonZeroDecimal, f'a decimal string other than 0 such as "-1.5", {_DIGITS}'),
+    (DerivedDecimal, f'a decimal string such as "-1.5", {_DERIVED_DIGITS}'),
+    (DerivedUnsigned, f'a decimal string of at least 0 such as "1.5", {_DERIVED_DIGITS}'),
+    (Identifier, "an id of 1 to 128 printable ASCII characters without spaces"),
+    (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
+    (Symbol, 'a symbol such as "BTC-PERP": 1 to 32 ASCII letters, digits and . _ / -, a letter or a digit first'),
+    (Asset, 'an asset such as "USDC": 1 to 16 ASCII letters, digits and . _ -, a letter or a digit first'),
+    (ParameterKey, 'a key such as "instrument:BTC-PERP": 1 to 64 printable ASCII characters without spaces'),
+)
+IN_WORDS: dict[str, str] = {meta.pattern: words for kind, words in _TYPES_IN_WORDS for meta in get_args(kind)[1:]}
+"""What each pattern of these types asks for, in words."""
 
 
 def is_identifier(text: str) -> bool:

@@ -1,58 +1,99 @@
 """The command ``margin-clearing``: one sub-command a role or tool, all with the same settings.
 
 Parsing and printing only: each command calls one function of the room that does the work. Errors raised on purpose are
-printed in one line and end with exit code 2; everything else is a bug and shows its traceback.
+printed in one line and end with exit code 2; everything else is a bug and shows its traceback. Help is plain text: in a
+markup its brackets and braces would be lost.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schemas.codec import DecodeError
-from streams import logs
-from streams.errors import MarginClearingError, SettingsError
+from streams import interruption, logs
+from streams.errors import MarginClearingError, SettingsError, TableError
 from streams.settings import Settings, describe, load
+
+log = logging.getLogger(__name__)
+
+_EXIT_CODES = (
+    "Exit codes: 0 well, 1 something is wrong and named, 2 a mistake of yours or a server that cannot be reached, "
+    "70 a role that hung and ended itself, 130 and 143 ended by Ctrl-C and SIGTERM."
+)
 
 app = typer.Typer(
     name="margin-clearing",
-    help="Automated margin clearing beside Kafka: trades and prices in, liquidation commands out, exactly once.",
+    help="Automated margin clearing beside Kafka: trades and prices in, liquidation commands out, exactly once.\n\n"
+    "New here? `margin-clearing demo` shows all of it on this machine and needs nothing.\n\n" + _EXIT_CODES,
     epilog="Settings: MARGIN_SECTION__FIELD in the environment (see `margin-clearing settings`), then the flags.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 bench = typer.Typer(
-    help="Measure parts of the pipeline on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Measure parts of the pipeline on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 app.add_typer(bench, name="bench")
 console = Console()
 KAFKA = ("--bootstrap-servers", "MARGIN_KAFKA__BOOTSTRAP_SERVERS")
 REDIS = ("--redis-url", "MARGIN_REDIS__URL")
-T = TypeVar("T")
 
-BootstrapServers = Annotated[
-    str | None, typer.Option(help="Kafka's addresses, host:port,host:port [MARGIN_KAFKA__BOOTSTRAP_SERVERS]")
+_DEFAULTS = Settings()
+
+
+def _set_by(path: str, text: str) -> Any:
+    """The option of a setting; its help names the variable and the default that are in force without it."""
+    section, field = path.split(".")
+    default = getattr(getattr(_DEFAULTS, section), field)
+    return typer.Option(
+        help=f"{text} [env: MARGIN_{section.upper()}__{field.upper()}; default: {default if default != '' else 'none'}]"
+    )
+
+
+def _told(variable: str, text: str) -> Any:
+    """The option of where a command writes, which has no default."""
+    return typer.Option(help=f"{text} [env: {variable}; default: none, it must be given]")
+
+
+def _else(default: str, text: str, *names: str, **rules: Any) -> Any:
+    """An option that may be left away; its help says what is so then."""
+    return typer.Option(*names, help=f"{text} [default: {default}]", show_default=False, **rules)
+
+
+BootstrapServers = Annotated[str | None, _set_by("kafka.bootstrap_servers", "Kafka's addresses, host:port,host:port")]
+RedisUrl = Annotated[
+    str | None, _set_by("redis.url", "Redis or Valkey, redis://host:port/db; rediss:// with TLS, unix:// for a socket")
 ]
-RedisUrl = Annotated[str | None, typer.Option(help="Redis or Valkey, redis://host:port/db [MARGIN_REDIS__URL]")]
+WriteTo = Annotated[str | None, _told(KAFKA[1], "Kafka's addresses, host:port,host:port")]
+WriteTables = Annotated[
+    str | None, _told(REDIS[1], "Redis or Valkey, redis://host:port/db; rediss:// with TLS, unix:// for a socket")
+]
 InstanceId = Annotated[
-    str | None,
-    typer.Option(help="A name that survives restarts: static group membership [MARGIN_SERVICE__INSTANCE_ID]"),
+    str | None, _set_by("service.instance_id", "A name that survives restarts: static group membership")
 ]
 MetricsPort = Annotated[
-    int | None, typer.Option(help="Serve /metrics, /livez and /readyz here [MARGIN_SERVICE__METRICS_PORT]")
+    int | None, _set_by("service.metrics_port", "Serve /metrics, /livez and /readyz here; 0 serves nothing")
 ]
-LogLevel = Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR [MARGIN_SERVICE__LOG_LEVEL]")]
-LogFormat = Annotated[str | None, typer.Option(help="json or text [MARGIN_SERVICE__LOG_FORMAT]")]
-Shards = Annotated[int | None, typer.Option(help="Partitions of margin.events.v1 [MARGIN_TOPICS__SHARDS]")]
+LogLevel = Annotated[str | None, _set_by("service.log_level", "DEBUG, INFO, WARNING or ERROR")]
+LogFormat = Annotated[str | None, _set_by("service.log_format", "json or text")]
+Shards = Annotated[int | None, _set_by("topics.shards", "Partitions of margin.events.v1")]
+AsJson = Annotated[bool, _else("tables for a person", "Print JSON", "--json")]
 
 
 def _settings(**flags: Any) -> Settings:
@@ -70,32 +111,75 @@ def _settings(**flags: Any) -> Settings:
     return load(overrides={names[flag]: value for flag, value in flags.items()})
 
 
-def _require_said(*flags: tuple[str | None, str, str]) -> None:
+def _require_said(value: str | None, flag: str, variable: str) -> None:
     """Refuse to write to a place that nobody named: what answers on this machine may be a tunnel to somewhere else.
 
     Raises:
         SettingsError: neither the flag nor the variable (nor the one that names a file with it) is there.
     """
-    for value, flag, variable in flags:
-        if value is None and not (os.environ.get(variable) or os.environ.get(f"{variable}_FILE")):
-            raise SettingsError(
-                f"say where to write with {flag} or {variable}: a command that writes takes no default, "
-                "not even this machine's"
-            )
+    if value is None and not (os.environ.get(variable) or os.environ.get(f"{variable}_FILE")):
+        raise SettingsError(
+            f"say where to write with {flag} or {variable}: a command that writes takes no default, "
+            "not even this machine's"
+        )
 
 
-def _role(run: Callable[[Settings], None], *, tables: bool = True, **flags: Any) -> None:
+def _role(name: str, *, redis: bool, **flags: Any) -> None:
+    """Start a role: once Kafka has answered, because a process that waits in silence helps nobody.
+
+    A role is started again by whatever runs it. Redis is a copy: without it a role starts all the same, and says so.
+    """
     settings = _settings(**flags)
-    _require_said((flags["bootstrap_servers"], *KAFKA))
-    if tables:
-        _require_said((flags["redis_url"], *REDIS))
+    _require_said(flags["bootstrap_servers"], *KAFKA)
     logs.configure(settings.service.log_level, settings.service.log_format, settings.worker_name)
+    with interruption.prompt():
+        _reach(settings)
+        if redis:
+            _require_said(flags["redis_url"], *REDIS)
+            try:
+                _reach(settings, kafka=False, redis=True)
+            except TableError as error:
+                logs.event(log, logging.ERROR, "redis_unreachable", reason=str(error))
+        run = _run_of(name)
     run(settings)
+
+
+def _run_of(role: str) -> Callable[[Settings], None]:
+    if role == "router":
+        from streams.routing.router import run
+    elif role == "oracle":
+        from streams.oracle.app import run
+    else:
+        from streams.clearing.engine import run
+    return run
+
+
+@contextlib.contextmanager
+def _tool(settings: Settings, *, redis: bool = False) -> Iterator[Settings]:
+    """Run a tool that only reads: servers that answer, an end within half a second of Ctrl-C, and no log lines.
+
+    What the clients have to say is in the error that the tool ends with.
+    """
+    logging.getLogger().addHandler(logging.NullHandler())
+    with interruption.prompt():
+        _reach(settings, redis=redis)
+        yield settings
+
+
+def _reach(settings: Settings, *, kafka: bool = True, redis: bool = False) -> None:
+    if kafka:
+        from streams.broker.connection import require_kafka
+
+        require_kafka(settings.kafka)
+    if redis:
+        from streams.tables.reach import require_redis
+
+        require_redis(settings.redis)
 
 
 @app.command()
 def router(
-    bootstrap_servers: BootstrapServers = None,
+    bootstrap_servers: WriteTo = None,
     redis_url: RedisUrl = None,
     instance_id: InstanceId = None,
     metrics_port: MetricsPort = None,
@@ -104,13 +188,19 @@ def router(
 ) -> None:
     """Run the router: trades, transfers and reports into frames by account shard, exactly once.
 
-    Start as many as trades.v1 has partitions. SIGTERM finishes the batch in hand and leaves the group.
-    """
-    from streams.routing.router import run
+    Start as many as trades.v1 has partitions. SIGTERM finishes the batch in hand and leaves the group. Needs Kafka with
+    the topics (see `margin-clearing topics`); it has no use for Redis. Logs go to standard error.
 
+    Exit codes: 0 stopped by SIGTERM or Ctrl-C; 2 Kafka cannot be reached within 5 s, is not as it must be, or went
+    away for good: start it again; 70 ended by its own watchdog: start it again.
+
+    \b
+    Example:
+      margin-clearing router --bootstrap-servers kafka-1:9092,kafka-2:9092 --metrics-port 9100
+    """
     _role(
-        run,
-        tables=False,
+        "router",
+        redis=False,
         bootstrap_servers=bootstrap_servers,
         redis_url=redis_url,
         instance_id=instance_id,
@@ -122,8 +212,8 @@ def router(
 
 @app.command()
 def oracle(
-    bootstrap_servers: BootstrapServers = None,
-    redis_url: RedisUrl = None,
+    bootstrap_servers: WriteTo = None,
+    redis_url: WriteTables = None,
     instance_id: InstanceId = None,
     metrics_port: MetricsPort = None,
     log_level: LogLevel = None,
@@ -131,12 +221,19 @@ def oracle(
 ) -> None:
     """Run the oracle: many sources' prices into one validated mark a symbol, and the heartbeat.
 
-    One process publishes; a second one stands by and takes over when the first is gone.
-    """
-    from streams.oracle.app import run
+    One process publishes; a second one stands by and takes over when the first is gone. Needs Kafka with the topics
+    (see `margin-clearing topics`); Redis may be away. Logs go to standard error.
 
+    Exit codes: 0 stopped by SIGTERM or Ctrl-C; 1 broken, or replaced by another process: start it again; 2 Kafka
+    cannot be reached within 5 s or is not as it must be: start it again; 70 ended by its own watchdog: start it again.
+
+    \b
+    Example:
+      margin-clearing oracle --bootstrap-servers kafka-1:9092 --redis-url redis://redis:6379/0 --metrics-port 9100
+    """
     _role(
-        run,
+        "oracle",
+        redis=True,
         bootstrap_servers=bootstrap_servers,
         redis_url=redis_url,
         instance_id=instance_id,
@@ -148,8 +245,8 @@ def oracle(
 
 @app.command()
 def engine(
-    bootstrap_servers: BootstrapServers = None,
-    redis_url: RedisUrl = None,
+    bootstrap_servers: WriteTo = None,
+    redis_url: WriteTables = None,
     instance_id: InstanceId = None,
     metrics_port: MetricsPort = None,
     log_level: LogLevel = None,
@@ -158,12 +255,19 @@ def engine(
     """Run an engine: collateral state per account, and the liquidation commands.
 
     Start as many as you like up to the partition count of margin.events.v1: they share the shards. SIGTERM commits,
-    hands the shards over and leaves.
-    """
-    from streams.clearing.engine import run
+    hands the shards over and leaves. Needs Kafka with the topics (see `margin-clearing topics`); Redis may be away.
+    Logs go to standard error.
 
+    Exit codes: 0 stopped by SIGTERM or Ctrl-C; 2 Kafka cannot be reached within 5 s, is not as it must be, or went
+    away for good: start it again; 70 ended by its own watchdog: start it again.
+
+    \b
+    Example:
+      margin-clearing engine --bootstrap-servers kafka-1:9092 --redis-url redis://redis:6379/0 --metrics-port 9100
+    """
     _role(
-        run,
+        "engine",
+        redis=True,
         bootstrap_servers=bootstrap_servers,
         redis_url=redis_url,
         instance_id=instance_id,
@@ -175,35 +279,43 @@ def engine(
 
 @app.command()
 def topics(
-    bootstrap_servers: BootstrapServers = None,
+    bootstrap_servers: WriteTo = None,
     shards: Shards = None,
     partitions: Annotated[
         int | None,
-        typer.Option(help="Partitions of the exchange's topics, if created here [MARGIN_TOPICS__PARTITIONS]"),
+        _set_by("topics.partitions", "Partitions of the exchange's topics, if created here"),
     ] = None,
     replication_factor: Annotated[
-        int | None, typer.Option(help="Replicas; -1 is the broker's default [MARGIN_TOPICS__REPLICATION_FACTOR]")
+        int | None, _set_by("topics.replication_factor", "Replicas; -1 is the broker's default")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Create nothing, only compare")] = False,
+    verify: Annotated[bool, _else("create what is missing", "Create nothing, only compare", "--verify")] = False,
 ) -> None:
-    """Create the topics that are missing and verify the rest. Exit code 1 if anything is wrong.
+    """Create the topics that are missing and verify the rest.
 
-    Nothing is ever altered or deleted.
+    Nothing is ever altered or deleted. Needs Kafka. Prints a line a topic: created, right, or wrong with what it is and
+    must be. A topic that this client is not authorised to see is said to be that.
+
+    Exit codes: 0 all topics are right; 1 something is wrong; 2 Kafka cannot be reached, or a flag is wrong.
+
+    \b
+    Example:
+      margin-clearing topics --bootstrap-servers kafka-1:9092 --shards 32 --replication-factor 3
     """
     from streams.broker.admin import ensure_topics
 
-    settings = _settings(
+    given = _settings(
         bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
     )
     if not verify:
-        _require_said((bootstrap_servers, *KAFKA))
-    report = ensure_topics(settings, create=not verify)
+        _require_said(bootstrap_servers, *KAFKA)
+    with _tool(given) as settings:
+        report = ensure_topics(settings, create=not verify)
     for name in report.created:
         console.print(f"created  {name}")
     for name in report.right:
         console.print(f"right    {name}")
     for fault in report.wrong:
-        console.print(f"[red]wrong[/]    {fault}", highlight=False)
+        console.print(f"[red]wrong[/]    {escape(fault)}", highlight=False)
     if report.wrong:
         raise typer.Exit(1)
 
@@ -213,17 +325,26 @@ def account(
     account_id: Annotated[str, typer.Argument(metavar="ID", help="The account")],
     bootstrap_servers: BootstrapServers = None,
     redis_url: RedisUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show an account: balances, positions, equity, maintenance, health ratio, liquidation prices at current marks.
 
-    The account and the marks come from Redis, the parameters from Kafka.
+    Needs Redis, for the account and the marks, and Kafka, for the parameters. Prints a table for each margin group.
+
+    Exit codes: 0 shown; 1 there is no such account; 2 Kafka or Redis cannot be reached, or Redis holds no tables.
+
+    \b
+    Example:
+      margin-clearing account acct-17 --redis-url redis://redis:6379/0
     """
     from streams.console.account import read_account, show_account
 
-    view = read_account(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url), account_id)
+    with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url), redis=True) as settings:
+        view = read_account(settings, account_id)
     if view is None:
-        console.print(f"no account {account_id!r}: it has never had a transfer, a trade or a command", highlight=False)
+        console.print(
+            f"no account {escape(repr(account_id))}: it has never had a transfer, a trade or a command", highlight=False
+        )
         raise typer.Exit(1)
     if as_json:
         print(json.dumps(view.as_json(), indent=2))
@@ -236,17 +357,24 @@ def status(
     bootstrap_servers: BootstrapServers = None,
     redis_url: RedisUrl = None,
     shards: Shards = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show how a running deployment is doing: who owns what, lags, marks, tables. Exit code 1 if anything is wrong.
+    """Show how a running deployment is doing: who owns what, lags, marks, tables.
 
-    Read from Kafka and Redis only; nothing is written and no process is asked.
+    Needs Kafka; Redis away is one of the things it finds. Nothing is written and no process is asked. Prints the
+    groups, a table of the shards, and a sentence for whatever is wrong with what to do.
+
+    Exit codes: 0 all is as it should be; 1 something is wrong; 2 Kafka cannot be reached, or a topic is missing.
+
+    \b
+    Example:
+      margin-clearing status --bootstrap-servers kafka-1:9092 --json
     """
     from streams.console.status import judge, read_status, show_status
 
-    given = _settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)
-    found = read_status(given)
-    faults = judge(found, given)
+    with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)) as settings:
+        found = read_status(settings)
+    faults = judge(found, settings)
     if as_json:
         print(json.dumps(found.as_json() | {"faults": faults}, indent=2))
     else:
@@ -257,21 +385,30 @@ def status(
 
 @app.command()
 def replay(
-    shard: Annotated[int | None, typer.Option(min=0, help="The shard; every one if not given")] = None,
-    first: Annotated[int | None, typer.Option("--from", min=0, help="Compare from this journal sequence on")] = None,
-    last: Annotated[int | None, typer.Option("--to", min=0, help="Compare up to this journal sequence")] = None,
+    shard: Annotated[int | None, _else("every one", "The shard", min=0)] = None,
+    first: Annotated[
+        int | None,
+        _else("the first that the logs still hold", "Compare from this journal sequence on", "--from", min=0),
+    ] = None,
+    last: Annotated[int | None, _else("the last", "Compare up to this journal sequence", "--to", min=0)] = None,
     bootstrap_servers: BootstrapServers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a shard's journal again from the logs and compare what was committed, byte for byte. Reads only.
+    """Run a shard's journal again from the logs and compare what was committed, byte for byte. Needs Kafka; reads only.
 
     The journal says which events, marks and parameters each commit covered, in which order and where a new owner took
     the shard; the same code must give the same commands, alerts, account rows and journal records. Whatever differs is
-    named with its place and field, and the exit code is 1.
+    named with its place and field.
 
     It begins where the logs still hold everything that follows, at the first commit of all if they can, and says so.
     Rows that compaction has removed are counted, not compared. What runs is this version's code: commits of one that
     decided otherwise differ rightly.
+
+    Exit codes: 0 the same bytes; 1 something differs; 2 Kafka cannot be reached, or the logs hold too little.
+
+    \b
+    Example:
+      margin-clearing replay --shard 3 --from 1000
     """
     from streams.audit.log import KafkaLog
     from streams.audit.replay import replay_shards
@@ -279,7 +416,11 @@ def replay(
 
     if shard is None and (first is not None or last is not None):
         raise typer.BadParameter("sequences are those of one shard: give --shard as well")
-    with KafkaLog(_settings(bootstrap_servers=bootstrap_servers).kafka) as log, progress_bar() as progress:
+    with (
+        _tool(_settings(bootstrap_servers=bootstrap_servers)) as settings,
+        KafkaLog(settings.kafka) as log,
+        progress_bar() as progress,
+    ):
         results = replay_shards(log, shard, first=first, last=last, progress=progress)
     if as_json:
         print(json.dumps([result.as_json() for result in results], indent=2))
@@ -294,19 +435,29 @@ def replay(
 def explain(
     command_id: Annotated[str, typer.Argument(metavar="COMMAND_ID", help="ACCOUNT:NUMBER, such as acct-17:3")],
     bootstrap_servers: BootstrapServers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Explain a liquidation command: the group as it was, every term of its equity and margin, the plan. Reads only.
+    """Explain a liquidation command: the group as it was, every term of its equity and margin, the plan.
 
-    The account is set up as it was before the commit that issued the command, and that commit is run again from the
-    logs. Shown are the marks with the source prices they were formed from, the parameter records in force, each balance
-    and position with what it counted for, the shortage, and the orders. Exit code 1 if they do not give the command.
+    Needs Kafka; reads only. The account is set up as it was before the commit that issued the command, and that commit
+    is run again from the logs. Shown are the marks with the source prices they were formed from, the parameter records
+    in force, each balance and position with what it counted for, the shortage, and the orders.
+
+    Exit codes: 0 the logs give the command; 1 they do not; 2 Kafka cannot be reached, or there is no such command.
+
+    \b
+    Example:
+      margin-clearing explain acct-17:3
     """
     from streams.audit.explain import explain as explain_command
     from streams.audit.log import KafkaLog
     from streams.audit.show import progress_bar, show_explanation
 
-    with KafkaLog(_settings(bootstrap_servers=bootstrap_servers).kafka) as log, progress_bar() as progress:
+    with (
+        _tool(_settings(bootstrap_servers=bootstrap_servers)) as settings,
+        KafkaLog(settings.kafka) as log,
+        progress_bar() as progress,
+    ):
         found = explain_command(log, command_id, progress)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
@@ -320,20 +471,26 @@ def explain(
 def verify(
     bootstrap_servers: BootstrapServers = None,
     redis_url: RedisUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Verify a deployment while it runs: topics, journals, commands, alerts, offsets, tables, money. Reads only.
+    """Verify a deployment while it runs: topics, journals, commands, alerts, offsets, tables, money.
 
-    Topics are as the contract needs them; journals have no gaps; commands and alerts are numbered without gaps or
-    repeats and are those that the journals and rows count; committed offsets are the journals'; Redis holds the
-    changelog's rows; what the accounts hold is what the inputs brought, as far as these are still complete. Whatever
-    differs is named with its place, and the exit code is 1. How far anything lags behind is told and no difference.
+    Needs Kafka and Redis; reads only. Topics are as the contract needs them; journals have no gaps; commands and alerts
+    are numbered without gaps or repeats and are those that the journals and rows count; committed offsets are the
+    journals'; Redis holds the changelog's rows; what the accounts hold is what the inputs brought, as far as these are
+    still complete. Whatever differs is named with its place. How far anything lags behind is told and no difference.
+
+    Exit codes: 0 nothing differs; 1 something does; 2 Kafka or Redis cannot be reached.
+
+    \b
+    Example:
+      margin-clearing verify --bootstrap-servers kafka-1:9092 --redis-url redis://redis:6379/0
     """
     from streams.audit.show import progress_bar, show_findings
     from streams.audit.verify import verify_deployment
 
-    settings = _settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url)
-    with progress_bar() as progress:
+    given = _settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url)
+    with _tool(given, redis=True) as settings, progress_bar() as progress:
         findings = verify_deployment(settings, progress)
     if as_json:
         print(json.dumps(findings.as_json(), indent=2))
@@ -345,52 +502,99 @@ def verify(
 
 @app.command()
 def evaluate(
-    file: Annotated[Path | None, typer.Argument(help="JSON; standard input if not given", dir_okay=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON [default: standard input]", dir_okay=False, show_default=False)
+    ] = None,
+    example: Annotated[
+        bool, _else("evaluate", "Print a whole document that this command reads, and end", "--example")
+    ] = False,
 ) -> None:
     """Evaluate an account at given parameters and marks: equity, margins, liquidation prices and the plan.
 
-    Input: {"parameters": [records of risk.parameters.v1], "marks": {symbol: price}, "account": {"account", "balances":
-    {asset: amount}, "positions": [{"symbol", "quantity", "entry_price", "margin"?}]}}, or a list of such objects.
-    The code is the engine's own.
+    Needs no server: the code is the engine's own. Reads one JSON document, or a list of them:
+
+    \b
+      {
+        "parameters": [ records of risk.parameters.v1 ],
+        "marks": { symbol: price },
+        "account": {
+          "account": id,
+          "balances": { asset: amount },
+          "positions": [
+            {"symbol", "quantity", "entry_price", "margin"?: "isolated", "isolated_balances"?: { asset: amount }}
+          ]
+        }
+      }
+
+    Numbers are decimal strings. Prints JSON: each margin group with equity, margins, health ratio, its positions with
+    liquidation and bankruptcy prices, and the plan if it is liquidatable. --example prints a whole document to begin
+    with.
+
+    Exit codes: 0 evaluated; 2 the document is not one, and the field and the reason are named.
+
+    \b
+    Example:
+      margin-clearing evaluate --example > account.json && margin-clearing evaluate account.json
     """
     from streams.margin.evaluate import evaluate_request
+    from streams.margin.example import EXAMPLE
 
+    if example:
+        if file is not None:
+            raise typer.BadParameter("--example reads no file")
+        print(json.dumps(EXAMPLE, indent=2))
+        return
+    with interruption.prompt():
+        sys.stdout.buffer.write(evaluate_request(_read(file)) + b"\n")
+
+
+def _read(file: Path | None) -> bytes:
     try:
-        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        return sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as error:
         raise MarginClearingError(f"{file}: {error.strerror}") from None
-    sys.stdout.buffer.write(evaluate_request(data) + b"\n")
 
 
 @app.command()
 def demo(
-    trades: Annotated[Path | None, typer.Option(help="Recorded trades, CSV (.gz) as in the carried recording")] = None,
-    quotes: Annotated[Path | None, typer.Option(help="Recorded quotes, CSV (.gz) as in the carried recording")] = None,
-    speed: Annotated[float | None, typer.Option(help="Market seconds a second; 1 is real time")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Play only the first so many seconds of the market")] = None,
-    accounts: Annotated[int | None, typer.Option(help="Size of the drawn population")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn")] = None,
-    engines: Annotated[int | None, typer.Option(help="Engine processes")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Write the summary as JSON here")] = None,
+    trades: Annotated[
+        Path | None, _else("the carried one", "Recorded trades, CSV (.gz) as in the carried recording")
+    ] = None,
+    quotes: Annotated[
+        Path | None, _else("the carried one", "Recorded quotes, CSV (.gz) as in the carried recording")
+    ] = None,
+    speed: Annotated[float, typer.Option(help="Market seconds a second; 1 is real time")] = 20.0,
+    seconds: Annotated[float | None, _else("all of it", "Play only the first so many seconds of the market")] = None,
+    accounts: Annotated[int, typer.Option(help="Size of the drawn population")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn")] = 7,
+    engines: Annotated[int, typer.Option(help="Engine processes")] = 2,
+    summary: Annotated[Path | None, _else("nowhere", "Write the summary as JSON here")] = None,
     bootstrap_servers: Annotated[
-        str | None, typer.Option(help="Use this Kafka, host:port,host:port, instead of one that the demo starts")
+        str | None, _else("one that the demo starts", "Use this Kafka, host:port,host:port")
     ] = None,
-    redis_url: Annotated[
-        str | None, typer.Option(help="Use this Redis, redis://host:port/db, instead of one that the demo starts")
-    ] = None,
+    redis_url: Annotated[str | None, _else("one that the demo starts", "Use this Redis, redis://host:port/db")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated")
+        list[str] | None, _else("none", "A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated")
     ] = None,
     into_this_cluster: Annotated[
-        bool, typer.Option("--into-this-cluster", help="Run even if what was given holds what is not the demo's own")
+        bool,
+        _else("refuse", "Run even if what was given holds what is not the demo's own", "--into-this-cluster"),
     ] = False,
 ) -> None:
-    """Replay a recorded market through the whole pipeline and check the result. Exit code 1 if a check fails.
+    """Replay a recorded market through the whole pipeline and check the result.
 
-    The quotes and trades are real; the accounts are drawn. Everything goes into a Kafka and a Valkey that the demo
-    starts and removes. No setting is taken from the environment: another Kafka or Redis is used only if its address is
-    given here, and only if it holds nothing of the contract but what an earlier demo left, unless --into-this-cluster
-    is given. With that flag the demo's parameters replace those in force there.
+    Needs nothing: everything goes into a Kafka and a Valkey that it starts and removes. The quotes and trades are real;
+    the accounts are drawn. Prints the first commands, figures of the run, and the outcome of each check.
+
+    No setting is taken from the environment. Another Kafka or Redis is used only if its address is given here, and only
+    if it holds nothing of the contract but what an earlier demo left, unless --into-this-cluster is given: with it the
+    demo's parameters replace those in force there.
+
+    Exit codes: 0 every check holds; 1 one does not; 2 a mistake in a flag, or a server that cannot be reached.
+
+    \b
+    Example:
+      margin-clearing demo --seconds 60 --accounts 1000
     """
     from streams.demo.run import DemoOptions, run_demo
 
@@ -408,18 +612,32 @@ def demo(
         "settings": tuple(setting or ()),
         "into_this_cluster": into_this_cluster,
     }
-    raise typer.Exit(run_demo(DemoOptions(**{name: value for name, value in given.items() if value is not None})))
+    options = DemoOptions(**{name: value for name, value in given.items() if value is not None})
+    options.check()
+    settings = options.given_settings()
+    with interruption.prompt():
+        _reach(settings, kafka=bootstrap_servers is not None, redis=redis_url is not None)
+    raise typer.Exit(run_demo(options))
 
 
 @app.command()
 def local(
     kafka_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Kafka; 0 takes a free one")] = 0,
     redis_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Valkey; 0 takes a free one")] = 0,
-    keep_data: Annotated[Path | None, typer.Option(help="Keep the data here and use it again next time")] = None,
+    keep_data: Annotated[
+        Path | None, _else("removed at the end", "Keep the data here and use it again next time")
+    ] = None,
 ) -> None:
     """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C.
 
-    It always starts its own and takes no setting from the environment.
+    Needs nothing that is not downloaded once, always starts its own, and takes no setting from the environment. Prints
+    the addresses, as the variables that the other commands read.
+
+    Exit codes: 0 ended by Ctrl-C or SIGTERM; 2 it cannot start, with the reason.
+
+    \b
+    Example:
+      margin-clearing local --kafka-port 9092 --redis-port 6379
     """
     from infra.local.stack import run_local
 
@@ -433,12 +651,19 @@ def ticks(
     symbols: Annotated[int, typer.Option(min=1, max=1_000, help="Symbols, at least as many as positions")] = 50,
     calm_ticks: Annotated[int, typer.Option(min=1, max=100_000_000, help="Ticks of the calm walk")] = 5_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the accounts and of the walk")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time a new mark in the engine's arithmetic: the trigger index beside a full re-evaluation with NumPy.
 
-    A calm walk (one symbol a tick, a basis point each), then a crash of 10 % of one symbol, then of all of them. All
-    accounts are margined by tiers and hold USDC; a million of them need about 2 GiB and a minute.
+    Needs no server. A calm walk (one symbol a tick, a basis point each), then a crash of 10 % of one symbol, then of
+    all of them. All accounts are margined by tiers and hold USDC; a million of them need about 2 GiB and a minute.
+    Prints a table.
+
+    Exit codes: 0 measured; 2 a mistake in a flag.
+
+    \b
+    Example:
+      margin-clearing bench ticks --accounts 1000000
     """
     from infra.bench.ticks import bench_ticks, show_ticks
 
@@ -459,7 +684,16 @@ def ticks(
 
 @app.command()
 def settings() -> None:
-    """Show the settings in force and where each is set. Secrets are masked."""
+    """Show the settings in force. Secrets are masked.
+
+    Needs no server. Prints every variable with its value; whatever is wrong with one is said in a line.
+
+    Exit codes: 0 shown; 2 a setting is unknown, malformed or contradicts another.
+
+    \b
+    Example:
+      MARGIN_TOPICS__SHARDS=32 margin-clearing settings
+    """
     table = Table("variable", "value", box=None)
     for section, fields in describe(load()).items():
         for field, value in fields.items():

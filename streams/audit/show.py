@@ -64,19 +64,19 @@ def show_explanation(console: Console, found: Explanation) -> None:
     """Print why a command was issued, from the group to the orders."""
     command, evidence = found.command, found.command.evidence
     console.print(
-        f"[bold]{command.command_id}[/]  {command.stage} of {command.account} {command.margin}, issued "
+        f"[bold]{escape(command.command_id)}[/]  {command.stage} of {escape(command.account)} {command.margin}, issued "
         f"{_time(command.issued_at)}, expires {_time(command.expires_at)}",
         highlight=False,
     )
     console.print(f"  command       {found.topic}[{found.partition}]@{found.offset}", highlight=False)
     journal = found.journal
     console.print(
-        f"  commit        sequence {journal.sequence} of shard {journal.shard} by {journal.worker or 'an engine'}, "
-        f"margin.journal.v1[{journal.shard}]@{found.journal_offset}",
+        f"  commit        sequence {journal.sequence} of shard {journal.shard} by "
+        f"{escape(journal.worker or 'an engine')}, margin.journal.v1[{journal.shard}]@{found.journal_offset}",
         highlight=False,
     )
     if command.supersedes is not None:
-        console.print(f"  supersedes    {command.supersedes}, which had expired", highlight=False)
+        console.print(f"  supersedes    {escape(command.supersedes)}, which had expired", highlight=False)
     if found.decision is None:
         console.print(
             f"  evidence      equity {evidence.equity}, maintenance {evidence.maintenance_margin}, health "

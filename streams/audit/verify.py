@@ -39,6 +39,7 @@ from streams.audit.replay import Progress, silent
 from streams.audit.rerun import Entry, read_journal
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
+from streams.broker.client_log import in_words
 from streams.errors import AuditError, BrokerError, TableError
 from streams.margin.fixed_point import format_decimal
 from streams.settings import Settings
@@ -93,7 +94,9 @@ class KafkaGroups:
             places = [TopicPartition(topic, partition) for partition in range(count)]
             return [place.offset for place in consumer.committed(places, timeout=_TIMEOUT_S)]
         except KafkaException as error:
-            raise BrokerError(f"group {group}: its committed offsets cannot be read: {error.args[0].str()}") from error
+            raise BrokerError(
+                f"group {group}: its committed offsets cannot be read: {in_words(error.args[0])}"
+            ) from error
         finally:
             consumer.close()
 

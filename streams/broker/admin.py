@@ -1,10 +1,12 @@
 """Creating and verifying the topics of the contract.
 
 What is missing is created; what exists is compared with the contract and every difference is said. Nothing is ever
-deleted or altered: a wrong partition count cannot be mended without moving accounts between shards.
+deleted or altered: a wrong partition count cannot be mended without moving accounts between shards. Topics are asked
+for by name, because only then does Kafka say which of them this client may not see: such a topic is not a missing one.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection
@@ -12,6 +14,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from schemas.topics import EVENTS, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
 from streams.broker import config
+from streams.broker.client_log import in_words, is_not_authorised
 from streams.errors import BrokerError, TopicError
 from streams.settings import Settings
 
@@ -35,51 +38,70 @@ def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float =
     Raises:
         BrokerError: the cluster does not answer.
     """
-    admin = admin_client(settings)
-    existing = partition_counts(admin, timeout_s)
-    report = TopicReport()
-    missing = [topic for topic in all_topics() if topic.name not in existing]
-    if create:
-        _create(admin, settings, missing, existing, report, timeout_s)
-    else:
-        report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
-    present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
-    policies = _cleanup_policies(admin, present, timeout_s)
-    for topic in present:
-        faults = _faults(topic, existing, policies.get(topic.name), settings)
-        report.wrong += faults
-        if not faults:
-            report.right.append(topic.name)
-    return report
+    return _ensured(settings, create=create, timeout_s=timeout_s)[0]
 
 
 def require_topics(settings: Settings, timeout_s: float = 30.0) -> dict[str, int]:
     """The partition count of every topic of the contract, for a role that starts.
 
     Raises:
-        TopicError: a topic is missing or wrong; the text lists every fault.
+        TopicError: a topic is missing, wrong or not to be seen by this client; the text lists every fault.
         BrokerError: the cluster does not answer.
     """
-    report = ensure_topics(settings, create=False, timeout_s=timeout_s)
+    report, counts = _ensured(settings, create=False, timeout_s=timeout_s)
     if report.wrong:
         raise TopicError("; ".join(report.wrong))
-    return partition_counts(admin_client(settings), timeout_s)
+    return counts
 
 
 def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
-    """Partition count by topic name.
+    """Partition count by name of those of the contract's topics that exist.
 
     Raises:
-        BrokerError: the cluster does not answer in ``timeout_s``.
+        BrokerError: the cluster does not answer in ``timeout_s``, or this client may not see a topic.
     """
-    try:
-        topics = admin.list_topics(timeout=timeout_s).topics
-    except KafkaException as error:
-        raise BrokerError(
-            f"Kafka does not answer: {error.args[0].str()}; "
-            f"check MARGIN_KAFKA__BOOTSTRAP_SERVERS and the security settings"
-        ) from error
-    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+    counts, refused = _look(admin, timeout_s)
+    if refused:
+        raise BrokerError("; ".join(refused.values()))
+    return counts
+
+
+def _ensured(settings: Settings, *, create: bool, timeout_s: float) -> tuple[TopicReport, dict[str, int]]:
+    admin = admin_client(settings)
+    existing, refused = _look(admin, timeout_s)
+    report = TopicReport(wrong=list(refused.values()))
+    missing = [topic for topic in all_topics() if topic.name not in existing and topic.name not in refused]
+    if create:
+        _create(admin, settings, missing, existing, report, timeout_s)
+    else:
+        report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
+    present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
+    policies = _cleanup_policies(admin, present, report, timeout_s)
+    for topic in present:
+        faults = _faults(topic, existing, policies.get(topic.name), settings)
+        report.wrong += faults
+        if not faults and topic.name in policies:
+            report.right.append(topic.name)
+    return report, existing
+
+
+def _look(admin: AdminClient, timeout_s: float) -> tuple[dict[str, int], dict[str, str]]:
+    """Partition counts of the contract's topics that exist, and what keeps this client from seeing others, by name."""
+    counts: dict[str, int] = {}
+    refused: dict[str, str] = {}
+    names = TopicCollection([topic.name for topic in all_topics()])
+    for name, future in admin.describe_topics(names, request_timeout=timeout_s).items():
+        try:
+            counts[name] = len(future.result(timeout=timeout_s + 1).partitions)
+        except KafkaException as error:
+            cause = error.args[0]
+            if is_not_authorised(cause):
+                refused[name] = f"{name}: {in_words(cause)}"
+            elif cause.code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                raise BrokerError(f"the topics cannot be read: {in_words(cause)}") from error
+        except FutureTimeout as error:
+            raise BrokerError(f"the topics cannot be read: no answer in {timeout_s:g} s") from error
+    return counts, refused
 
 
 def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0) -> dict[str, str]:
@@ -93,7 +115,7 @@ def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0)
     try:
         return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in found.items()}
     except KafkaException as error:
-        raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {error.args[0].str()}") from error
+        raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {in_words(error.args[0])}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +151,7 @@ def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> G
         )[group_id]
         found, committed = described.result(timeout=timeout_s), offsets.result(timeout=timeout_s)
     except KafkaException as error:
-        raise BrokerError(f"group {group_id}: {error.args[0].str()}") from error
+        raise BrokerError(f"group {group_id}: {in_words(error.args[0])}") from error
     members = (
         GroupMember(
             member.client_id,
@@ -175,7 +197,7 @@ def _create(
             if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 existing.update(partition_counts(admin, timeout_s))
             else:
-                report.wrong.append(f"{name} could not be created: {error.args[0].str()}")
+                report.wrong.append(f"{name} could not be created: {in_words(error.args[0])}")
 
 
 def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Settings) -> int:
@@ -190,7 +212,8 @@ def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Setting
     return wanted[topic.partitioning]()
 
 
-def _cleanup_policies(admin: AdminClient, topics: list[Topic], timeout_s: float) -> dict[str, str]:
+def _cleanup_policies(admin: AdminClient, topics: list[Topic], report: TopicReport, timeout_s: float) -> dict[str, str]:
+    """The cleanup policies that this client may read; what it may not goes to ``report``."""
     if not topics:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
@@ -199,7 +222,10 @@ def _cleanup_policies(admin: AdminClient, topics: list[Topic], timeout_s: float)
         try:
             policies[resource.name] = future.result(timeout=timeout_s)["cleanup.policy"].value
         except KafkaException as error:
-            raise BrokerError(f"{resource.name}: its configuration cannot be read: {error.args[0].str()}") from error
+            text = f"{resource.name}: its configuration cannot be read: {in_words(error.args[0])}"
+            if not is_not_authorised(error.args[0]):
+                raise BrokerError(text) from error
+            report.wrong.append(text)
     return policies
 
 

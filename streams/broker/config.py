@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaException
 
+from schemas.topics import Compression
+from streams.broker.client_log import ClientLog
 from streams.errors import SettingsError
 from streams.settings import MAX_POLL_INTERVAL_MS, KafkaSettings, kafka_options
 
@@ -32,7 +34,7 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
         "bootstrap.servers": kafka.bootstrap_servers,
         "client.id": client_id,
         "security.protocol": kafka.security_protocol.lower(),
-        "logger": log,
+        "logger": ClientLog(log),
         "log.connection.close": False,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
@@ -48,8 +50,12 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
     return config | kafka_options(kafka)
 
 
-def producer(kafka: KafkaSettings, client_id: str, transactional_id: str | None = None) -> dict[str, Any]:
+def producer(
+    kafka: KafkaSettings, client_id: str, transactional_id: str | None = None, *, compression: Compression = "none"
+) -> dict[str, Any]:
     """Producer configuration.
+
+    ``compression`` is none wherever others read: not every client knows lz4, and every client knows no compression.
 
     ``partitioner=murmur2_random`` puts a key where a Java producer would. ``retry.backoff.ms=2``: at librdkafka's
     default of 100 the small transactions of a quiet shard wait out whole back-offs and take 97 ms instead of 6.
@@ -61,7 +67,7 @@ def producer(kafka: KafkaSettings, client_id: str, transactional_id: str | None 
         "linger.ms": 0,
         "retry.backoff.ms": 2,
         "retry.backoff.max.ms": 100,
-        "compression.type": "lz4",
+        "compression.type": compression,
         "message.max.bytes": 4_000_000,
         "queue.buffering.max.messages": 1_000_000,
         "queue.buffering.max.kbytes": 524_288,

@@ -18,6 +18,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.headers import Headers
+from schemas.topics import Compression
 from streams.broker import config
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.settings import KafkaSettings
@@ -41,15 +42,18 @@ def group_metadata(consumer: Consumer) -> Any:
 
 
 class TransactionalProducer:
-    """A producer with one transactional id. Not thread-safe: one owner drives it."""
+    """A producer with one transactional id. Not thread-safe: one owner drives it.
 
-    def __init__(self, kafka: KafkaSettings, transactional_id: str) -> None:
+    ``compression`` holds for all that it writes; see :func:`streams.broker.config.producer`.
+    """
+
+    def __init__(self, kafka: KafkaSettings, transactional_id: str, *, compression: Compression = "none") -> None:
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
         self._init_timeout_s = kafka.call_ms_max / 1000
         self._until = float("inf")
         self._producer: Producer | None = config.created(
-            Producer, config.producer(kafka, transactional_id, transactional_id)
+            Producer, config.producer(kafka, transactional_id, transactional_id, compression=compression)
         )
         self._in_transaction = False
         self._lost = False

@@ -12,6 +12,7 @@ from typing import Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.broker import config
+from streams.broker.client_log import in_words, is_not_authorised, last_reasons
 from streams.errors import BrokerError
 from streams.settings import KafkaSettings
 
@@ -63,7 +64,8 @@ class LogReader:
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.code() in _FOR_GOOD or time.monotonic() > deadline:
-                    raise BrokerError(f"{topic}[{partition}]: watermarks: {cause.str()}") from error
+                    self._uncommitted.poll(0)  # never assigned: it only serves what the client has to say
+                    raise BrokerError(f"{topic}[{partition}]: watermarks: {in_words(cause)}") from error
                 time.sleep(_LOOK_AGAIN_S)
 
     def partitions(self, topic: str, timeout_s: float = 30.0) -> int:
@@ -75,9 +77,10 @@ class LogReader:
         try:
             metadata = self._consumer.list_topics(topic, timeout=timeout_s).topics[topic]
         except KafkaException as error:
-            raise BrokerError(f"{topic}: its partitions cannot be read: {error.args[0].str()}") from error
+            raise BrokerError(f"{topic}: its partitions cannot be read: {in_words(error.args[0])}") from error
         if metadata.error is not None:
-            raise BrokerError(f"{topic}: {metadata.error.str()}; create the topics with `margin-clearing topics`")
+            advice = "" if is_not_authorised(metadata.error) else "; create the topics with `margin-clearing topics`"
+            raise BrokerError(f"{topic}: {in_words(metadata.error)}{advice}")
         return len(metadata.partitions)
 
     def read_range(
@@ -119,7 +122,9 @@ class LogReader:
                     self._on_progress()
                     position, deadline = reached, time.monotonic() + timeout_s
                 elif time.monotonic() > deadline:
-                    raise BrokerError(f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s")
+                    raise BrokerError(
+                        f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s{_why()}"
+                    )
         finally:
             with suppress(RuntimeError):  # closed while whoever reads had stopped half-way
                 self._consumer.unassign()
@@ -206,12 +211,19 @@ def _raise_for_good(message: Message, error: KafkaError) -> None:
     if error.code() == KafkaError._FATAL:
         raise BrokerError(f"this consumer has ended for good: {error.str()}")
     if error.code() in _FOR_GOOD:
-        raise BrokerError(f"{message.topic()}[{message.partition()}]: {error.str()}")
+        where = "" if message.topic() is None else f"{message.topic()}[{message.partition()}]: "
+        raise BrokerError(f"{where}{in_words(error)}")
+
+
+def _why() -> str:
+    reasons = last_reasons()
+    return f"; {reasons}" if reasons else ""
 
 
 _FOR_GOOD = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._UNKNOWN_TOPIC,

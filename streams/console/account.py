@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schemas.messages import AccountRow, GroupRow
@@ -74,9 +75,11 @@ def read_account(settings: Settings, account: str) -> AccountView | None:
 def show_account(console: Console, view: AccountView) -> None:
     """Print an account as tables."""
     row = view.row
-    console.print(f"[bold]{row.account}[/]  {row.status}  commands issued: {row.liquidation_sequence}", highlight=False)
+    console.print(
+        f"[bold]{escape(row.account)}[/]  {row.status}  commands issued: {row.liquidation_sequence}", highlight=False
+    )
     if row.suspended_reason:
-        console.print(f"suspended: {row.suspended_reason}", highlight=False)
+        console.print(f"suspended: {escape(row.suspended_reason)}", highlight=False)
     for group in view.groups:
         _show_group(console, group, view.marks)
 
@@ -102,13 +105,13 @@ def _show_group(console: Console, view: GroupView, marks: dict[str, Decimal]) ->
     for asset, amount in row.balances.items():
         console.print(f"  balance       {amount} {asset}", highlight=False)
     if health is None:
-        console.print(f"  not evaluated: {view.problem}", highlight=False)
+        console.print(f"  not evaluated: {escape(view.problem or '')}", highlight=False)
     else:
         console.print(f"  equity        {_text(health.equity)}", highlight=False)
         console.print(f"  maintenance   {_text(health.maintenance_margin)}", highlight=False)
         console.print(f"  health ratio  {_text(health.health_ratio) or '-'}", highlight=False)
     if row.command is not None:
-        console.print(f"  open command  {row.command.command_id} ({row.command.stage})", highlight=False)
+        console.print(f"  open command  {escape(row.command.command_id)} ({row.command.stage})", highlight=False)
     if row.positions:
         table = Table("symbol", "quantity", "cash", "mark", "liquidation price", box=None, pad_edge=True)
         for position in row.positions:

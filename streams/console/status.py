@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schemas.messages import JournalRecord
@@ -148,7 +149,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
     """Print it as tables, and the faults below."""
     for group in (found.oracles, found.routers, found.engines):
         members = ", ".join(f"{member.client_id} ({len(member.partitions)})" for member in group.members) or "nobody"
-        console.print(f"{group.group_id}: {group.state.lower()}, {members}", highlight=False)
+        console.print(f"{group.group_id}: {group.state.lower()}, {escape(members)}", highlight=False)
     console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
     behind = sum(lag.records for lag in found.inputs)
     console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
@@ -157,7 +158,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
         meta = shard.table
         table.add_row(
             str(shard.shard),
-            shard.worker or "-",
+            escape(shard.worker or "-"),
             _text(shard.claim),
             _text(shard.sequence),
             _age(shard.journal_age_ms),
@@ -169,7 +170,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
     console.print(table)
     console.print()
     for fault in faults:
-        console.print(f"[red]wrong[/]  {fault}", highlight=False)
+        console.print(f"[red]wrong[/]  {escape(fault)}", highlight=False)
     if not faults:
         console.print("all is as it should be")
 

@@ -73,9 +73,7 @@ class Exchange:
     sent: Sent = field(default_factory=Sent)
 
     def __post_init__(self) -> None:
-        self._producer = Producer(
-            config.producer(self.settings.kafka, "margin-demo-exchange") | {"linger.ms": 1, "compression.type": "none"}
-        )
+        self._producer = Producer(config.producer(self.settings.kafka, "margin-demo-exchange") | {"linger.ms": 1})
         self._rng = random.Random(self.seed + 1)
         self._trade_id = dict.fromkeys(self.market.contracts, now_us())
         self._price_sequence: dict[tuple[str, str], int] = defaultdict(now_us)

@@ -271,7 +271,8 @@ class Router:
                 time.sleep(0.005)
 
     def _new_producer(self) -> TransactionalProducer:
-        producer = TransactionalProducer(self._settings.kafka, self._client_id)
+        # Only we read the frames and the memory; dead letters are stored without compression by their topics.
+        producer = TransactionalProducer(self._settings.kafka, self._client_id, compression="lz4")
         try:
             producer.init()
         except BrokerError:

@@ -16,6 +16,7 @@ from schemas.partitioning import shard_of
 from streams.errors import TableError
 from streams.settings import RedisSettings
 from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
+from streams.tables.reach import address, why
 from streams.tables.writer import connect
 
 T = TypeVar("T")
@@ -155,7 +156,8 @@ class TableReader:
         try:
             return call()
         except redis.RedisError as error:
-            raise TableError(f"Redis does not answer: {error}; check MARGIN_REDIS__URL") from error
+            where = address(self._redis)
+            raise TableError(f"Redis at {where} {why(error, where)}") from error
 
 
 def _require_whole(shard: int, stamp: bytes | None, building: bytes | None) -> None:

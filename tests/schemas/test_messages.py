@@ -1,11 +1,13 @@
 """The messages: golden samples survive the codec byte for byte; what breaks a rule is refused, and the field named."""
 
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from schemas import generate
 from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder, encode
 from schemas.messages import LiquidationCommand, Trade
-from schemas.topics import COMMANDS, EVENTS, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
-from schemas.types import DERIVED_DIGITS_MAX, INTEGER_DIGITS_MAX, RESERVED_ACCOUNTS
+from schemas.refusal import TEXT_CHARACTERS_MAX
+from schemas.topics import COMMANDS, EVENTS, MARKS, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
+from schemas.types import DERIVED_DIGITS_MAX, IN_WORDS, INTEGER_DIGITS_MAX, RESERVED_ACCOUNTS
 
 DECODERS: dict[str, Decoder[Any]] = {topic: Decoder(kind) for topic, kind in generate.MESSAGE_TYPES.items()}
 SAMPLES = [(topic, path) for topic in generate.MESSAGE_TYPES for path in generate.samples(topic)]
@@ -295,3 +298,80 @@ def test_the_columns_of_a_frame_are_of_one_length(kind: str) -> None:
         frame[kind][name] = frame[kind][name] * 2
         with pytest.raises(DecodeError, match="lengths"):
             DECODERS[EVENTS](orjson.dumps(frame))
+
+
+# --- what is said of what is refused ---------------------------------------------------------------------------------
+
+REGULAR_EXPRESSION = re.compile(r"regex|\(\?|\[0-9|\[!-~|\[A-Z|\\\\|\$\(|\{0,|\{1,")
+FORMS = [
+    (TRADES, "price", "0.1234567890123456789", "decimal string above 0"),
+    (TRADES, "price", "1" * 41, "decimal string above 0"),
+    (TRADES, "price", 1.5, "decimal string above 0"),
+    (TRADES, "symbol", "BTC PERP", "symbol such as"),
+    (TRANSFERS, "amount", "0", "other than 0"),
+    (TRANSFERS, "asset", "us dollar", "asset such as"),
+    (TRANSFERS, "transfer_id", "a b", "printable ASCII"),
+    (PRICES, "confidence", "-1", "of at least 0"),
+    (TRADES, "aggressor_side", "BUY", "one of buy, sell"),
+]
+
+
+@pytest.mark.parametrize(("topic", "field", "value", "said"), FORMS, ids=[f"{f}={v!r:.24}" for _, f, v, _ in FORMS])
+def test_what_was_expected_is_said_in_words_with_the_place_and_the_value(
+    topic: str, field: str, value: Any, said: str
+) -> None:
+    with pytest.raises(DecodeError) as refused:
+        DECODERS[topic](orjson.dumps(sample(topic) | {field: value}))
+    text = str(refused.value)
+    assert said in text
+    assert f"`$.{field}`" in text
+    assert json.dumps(value)[:40] in text
+    assert not REGULAR_EXPRESSION.search(text)
+
+
+def test_a_value_of_a_mapping_is_shown_with_its_key_and_a_key_as_such() -> None:
+    record = sample(PARAMETERS, ".oracle")
+    with pytest.raises(DecodeError, match=r'`\$.sources\["bad"\]`, got "1e5"'):
+        DECODERS[PARAMETERS](orjson.dumps(record | {"sources": {"good": "1", "bad": "1e5"}}))
+    frame = sample(MARKS)
+    with pytest.raises(DecodeError, match=r'`\$.scales` \(a key\), got "no key"'):
+        DECODERS[MARKS](orjson.dumps(frame | {"scales": {"instrument:A": "1", "no key": "1"}}))
+
+
+def patterns_of(kind: Any) -> set[str]:
+    return set(re.findall(r'"pattern":"((?:[^"\\]|\\.)*)"', orjson.dumps(msgspec.json.schema(kind)).decode()))
+
+
+def test_every_pattern_of_the_contract_has_words() -> None:
+    known = {orjson.dumps(pattern).decode()[1:-1] for pattern in IN_WORDS}
+    for kind in generate.MESSAGE_TYPES.values():
+        assert patterns_of(kind) <= known
+
+
+AWKWARD = st.sampled_from(
+    ["", "1e5", "0.1234567890123456789", "x" * 5000, "é" * 50, "a`b", "`$.x`", "' - at `$.y`", "\n", "[...]", -1, 2**70]
+)
+
+
+@given(st.one_of(AWKWARD, JSON), st.sampled_from(SAMPLES), st.randoms())
+def test_no_refusal_shows_a_regular_expression_or_is_longer_than_a_reader_takes(
+    value: Any, chosen: tuple[str, Path], random: Any
+) -> None:
+    topic, path = chosen
+    record = orjson.loads(path.read_bytes())
+    places = list(places_of(record))
+    try:
+        DECODERS[topic](json.dumps(changed(record, random.choice(places), value)).encode())
+    except DecodeError as error:
+        said = str(error)
+        assert len(said) <= TEXT_CHARACTERS_MAX
+        assert "regex" not in said
+        assert "(?" not in said.replace(json.dumps(value), "")
+
+
+def places_of(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
+    if path:
+        yield path
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, item in items:
+        yield from places_of(item, (*path, step))
