@@ -220,7 +220,7 @@ def created_anew(settings: Settings) -> None:
     admin.delete_topics([EVENTS])[EVENTS].result(20)
     eventually(lambda: EVENTS not in admin.list_topics(timeout=20).topics, "the topic is gone")
     assert not ensure_topics(settings).wrong
-    assert len(admin.list_topics(EVENTS, timeout=20).topics[EVENTS].partitions) == partitions
+    eventually(lambda: len(admin.list_topics(EVENTS, timeout=20).topics[EVENTS].partitions) == partitions, "it is back")
     send(settings.kafka.bootstrap_servers, EVENTS, b"", b"{}")
 
 
