@@ -26,7 +26,7 @@ from streams import interruption, logs
 from streams.access.redis_address import holds_password
 from streams.errors import MarginClearingError, SettingsError, TableError
 from streams.redaction import redacted
-from streams.settings import Loaded, Settings, describe, load, read, variable
+from streams.settings import Loaded, Settings, describe, read, variable
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,11 @@ def _set_by(path: str, text: str) -> Any:
     )
 
 
+def _told(variable: str, text: str) -> Any:
+    """The option of where a command writes, which has no default."""
+    return typer.Option(help=f"{text} [env: {variable}; default: none, it must be given]")
+
+
 def _else(default: str, text: str, *names: str, **rules: Any) -> Any:
     """An option that may be left away; its help says what is so then."""
     return typer.Option(*names, help=f"{text} [default: {default}]", show_default=False, **rules)
@@ -77,6 +82,10 @@ def _else(default: str, text: str, *names: str, **rules: Any) -> Any:
 BootstrapServers = Annotated[str | None, _set_by("kafka.bootstrap_servers", "Kafka's addresses, host:port,host:port")]
 RedisUrl = Annotated[
     str | None, _set_by("redis.url", "Redis or Valkey, redis://host:port/db; rediss:// with TLS, unix:// for a socket")
+]
+WriteTo = Annotated[str | None, _told(KAFKA[1], "Kafka's addresses, host:port,host:port")]
+WriteTables = Annotated[
+    str | None, _told(REDIS[1], "Redis or Valkey, redis://host:port/db; rediss:// with TLS, unix:// for a socket")
 ]
 InstanceId = Annotated[
     str | None, _set_by("service.instance_id", "A name that survives restarts: static group membership")
@@ -120,18 +129,17 @@ def _read_settings(**flags: Any) -> Loaded:
     )
 
 
-def _require_said(*flags: tuple[str | None, str, str]) -> None:
+def _require_said(value: str | None, flag: str, variable: str) -> None:
     """Refuse to write to a place that nobody named: what answers on this machine may be a tunnel to somewhere else.
 
     Raises:
         SettingsError: neither the flag nor the variable (nor the one that names a file with it) is there.
     """
-    for value, flag, name in flags:
-        if value is None and not (os.environ.get(name) or os.environ.get(f"{name}_FILE")):
-            raise SettingsError(
-                f"say where to write with {flag} or {name}: a command that writes takes no default, "
-                "not even this machine's"
-            )
+    if value is None and not (os.environ.get(variable) or os.environ.get(f"{variable}_FILE")):
+        raise SettingsError(
+            f"say where to write with {flag} or {variable}: a command that writes takes no default, "
+            "not even this machine's"
+        )
 
 
 def _role(name: str, *, redis: bool, **flags: Any) -> None:
@@ -140,9 +148,9 @@ def _role(name: str, *, redis: bool, **flags: Any) -> None:
     A role is started again by whatever runs it. Redis is a copy: without it a role starts all the same, and says so.
     """
     settings = _settings(**flags)
-    _require_said((flags["bootstrap_servers"], *KAFKA))
+    _require_said(flags["bootstrap_servers"], *KAFKA)
     if redis:
-        _require_said((flags["redis_url"], *REDIS))
+        _require_said(flags["redis_url"], *REDIS)
     logs.configure(settings.service.log_level, settings.service.log_format, settings.worker_name)
     with interruption.prompt():
         _reach(settings)
@@ -190,7 +198,7 @@ def _reach(settings: Settings, *, kafka: bool = True, redis: bool = False) -> No
 
 @app.command()
 def router(
-    bootstrap_servers: BootstrapServers = None,
+    bootstrap_servers: WriteTo = None,
     redis_url: RedisUrl = None,
     instance_id: InstanceId = None,
     metrics_port: MetricsPort = None,
@@ -223,8 +231,8 @@ def router(
 
 @app.command()
 def oracle(
-    bootstrap_servers: BootstrapServers = None,
-    redis_url: RedisUrl = None,
+    bootstrap_servers: WriteTo = None,
+    redis_url: WriteTables = None,
     instance_id: InstanceId = None,
     metrics_port: MetricsPort = None,
     log_level: LogLevel = None,
@@ -256,8 +264,8 @@ def oracle(
 
 @app.command()
 def engine(
-    bootstrap_servers: BootstrapServers = None,
-    redis_url: RedisUrl = None,
+    bootstrap_servers: WriteTo = None,
+    redis_url: WriteTables = None,
     instance_id: InstanceId = None,
     metrics_port: MetricsPort = None,
     log_level: LogLevel = None,
@@ -290,7 +298,7 @@ def engine(
 
 @app.command()
 def topics(
-    bootstrap_servers: BootstrapServers = None,
+    bootstrap_servers: WriteTo = None,
     shards: Shards = None,
     partitions: Annotated[
         int | None,
@@ -318,7 +326,7 @@ def topics(
         bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
     )
     if not verify:
-        _require_said((bootstrap_servers, *KAFKA))
+        _require_said(bootstrap_servers, *KAFKA)
     with _tool(given) as settings:
         report = ensure_topics(settings, create=not verify)
     for name in report.created:
@@ -586,21 +594,21 @@ def demo(
     ] = None,
     redis_url: Annotated[str | None, _else("one that the demo starts", "Use this Redis, redis://host:port/db")] = None,
     setting: Annotated[
-        list[str] | None,
-        _else("none", "A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated"),
+        list[str] | None, _else("none", "A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated")
     ] = None,
     into_this_cluster: Annotated[
         bool,
-        _else("refused", "Run even if what was given holds what is not the demo's own", "--into-this-cluster"),
+        _else("refuse", "Run even if what was given holds what is not the demo's own", "--into-this-cluster"),
     ] = False,
 ) -> None:
     """Replay a recorded market through the whole pipeline and check the result.
 
-    Needs nothing. The quotes and trades are real; the accounts are drawn. Everything goes into a Kafka and a Valkey
-    that the demo starts and removes. No setting is taken from the environment: another Kafka or Redis is used only if
-    its address is given here, and only if it holds nothing of the contract but what an earlier demo left, unless
-    --into-this-cluster is given. With that flag the demo's parameters replace those in force there. Prints the first
-    commands, figures of the run, and the outcome of each check.
+    Needs nothing: everything goes into a Kafka and a Valkey that it starts and removes. The quotes and trades are real;
+    the accounts are drawn. Prints the first commands, figures of the run, and the outcome of each check.
+
+    No setting is taken from the environment. Another Kafka or Redis is used only if its address is given here, and only
+    if it holds nothing of the contract but what an earlier demo left, unless --into-this-cluster is given: with it the
+    demo's parameters replace those in force there.
 
     Exit codes: 0 every check holds; 1 one does not; 2 a mistake in a flag, or a server that cannot be reached.
 
@@ -630,9 +638,10 @@ def demo(
             "by --setting MARGIN_REDIS__PASSWORD_FILE=PATH"
         )
     options = DemoOptions(**{name: value for name, value in given.items() if value is not None})
-    addresses = load(options.variables(), {"kafka.bootstrap_servers": bootstrap_servers, "redis.url": redis_url})
+    options.check()
+    settings = options.given_settings()
     with interruption.prompt():
-        _reach(addresses, kafka=bootstrap_servers is not None, redis=redis_url is not None)
+        _reach(settings, kafka=bootstrap_servers is not None, redis=redis_url is not None)
     raise typer.Exit(run_demo(options))
 
 
@@ -646,8 +655,8 @@ def local(
 ) -> None:
     """Keep a local Kafka and Valkey up for development, with the topics created, until Ctrl-C.
 
-    Needs nothing that is not downloaded once. It always starts its own and takes no setting from the environment.
-    Prints the addresses, as the variables that the other commands read.
+    Needs nothing that is not downloaded once, always starts its own, and takes no setting from the environment. Prints
+    the addresses, as the variables that the other commands read.
 
     Exit codes: 0 ended by Ctrl-C or SIGTERM; 2 it cannot start, with the reason.
 

@@ -54,13 +54,13 @@ def require_topics(settings: Settings, timeout_s: float = 30.0) -> dict[str, int
     return counts
 
 
-def partition_counts(admin: AdminClient, timeout_s: float, *others: str) -> dict[str, int]:
-    """Partition count by name of those of the contract's topics, and of ``others``, that exist.
+def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
+    """Partition count by name of those of the contract's topics that exist.
 
     Raises:
         BrokerError: the cluster does not answer in ``timeout_s``, or this client may not see a topic.
     """
-    counts, refused = _look(admin, timeout_s, others)
+    counts, refused = _look(admin, timeout_s)
     if refused:
         raise BrokerError("; ".join(refused.values()))
     return counts
@@ -88,12 +88,11 @@ def _ensured(settings: Settings, *, create: bool, timeout_s: float) -> tuple[Top
     return report, existing
 
 
-def _look(admin: AdminClient, timeout_s: float, others: Sequence[str] = ()) -> tuple[dict[str, int], dict[str, str]]:
-    """Partition counts of the contract's topics, and ``others``, that exist, and what keeps this client from seeing
-    some, by name."""
+def _look(admin: AdminClient, timeout_s: float) -> tuple[dict[str, int], dict[str, str]]:
+    """Partition counts of the contract's topics that exist, and what keeps this client from seeing others, by name."""
     counts: dict[str, int] = {}
     refused: dict[str, str] = {}
-    names = TopicCollection([*(topic.name for topic in all_topics()), *others])
+    names = TopicCollection([topic.name for topic in all_topics()])
     for name, future in admin.describe_topics(names, request_timeout=timeout_s).items():
         try:
             counts[name] = len(future.result(timeout=timeout_s + 1).partitions)

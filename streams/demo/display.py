@@ -1,5 +1,6 @@
 """What a person sees of the demo: progress while it runs, then the liquidations, the latency and the checks."""
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -42,7 +43,8 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        with contextlib.suppress(IndexError):  # a signal came while the bar was being put up: rich has half of it
+            self._progress.stop()
 
     def say(self, text: str) -> None:
         """One step has begun."""

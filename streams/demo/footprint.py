@@ -35,6 +35,7 @@ _SHARDS_MAX = 1024
 _TIMEOUT_S = 30.0
 _GROUPS_AT_ONCE = 100
 _SHOWN = 5
+_LOOK_AGAIN_S = 0.2
 
 State = Literal["running", "finished"]
 """``running``: a demo began and has not ended in order."""
@@ -124,9 +125,9 @@ class Footprint:
         if not self._kafka:
             return
         admin = admin_client(self._settings)
-        counts = partition_counts(admin, _TIMEOUT_S, NOTES)
+        counts = partition_counts(admin, _TIMEOUT_S)
         present = {topic.name: counts[topic.name] for topic in all_topics() if topic.name in counts}
-        note = self._read() if NOTES in counts else None
+        note = self._read() if _is_there(admin) else None
         yield from self._records(present, note)
         yield from self._groups(admin, present, note)
 
@@ -185,22 +186,32 @@ class Footprint:
 
     def _create_notes(self) -> None:
         admin = admin_client(self._settings)
-        if NOTES not in partition_counts(admin, _TIMEOUT_S, NOTES):
+        if not _is_there(admin):
             replicas = self._settings.topics.replication_factor
             new = NewTopic(NOTES, num_partitions=1, replication_factor=replicas, config={"cleanup.policy": "compact"})
             _answer(admin.create_topics([new], operation_timeout=_TIMEOUT_S)[NOTES], f"topic {NOTES}")
 
-    def _write(self, state: State) -> None:
+    def _ends(self) -> dict[str, TopicNote]:
+        """Every topic of the contract as it stands. One that was created just now is not known to every broker yet."""
         names = [topic.name for topic in all_topics()]
-        ids = topic_ids(self._settings, names)
-        with LogReader(self._settings.kafka, "margin-demo") as reader:
-            topics = {
-                name: TopicNote(
-                    ids[name],
-                    tuple(reader.watermarks(name, partition)[1] for partition in range(reader.partitions(name))),
-                )
-                for name in names
-            }
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                ids = topic_ids(self._settings, names)
+                with LogReader(self._settings.kafka, "margin-demo") as reader:
+                    ends = {
+                        name: tuple(reader.watermarks(name, each)[1] for each in range(reader.partitions(name)))
+                        for name in names
+                    }
+            except BrokerError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_AGAIN_S)
+            else:
+                return {name: TopicNote(ids[name], ends[name]) for name in names}
+
+    def _write(self, state: State) -> None:
+        topics = self._ends()
         failed: list[str] = []
         producer = config.created(Producer, config.producer(self._settings.kafka, "margin-demo"))
         producer.produce(
@@ -267,6 +278,14 @@ def _redis_note(client: redis.Redis) -> RedisNote | None:
         return None if value is None else _REDIS_NOTE(value)
     except DecodeError:
         return None
+
+
+def _is_there(admin: AdminClient) -> bool:
+    """Whether there is a topic of notes. All topics are listed: to ask for one by name could create it."""
+    try:
+        return NOTES in admin.list_topics(timeout=_TIMEOUT_S).topics
+    except KafkaException as error:
+        raise BrokerError(f"topic {NOTES}: {error.args[0].str()}") from error
 
 
 def _since(noted: TopicNote | None, topic_id: str, note: Note | None) -> str:

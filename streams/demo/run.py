@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
-import redis
 from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
 
@@ -39,12 +38,9 @@ from streams.demo.recording import RecordedQuote, Recording, carried_recording, 
 from streams.demo.replaying import NAME as REPLAY
 from streams.demo.replaying import Replaying
 from streams.demo.roles import Roles
-from streams.errors import BrokerError
 from streams.settings import PREFIX, SECRETS, Settings, describe, load
-from streams.tables.connection import connect
 
 _ADDRESSES = {KAFKA_VARIABLE: "--bootstrap-servers", REDIS_VARIABLE: "--redis-url"}
-REACH_S = 4.0
 QUIET_TIMEOUT_S = 20.0
 OPENING_TIMEOUT_S = 60.0
 _TICK_S = 0.001
@@ -95,6 +91,15 @@ class DemoOptions:
             raise DemoError("--into-this-cluster goes with --bootstrap-servers or --redis-url")
         if self.bootstrap_servers is None and (secured := sorted(filter(_is_security, self.variables()))):
             raise DemoError(f"--setting {secured[0]}: the Kafka that the demo starts has no such thing")
+
+    def given_settings(self) -> Settings:
+        """The settings that were given, with the addresses among them: what can be said before anything is started.
+
+        Raises:
+            DemoError, SettingsError: they make no sense.
+        """
+        given = {KAFKA_VARIABLE: self.bootstrap_servers, REDIS_VARIABLE: self.redis_url}
+        return load(self.variables() | {name: value for name, value in given.items() if value is not None})
 
     def variables(self) -> dict[str, str]:
         """The settings that were given, by the names of their variables.
@@ -161,7 +166,6 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         MarginClearingError: it could not be run; says why.
     """
     options.check()
-    _check_given(options)
     console = console or Console()
     started = time.monotonic()
     recording = _recording(options)
@@ -255,27 +259,6 @@ def _settings(options: DemoOptions, stack: LocalStack) -> tuple[Settings, dict[s
     shards = partition_counts(admin_client(settings), 30).get(EVENTS, settings.topics.shards)
     variables[f"{PREFIX}TOPICS__SHARDS"] = str(shards)
     return load(variables), variables
-
-
-def _check_given(options: DemoOptions) -> None:
-    """Refuse settings that make no sense, and servers that do not answer, before anything is started.
-
-    Raises:
-        DemoError, SettingsError: what is wrong.
-    """
-    given = {KAFKA_VARIABLE: options.bootstrap_servers, REDIS_VARIABLE: options.redis_url}
-    settings = load(options.variables() | {name: value for name, value in given.items() if value is not None})
-    if options.bootstrap_servers is not None:
-        try:
-            partition_counts(admin_client(settings), REACH_S)
-        except BrokerError as error:
-            raise DemoError(f"--bootstrap-servers {options.bootstrap_servers}: {error}") from error
-    if options.redis_url is not None:
-        with connect(settings.redis) as client:
-            try:
-                client.ping()
-            except redis.RedisError as error:
-                raise DemoError(f"--redis-url: it does not answer: {error}") from error
 
 
 def _is_security(variable: str) -> bool:
