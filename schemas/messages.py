@@ -189,7 +189,7 @@ class Suspension(msgspec.Struct, kw_only=True):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
     account: AccountId
-    topic: Text
+    topic: Identifier
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     offset: Offset
     reason: Text

@@ -32,8 +32,11 @@ from streams.margin.portfolio import Portfolio
 PARKED_MAX = 64
 """Transfers of one account that may wait for parameters; further ones go to the dead letters."""
 
-WAITING_FILLS_MAX = 256
+WAITING_FILLS_MAX = 128
 """Fills of one account that may wait for parameters; further ones go to the dead letters."""
+
+REFUSED_PLACES_MAX = 256
+"""Partitions of which an account remembers the last record that suspended it."""
 
 WITHOUT_ORDERS: frozenset[str] = frozenset({"insolvent", "unsellable", "undecided"})
 """Statuses of a group that is below its requirement and has nothing that could be traded now."""

@@ -38,6 +38,7 @@ from schemas.topics import EVENTS, MARKS
 from schemas.types import CROSS, AlertKind, GroupStatus, shard_account
 from streams.clearing.account import (
     PARKED_MAX,
+    REFUSED_PLACES_MAX,
     WAITING_FILLS_MAX,
     WITHOUT_ORDERS,
     AccountState,
@@ -58,7 +59,12 @@ from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import format_decimal
 from streams.margin.health import Health, evaluate, symbols_of
 from streams.margin.levels import margin_call_level
-from streams.margin.limits import ISOLATED_ASSETS_MAX, ISOLATED_GROUPS_MAX
+from streams.margin.limits import (
+    ACCOUNT_ORDERS_MAX,
+    ISOLATED_ASSETS_MAX,
+    ISOLATED_GROUPS_MAX,
+    OPEN_INTEREST_SYMBOLS_MAX,
+)
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import Plan, make_plan
 from streams.margin.portfolio import Portfolio
@@ -73,9 +79,6 @@ _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 COMMAND_NAMES_BYTES_MAX = 300_000
 """Most bytes of command ids in one journal record, which with everything else in it must stay a readable message."""
-
-OPEN_INTEREST_SYMBOLS_MAX = 4096
-"""Most symbols whose open interest one journal record tells; parameters scale no more than that by it."""
 
 MARK_AGE_MS_DEFAULT = 5000
 """``max_age_ms`` of a symbol without oracle parameters."""
@@ -438,6 +441,8 @@ class Shard:
                 if found.offset <= state.refused.get(place, -1):
                     continue
                 state.refused[place] = found.offset
+                if len(state.refused) > REFUSED_PLACES_MAX:
+                    del state.refused[min(state.refused.keys() - {place})]
             state.unapplied += 1
             self._suspend(state, f"{found.topic}[{found.partition}] offset {found.offset}: {found.reason}")
 
@@ -1014,7 +1019,7 @@ class Shard:
                 limit_price=format_decimal(order.limit_price),
                 mark_price=format_decimal(order.mark_price),
             )
-            for index, order in enumerate(plan.orders)
+            for index, order in enumerate(plan.orders[: self._room_for_orders(state)])
         )
         assert orders, "a command without orders does nothing and is out for a whole time-to-live"
         self._commands.append(
@@ -1049,6 +1054,11 @@ class Shard:
         group.status = "bankrupt" if plan.stage == "takeover" else "liquidating"
         self._clear_undecided(state, group, health)
         self._dirty.add(state.account)
+
+    def _room_for_orders(self, state: AccountState) -> int:
+        """How many orders a command may have beside those that are out for the account, so that its row holds them."""
+        out = sum(len(group.command.orders) for group in state.groups.values() if group.command is not None)
+        return max(ACCOUNT_ORDERS_MAX - out, 1)
 
     def _strand(self, state: AccountState, group: GroupState, health: Health, stage: str) -> None:
         """A group that is below its requirement and has nothing that could be traded: say so once."""

@@ -26,6 +26,7 @@ from schemas.parameters import (
 from schemas.types import CROSS, FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
 from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits, parse_decimal, to_units
+from streams.margin.limits import ASSETS_MAX, OPEN_INTEREST_SYMBOLS_MAX
 
 Floats = npt.NDArray[np.float64]
 
@@ -305,9 +306,12 @@ class RiskParameters:
                 instrument = _instrument(record, self._scale(record))
                 instruments[record.symbol] = instrument
                 _check_bound(record, record.symbol, oracle)
+                _check_scaled_by_open_interest(instruments)
                 if instrument.settle_asset in assets:
                     _check_settlement(instrument, assets[instrument.settle_asset])
             case AssetParameters():
+                if record.asset not in assets and len(assets) >= ASSETS_MAX:
+                    raise ParameterError(f"{record.key}: there are {ASSETS_MAX} assets already, the most there may be")
                 asset = _asset(record, self._scale(record))
                 assets[record.asset] = asset
                 _check_bound(record, record.price_symbol, oracle)
@@ -405,6 +409,14 @@ class RiskParameters:
         settled in it needs them (which is refused when the record fixes its decimals)."""
         settled = (rules.cash_decimals for rules in self.instruments.values() if rules.settle_asset == asset)
         return max(self.asset(asset).decimals, *settled, 0)
+
+
+def _check_scaled_by_open_interest(instruments: Mapping[str, Instrument]) -> None:
+    if len(instruments) <= OPEN_INTEREST_SYMBOLS_MAX:
+        return
+    scaled = sum(instrument.open_interest_scale is not None for instrument in instruments.values())
+    if scaled > OPEN_INTEREST_SYMBOLS_MAX:
+        raise ParameterError(f"more than {OPEN_INTEREST_SYMBOLS_MAX} instruments have an open_interest_scale")
 
 
 # --- one record ------------------------------------------------------------------------------------------------------
