@@ -84,3 +84,4 @@ def test_whatever_a_sender_says_the_record_has_the_brokers_time_or_none(settings
     assert appended_us(unstamped) == UNSTAMPED
     assert stamped.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME
     assert 0 < appended_us(stamped) < 1000 * ahead_ms
+    admin.delete_topics([topic])[topic].result(timeout=30)  # readers are shown the contract's topics only
