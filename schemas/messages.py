@@ -409,8 +409,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
     come, those below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could
     not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
-    ``refused`` holds, by ``topic:partition``, the offset of the last record there that could not be read and named this
-    account.
+    ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``refused`` holds, by
+    ``topic:partition``, the offset of the last record there that could not be read and named this account.
     """
 
     account: Identifier
@@ -427,6 +427,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     transfer_floor: Offset = 0
     waiting_fills: tuple[WaitingFill, ...] = ()
     unread: str | None = None
+    unapplied_credits: Sequence = 0
     refused: dict[Text, Offset] = {}
 
 

@@ -156,6 +156,8 @@ class Rerun:
             self._observe(*((PARAMETERS, shard.parameters_next - 1) if everything else (EVENTS, shard.events_next - 1)))
         self._walk(record.marks.next)
         output = shard.take(record.worker, with_open_interest=record.open_interest is not None)
+        if self._known is not None:  # which symbols are awaited depends on all accounts
+            shard.awaited.resume(record.not_live, record.told_not_live)
         shard.journal_previous = offset
         self._last = (record, offset)
         for account, row in output.rows.items():
@@ -184,7 +186,7 @@ class Rerun:
         for message in self._log.read_range(MARKS, 0, first, end):
             with suppress(DecodeError):  # it was refused when it was walked
                 self._recall(message, MARK_FRAME(message.value()))
-        self.shard.tell_unread_journal()
+        self.shard.stand()
         if self._events is None:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)

@@ -52,6 +52,7 @@ class _Numbers(msgspec.Struct):
     transfer_floor: Offset = 0
     alert_sequence: Sequence = 0
     unapplied: Sequence = 0
+    unapplied_credits: Sequence = 0
     unread: str | None = None
     refused: dict[str, Offset] = {}
 
@@ -147,7 +148,8 @@ class GroupState:
 class AccountState:
     """One account.
 
-    ``unapplied`` counts the events in the dead letters that somebody must repair. ``parked`` transfers and
+    ``unapplied`` counts the events in the dead letters that somebody must repair, but for ``unapplied_credits``, which
+    can only make the account better. ``parked`` transfers and
     ``waiting_fills`` wait for parameters that admit them, in the order of the log. ``unread`` is the account's last row
     if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
     read have suspended it: the last offset by ``topic:partition``.
@@ -159,6 +161,7 @@ class AccountState:
     transfers: TransferSequences = field(default_factory=TransferSequences)
     alert_sequence: int = 0
     unapplied: int = 0
+    unapplied_credits: int = 0
     suspended_reason: str | None = None
     unread: bytes | None = None
     refused: dict[str, int] = field(default_factory=dict)
@@ -220,6 +223,7 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
         transfer_sequence=state.transfers.last,
         alert_sequence=state.alert_sequence,
         unapplied=state.unapplied,
+        unapplied_credits=state.unapplied_credits,
         suspended_reason=state.suspended_reason,
         told_liquidatable=state.told_liquidatable,
         parked=tuple(state.parked),
@@ -253,7 +257,7 @@ def read_account(account: str, data: bytes, portfolio: Portfolio) -> AccountStat
         raise InputError("the row that is kept in it keeps another one")
     state = restore_account(kept, portfolio)
     state.transfers = _sequences(row)
-    state.unapplied = row.unapplied
+    state.unapplied, state.unapplied_credits = row.unapplied, row.unapplied_credits
     state.suspended_reason = row.suspended_reason if row.unapplied else None
     state.refused = dict(row.refused)
     return state
@@ -274,6 +278,7 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
         transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
+        unapplied_credits=row.unapplied_credits,
         suspended_reason=reason,
         unread=data,
         refused=dict(row.refused),
@@ -297,6 +302,7 @@ def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
         transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
+        unapplied_credits=row.unapplied_credits,
         suspended_reason=row.suspended_reason,
         refused=dict(row.refused),
         told_liquidatable=row.told_liquidatable,

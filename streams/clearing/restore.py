@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 _JOURNAL = Decoder[JournalRecord](JournalRecord)
 MARK_FRAME = Decoder[MarkFrame](MarkFrame)
 
+ALERTS_LEFT_OPEN = 10_000
+"""Numbers of alerts about the shard that are left open for each journal record that cannot be read, so that none is
+given twice."""
+
 MARKS_LOOKBACK = 500
 """How many mark records a shard reads to know the current prices when its journal names no full frame."""
 
@@ -116,7 +120,7 @@ def take_shard(
             event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
             shard = other  # compaction took what was in force then
     yield from _recall_marks(shard, reader)
-    shard.tell_unread_journal()
+    shard.stand()
     parameters_first = shard.parameters_next
     _adopt_parameters(shard, newer)
     refused = yield from _walk_marks(shard, reader, marks_next)
@@ -207,6 +211,7 @@ def _stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalRec
             marks=first.marks,
             marks_full=-1,
             unread=last.unread + known.unread,
+            alert_sequence=known.alert_sequence + ALERTS_LEFT_OPEN * last.unread,
         )
     assert record is not None
     if committed >= 0 and committed != record.events.next:
@@ -274,7 +279,7 @@ def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]])
     """
     if not newer:
         return
-    for offset, rules in newer[:-1] if shard.holds_back else ():
+    for offset, rules in newer[:-1] if shard.holds_back or shard.unread else ():
         with suppress(InputError):
             shard.apply_parameters(offset, rules)
     try:

@@ -143,6 +143,7 @@ class Shard:
         self.skewed: dict[str, int] = {}
         """The clocks that have been told to be off, and the broker's time when each was last seen so."""
         self._borne_out_us = 0
+        self._is_clock_journaled = False
         self.claim = -1
         self.journal_sequence = 0
         self.journal_previous = -1
@@ -228,9 +229,12 @@ class Shard:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""
         if frame.epoch < self.marks_epoch or appended == UNSTAMPED:
             return
-        marks_next = self.marks_next
+        marks_next, clock = self.marks_next, (self.clock_us, self._borne_out_us)
         self._learn(offset, frame, frame.time if appended is None else appended)
         self.marks_next = marks_next
+        if self._is_clock_journaled:  # it says what the clock was, under the policy of then
+            self.clock_us, self._borne_out_us = clock
+            self._refresh_liveness(force=True)
         self._index_current = False
         self._liveness_changed, self._looked_s = False, self.clock_us // _SECOND_US
 
@@ -242,6 +246,7 @@ class Shard:
         self.rules_next = record.rules_next
         self.marks_full = record.marks_full
         self.clock_us = self._borne_out_us = record.clock
+        self._is_clock_journaled = record.clock > 0 and not record.unread
         self.skewed = dict(record.skewed)
         self.journal_sequence = record.sequence
         self.alert_sequence = record.alert_sequence
@@ -252,13 +257,16 @@ class Shard:
         self.journal_unread = record.unread
         self._taken = (self.events_next, self.marks_next, self.parameters_next)
 
-    def tell_unread_journal(self) -> None:
-        """Tell that the journal could not be read to its end, if so, and have every account decided anew.
+    def stand(self) -> None:
+        """Have every account decided once at the next marks or events; tell if the journal was not read to its end.
 
         To be called once the accounts and the prices are there.
+
+        Nothing comes of it where all was decided before, but an earlier version may have decided otherwise, and what
+        was left to decide after an unreadable journal went with the process that died.
         """
+        self._undone.update(self._owner)
         if self.journal_unread:
-            self._undone.update(self._owner)
             self._alert_shard(
                 "unreadable",
                 f"{self.journal_unread} records of the shard's journal could not be read: what they decided is known "
@@ -349,13 +357,14 @@ class Shard:
         if frame.epoch < self.marks_epoch:
             self.skip_marks(offset)
             return
+        doubtful = appended is None and frame.time > max(self._borne_out_us, self.clock_us) + self._skew_us
         appended = frame.time if appended is None else appended
         self.skip_marks(offset)
         self._watch_clock("marks", f"{MARKS}[0] offset {offset}", frame.time, appended)
         if appended == UNSTAMPED:
             return
         self._renew_index()
-        moved, concerned = self._learn(offset, frame, appended)
+        moved, concerned = self._learn(offset, frame, appended, doubtful=doubtful)
         found = [self._index.crossed_all(moved), self._stranded_with(moved)] if moved else []
         if concerned:
             found.append(self.portfolio.rows_with(concerned))
@@ -475,10 +484,11 @@ class Shard:
             except InputError as error:
                 is_doubtful = verdict == "unknown" and not frame.repaired
                 if is_doubtful or not self._park(state, transfer, error):
-                    self._refuse(state, offset, frame, "transfers", index, error)
+                    credit = _is_readable(transfer) and Decimal(transfer.amount) > 0
+                    self._refuse(state, offset, frame, "transfers", index, error, credit=credit)
                     continue
-            if frame.repaired and state.unapplied:
-                state.unapplied -= 1
+            if frame.repaired:
+                _take_back(state, credit=not transfer.amount.startswith("-"))
             self._resume_if_whole(state, was_suspended)
 
     def _transfer(self, state: AccountState, transfer: ParkedTransfer) -> None:
@@ -530,7 +540,7 @@ class Shard:
                     self._refuse(state, offset, frame, "fills", index, error)
             else:
                 touched.add(group.row)
-                if order_id in orders or order_id.startswith(account):
+                if order_id in orders or ":" in order_id:
                     self._count_fill(state, group, symbol, quantity, order_id)
 
     def _apply_fill_in_turn(
@@ -552,8 +562,8 @@ class Shard:
             if not self._hold_back(state, fill, error):
                 self._refuse(state, offset, frame, "fills", index, error)
                 return
-        if frame.repaired and state.unapplied:
-            state.unapplied -= 1
+        if frame.repaired:
+            _take_back(state, credit=False)
         self._resume_if_whole(state, was_suspended)
 
     def _fill(self, state: AccountState, fill: WaitingFill) -> None:
@@ -571,7 +581,8 @@ class Shard:
         """Count a fill for the order of a command whose id it carries, if it is one of that order; else tell."""
         tracked = self._orders.get(order_id)
         if tracked is None:
-            if _is_order_of(state, order_id):
+            commanded = self.accounts.get(order_id.rpartition(":")[0].rpartition(":")[0])
+            if commanded is not None and _is_order_of(commanded, order_id):
                 self._tell_mismatch(state, group, symbol, order_id, "its command is not open any more")
             return
         owner, owned, order = tracked
@@ -608,14 +619,34 @@ class Shard:
     # --- what cannot be applied --------------------------------------------------------------------------------------
 
     def _refuse(
-        self, state: AccountState, offset: int, frame: EventFrame, kind: str, index: int, error: Exception
+        self,
+        state: AccountState,
+        offset: int,
+        frame: EventFrame,
+        kind: str,
+        index: int,
+        error: Exception,
+        *,
+        credit: bool = False,
     ) -> None:
-        """Put an event into the dead letters, where it waits for somebody; its account is suspended until then."""
+        """Put an event into the dead letters, where it waits for somebody; its account is suspended until then.
+
+        But not for a ``credit``: without it the account is no better than it is, and a deposit of dust must not shield
+        it.
+        """
         self._unapplied.append(UnappliedEvent(state.account, offset, _one_row(frame, kind, index), error))
         self._dirty.add(state.account)
-        if not frame.repaired:
-            state.unapplied += 1
-            self._suspend(state, str(error))
+        if frame.repaired:
+            return
+        if credit and state.unread is None:
+            state.unapplied_credits += 1
+            columns = frame.transfers
+            what = f"{columns.amount[index]} {columns.asset[index]} of transfer {columns.transfer_id[index]}"
+            reason = f"{what} are in the dead letters: {error}"
+            self._alert(state, columns.margin[index], "credit_parked", reason=reason[:REASON_MAX])
+            return
+        state.unapplied += 1
+        self._suspend(state, str(error))
 
     def _suspend(self, state: AccountState, reason: str) -> None:
         """Tell that an account is suspended for one event more."""
@@ -638,12 +669,13 @@ class Shard:
         net = state.net_parked(transfer.margin, transfer.asset) + amount
         if state.unread is not None or len(state.parked) >= PARKED_MAX or (admitted and net < 0):
             return False
+        was_suspended = state.suspended
         state.parked.append(transfer)
         self._holding_back.add(state.account)
         if amount > 0:
             reason = f"{transfer.amount} {transfer.asset} of transfer {transfer.transfer_id} wait: {error}"
             self._alert(state, transfer.margin, "credit_parked", reason=reason[:REASON_MAX])
-        elif net < 0:
+        if net < 0 and (amount < 0 or not was_suspended or state.suspended_reason is None):
             self._suspend(state, str(error))
         return True
 
@@ -699,13 +731,17 @@ class Shard:
     def _give_up(self, state: AccountState, offset: int, frame: EventFrame, error: InputError) -> None:
         """Parameters admit an event that waited, and still it cannot be applied: somebody must repair it."""
         kind = "fills" if frame.fills.account else "transfers"
-        self._refuse(state, offset, msgspec.structs.replace(frame, repaired=False), kind, 0, error)
+        credit = kind == "transfers" and Decimal(frame.transfers.amount[0]) > 0
+        self._refuse(state, offset, msgspec.structs.replace(frame, repaired=False), kind, 0, error, credit=credit)
 
     def _replace_parked(self, state: AccountState, repaired: ParkedTransfer) -> None:
         """A repaired transfer takes the place of the parked one with its sequence, which goes to the dead letters."""
         for held in [held for held in state.parked if held.sequence == repaired.sequence]:
             state.parked.remove(held)
-            state.unapplied += 1  # the repaired one takes it back
+            if repaired.amount.startswith("-"):
+                state.unapplied += 1  # the repaired one takes it back
+            else:
+                state.unapplied_credits += 1
             self._replaced(state, held)
 
     def _replace_waiting(self, state: AccountState, repaired: WaitingFill) -> None:
@@ -789,7 +825,7 @@ class Shard:
 
     def _drop_group(self, group: GroupState) -> None:
         del self._owner[group.row]
-        for rows in (self._overdue, self._watched, self._stranded, self._touched):
+        for rows in (self._overdue, self._undone, self._watched, self._stranded, self._touched):
             rows.discard(group.row)
         self.portfolio.drop_group(group.row)
 
@@ -803,12 +839,15 @@ class Shard:
     def _skew_us(self) -> int:
         return 1000 * self.parameters.policy.clock_skew_ms_max
 
-    def _pass_time(self, time: int, appended: int) -> None:
+    def _pass_time(self, time: int, appended: int, *, doubtful: bool = False) -> None:
         """Let the clock go on to a frame's time, as far as the broker's bears it out.
 
         What the clock was set to without a broker's time holds until the times that come disagree with it.
         """
         time = bounded_us(time, appended, self._skew_us)
+        if doubtful:
+            self.clock_us = max(self.clock_us, time)
+            return
         self._borne_out_us = max(self._borne_out_us, time)
         if self.clock_us > time + self._skew_us:
             self.clock_us = self._borne_out_us
@@ -824,12 +863,14 @@ class Shard:
             del self.skewed[clock]
             self._alert_shard("clock_skew_cleared", f"{place}: the times of {clock} are the broker's again")
 
-    def _learn(self, offset: int, frame: MarkFrame, appended: int) -> tuple[dict[str, Decimal], set[str]]:
+    def _learn(
+        self, offset: int, frame: MarkFrame, appended: int, *, doubtful: bool = False
+    ) -> tuple[dict[str, Decimal], set[str]]:
         """Take in prices, time and scales; the prices that changed, and the symbols that concern all who hold them:
         their marks have become live, or what they weigh is scaled anew."""
         self.marks_next = offset + 1
         self.marks_epoch = frame.epoch
-        self._pass_time(frame.time, appended)
+        self._pass_time(frame.time, appended, doubtful=doubtful)
         if frame.full:
             self.marks_full = offset
             concerned = self._rescale(frame.scales)
@@ -1088,6 +1129,7 @@ class Shard:
 
         What only live marks can end goes on; that it is undecided is over when it is not below it at the last prices.
         """
+        self._overdue.discard(group.row)  # its marks' liveness, or the edge of its bounds, brings it back
         if group.told_undecided and not self._is_below_at_last_prices(group):
             self._clear_undecided(state, group, None)
         if group.status == "undecided" and not group.told_undecided:
@@ -1123,7 +1165,12 @@ class Shard:
 
     def _stranded_with(self, moved: Iterable[str]) -> Rows:
         """The groups without orders that hold what has a new price: it may change what can be done about them."""
-        return self.portfolio.rows_with(moved, _array(self._stranded)) if self._stranded else _NO_ROWS
+        if not self._stranded:
+            return _NO_ROWS
+        rows = self.portfolio.rows_with(moved, _array(self._stranded))
+        found = self.portfolio.evaluate(rows)
+        decided: Rows = rows[found.decidable | (found.bounded & (found.equity - found.maintenance <= found.error))]
+        return decided
 
     # --- marks that somebody waits for -------------------------------------------------------------------------------
 
@@ -1158,7 +1205,7 @@ class Shard:
         if self.awaited.told:
             symbols = None if self.awaited.is_full else self.awaited.told
             waiting = set(self.portfolio.below_at_last_prices(symbols).tolist())
-        owners = [self._owner[row] for row in told | waiting]
+        owners = [self._owner[row] for row in told ^ waiting]
         for state, group in sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin)):
             command = group.command
             if state.suspended or (command is not None and not command.closed and command.expires_at >= self.clock_us):
@@ -1359,6 +1406,14 @@ def _frame_of(account: str, held: ParkedTransfer | WaitingFill, time_us: int) ->
     if isinstance(held, ParkedTransfer):
         return EventFrame(time=time_us, repaired=True, transfers=columns)
     return EventFrame(time=time_us, repaired=True, fills=columns)
+
+
+def _take_back(state: AccountState, *, credit: bool) -> None:
+    """A repaired event has been applied: one less is in the dead letters."""
+    if state.unapplied_credits and (credit or not state.unapplied):
+        state.unapplied_credits -= 1
+    elif state.unapplied:
+        state.unapplied -= 1
 
 
 def _is_order_of(state: AccountState, order_id: str) -> bool:

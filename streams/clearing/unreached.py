@@ -18,10 +18,10 @@ _ADVICE = {
     ),
     "unsellable": (
         "margin groups that are below their requirement and hold nothing that can be sold",
-        "call for collateral that has a market, or give the assets a price_symbol in risk.parameters.v1",
+        "call for collateral that has a market, or give the assets a price_symbol that is no instrument",
     ),
     "insolvent": (
-        "margin groups that owe more than they hold and have nothing left to sell",
+        "margin groups that owe more than they hold and have nothing left that can be sold",
         "cover what they owe, from the insurance fund say, by a transfer",
     ),
     "suspended": (
@@ -95,7 +95,7 @@ def _counts(state: AccountState) -> Counts:
         int(state.suspended),
         len(state.parked),
         len(state.waiting_fills),
-        state.unapplied,
+        state.unapplied + state.unapplied_credits,
     )
 
 
@@ -109,7 +109,7 @@ def unreached_of(row: AccountRow) -> dict[str, int]:
         "suspended": int(row.status == "suspended"),
         "parked": len(row.parked),
         "waiting": len(row.waiting_fills),
-        "unapplied": row.unapplied,
+        "unapplied": row.unapplied + row.unapplied_credits,
     }
 
 

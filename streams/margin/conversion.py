@@ -153,10 +153,13 @@ class Converting:
 
     def _raise(self, rules: AssetRules, price: Decimal, balances: Mapping[str, Decimal]) -> Decimal:
         """Raise one order to the least there may be; by how much."""
-        quantity, held = self.changed[rules.asset], balances[rules.asset]
+        quantity = self.changed[rules.asset]
         side = 1 if quantity > 0 else -1
-        least = least_quantity(rules.min_order_notional, price, abs(held), _ONE.scaleb(-rules.decimals))
-        raised = max(at_least(abs(quantity), least, abs(held)), abs(quantity))
+        held = _whole(-side * balances[rules.asset], rules)
+        if held <= 0:
+            return _ZERO  # what is sold is still to come in by the closes
+        least = least_quantity(rules.min_order_notional, price, held, _ONE.scaleb(-rules.decimals))
+        raised = max(at_least(abs(quantity), least, held), abs(quantity))
         self.changed[rules.asset] = side * raised
         return raised - abs(quantity)
 
@@ -175,7 +178,8 @@ class Converting:
         if symbol is None:
             return True
         return (
-            symbol not in self._parameters.instruments
+            bool(_whole(abs(quantity), rules))
+            and symbol not in self._parameters.instruments
             and symbol not in self._stale
             and (rules.liquidation_fee is not None or not declared)
         )
@@ -199,5 +203,15 @@ def _fee(rules: AssetRules) -> Decimal:
 
 
 def _units(value: Decimal, price: Decimal, rules: AssetRules, most: Decimal) -> Decimal:
-    """The quantity worth ``value``, rounded up to a minor unit."""
-    return min(divide_ceiling(value, price, _ONE.scaleb(-rules.decimals)), most)
+    """The quantity worth ``value``, rounded up to a minor unit, of ``most``."""
+    return min(divide_ceiling(value, price, _ONE.scaleb(-rules.decimals)), _whole(most, rules))
+
+
+def _whole(quantity: Decimal, rules: AssetRules) -> Decimal:
+    """As much of ``quantity`` as an order can name: whole minor units of an asset that has a market.
+
+    A balance may be finer, by the cash of a position that has been closed.
+    """
+    if rules.price_symbol is None:
+        return quantity
+    return divide_floor(quantity, _ONE, _ONE.scaleb(-rules.decimals))

@@ -108,6 +108,9 @@ def _answer(request: Request) -> dict[str, Any]:
     rows = _load(portfolio, request.account)
     held = [row for row in rows if not portfolio.is_empty(row)] or rows[:1]
     stale = frozenset(request.stale)
+    priced = {rules.price_symbol for rules in portfolio.parameters.assets.values()}
+    if unknown := sorted(stale - priced - portfolio.parameters.instruments.keys() - request.marks.keys()):
+        raise InputError(f"stale: no instrument, asset or mark has the symbol {unknown[0]}")
     return {"groups": [_group_answer(portfolio.group(row), portfolio, stale) for row in held]}
 
 

@@ -1,7 +1,7 @@
 """How much one account may hold. One that has reached a limit is suspended and told; nobody else is concerned.
 
-The limits keep an account's row, a command, and the time that one decision takes, within what the contract allows: with
-every one of them reached, and every name and number as long as it may be, the row is still a message that can be read
+The limits keep an account's row and a command within what the contract allows: with every one of them reached, and
+every name and number as long as it may be, the row is still a message that can be read
 (``tests/clearing/test_written_can_be_read.py`` adds it up).
 """
 

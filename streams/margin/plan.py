@@ -241,24 +241,25 @@ def slices(quantity: Decimal, mark: Decimal, instrument: Instrument) -> list[Dec
     """``quantity`` in parts of at most ``max_order_notional``, each a whole number of increments but for dust.
 
     None is below ``min_order_notional`` unless ``quantity`` is: a rest that would be takes what it lacks from the parts
-    before it, as far as they stay above it, or else goes with the last of them, beyond the largest order.
+    before it, as far as they stay above it, or else goes with the last of them, beyond the largest order. Where no
+    whole number of increments is between the two, the smallest order goes before the largest.
     """
     if instrument.max_order_notional is None:
         return [quantity]
     increment = instrument.quantity_increment
-    most = max(divide_floor(instrument.max_order_notional, mark, increment), increment)
     least = instrument.min_order_notional
+    smallest = _ZERO if least is None else divide_ceiling(least, mark, increment)
+    most = max(divide_floor(instrument.max_order_notional, mark, increment), smallest, increment)
     with localcontext(EXACT):
         whole = int(quantity // most)
         rest = quantity - whole * most
         if whole > ORDERS_MAX:  # the rest is never ordered
             return [most] * ORDERS_MAX
         parts = [most] * whole + ([rest] if rest else [])
-        smallest = _ZERO if least is None else divide_ceiling(least, mark, increment)
         lacking = smallest - parts[-1]
         if lacking <= 0 or len(parts) == 1:
             return parts
-        spare = max(most - smallest, _ZERO)
+        spare = most - smallest
         if spare * (len(parts) - 1) < lacking:
             return [*parts[:-2], parts[-2] + parts[-1]]
         for index in range(len(parts) - 2, -1, -1):

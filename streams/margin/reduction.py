@@ -27,6 +27,10 @@ Under portfolio margin nothing was spread before, and every step scans the whole
 _STEPS_MAX = 5000
 """Far more than there are kinks; a plan that has not ended by then closes everything."""
 
+_WORK_MAX, _WORK_MAX_SCANNED = 100_000, 400_000
+"""Most work of one plan: each step looks at every position, and under portfolio margin at every pair of them."""
+_STEPS_LEAST = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
@@ -51,6 +55,9 @@ def reduce_positions(
     (``streams.margin.conversion``). What is done next is always what restores most for its cost. If nothing restores
     anything, or all of it too little, every position is closed, and then any other collateral that has a spot market is
     sold for the debts that are left.
+
+    A book of so many positions that all steps would take too long (some 300 of them, 30 under portfolio margin) is
+    reduced as far as that many steps go: what is left is planned again after the fills.
 
     No order is below the least that its record states, or a thousandth of what is held, unless that is all there is;
     where less than that would be left, all of it is closed.
@@ -137,18 +144,26 @@ class _Reducing:
             shortage = self._shortage(balances)
             if shortage > 0 and self._model is TIERED and any(leg.instrument.impact_rate for leg in self._legs):
                 self._spread(shortage, balances)
-            for _ in range(_STEPS_MAX):
+            steps = self._steps_max()
+            for _ in range(steps):
                 balances = self._balances()
                 shortage = self._shortage(balances)
                 if shortage <= 0 or not self._advance(shortage, balances):
                     break
             else:
-                self._close_all()
+                if steps == _STEPS_MAX:
+                    self._close_all()
             before = self._balances(converted=False)
             self._converting.raise_to_least(before)
             shortage = self._shortage(self._balances())
         quantities = {leg.position.symbol: leg.closed for leg in self._legs if leg.closed}
         return Reduction(quantities, self._converting.conversions, shortage)
+
+    def _steps_max(self) -> int:
+        """As many steps as one decision may take; of a book too large for all of them the rest is planned again."""
+        legs = max(len(self._legs), 1)
+        work = _WORK_MAX // legs if self._model is TIERED else _WORK_MAX_SCANNED // legs**2
+        return min(max(work, _STEPS_LEAST), _STEPS_MAX)
 
     def _advance(self, shortage: Decimal, balances: Mapping[str, Decimal]) -> bool:
         """Do as much of what is cheapest as its slope allows; False if there is nothing left to do."""

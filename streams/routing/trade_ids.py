@@ -79,8 +79,9 @@ class SymbolMemory:
     def extend(self, trade: Trade) -> None:
         """Take in ``trade``, whose id is above ``last``."""
         if not self._window:
-            # Nothing is known of the trades before but the last id: they are older than this one, more or less.
-            self._until_us = trade.event_time + (MIGRATED_SLACK_US if self.last >= 0 else 0)
+            # Of a symbol without a memory nothing was routed before. Of one that has been migrated nothing is known of
+            # the trades before but the last id: they are older than this one, more or less.
+            self._until_us = trade.event_time + MIGRATED_SLACK_US if self.last >= 0 else -1
         elif len(self._window) >= WINDOW * _ENTRY_BYTES:
             self._window = self._window[_ENTRY_BYTES:]
             self._until_us = max(self._until_us, self._latest_us)

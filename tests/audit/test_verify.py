@@ -317,7 +317,7 @@ def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: 
     assert not findings.passed
     said = "\n".join(findings.unreached)
     for part in (
-        "margin groups that owe more than they hold and have nothing left to sell: 1; cover",
+        "margin groups that owe more than they hold and have nothing left that can be sold: 1; cover",
         "suspended accounts, of which nothing is liquidated: 1; ",
         "transfers that wait for parameters that admit them: 1; publish",
         "fills that wait for parameters that admit them: 1; publish",

@@ -90,9 +90,9 @@ class _ShardRun:
         if "marks" in step:
             shard.apply_marks(shard.marks_next, _mark_frame(step["marks"], time), appended)
         elif "parameters" in step:
-            for record in msgspec.convert(step["parameters"], list[Parameter]):
-                self._rules = self._rules.with_record(record)
             try:
+                for record in msgspec.convert(step["parameters"], list[Parameter]):
+                    self._rules = self._rules.with_record(record)
                 shard.apply_parameters(shard.parameters_next, self._rules)
             except InputError as error:
                 self._got["parameters_refused"] = str(error)

@@ -145,12 +145,14 @@ def test_so_many_gaps_are_remembered_and_below_them_nothing_is_known(driver: Rec
     row = driver.row()
     assert (len(row.transfer_gaps), row.transfer_floor) == (GAPS_MAX, 2)
     output = driver.transfer("a", "100", sequence=1)
-    assert kinds(output) == ["suspended"]
+    assert kinds(output) == ["credit_parked"]
     assert "which have come is known from 2 on" in (output.alerts[0].reason or "")
     assert [letter.account for letter in output.unapplied] == ["a"]
     assert driver.balances() == {"USDC": str(GAPS_MAX + 1)}
     driver.transfer("a", "1", sequence=3)
     assert driver.balances() == {"USDC": str(GAPS_MAX + 2)}
+    assert not driver.shard.accounts["a"].suspended
+    assert kinds(driver.transfer("a", "-1", sequence=0)) == ["suspended"], "a debit may make the account worse"
 
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(0, 4))
@@ -244,12 +246,31 @@ def test_a_credit_finer_than_its_asset_waits(driver: Recorder) -> None:
     assert driver.balances() == {"USDC": "5.0000001"}
 
 
-def test_more_credits_than_an_account_may_park_suspend_it(driver: Recorder) -> None:
+def test_credits_beyond_those_that_may_be_parked_wait_in_the_dead_letters_and_shield_nobody(driver: Recorder) -> None:
     for _ in range(PARKED_MAX):
         assert kinds(driver.transfer("a", "1", asset="EUR")) == ["credit_parked"]
-    output = driver.transfer("a", "1", asset="EUR")
-    assert kinds(output) == ["suspended"]
+    output = driver.transfer("a", "1", asset="EUR", sequence=1000)
+    assert kinds(output) == ["credit_parked"]
+    assert "in the dead letters" in (output.alerts[0].reason or "")
     assert len(output.unapplied) == 1
+    row = driver.row()
+    assert (row.status, row.unapplied, row.unapplied_credits) == ("normal", 0, 1)
+    repaired = TransferColumns(
+        account=["a"], margin=["cross"], asset=["USDC"], amount=["1"], sequence=[1000], transfer_id=["again"]
+    )
+    driver.frame(repaired=True, transfers=repaired)
+    assert (driver.row().unapplied_credits, driver.balances()) == (0, {"USDC": "1"})
+
+
+def test_a_repaired_credit_that_no_longer_covers_a_debit_suspends_and_tells(driver: Recorder) -> None:
+    driver.transfer("a", "100", asset="EUR", sequence=1)
+    assert kinds(driver.transfer("a", "-80", asset="EUR", sequence=2)) == []
+    smaller = TransferColumns(
+        account=["a"], margin=["cross"], asset=["EUR"], amount=["50"], sequence=[1], transfer_id=["t1"]
+    )
+    output = driver.frame(repaired=True, transfers=smaller)
+    assert "suspended" in kinds(output)
+    assert driver.row().suspended_reason is not None
 
 
 def test_a_repaired_transfer_takes_the_place_of_the_parked_one(driver: Recorder) -> None:

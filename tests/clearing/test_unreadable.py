@@ -215,7 +215,7 @@ def test_behind_a_journal_that_cannot_be_read_everybody_is_decided_and_it_is_tol
     shard.restore("alice", encode(row() | {"groups": [group]}))
     mark = Mark(symbol="BTC-PERP", price="10000", status="live", publish_time=T0)
     shard.recall_marks(4, MarkFrame(time=T0, marks=(mark,), full=True))
-    shard.tell_unread_journal()
+    shard.stand()
     shard.apply_marks(5, MarkFrame(time=T0 + 1, marks=()))
     output = shard.take("test")
     assert [alert.kind for alert in output.alerts] == ["unreadable", "liquidation_started"]

@@ -78,7 +78,7 @@ def test_a_sound_deployment_has_no_faults() -> None:
         ),
         (
             with_shard(unreached={"insolvent": 2}, unreached_notional={"insolvent": "41.5"}),
-            "owe more than they hold and have nothing left to sell: 2 (41.5 at stake); cover what they owe",
+            "owe more than they hold and have nothing left that can be sold: 2 (41.5 at stake); cover what they owe",
         ),
         (with_shard(unreached={"suspended": 1}), "suspended accounts, of which nothing is liquidated: 1; their"),
         (with_shard(unreached={"undecided": 3}), "wait for marks that are not live: 3; bring the sources"),
