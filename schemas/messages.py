@@ -409,8 +409,9 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
     come, those below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could
     not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
-    ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``refused`` holds, by
-    ``topic:partition``, the offset of the last record there that could not be read and named this account.
+    ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``transfer_digest`` is the CRC-32
+    of what the transfer did that has ``transfer_sequence``: another one with its number contradicts it. ``refused``
+    holds, by ``topic:partition``, the offset of the last record there that could not be read and named this account.
     """
 
     account: Identifier
@@ -428,6 +429,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     waiting_fills: tuple[WaitingFill, ...] = ()
     unread: str | None = None
     unapplied_credits: Sequence = 0
+    transfer_digest: Sequence = 0
     refused: dict[Text, Offset] = {}
 
 

@@ -2,6 +2,7 @@
 
     MarginClearingError
     ├── InputError                 an event that cannot be applied to an account
+    │   ├── ContradictionError     an event with the number of another one and other content
     │   └── ParameterError         a parameter record that breaks a rule; the version in force stays
     ├── ShardError                 a shard's state and its log disagree
     ├── AuditError                 a log does not hold what an audit needs, or there is no such thing to audit
@@ -44,6 +45,10 @@ class TopicError(QuotingError):
 
 class InputError(MarginClearingError):
     """An event that cannot be applied to an account: unknown symbol or asset, not a whole increment, out of range."""
+
+
+class ContradictionError(InputError):
+    """An event that has the number of one that was applied and says something else."""
 
 
 class ParameterError(InputError):

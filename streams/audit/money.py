@@ -18,7 +18,7 @@ from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_to
 from streams.audit.findings import Findings
 from streams.audit.log import Log, header
 from streams.clearing.transfers import TransferSequences
-from streams.errors import AuditError, InputError
+from streams.errors import AuditError, ContradictionError, InputError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.parameters import RiskParameters
 
@@ -117,6 +117,8 @@ def flows_unapplied(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
         place = (header(message, "dlq.topic"), header(message, "dlq.partition"))
         if place != (EVENTS, str(shard)) or int(header(message, "dlq.offset") or end) >= end:
             continue
+        if header(message, "dlq.error") == ContradictionError.__name__:
+            continue  # its number was another's, and that one is counted
         with suppress(DecodeError):
             frame = _EVENT_FRAME(message.value())
             _add_transfers(flows, frame, None)

@@ -53,6 +53,7 @@ class _Numbers(msgspec.Struct):
     alert_sequence: Sequence = 0
     unapplied: Sequence = 0
     unapplied_credits: Sequence = 0
+    transfer_digest: Sequence = 0
     unread: str | None = None
     refused: dict[str, Offset] = {}
 
@@ -162,6 +163,7 @@ class AccountState:
     alert_sequence: int = 0
     unapplied: int = 0
     unapplied_credits: int = 0
+    transfer_digest: int = 0
     suspended_reason: str | None = None
     unread: bytes | None = None
     refused: dict[str, int] = field(default_factory=dict)
@@ -224,6 +226,7 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
         alert_sequence=state.alert_sequence,
         unapplied=state.unapplied,
         unapplied_credits=state.unapplied_credits,
+        transfer_digest=state.transfer_digest,
         suspended_reason=state.suspended_reason,
         told_liquidatable=state.told_liquidatable,
         parked=tuple(state.parked),
@@ -279,6 +282,7 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
         unapplied_credits=row.unapplied_credits,
+        transfer_digest=row.transfer_digest,
         suspended_reason=reason,
         unread=data,
         refused=dict(row.refused),
@@ -303,6 +307,7 @@ def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
         alert_sequence=row.alert_sequence,
         unapplied=row.unapplied,
         unapplied_credits=row.unapplied_credits,
+        transfer_digest=row.transfer_digest,
         suspended_reason=row.suspended_reason,
         refused=dict(row.refused),
         told_liquidatable=row.told_liquidatable,

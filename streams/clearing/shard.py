@@ -7,6 +7,7 @@ bytes: that is what makes a replay, a simulation and an audit possible. What it 
 
 import heapq
 import logging
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -53,7 +54,7 @@ from streams.clearing.admission import Admission
 from streams.clearing.awaited import AwaitedMarks
 from streams.clearing.clock import CLOCK_RIGHT_US, UNSTAMPED, bounded_us, is_off, skew_reason
 from streams.clearing.unreached import Unreached
-from streams.errors import InputError, ShardError
+from streams.errors import ContradictionError, InputError, ShardError
 from streams.logs import event
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import format_decimal
@@ -459,9 +460,18 @@ class Shard:
         for index, account in enumerate(columns.account):
             state = self._account(account)
             sequence = columns.sequence[index]
-            verdict = state.transfers.take(sequence)
+            verdict, digest = state.transfers.take(sequence), _digest(columns, index)
             if verdict == "repeat" and not frame.repaired:
+                if sequence == state.transfers.last and state.transfer_digest not in (0, digest):
+                    error = ContradictionError(
+                        f"transfer {columns.transfer_id[index]} has sequence {sequence}, as one that was applied and "
+                        "says something else"
+                    )
+                    credit = not columns.amount[index].startswith("-")
+                    self._refuse(state, offset, frame, "transfers", index, error, credit=credit)
                 continue
+            if verdict == "new" and sequence == state.transfers.last:
+                state.transfer_digest = digest
             self._dirty.add(account)
             transfer = ParkedTransfer(
                 transfer_id=columns.transfer_id[index],
@@ -1406,6 +1416,12 @@ def _frame_of(account: str, held: ParkedTransfer | WaitingFill, time_us: int) ->
     if isinstance(held, ParkedTransfer):
         return EventFrame(time=time_us, repaired=True, transfers=columns)
     return EventFrame(time=time_us, repaired=True, fills=columns)
+
+
+def _digest(columns: TransferColumns, index: int) -> int:
+    """The CRC-32 of what a transfer does, never 0. Who sends one again may give it another id."""
+    names = (columns.margin, columns.asset, columns.amount)
+    return zlib.crc32(" ".join(column[index] for column in names).encode()) or 1
 
 
 def _take_back(state: AccountState, *, credit: bool) -> None:

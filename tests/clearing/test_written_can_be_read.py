@@ -123,6 +123,8 @@ def test_a_row_with_every_limit_reached_can_be_read() -> None:
         transfer_sequence=MOST,
         alert_sequence=MOST,
         unapplied=MOST,
+        unapplied_credits=MOST,
+        transfer_digest=2**32 - 1,
         suspended_reason='"' * 1000,
         told_liquidatable=False,
         parked=(parked,) * PARKED_MAX,
