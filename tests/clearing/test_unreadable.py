@@ -18,8 +18,9 @@ from schemas.messages import (
     Range,
     TransferColumns,
 )
-from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, PolicyParameters
+from schemas.parameters import AssetParameters, CollateralTier, InstrumentParameters, MarginTier, PolicyParameters
 from schemas.types import shard_account
+from streams.clearing.restore import ALERTS_LEFT_OPEN, JournalEnd, _stand
 from streams.clearing.shard import COMMAND_NAMES_BYTES_MAX, Output, Shard
 from streams.margin.parameters import RiskParameters
 
@@ -243,3 +244,36 @@ def test_a_journal_record_names_as_many_commands_as_it_has_room_for_and_counts_a
     assert 0 < len(named) < count
     assert named == tuple(command.command_id for command in output.commands[: len(named)])
     assert Decoder[JournalRecord](JournalRecord)(encode(output.journal)) == output.journal
+
+
+def test_whoever_was_below_the_requirement_when_the_shard_was_taken_is_decided_at_once() -> None:
+    """As a version that did not judge debts without positions left it: normal, and no further fall leaves its band."""
+    tiers = (CollateralTier(quantity_floor="0", weight="0.9"),)
+    rules = RULES.with_record(AssetParameters(asset="BTC", price_symbol="BTC-USD", collateral_tiers=tiers))
+    shard = Shard(0, rules)
+    at = Range(first=5, next=5)
+    shard.resume(
+        JournalRecord(
+            kind="commit", shard=0, claim=1, sequence=9, previous=8, events=at, marks=at, parameters=at, clock=T0
+        )
+    )
+    shard.restore("alice", encode(row(BTC="1", USDC="-95")))
+
+    def frame(price: str) -> MarkFrame:
+        mark = Mark(symbol="BTC-USD", price=price, status="live", publish_time=T0)
+        return MarkFrame(time=T0, marks=(mark,), full=True)
+
+    shard.recall_marks(4, frame("100"))
+    shard.stand()
+    shard.apply_marks(5, frame("99"))
+    assert len(shard.take("test").commands) == 1
+
+
+def test_numbers_of_alerts_in_a_journal_that_cannot_be_read_are_left_open() -> None:
+    at = Range(first=5, next=5)
+    known = JournalRecord(
+        kind="commit", shard=0, claim=1, sequence=9, previous=8, events=at, marks=at, parameters=at, alert_sequence=3
+    )
+    stood = _stand(JournalEnd(known, None, 2), 7, known)  # type: ignore[arg-type]
+    assert (stood.kind, stood.unread, stood.sequence) == ("claim", 2, 11)
+    assert stood.alert_sequence == 3 + 2 * ALERTS_LEFT_OPEN

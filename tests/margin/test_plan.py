@@ -665,3 +665,42 @@ def test_a_sale_of_collateral_is_at_least_the_least_order_and_more_is_sold_for_a
         "BTC-USD": ("sell", Decimal("0.3")),
         "SOL-USD": ("buy", Decimal("0.3")),
     }
+
+
+def test_an_order_names_whole_minor_units_where_a_balance_is_finer() -> None:
+    """The cash of a closed position may leave less than a minor unit in a balance: no transfer could bring that."""
+    parameters = RiskParameters.build(
+        [
+            weighted("1", asset="USDC"),
+            weighted("0.9", "1.1", asset="BTC", price_symbol="BTC-USD", liquidation_fee="0.001"),
+        ]
+    )
+    balances = {"BTC": Decimal("0.0099999997"), "USDC": Decimal(-615)}
+    plan = make_plan(Group("a", "cross", balances, ()), {"BTC-USD": Decimal(61000)}, parameters)
+    assert [order.quantity for order in plan.orders] == [Decimal("0.00999999")]
+
+
+def test_less_than_a_minor_unit_is_not_converted() -> None:
+    parameters = RiskParameters.build(
+        [weighted("1", asset="USDC"), weighted("0.9", "1.1", asset="BTC", price_symbol="BTC-USD", decimals=2)]
+    )
+    balances = {"BTC": Decimal("0.004"), "USDC": Decimal(-500)}
+    plan = make_plan(Group("a", "cross", balances, ()), {"BTC-USD": Decimal(60000)}, parameters)
+    assert (plan.stage, plan.orders) == ("insolvent", ())
+
+
+def test_a_book_too_large_for_one_decision_is_reduced_as_far_as_it_goes() -> None:
+    """Each step looks at every position; what is left is planned again after the fills."""
+    first = rules(liquidation_fee="0.001").instruments["X-PERP"]
+    record = rules(liquidation_fee="0.001").records["instrument:X-PERP"]
+    names = [f"P{number}" for number in range(700)]
+    parameters = rules(more=tuple(msgspec.structs.replace(record, symbol=name) for name in names))
+    book = group({"USD": "1500"}, *((name, "1", "100") for name in names))
+    marks = dict.fromkeys(names, Decimal(100))
+    assert first.fees
+    plan = make_plan(book, marks, parameters)
+    closed_now = totals(plan)
+    assert plan.stage == "reduce"
+    assert 0 < len(closed_now) < len(names)
+    rest = group({"USD": "1500"}, *((name, "1", "100") for name in names if name not in closed_now))
+    assert totals(make_plan(rest, marks, parameters)), "the rest is planned again"
