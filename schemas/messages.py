@@ -72,8 +72,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """``collateral.transfers.v1``: collateral into (positive) or out of (negative) a margin group of an account.
 
     ``sequence`` numbers the transfers of an account, each once. They may arrive in any order and any number of times:
-    each is applied once. Up to 32 ranges of numbers that have not come yet are remembered for each account; a transfer
-    of an older number that is not known to have come suspends its account. ``margin`` is ``cross`` or the symbol of an
+    each is applied once. Up to 32 ranges of numbers that have not come yet are remembered for each account; a debit of
+    an older number that is not known to have come suspends its account. ``margin`` is ``cross`` or the symbol of an
     isolated position, which must be an instrument of ``risk.parameters.v1``.
     """
 
