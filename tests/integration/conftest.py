@@ -13,11 +13,14 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from infra.local.stack import LocalStack
 from streams.broker import config
+from streams.broker.admin import ensure_topics
 from streams.broker.reader import LogReader
-from streams.settings import Settings
+from streams.settings import Settings, load
 
 DEADLINE_S = 60.0
+OWN_SHARDS = 2
 
 
 def now_us() -> int:
@@ -145,3 +148,20 @@ def pipeline(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> It
     running = Pipeline(settings, tmp_path_factory.mktemp("roles"))
     yield running
     running.close()
+
+
+@pytest.fixture(scope="module")
+def own_settings() -> Iterator[Settings]:
+    """A stack of a module's own, that nothing else writes to: an audit looks at everything there is."""
+    with LocalStack.start() as stack:
+        found = load(
+            {},
+            {
+                "kafka.bootstrap_servers": stack.bootstrap_servers,
+                "redis.url": stack.redis_url,
+                "topics.shards": OWN_SHARDS,
+                "topics.partitions": 3,
+            },
+        )
+        assert not ensure_topics(found).wrong
+        yield found

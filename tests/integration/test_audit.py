@@ -10,33 +10,13 @@ from typing import Any
 import pytest
 import redis
 
-from infra.local.stack import LocalStack
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, COMMANDS, JOURNAL
-from streams.broker.admin import ensure_topics
 from streams.broker.reader import LogReader
-from streams.settings import Settings, load
+from streams.settings import Settings
+from tests.integration.conftest import OWN_SHARDS as SHARDS
 from tests.integration.conftest import Pipeline, eventually
 from tests.integration.test_pipeline import Market, leveraged, one_command
-
-SHARDS = 2
-
-
-@pytest.fixture(scope="module")
-def own_settings() -> Iterator[Settings]:
-    """A stack that nothing else writes to: an audit looks at everything there is."""
-    with LocalStack.start() as stack:
-        found = load(
-            {},
-            {
-                "kafka.bootstrap_servers": stack.bootstrap_servers,
-                "redis.url": stack.redis_url,
-                "topics.shards": SHARDS,
-                "topics.partitions": 3,
-            },
-        )
-        assert not ensure_topics(found).wrong
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -6,34 +6,14 @@ from itertools import count
 
 import pytest
 
-from infra.local.stack import LocalStack
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, JOURNAL
 from schemas.types import shard_account
-from streams.broker.admin import ensure_topics
-from streams.settings import Settings, load
+from streams.settings import Settings
+from tests.integration.conftest import OWN_SHARDS as SHARDS
 from tests.integration.conftest import Pipeline, eventually
 from tests.integration.test_audit import command
 from tests.integration.test_pipeline import Market, leveraged, one_command
-
-SHARDS = 2
-
-
-@pytest.fixture(scope="module")
-def own_settings() -> Iterator[Settings]:
-    """A stack that nothing else writes to."""
-    with LocalStack.start() as stack:
-        found = load(
-            {},
-            {
-                "kafka.bootstrap_servers": stack.bootstrap_servers,
-                "redis.url": stack.redis_url,
-                "topics.shards": SHARDS,
-                "topics.partitions": 3,
-            },
-        )
-        assert not ensure_topics(found).wrong
-        yield found
 
 
 def neighbour(account: str) -> str:
