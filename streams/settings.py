@@ -234,6 +234,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The name of this process in logs, transactional ids and the journal."""
         return self.service.instance_id or f"{socket.gethostname()}-{os.getpid()}"
 
+    @property
+    def outside_group_s_max(self) -> float:
+        """Seconds a consumer may be outside its group: a member that stands still is ended and expelled before."""
+        return (self.service.watchdog_ms + 2 * self.kafka.session_timeout_ms) / 1000
+
 
 SECRETS = {
     ("kafka", "sasl_password"),

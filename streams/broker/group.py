@@ -1,17 +1,21 @@
-"""A consumer's place in its group: how far it is behind, and leaving.
+"""A consumer's place in its group: how far it is behind, whether it is a member at all, and leaving.
 
-:class:`Lag` reads librdkafka's own statistics, so asking it costs no request and waits for nobody.
+:class:`GroupPlace` reads librdkafka's own statistics, so asking it costs no request and waits for nobody.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaException
 
+from streams.errors import BrokerError
+
 _STATISTICS_MS = 1_000
+_MEMBER = "steady"
+"""librdkafka's join state of a member that heartbeats, with or without partitions."""
 
 
 class _Partition(msgspec.Struct):
@@ -25,42 +29,87 @@ class _Topic(msgspec.Struct):
     partitions: dict[str, _Partition] = {}
 
 
+class _Broker(msgspec.Struct):
+    nodeid: int = -1
+    state: str = ""
+
+
+class _Group(msgspec.Struct):
+    state: str = ""
+    join_state: str = ""
+
+
 class _Statistics(msgspec.Struct):
     topics: dict[str, _Topic] = {}
+    brokers: dict[str, _Broker] = {}
+    cgrp: _Group | None = None
 
 
 _DECODE = msgspec.json.Decoder(_Statistics).decode
 
 
-class Lag:
-    """How many records of each owned partition are committed in its log and were not consumed yet.
+class GroupPlace:
+    """What librdkafka's statistics say of one consumer of a group: its lag, and whether it is a member.
 
-    Control records count only until they are passed, so the lag of a log that was read to its end is 0.
+    A consumer may stay outside its group for ever, without an error, while the broker answers it: a static member whose
+    session timed out while the group's own log could not be written was seen to. So :meth:`require_member` ends it.
+
+    Args:
+        outside_s_max: seconds that it may be outside its group while a broker is connected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside_s_max: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._outside_s_max = outside_s_max
+        self._monotonic = monotonic
+        self._outside_since: float | None = None
+        self._outside_state = ""
         self._partitions: Mapping[tuple[str, int], _Partition] = {}
 
     def properties(self) -> dict[str, Any]:
         """What a consumer must be configured with to feed this."""
-        return {"statistics.interval.ms": _STATISTICS_MS, "stats_cb": self.take_in}
+        return {"statistics.interval.ms": _STATISTICS_MS, "stats_cb": self.note}
 
-    def take_in(self, statistics: str) -> None:
-        """Take in one of librdkafka's statistics documents; a consumer does it while it polls."""
+    def note(self, statistics: str) -> None:
+        """Note one of librdkafka's statistics documents; a consumer does it while it polls."""
+        said = _DECODE(statistics)
         self._partitions = {
             (topic, int(partition)): found
-            for topic, partitions in _DECODE(statistics).topics.items()
+            for topic, partitions in said.topics.items()
             for partition, found in partitions.partitions.items()
         }
+        connected = any(broker.nodeid >= 0 and broker.state == "UP" for broker in said.brokers.values())
+        if said.cgrp is None or said.cgrp.join_state == _MEMBER or not connected:
+            self._outside_since = None
+        else:
+            self._outside_state = f"{said.cgrp.state}, {said.cgrp.join_state}"
+            if self._outside_since is None:
+                self._outside_since = self._monotonic()
 
-    def of(self, topic: str, partition: int) -> int | None:
-        """Records behind in one partition; None as long as nothing has been fetched from it."""
+    def lag(self, topic: str, partition: int) -> int | None:
+        """How many records of an owned partition are committed in its log and were not consumed yet.
+
+        None as long as nothing has been fetched from it. Control records count only until they are passed, so the lag
+        of a log that was read to its end is 0.
+        """
         found = self._partitions.get((topic, partition))
         if found is None or found.ls_offset < 0:
             return None
         # Where nothing has been consumed since the assignment, what was fetched says how far it is.
         place = found.app_offset if found.app_offset >= 0 else found.next_offset - found.fetchq_cnt
         return None if place < 0 else max(0, found.ls_offset - place)
+
+    def require_member(self) -> None:
+        """Refuse to poll for ever in vain.
+
+        Raises:
+            BrokerError: it has been outside its group for longer than a rebalance can take; only a new process helps.
+        """
+        since = self._outside_since
+        if since is not None and (outside_s := self._monotonic() - since) > self._outside_s_max:
+            raise BrokerError(
+                f"this consumer has been outside its group for {outside_s:.0f} s while Kafka answers (librdkafka's "
+                f"state: {self._outside_state}) and will not come back by itself; a new process joins again"
+            )
 
 
 def leave_group(consumer: Consumer, instance_id: str, timeout_s: float) -> None:

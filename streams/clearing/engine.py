@@ -35,7 +35,7 @@ from streams import probes
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics
 from streams.broker.dead_letters import produce_dead_letter
-from streams.broker.group import Lag, leave_group
+from streams.broker.group import GroupPlace, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.clearing.clock import UNSTAMPED, appended_us, is_off
@@ -99,7 +99,7 @@ class Engine:
         self._settings = settings
         self._stop = stop
         self._watchdog = watchdog or Watchdog()
-        self._lag = Lag()
+        self._group = GroupPlace(settings.outside_group_s_max)
         self._worker = settings.worker_name
         self._client_id = f"{settings.engine.group_id}-{self._worker}"
         self._shards: dict[int, Shard] = {}
@@ -142,7 +142,7 @@ class Engine:
         properties = config.consumer(
             settings.kafka, self._client_id, settings.engine.group_id, instance_id=settings.service.instance_id
         )
-        self._consumer = config.created(Consumer, properties | self._lag.properties())
+        self._consumer = config.created(Consumer, properties | self._group.properties())
         try:
             self._marks_next = self._reader.watermarks(MARKS, 0)[1]
             self._marks_log.start(self._marks_next)
@@ -194,7 +194,7 @@ class Engine:
         """Whether it does its work now; may be asked from any thread at any time."""
         service, seen = self._settings.service, self._marks_seen
         age_ms = None if seen is None else round(1000 * (time.monotonic() - seen))
-        lags = [self._lag.of(EVENTS, shard) for shard in tuple(self._shards)]
+        lags = [self._group.lag(EVENTS, shard) for shard in tuple(self._shards)]
         return [
             probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
             probes.Condition("shards_to_take", len(self._to_take), 0),
@@ -215,7 +215,7 @@ class Engine:
         for number, shard in self._shards.items():
             marks, events = _places(number)
             self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks_next)
-            self._look_at(events, shard.events_next, waiting=bool(self._lag.of(EVENTS, number)))
+            self._look_at(events, shard.events_next, waiting=bool(self._group.lag(EVENTS, number)))
 
     def _look_at(self, place: str, offset: int, *, waiting: bool) -> None:
         if not waiting or offset != self._places.get(place):
@@ -248,6 +248,7 @@ class Engine:
             self._look_at_shards()
         except (TransactionAborted, ProducerFenced, ShardError) as error:
             self._retake_all(error)
+        self._group.require_member()
         self._tables.check()
 
     def _poll_parameters(self) -> None:

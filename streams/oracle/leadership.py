@@ -13,7 +13,7 @@ from schemas.codec import encode
 from schemas.messages import MarkFrame
 from schemas.topics import MARKS
 from streams.broker import config
-from streams.broker.group import leave_group
+from streams.broker.group import GroupPlace, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import poll_batch
 from streams.settings import Settings
@@ -29,15 +29,11 @@ class Leadership:
         self._lost = False
         self._polled = time.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
-        self._consumer = config.created(
-            Consumer,
-            config.consumer(
-                settings.kafka,
-                self._name,
-                f"{settings.oracle.app_id}-leader",
-                instance_id=settings.service.instance_id,
-            ),
+        self._group = GroupPlace(settings.outside_group_s_max)
+        properties = config.consumer(
+            settings.kafka, self._name, f"{settings.oracle.app_id}-leader", instance_id=settings.service.instance_id
         )
+        self._consumer = config.created(Consumer, properties | self._group.properties())
         self._consumer.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 
     def poll(self) -> bool:
@@ -48,6 +44,7 @@ class Leadership:
         """
         paused = time.monotonic() - self._polled > self._lease_s
         poll_batch(self._consumer, 0, 1)
+        self._group.require_member()
         self._polled = time.monotonic()
         if paused and self._held:
             self._lost = True

@@ -30,7 +30,7 @@ from streams import probes
 from streams.broker import config
 from streams.broker.admin import require_topics
 from streams.broker.dead_letters import produce_dead_letter
-from streams.broker.group import Lag, leave_group
+from streams.broker.group import GroupPlace, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
@@ -61,7 +61,7 @@ class Router:
         self._stop = stop
         self._watchdog = watchdog or Watchdog()
         self._timeout_s = settings.kafka.call_ms_max / 1000
-        self._lag = Lag()
+        self._group = GroupPlace(settings.outside_group_s_max)
         self._joined = False
         self._client_id = f"{settings.router.group_id}-{settings.worker_name}"
         self._clock = MachineClock(time.time_ns)
@@ -101,7 +101,7 @@ class Router:
     def readiness(self) -> list[probes.Condition]:
         """Whether it does its work now; may be asked from any thread at any time."""
         places = self._ownership.places() if self._joined else []
-        lags = [self._lag.of(topic, partition) for topic, partition in places]
+        lags = [self._group.lag(topic, partition) for topic, partition in places]
         lag = None if None in lags else sum(lag for lag in lags if lag is not None)
         return [
             probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
@@ -115,6 +115,7 @@ class Router:
 
     def _cycle(self) -> None:
         self._beat("collecting a batch")
+        self._group.require_member()
         batch = self._collect()
         if not batch:
             return
@@ -309,7 +310,7 @@ class Router:
         properties = config.consumer(
             settings.kafka, self._client_id, settings.router.group_id, instance_id=settings.service.instance_id
         )
-        return config.created(Consumer, properties | self._lag.properties() | {"auto.offset.reset": "error"})
+        return config.created(Consumer, properties | self._group.properties() | {"auto.offset.reset": "error"})
 
 
 def _bytes(key: bytes | str | None) -> bytes | None:

@@ -1,10 +1,13 @@
-"""Leaving a group."""
+"""Being a member of a group, and leaving it."""
 
+import json
 from typing import Any, cast
 
+import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
-from streams.broker.group import leave_group
+from streams.broker.group import GroupPlace, leave_group
+from streams.errors import BrokerError
 
 
 class Fenced:
@@ -23,3 +26,66 @@ def test_a_member_that_was_fenced_lets_go_without_hiding_why_it_ends() -> None:
     consumer: Any = Fenced()
     leave_group(cast(Consumer, consumer), "static", 1.0)
     assert consumer.closed
+
+
+# --- being a member --------------------------------------------------------------------------------------------------
+
+
+class Observed:
+    """A place in a group that is told, at a time of the test's choosing, what librdkafka says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.place = GroupPlace(80.0, lambda: self.now)
+
+    def says(self, join_state: str, *, after_s: float, state: str = "up", broker: str = "UP") -> None:
+        self.now += after_s
+        brokers = {"b": {"nodeid": 1, "state": broker}, "boot": {"nodeid": -1, "state": "UP"}}
+        self.place.note(json.dumps({"brokers": brokers, "cgrp": {"state": state, "join_state": join_state}}))
+
+
+@pytest.mark.parametrize(
+    ("state", "join_state"), [("up", "wait-join"), ("up", "init"), ("query-coord", "init"), ("wait-coord", "wait-sync")]
+)
+def test_a_consumer_that_stays_outside_its_group_ends(state: str, join_state: str) -> None:
+    observed = Observed()
+    observed.says("steady", after_s=1)
+    observed.says(join_state, after_s=1, state=state)
+    observed.says(join_state, after_s=80, state=state)
+    observed.place.require_member()
+    observed.says(join_state, after_s=1, state=state)
+    with pytest.raises(BrokerError, match=f"outside its group for 81 s .*{state}, {join_state}"):
+        observed.place.require_member()
+
+
+def test_a_rebalance_begins_the_count_again() -> None:
+    observed = Observed()
+    for _ in range(5):
+        observed.says("wait-join", after_s=50)
+        observed.says("steady", after_s=25)
+    observed.says("wait-join", after_s=1)
+    observed.now += 79
+    observed.place.require_member()
+
+
+def test_nobody_is_outside_while_no_broker_is_connected() -> None:
+    """A new process could not join either."""
+    observed = Observed()
+    for broker in ("CONNECT", "DOWN", "TRY_CONNECT"):
+        observed.says("init", after_s=100, state="wait-broker", broker=broker)
+        observed.place.require_member()
+
+
+def test_a_process_that_stood_still_is_not_outside_for_that() -> None:
+    observed = Observed()
+    observed.says("steady", after_s=1)
+    observed.says("wait-join", after_s=3600)
+    observed.place.require_member()
+
+
+def test_a_consumer_without_a_group_is_never_outside() -> None:
+    observed = Observed()
+    observed.now += 1000
+    observed.place.note("{}")
+    observed.now += 1000
+    observed.place.require_member()

@@ -420,11 +420,11 @@ def test_a_shard_whose_events_do_not_move_while_events_wait_is_not(bench: Bench)
     bench.own(3)
     bench.cycle()
     statistics = '{"topics":{"margin.events.v1":{"partitions":{"3":{"app_offset":%d,"ls_offset":9}}}}}'
-    bench.inside._lag.take_in(statistics % 0)
+    bench.inside._group.note(statistics % 0)
     before = bench.watchdog._beats["events of shard 3"]
     bench.cycle()
     assert bench.watchdog._beats["events of shard 3"] == before
-    bench.inside._lag.take_in(statistics % 9)
+    bench.inside._group.note(statistics % 9)
     bench.cycle()
     assert bench.watchdog._beats["events of shard 3"] > before
 
@@ -458,9 +458,9 @@ def test_it_is_ready_when_its_shards_are_restored_and_its_inputs_fresh(
         "events_lag_frames": False,
     }, "the lag is not known before the first statistics"
     statistics = '{"topics":{"margin.events.v1":{"partitions":{"0":{"app_offset":0,"ls_offset":%d}}}}}'
-    bench.inside._lag.take_in(statistics % 0)
+    bench.inside._group.note(statistics % 0)
     assert all(bench.conditions().values())
-    bench.inside._lag.take_in(statistics % 1001)
+    bench.inside._group.note(statistics % 1001)
     assert not bench.conditions()["events_lag_frames"]
 
 

@@ -59,5 +59,5 @@ def test_it_is_ready_in_its_group_with_little_to_route() -> None:
     place = '{"partitions":{"%d":{"app_offset":%d,"ls_offset":20}}}'
     for consumed, ready in ((14, False), (15, True)):
         topics = f'"{TRADES}":{place % (0, 15)},"{TRANSFERS}":{place % (1, consumed)}'
-        router._lag.take_in(f'{{"topics":{{{topics}}}}}')
+        router._group.note(f'{{"topics":{{{topics}}}}}')
         assert conditions()["inputs_lag_records"] is ready
