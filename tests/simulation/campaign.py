@@ -2,6 +2,7 @@
 
 import gc
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
@@ -58,6 +59,7 @@ class Tally:
         self._faults: Counter[str] = Counter()
         self._ends: Counter[str] = Counter()
         self._settled_us: list[int] = []
+        self._digests: dict[int, tuple[int, int]] = {}
         self._started = self._said = time.monotonic()
 
     def take(self, results: Iterable[Result]) -> None:
@@ -67,6 +69,7 @@ class Tally:
             for name in ("steps", "committed", "aborted", "commands", "lost", "repeated", "attended"):
                 self._sums[name] += getattr(result, name)
             self._settled_us.append(result.settled_us)
+            self._digests[result.seed] = (result.digest, result.log_digest)
             self._faults += result.faults
             self._ends += result.ends
             if result.failure is not None:
@@ -86,8 +89,13 @@ class Tally:
         print("processes ended by themselves: " + ", ".join(f"{name} {count:,}" for name, count in self._ends.items()))
         print(f"groups that needed an operator: {sums['attended']:,}")
         print(f"longest until everything had settled: {max(self._settled_us, default=0) / 1e6:.1f} s")
+        print(f"checksum of all that happened: {self._checksum(0)}, of all logs: {self._checksum(1)}")
         if self.failed:
             print("failed: " + ", ".join(f"{result.seed} {result.mode}" for result in self.failed))
+
+    def _checksum(self, which: int) -> str:
+        text = "".join(f"{seed} {digests[which]}\n" for seed, digests in sorted(self._digests.items()))
+        return f"{zlib.crc32(text.encode()):08x}"
 
     def _say(self) -> None:
         sums, minutes = self._sums, (time.monotonic() - self._started) / 60

@@ -5,6 +5,7 @@ As in Kafka, a transaction is decided at once by its coordinator, while the mark
 skip them) are written to each partition a little later, each in its own time.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -148,6 +149,17 @@ class Cluster:
         if name not in self.groups:
             self.groups[name] = Group(self.scheduler, name, {topic: len(found) for topic, found in self.topics.items()})
         return self.groups[name]
+
+    def digest(self) -> int:
+        """A checksum of every record of every partition: offset, time, key, value, headers and what became of it."""
+        found = 0
+        for topic in sorted(self.topics):
+            for partition in self.topics[topic]:
+                for record in partition.records:
+                    state = None if record.txn is None else record.txn.state
+                    place = (topic, partition.number, record.offset, record.time_ms, state, record.control)
+                    found = zlib.crc32(repr((*place, record.key, record.value, record.headers)).encode(), found)
+        return found
 
     # --- plain records -----------------------------------------------------------------------------------------------
 

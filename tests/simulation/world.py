@@ -30,6 +30,7 @@ TRACE_LINES = 60
 class Result:
     """What became of a run. ``failure`` is the invariant that does not hold; ``trace`` ends with what led to it.
 
+    ``digest`` is of everything that happened and when, ``log_digest`` of every byte of every log at the end.
     ``lost`` and ``repeated`` count commands, ``attended`` the times that a group needed an operator, ``ends`` how
     processes ended by themselves.
     """
@@ -37,6 +38,7 @@ class Result:
     seed: int
     mode: Mode
     digest: int
+    log_digest: int
     steps: int
     committed: int
     aborted: int
@@ -116,6 +118,7 @@ class World:
             seed=scenario.seed,
             mode=scenario.mode,
             digest=scheduler.digest,
+            log_digest=self.cluster.digest(),
             steps=scheduler.steps,
             committed=self.cluster.committed,
             aborted=self.cluster.aborted,
