@@ -42,12 +42,12 @@ from streams.errors import InputError
 from streams.margin.group import Group, Position
 from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
+from streams.memory.log import COMMITTED, Cluster, Partition, Record, Transaction
+from streams.memory.redis import Server
+from streams.memory.scheduler import EPOCH_US, Scheduler, Violation
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
 from tests.simulation.ledger import Ledger
-from tests.simulation.log import COMMITTED, Cluster, Partition, Record, Transaction
-from tests.simulation.redis import Server
-from tests.simulation.scheduler import EPOCH_US, Scheduler, Violation
 from tests.simulation.workload import Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"

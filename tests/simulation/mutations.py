@@ -23,9 +23,9 @@ from streams.clearing.account import AccountState
 from streams.clearing.engine import Engine
 from streams.clearing.shard import Shard
 from streams.clearing.transfers import TransferSequences
+from streams.memory.redis import Server
 from streams.routing.frames import ShardFrames
 from streams.routing.trade_ids import SymbolMemory, TradeIds
-from tests.simulation.redis import Server
 from tests.simulation.scenario import Mode
 
 

@@ -9,9 +9,9 @@ from functools import cache
 from random import Random
 from typing import Any, Literal
 
+from streams.memory.clients import Rates
 from streams.settings import EngineSettings, KafkaSettings, RedisSettings, RouterSettings, Settings, TopicsSettings
 from streams.tables import writer
-from tests.simulation.clients import Rates
 
 Mode = Literal["safety", "liveness"]
 MODES: tuple[Mode, ...] = ("safety", "liveness")

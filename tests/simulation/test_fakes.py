@@ -9,11 +9,11 @@ import redis
 from confluent_kafka import KafkaError
 
 from infra.local.valkey import ValkeyServer
+from streams.memory.log import ABORTED, COMMITTED, Cluster, Concurrent, Fenced, InvalidState
+from streams.memory.redis import Server
+from streams.memory.scheduler import FakeEvent, Process, Scheduler
 from streams.tables.keys import accounts_key, meta_key
 from streams.tables.writer import _script
-from tests.simulation.log import ABORTED, COMMITTED, Cluster, Concurrent, Fenced, InvalidState
-from tests.simulation.redis import Server
-from tests.simulation.scheduler import FakeEvent, Process, Scheduler
 
 TIMEOUT_US = 1_000_000
 NOBODY = ("", -1, "")

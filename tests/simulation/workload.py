@@ -36,8 +36,8 @@ from schemas.parameters import (
 )
 from schemas.topics import EVENTS, MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
 from streams.margin.fixed_point import format_decimal
-from tests.simulation.log import Cluster, Record
-from tests.simulation.scheduler import EPOCH_US, Scheduler
+from streams.memory.log import Cluster, Record
+from streams.memory.scheduler import EPOCH_US, Scheduler
 
 HOUSE = "house"
 UNKNOWN = "XRP-PERP"

@@ -13,13 +13,13 @@ from msgspec.structs import replace
 from schemas.topics import MARKS, TRADES, all_topics
 from streams.clearing.engine import Engine
 from streams.errors import MarginClearingError
+from streams.memory.clients import FakeAdmin, FakeConsumer, FakeProducer
+from streams.memory.redis import FakeRedis, Server
+from streams.memory.scheduler import FakeEvent, FakeThreading, FakeTime, Process, Scheduler, Violation
 from streams.routing.router import Router
-from tests.simulation.clients import FakeAdmin, FakeConsumer, FakeProducer
 from tests.simulation.invariants import Watch
 from tests.simulation.production import remembered_parameters, replaced
-from tests.simulation.redis import FakeRedis, Server
 from tests.simulation.scenario import SETTLE_US, Fault, Mode, Scenario, Slot
-from tests.simulation.scheduler import FakeEvent, FakeThreading, FakeTime, Process, Scheduler, Violation
 from tests.simulation.workload import Workload
 
 STEPS_MAX = 400_000

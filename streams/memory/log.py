@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from schemas.partitioning import partition_of
-from tests.simulation.groups import Group
-from tests.simulation.scheduler import EPOCH_US, Scheduler
+from streams.memory.groups import Group
+from streams.memory.scheduler import EPOCH_US, Scheduler
 
 _partition_of = lru_cache(maxsize=10_000)(partition_of)
 

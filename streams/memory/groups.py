@@ -10,7 +10,7 @@ from typing import Protocol
 
 from confluent_kafka import KafkaError
 
-from tests.simulation.scheduler import Process, Scheduler
+from streams.memory.scheduler import Process, Scheduler
 
 Place = tuple[str, int]
 

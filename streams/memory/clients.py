@@ -20,9 +20,9 @@ from confluent_kafka import (
 )
 
 from schemas.topics import all_topics
-from tests.simulation.groups import HEARTBEAT_US, Place
-from tests.simulation.log import Cluster, Concurrent, Fenced, InvalidState, Partition, Record
-from tests.simulation.scheduler import Process
+from streams.memory.groups import HEARTBEAT_US, Place
+from streams.memory.log import Cluster, Concurrent, Fenced, InvalidState, Partition, Record
+from streams.memory.scheduler import Process
 
 _ABORTABLE_US = 2_000
 APPEND_TIME = {topic.name for topic in all_topics() if topic.append_time}

@@ -7,8 +7,8 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tests.simulation.clients import Rates
-from tests.simulation.scheduler import EPOCH_US, Process, Scheduler
+from streams.memory.clients import Rates
+from streams.memory.scheduler import EPOCH_US, Process, Scheduler
 
 Hash = dict[bytes, bytes]
 
