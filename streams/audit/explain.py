@@ -17,12 +17,14 @@ from schemas.messages import JournalRecord, LiquidationCommand, Mark
 from schemas.partitioning import partition_of
 from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.audit.findings import bytes_differ
-from streams.audit.log import Log, header, offset_of
 from streams.audit.outputs import row_of
 from streams.audit.replay import Progress, marks_needed, silent
-from streams.audit.rerun import Entry, Rerun, RuleLog, entry_of, read_journal
+from streams.audit.rerun import Rerun
+from streams.broker.records import Log
 from streams.clearing.shard import Output
 from streams.errors import AuditError
+from streams.feeds.journal import JournalEntry, journal_entry, read_journal
+from streams.feeds.parameters import ParameterHistory
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
 from streams.margin.health import evaluate, health_of, symbols_of, target_of
@@ -146,7 +148,7 @@ class _Explaining:
     def run(self) -> Explanation:
         self._find_command()
         self._journal = self._find_commit()
-        self._rules = RuleLog(self._log)
+        self._rules = ParameterHistory(self._log)
         differences = self._run_again()
         decision = None
         if self._captured is not None:
@@ -175,20 +177,20 @@ class _Explaining:
         self._partition = partition_of(account.encode(), self._log.partitions(COMMANDS))
         low, end = self._log.watermarks(COMMANDS, self._partition)
         for message in self._log.read_range(COMMANDS, self._partition, low, end):
-            if message.key() == account.encode() and header(message, "ce_id") == self._id:
-                self._offset, self._data = offset_of(message), message.value() or b""
+            if message.key() == account.encode() and message.header("ce_id") == self._id:
+                self._offset, self._data = message.offset(), message.value() or b""
                 try:
                     self._command = _COMMAND(self._data)
                 except DecodeError as error:
                     raise AuditError(f"{COMMANDS}[{self._partition}]@{self._offset} is no command: {error}") from None
                 return
-            self._progress(f"looking for {self._id}", offset_of(message) - low, end - low)
+            self._progress(f"looking for {self._id}", message.offset() - low, end - low)
         raise AuditError(
             f"no command {self._id} in {COMMANDS}[{self._partition}] from offset {low} on; "
             + ("what came before is gone" if low else "none was ever issued")
         )
 
-    def _find_commit(self) -> Entry:
+    def _find_commit(self) -> JournalEntry:
         """The journal record that names the command: a search by marks, which every record takes further or leaves."""
         evidence = self._command.evidence
         low, end = self._log.watermarks(JOURNAL, evidence.shard)
@@ -217,7 +219,7 @@ class _Explaining:
         covers = record.marks.first <= self._command.evidence.marks_offset + 1 <= record.marks.next
         return covers and record.command_count > len(record.commands)
 
-    def _next_entry(self, first: int, end: int) -> Entry | None:
+    def _next_entry(self, first: int, end: int) -> JournalEntry | None:
         return next(read_journal(self._log, self._command.evidence.shard, first, end), None)
 
     def _row_before(self, sequence: int) -> bytes | None:
@@ -229,7 +231,7 @@ class _Explaining:
                 row = row_of(message)
                 if row is not None and row.sequence <= sequence:
                     found = row.value
-            self._progress("looking for the account's row", offset_of(message) - low, end - low)
+            self._progress("looking for the account's row", message.offset() - low, end - low)
         return found
 
     # --- running again -----------------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ class _Explaining:
         record, shard = self._journal.record, self._command.evidence.shard
         assert record is not None
         message = next(self._log.read_range(JOURNAL, shard, record.previous, record.previous + 1), None)
-        before = None if message is None else entry_of(message)
+        before = None if message is None else journal_entry(message)
         if before is None or before.record is None:
             return [f"{JOURNAL}[{shard}]@{record.previous}, the record before the commit, is gone"]
         events_low, marks_low = self._log.watermarks(EVENTS, shard)[0], self._log.watermarks(MARKS, 0)[0]

@@ -1,38 +1,13 @@
 """What an audit reads: the logs, any number of them at a time, each once and in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, Self
+from collections.abc import Iterator
+from typing import Self
 
 from streams.broker.reader import LogReader
+from streams.broker.records import Log, Record
 from streams.settings import KafkaSettings
 
 CLIENT = "margin-audit"
-
-
-class Record(Protocol):
-    """A record as a Kafka client delivers it."""
-
-    def key(self) -> bytes | None: ...
-    def value(self) -> bytes | None: ...
-    def offset(self) -> int | None: ...
-    def timestamp(self) -> tuple[int, int]: ...
-    def headers(self) -> "Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None": ...
-
-
-class Log(Protocol):
-    """The logs of one cluster. Reads that have begun may go on side by side."""
-
-    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """The first offset of a partition and the next to be written, open transactions included."""
-        ...
-
-    def partitions(self, topic: str) -> int:
-        """The partition count of ``topic``."""
-        ...
-
-    def read_range(self, topic: str, partition: int, first: int, end: int | None = None) -> Iterator[Record]:
-        """The committed records from offset ``first`` up to, not including, ``end`` (None: now's end)."""
-        ...
 
 
 class KafkaLog:
@@ -56,7 +31,7 @@ class KafkaLog:
         self._idle.clear()
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """See :class:`Log`.
+        """See :class:`streams.broker.records.Log`.
 
         Raises:
             BrokerError: no answer, or no such partition.
@@ -68,7 +43,7 @@ class KafkaLog:
             self._idle.append(reader)
 
     def partitions(self, topic: str) -> int:
-        """See :class:`Log`.
+        """See :class:`streams.broker.records.Log`.
 
         Raises:
             BrokerError: no answer, or no such topic.
@@ -80,7 +55,7 @@ class KafkaLog:
             self._idle.append(reader)
 
     def read_range(self, topic: str, partition: int, first: int, end: int | None = None) -> Iterator[Record]:
-        """See :class:`Log`.
+        """See :class:`streams.broker.records.Log`.
 
         Raises:
             BrokerError: no progress, or Kafka refuses.
@@ -113,20 +88,7 @@ class Tape:
             self._ahead = None
             if record is None:
                 return
-            if offset_of(record) >= end:
+            if record.offset() >= end:
                 self._ahead = record
                 return
             yield record
-
-
-def offset_of(record: Record) -> int:
-    """Where the record stands in its partition."""
-    offset = record.offset()
-    assert offset is not None
-    return offset
-
-
-def header(record: Record, name: str) -> str:
-    """A header's text, empty if there is none."""
-    value = dict(record.headers() or ()).get(name) or b""
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")

@@ -14,13 +14,13 @@ from decimal import Decimal, localcontext
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, EventFrame, Trade, Transfer
-from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
+from schemas.topics import EVENTS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
-from streams.audit.log import Log, header
+from streams.broker.records import Log
 from streams.clearing.transfers import TransferSequences
-from streams.errors import AuditError, ContradictionError, InputError
+from streams.errors import AuditError, ContradictionError
+from streams.feeds.parameters import parameter_steps
 from streams.margin.fixed_point import EXACT, format_decimal
-from streams.margin.parameters import RiskParameters
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 _ROW = Decoder[AccountRow](AccountRow)
@@ -70,11 +70,8 @@ def settle_assets(log: Log) -> dict[str, str]:
         AuditError: a symbol has been settled in two assets, so what moved when is not known.
     """
     assets: dict[str, str] = {}
-    rules = RiskParameters.empty()
-    for message in log.read_range(PARAMETERS, 0, 0):
-        with suppress(DecodeError, InputError):
-            rules = rules.with_encoded(message.key(), message.value())
-        for symbol, instrument in rules.instruments.items():
+    for step in parameter_steps(log):
+        for symbol, instrument in step.rules.instruments.items():
             if assets.setdefault(symbol, instrument.settle_asset) != instrument.settle_asset:
                 raise AuditError(f"symbol {symbol} has been settled in two assets: money is not added up")
     return assets
@@ -114,10 +111,10 @@ def flows_unapplied(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
     """What of those frames is in the dead letters, because an account could not take it."""
     flows = Flows()
     for message in log.read_range(dead_letter_topic(EVENTS), 0, 0):
-        place = (header(message, "dlq.topic"), header(message, "dlq.partition"))
-        if place != (EVENTS, str(shard)) or int(header(message, "dlq.offset") or end) >= end:
+        place = (message.header("dlq.topic"), message.header("dlq.partition"))
+        if place != (EVENTS, str(shard)) or int(message.header("dlq.offset") or end) >= end:
             continue
-        if header(message, "dlq.error") == ContradictionError.__name__:
+        if message.header("dlq.error") == ContradictionError.__name__:
             continue  # its number was another's, and that one is counted
         with suppress(DecodeError):
             frame = _EVENT_FRAME(message.value())

@@ -12,7 +12,8 @@ from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS
 from schemas.types import RESERVED_ACCOUNTS, shard_account
 from streams.audit.findings import Findings, bytes_differ
-from streams.audit.log import Log, Record, Tape, header, offset_of
+from streams.audit.log import Tape
+from streams.broker.records import Log, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,12 @@ class CommittedIndex:
             self._next[partition] = end
 
     def _take_in(self, message: Record, partition: int, findings: Findings, late: bool) -> None:
-        offset, key = offset_of(message), bytes(message.key() or b"").decode("utf-8", "replace")
+        offset, key = message.offset(), message.key_shown
         if key != shard_account(self._shard) and (
             key.startswith(RESERVED_ACCOUNTS) or shard_of(key, self._shards) != self._shard
         ):
             return
-        name = header(message, "ce_id")
+        name = message.header("ce_id")
         if not name:
             findings.differ("the record has no ce_id: no engine wrote it", self.topic, partition, offset)
         elif name in self.found:
@@ -145,7 +146,7 @@ class CommittedRows:
                 "the row has no ce_id that names its commit: no engine wrote it",
                 ACCOUNTS,
                 self._shard,
-                offset_of(message),
+                message.offset(),
             )
         else:
             self._absent.pop(row.account, None)  # the one that was not there is compacted away
@@ -154,8 +155,8 @@ class CommittedRows:
 
 def row_of(message: Record) -> CommittedRow | None:
     """The row in a record of ``margin.accounts.v1``; None if its ``ce_id`` is not ``shard:sequence:account``."""
-    _, _, rest = header(message, "ce_id").partition(":")
+    _, _, rest = message.header("ce_id").partition(":")
     sequence, _, account = rest.partition(":")
     if not sequence.isdigit() or account.encode() != message.key():
         return None
-    return CommittedRow(account, int(sequence), offset_of(message), message.value())
+    return CommittedRow(account, int(sequence), message.offset(), message.value())

@@ -17,12 +17,14 @@ from schemas.messages import AccountRow, JournalRecord
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from schemas.types import shard_account
 from streams.audit.findings import Findings, bytes_differ
-from streams.audit.log import Log
 from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows
-from streams.audit.rerun import Entry, Rerun, RuleLog, read_journal
-from streams.clearing.restore import MARKS_LOOKBACK
+from streams.audit.rerun import Rerun
+from streams.broker.records import Log
 from streams.clearing.shard import Output
 from streams.errors import AuditError
+from streams.feeds.journal import JournalEntry, read_journal
+from streams.feeds.marks import first_needed
+from streams.feeds.parameters import ParameterHistory
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how far it is, and of how much."""
@@ -38,7 +40,7 @@ def silent(what: str, done: int, total: int) -> None:
 class Start:
     """The record to begin at. ``complete``: nothing happened before, so no account's state is unknown."""
 
-    entry: Entry
+    entry: JournalEntry
     record: JournalRecord
     complete: bool
 
@@ -100,7 +102,7 @@ class _Replay:
         for index in outputs:
             index.read(self._findings, late=True)
         start = find_start(self._log, self._shard, low, self._end, self._first)
-        self._rules = RuleLog(self._log)
+        self._rules = ParameterHistory(self._log)
         self._say_what_is_gone(start)
         self._rows = CommittedRows(self._log, self._shard, self._findings)
         self._known: set[str] | None = None if start.complete else set()
@@ -178,7 +180,7 @@ class _Replay:
             )
         return first, last
 
-    def _step(self, entry: Entry, record: JournalRecord, *, judged: bool) -> None:
+    def _step(self, entry: JournalEntry, record: JournalRecord, *, judged: bool) -> None:
         if record.kind == "claim":
             wanted = encode(self._rerun.expected_claim(record))
             self._rerun.claim(record, entry.offset)
@@ -331,7 +333,7 @@ def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> 
 
 def marks_needed(record: JournalRecord) -> int:
     """The first mark record that must be there to go on after ``record``."""
-    return record.marks_full if record.marks_full >= 0 else max(0, record.marks.next - MARKS_LOOKBACK)
+    return first_needed(record.marks_full, record.marks.next)
 
 
 def _first_sequence(log: Log, shard: int, low: int, end: int) -> int:

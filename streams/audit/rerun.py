@@ -5,26 +5,25 @@ what a claim does to memory: everything that is in no row is lost, the rows are 
 parameters decide everything once. Choosing where to begin and judging what comes out is the caller's business.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, ReportColumns, TransferColumns
-from schemas.topics import EVENTS, JOURNAL, MARKS, PARAMETERS
-from streams.audit.log import Log, Record, Tape, offset_of
-from streams.clearing.clock import UNSTAMPED, appended_us
+from schemas.topics import EVENTS, MARKS, PARAMETERS
+from streams.audit.log import Tape
+from streams.broker.records import UNSTAMPED, Log
 from streams.clearing.restore import (
-    MARK_FRAME,
     claim_record,
     recall_from,
 )
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
-from streams.margin.parameters import RiskParameters
+from streams.feeds.marks import mark_records, read_marks
+from streams.feeds.parameters import ParameterHistory
 
 
 class _FrameTime(msgspec.Struct):
@@ -34,61 +33,8 @@ class _FrameTime(msgspec.Struct):
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 _FRAME_TIME = Decoder[_FrameTime](_FrameTime)
-_JOURNAL = Decoder[JournalRecord](JournalRecord)
 
 C = TypeVar("C", FillColumns, TransferColumns, ReportColumns)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A journal record and where it stands. ``record`` is None if the bytes are none; ``reason`` says why."""
-
-    offset: int
-    data: bytes
-    record: JournalRecord | None
-    reason: str = ""
-
-
-def entry_of(message: Record) -> Entry:
-    """The journal record in ``message``."""
-    data = message.value() or b""
-    try:
-        return Entry(offset_of(message), data, _JOURNAL(data))
-    except DecodeError as error:
-        return Entry(offset_of(message), data, None, str(error))
-
-
-class RuleLog:
-    """Every record of ``risk.parameters.v1`` that is still there, and the rules in force at any offset.
-
-    ``absent`` counts the offsets below the last record that hold none: compacted away, or a transaction's marker.
-    """
-
-    def __init__(self, log: Log) -> None:
-        self._records = [(offset_of(m), m.key(), m.value()) for m in log.read_range(PARAMETERS, 0, 0)]
-        self.absent = self._records[-1][0] + 1 - len(self._records) if self._records else 0
-        self._reached, self._next, self._rules = 0, 0, RiskParameters.empty()
-
-    def at(self, end: int) -> RiskParameters:
-        """The rules that the records below offset ``end`` form; one that was refused leaves those before in force."""
-        if end < self._next:
-            self._reached, self._rules = 0, RiskParameters.empty()
-        while self._reached < len(self._records) and self._records[self._reached][0] < end:
-            _, key, value = self._records[self._reached]
-            with suppress(DecodeError, InputError):
-                self._rules = self._rules.with_encoded(key, value)
-            self._reached += 1
-        self._next = end
-        return self._rules
-
-    def offsets(self, first: int, end: int) -> list[int]:
-        """The offsets of the records from ``first`` up to, not including, ``end``."""
-        return [offset for offset, _, _ in self._records if first <= offset < end]
-
-    def last_of(self, key: str, end: int) -> int | None:
-        """The offset of the last record below ``end`` with this key."""
-        found = [offset for offset, known, _ in self._records if offset < end and known == key.encode()]
-        return found[-1] if found else None
 
 
 class Rerun:
@@ -105,7 +51,7 @@ class Rerun:
         self,
         log: Log,
         shard: int,
-        rules: RuleLog,
+        rules: ParameterHistory,
         *,
         known: set[str] | None = None,
         observe: Callable[[str, int], None] = lambda kind, offset: None,
@@ -183,21 +129,17 @@ class Rerun:
         for account in sorted(self.rows):
             self.shard.restore(account, self.rows[account])
         first, end = recall_from(self.shard), self.shard.marks_next
-        for message in self._log.read_range(MARKS, 0, first, end):
-            with suppress(DecodeError):  # it was refused when it was walked
-                self._recall(message, MARK_FRAME(message.value()))
+        for found in read_marks(self._log, first, end):
+            if found.frame is not None:  # what is none was refused when it was walked
+                self._remember(found.offset, found.frame, found.appended_us)
+                self.shard.recall_marks(found.offset, found.frame, found.appended_us)
         self.shard.stand()
         if self._events is None:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)
 
-    def _recall(self, message: Record, frame: MarkFrame) -> None:
-        self._remember(message, frame)
-        self.shard.recall_marks(offset_of(message), frame, appended_us(message))
-
-    def _remember(self, message: Record, frame: MarkFrame) -> None:
-        offset = offset_of(message)
-        if frame.epoch >= self.shard.marks_epoch and appended_us(message) != UNSTAMPED:
+    def _remember(self, offset: int, frame: MarkFrame, appended_us: int) -> None:
+        if frame.epoch >= self.shard.marks_epoch and appended_us != UNSTAMPED:
             self.marks |= {mark.symbol: (offset, mark) for mark in frame.marks}
 
     # --- inputs ------------------------------------------------------------------------------------------------------
@@ -205,18 +147,15 @@ class Rerun:
     def _walk(self, end: int) -> None:
         assert self._marks is not None
         shard = self.shard
-        for message in self._marks.until(end):
-            offset = offset_of(message)
-            if offset < shard.marks_next:
+        for found in mark_records(self._marks.until(end)):
+            if found.offset < shard.marks_next:
                 continue
-            try:
-                frame = MARK_FRAME(message.value())
-            except DecodeError:
-                shard.skip_marks(offset)
+            if found.frame is None:
+                shard.skip_marks(found.offset)
                 continue
-            self._remember(message, frame)
-            shard.apply_marks(offset, frame, appended_us(message))
-            self._observe(MARKS, offset)
+            self._remember(found.offset, found.frame, found.appended_us)
+            shard.apply_marks(found.offset, found.frame, found.appended_us)
+            self._observe(MARKS, found.offset)
         shard.marks_next = max(shard.marks_next, end)
 
     def _adopt_parameters(self, end: int) -> bool:
@@ -239,7 +178,7 @@ class Rerun:
             return False
         assert self._events is not None
         for message in self._events.until(end):
-            offset = offset_of(message)
+            offset = message.offset()
             if offset < shard.events_next:
                 continue
             try:
@@ -247,7 +186,7 @@ class Rerun:
             except DecodeError as error:
                 shard.skip_events(offset, str(error))
             else:
-                shard.apply_events(offset, frame, appended_us(message))
+                shard.apply_events(offset, frame, message.appended_us)
         if shard.events_next != end:
             self.lost.append(end - 1)
             shard.skip_events(end - 1)
@@ -273,9 +212,3 @@ class Rerun:
 def _of_accounts(columns: C, accounts: set[str]) -> C:
     kept = [index for index, account in enumerate(columns.account) if account in accounts]
     return type(columns)(**{name: [getattr(columns, name)[i] for i in kept] for name in columns.__struct_fields__})
-
-
-def read_journal(log: Log, shard: int, first: int, end: int) -> Iterator[Entry]:
-    """The shard's journal records from offset ``first`` up to, not including, ``end``."""
-    for message in log.read_range(JOURNAL, shard, first, end):
-        yield entry_of(message)

@@ -35,16 +35,17 @@ from schemas.topics import (
 from schemas.types import shard_account
 from streams.audit import money
 from streams.audit.findings import Findings
-from streams.audit.log import CLIENT, KafkaLog, Log, Record, header, offset_of
+from streams.audit.log import CLIENT, KafkaLog
 from streams.audit.outputs import digest_of, row_of
 from streams.audit.replay import Progress, silent
-from streams.audit.rerun import Entry, read_journal
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.broker.client_log import in_words
 from streams.broker.dead_letters import is_untold
+from streams.broker.records import Log, Record
 from streams.clearing.unreached import unreached_of, unreached_sentences
 from streams.errors import AuditError, BrokerError, TableError
+from streams.feeds.journal import JournalEntry, read_journal
 from streams.margin.fixed_point import format_decimal
 from streams.settings import Settings
 from streams.tables.reader import Layout, TableMeta, TableReader
@@ -227,8 +228,8 @@ class _Verifying:
             numbered.next[partition] = max(end, numbered.next[partition])
 
     def _take_in_number(self, numbered: _Numbered, message: Record, partition: int, count: int) -> None:
-        topic, offset = numbered.topic, offset_of(message)
-        account, name = bytes(message.key() or b"").decode("utf-8", "replace"), header(message, "ce_id")
+        topic, offset = numbered.topic, message.offset()
+        account, name = message.key_shown, message.header("ce_id")
         text = name.removeprefix(account + numbered.infix)
         if text == name or not text.isdigit():
             self._findings.differ(f"the ce_id {name!r} is not the account's {account!r}", topic, partition, offset)
@@ -276,11 +277,11 @@ class _Verifying:
                     untold += 1
                     if topic == EVENTS:
                         self._findings.differ(
-                            f"a record of {EVENTS} that is no frame ({header(message, 'dlq.reason')}): what it says is "
+                            f"a record of {EVENTS} that is no frame ({message.header('dlq.reason')}): what it says is "
                             "in no account",
                             letters,
                             0,
-                            offset_of(message),
+                            message.offset(),
                         )
             if untold and topic != EVENTS:
                 self._findings.facts.append(
@@ -340,7 +341,7 @@ class _Verifying:
         low, end = self._log.watermarks(ACCOUNTS, shard)
         last_sequence, row_end = -1 if state.last is None else state.last.sequence, 0
         for message in self._log.read_range(ACCOUNTS, shard, low, end):
-            row, offset = row_of(message), offset_of(message)
+            row, offset = row_of(message), message.offset()
             if row is None:
                 self._findings.differ("no ce_id that names the row's commit", ACCOUNTS, shard, offset)
                 continue
@@ -603,7 +604,9 @@ class _Table:
                 yield account
 
 
-def _journal_faults(entry: Entry, record: JournalRecord, state: _Shard, previous: int, *, cut: bool) -> Iterator[str]:
+def _journal_faults(
+    entry: JournalEntry, record: JournalRecord, state: _Shard, previous: int, *, cut: bool
+) -> Iterator[str]:
     """What a record says that does not follow from the one before it."""
     last = state.last
     if last is None:

@@ -8,13 +8,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import Message
-
 from schemas import headers
 from schemas.codec import DecodeError
 from schemas.topics import EVENTS, dead_letter_topic
 from streams.broker.producer import TransactionalProducer
-from streams.broker.reader import LogReader
+from streams.broker.records import Log, Record
 from streams.logs import event
 
 log = logging.getLogger(__name__)
@@ -25,22 +23,19 @@ DEAD_LETTER_BYTES_MAX = 1_040_000
 
 def produce_dead_letter(
     producer: TransactionalProducer,
-    message: Message,
+    record: Record,
     error: Exception,
     *,
     suspended: Sequence[str] | None = None,
     all_told: bool = False,
 ) -> None:
-    """Produce ``message`` to its dead-letter topic in the open transaction: key and bytes as they came, and why.
+    """Produce ``record`` to its dead-letter topic in the open transaction: key and bytes as they came, and why.
 
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """
-    topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None
-    assert partition is not None
-    assert offset is not None
-    key, value, cut = _fitting(message.key(), message.value())
-    where = headers.dead_letter(topic, partition, offset, message.timestamp()[1], type(error).__name__, str(error))
+    topic, partition, offset = record.topic(), record.partition(), record.offset()
+    key, value, cut = _fitting(record.key(), record.value())
+    where = headers.dead_letter(topic, partition, offset, record.timestamp()[1], type(error).__name__, str(error))
     told = [] if suspended is None else headers.told(suspended, all_told=all_told)
     producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut + told)
     event(
@@ -78,7 +73,7 @@ def is_untold(topic: str, found: headers.Received) -> bool:
     return "dlq.untold" in values or "dlq.suspended" not in values
 
 
-def untold_letters(reader: LogReader, topic: str, letters_max: int) -> UntoldLetters | None:
+def untold_letters(reader: Log, topic: str, letters_max: int) -> UntoldLetters | None:
     """Those among the last ``letters_max`` dead letters of ``topic``; None if there are none.
 
     Raises:
@@ -86,20 +81,19 @@ def untold_letters(reader: LogReader, topic: str, letters_max: int) -> UntoldLet
     """
     low, end = reader.watermarks(dead_letter_topic(topic), 0)
     first = max(low, end - letters_max)
-    found = [
-        message
-        for message in reader.read_range(dead_letter_topic(topic), 0, first, end)
-        if is_untold(topic, message.headers())
+    untold = [
+        record
+        for record in reader.read_range(dead_letter_topic(topic), 0, first, end)
+        if is_untold(topic, record.headers())
     ]
-    if not found:
+    if not untold:
         return None
-    offsets = [offset for message in found if (offset := message.offset()) is not None]
-    reason = dict(found[-1].headers() or ()).get("dlq.reason") or b""
-    text = reason if isinstance(reason, str) else reason.decode("utf-8", "replace")
-    return UntoldLetters(topic, len(found), end - first, offsets[0], offsets[-1], text)
+    first_untold, last_untold = untold[0].offset(), untold[-1].offset()
+    reason = untold[-1].header("dlq.reason")
+    return UntoldLetters(topic, len(untold), end - first, first_untold, last_untold, reason)
 
 
-def _fitting(key: bytes | str | None, value: bytes | None) -> tuple[bytes | str | None, bytes | None, headers.Headers]:
+def _fitting(key: bytes | None, value: bytes | None) -> tuple[bytes | None, bytes | None, headers.Headers]:
     """Key and value as they are, or cut to what a topic takes, with the header that says so."""
     length = len(key or b"") + len(value or b"")
     if length <= DEAD_LETTER_BYTES_MAX:

@@ -13,6 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised, last_reasons
+from streams.broker.records import Record
 from streams.errors import BrokerError
 from streams.settings import KafkaSettings
 
@@ -85,7 +86,7 @@ class LogReader:
 
     def read_range(
         self, topic: str, partition: int, first: int, end: int | None = None, timeout_s: float | None = None
-    ) -> Iterator[Message]:
+    ) -> Iterator[Record]:
         """The committed records from offset ``first`` up to, not including, ``end`` (now's end if None).
 
         The end is a position in the log, uncommitted records included: what is open there must be decided before this
@@ -112,12 +113,11 @@ class LogReader:
                     if message.error() is not None:
                         reached = max(reached, _end_of_partition(message))
                         continue
-                    offset = message.offset()
-                    assert offset is not None
-                    if offset >= stop:
+                    record = Record(message)
+                    if (offset := record.offset()) >= stop:
                         return
                     reached = offset + 1
-                    yield message
+                    yield record
                 if reached > position:
                     self._on_progress()
                     position, deadline = reached, time.monotonic() + timeout_s
@@ -170,7 +170,7 @@ class Follower:
         """Begin (or begin again) at ``offset``."""
         self._consumer.assign([TopicPartition(self.topic, self.partition, offset)])
 
-    def poll(self, timeout_s: float, records_max: int = 1000) -> list[Message]:
+    def poll(self, timeout_s: float, records_max: int = 1000) -> list[Record]:
         """What has arrived: waits up to ``timeout_s`` for the first record, then takes what is there.
 
         Raises:
@@ -182,7 +182,7 @@ class Follower:
         self._consumer.close()
 
 
-def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[Message]:
+def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[Record]:
     """Wait for the first record, then drain: ``consume(n, t)`` alone would wait ``t`` unless ``n`` records are there.
 
     Raises:
@@ -196,7 +196,7 @@ def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[M
     for message in batch:
         error = message.error()
         if error is None:
-            good.append(message)
+            good.append(Record(message))
         else:
             _raise_for_good(message, error)
     return good
@@ -231,11 +231,3 @@ _FOR_GOOD = {
     KafkaError._AUTO_OFFSET_RESET,
     KafkaError.FENCED_INSTANCE_ID,
 }
-
-
-def key_text(message: Message) -> str | None:
-    """The key of a record as text; None if it has none, or one that is no text (no record of ours has)."""
-    try:
-        return bytes(message.key() or b"").decode() or None
-    except UnicodeDecodeError:
-        return None

@@ -4,14 +4,8 @@ Owns the bound of :attr:`PolicyParameters.clock_skew_ms_max` and where a record'
 does with its time, and whom it tells, is the shard's business.
 """
 
-from typing import Protocol
-
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
-
 from schemas.topics import EVENTS, MARKS
-
-UNSTAMPED = -1
-"""Stands for the broker's time of a record that carries none: its topic lacks ``LogAppendTime``."""
+from streams.broker.records import UNSTAMPED
 
 CLOCK_RIGHT_US = 10_000_000
 """A clock that was off counts as right again when none of its frames has been off for so long: a topic may have
@@ -21,18 +15,6 @@ HOSTS = {"events": "a router", "marks": "the oracle"}
 """Who stamps the frames of each clock."""
 
 _TOPICS = {"events": EVENTS, "marks": MARKS}
-
-
-class Stamped(Protocol):
-    """A record as a Kafka client delivers it."""
-
-    def timestamp(self) -> tuple[int, int]: ...
-
-
-def appended_us(record: Stamped) -> int:
-    """When the broker appended ``record`` in microseconds, or ``UNSTAMPED`` if the time it carries is the sender's."""
-    kind, milliseconds = record.timestamp()
-    return 1000 * milliseconds if kind == TIMESTAMP_LOG_APPEND_TIME else UNSTAMPED
 
 
 def bounded_us(time_us: int, appended_us: int, skew_us: int) -> int:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from prometheus_client import Counter, Gauge, Histogram
 
 from schemas import headers
@@ -34,15 +34,18 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, P
 from streams import probes
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics
+from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import GroupPlace, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
-from streams.clearing.clock import UNSTAMPED, appended_us, is_off
-from streams.clearing.restore import MARK_FRAME, Steps, TakenShard, take_shard
+from streams.broker.records import UNSTAMPED, Record
+from streams.clearing.clock import is_off
+from streams.clearing.restore import Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
 from streams.clearing.unreached import KINDS
-from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
+from streams.errors import BrokerError, InputError, ProducerFenced, ShardError, TransactionAborted
+from streams.feeds.marks import mark_records
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
@@ -107,7 +110,7 @@ class Engine:
         self._taking: Steps | None = None
         self._rules_meanwhile: list[tuple[int, RiskParameters]] = []
         self._broken: Exception | None = None
-        self._held: deque[Message] = deque()
+        self._held: deque[Record] = deque()
         self._rules = RiskParameters.empty()
         self._parameters_next = 0
         self._marks_next = 0
@@ -116,8 +119,8 @@ class Engine:
         self._joined = False
         self._places: dict[str, int] = {}
         self._places_seen = 0.0
-        self._refused: deque[tuple[Message, Exception]] = deque(maxlen=_REFUSED_MAX)
-        self._letters: list[tuple[Message, Exception]] = []
+        self._refused: deque[tuple[Record, Exception]] = deque(maxlen=_REFUSED_MAX)
+        self._letters: list[tuple[Record, Exception]] = []
         self._last_commit = 0.0
         self._last_journal = 0.0
         self._retakes = 0
@@ -254,13 +257,13 @@ class Engine:
     def _poll_parameters(self) -> None:
         self._read_parameters(self._parameter_log.poll(0))
 
-    def _read_parameters(self, messages: list[Message]) -> None:
+    def _read_parameters(self, messages: list[Record]) -> None:
         """Put records in force in every shard, then decide every group once at the new rules."""
         if not messages:
             return
         self._commit_events()
         for message in messages:
-            offset = _offset(message)
+            offset = message.offset()
             self._parameters_next = offset + 1
             try:
                 self._rules = self._rules.with_encoded(message.key(), message.value())
@@ -293,19 +296,18 @@ class Engine:
 
     def _poll_marks(self) -> None:
         timeout_s = _POLL_S if self._shards and not self._held and not self._taking else 0
-        for message in self._marks_log.poll(timeout_s):
-            offset = _offset(message)
+        for found in mark_records(self._marks_log.poll(timeout_s)):
+            offset = found.offset
             self._marks_next = offset + 1
-            try:
-                frame = MARK_FRAME(message.value())
-            except DecodeError as error:
+            if found.refused is not None:
                 writer = self._shards.get(_DEAD_LETTER_SHARD)
                 if writer is not None and offset >= writer.marks_next:
-                    self._letters.append((message, error))
+                    self._letters.append((found.record, found.refused))
                 for shard in self._shards.values():
                     shard.skip_marks(offset)
                 continue
-            self._walk(offset, frame, appended_us(message))
+            assert found.frame is not None
+            self._walk(offset, found.frame, found.appended_us)
             if any(shard.has_command for shard in self._shards.values()):
                 self._commit()
 
@@ -359,30 +361,30 @@ class Engine:
         )
 
     @staticmethod
-    def _decoded(message: Message) -> EventFrame | DecodeError:
+    def _decoded(message: Record) -> EventFrame | DecodeError:
         try:
             return _EVENT_FRAME(message.value())
         except DecodeError as error:
             return error
 
-    def _is_next(self, message: Message) -> bool:
-        shard = self._shards.get(message.partition() or 0)
-        return shard is not None and _offset(message) >= shard.events_next
+    def _is_next(self, message: Record) -> bool:
+        shard = self._shards.get(message.partition())
+        return shard is not None and message.offset() >= shard.events_next
 
-    def _admits(self, message: Message, frame: EventFrame) -> bool:
-        return not self._is_next(message) or self._shards[message.partition() or 0].admits(frame)
+    def _admits(self, message: Record, frame: EventFrame) -> bool:
+        return not self._is_next(message) or self._shards[message.partition()].admits(frame)
 
-    def _apply(self, message: Message, frame: EventFrame | DecodeError) -> int | None:
+    def _apply(self, message: Record, frame: EventFrame | DecodeError) -> int | None:
         if not self._is_next(message):
             return None
-        shard = self._shards[message.partition() or 0]
+        shard = self._shards[message.partition()]
         if isinstance(frame, DecodeError):
-            shard.skip_events(_offset(message), str(frame))
+            shard.skip_events(message.offset(), str(frame))
             self._letters.append((message, frame))
             UNREADABLE_FRAMES.inc()
         else:
-            appended = appended_us(message)
-            shard.apply_events(_offset(message), frame, appended)
+            appended = message.appended_us
+            shard.apply_events(message.offset(), frame, appended)
             self._count_skew("events", frame.time, appended)
             EVENT_FRAMES.inc()
             FILLS.inc(len(frame.fills.account))
@@ -459,7 +461,7 @@ class Engine:
         def note(name: str) -> Callable[[KafkaError | None, Message], None]:
             def delivered(error: KafkaError | None, message: Message) -> None:
                 if error is None:
-                    offsets[name] = max(_offset(message), offsets.get(name, -1))
+                    offsets[name] = max(message.offset() or 0, offsets.get(name, -1))
 
             return delivered
 
@@ -602,22 +604,17 @@ class Engine:
                 self._adopt(shard, offset, rules)
             shard.decide_touched(everything=True)
 
-    def _refused_parameters(self, first: int, end: int) -> list[tuple[Message, Exception]]:
-        return [(message, error) for message, error in self._refused if first <= _offset(message) < end]
+    def _refused_parameters(self, first: int, end: int) -> list[tuple[Record, Exception]]:
+        return [(message, error) for message, error in self._refused if first <= message.offset() < end]
 
     def _resume(self, shard: Shard) -> None:
         """Let the consumer fetch the shard's events from where its log says."""
         place = TopicPartition(EVENTS, shard.shard, shard.events_next)
-        deadline = time.monotonic() + self._settings.kafka.call_ms_max / 1000
-        while True:
-            try:
-                self._consumer.seek(place)
-                self._consumer.resume([place])
-                return
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError._STATE or time.monotonic() > deadline:
-                    raise ShardError(f"shard {shard.shard}: cannot seek: {error.args[0].str()}") from error
-                time.sleep(0.005)
+        try:
+            seek(self._consumer, place, self._settings.kafka.call_ms_max / 1000)
+        except BrokerError as error:
+            raise ShardError(f"shard {shard.shard}: {error}") from error
+        self._consumer.resume([place])
 
     def _retake_all(self, error: Exception) -> None:
         """Drop the memory of every shard; the next cycle mends the producer and takes them again from the log.
@@ -691,13 +688,6 @@ def _greatest(lags: list[int | None]) -> int | None:
     return max(known, default=0) if len(known) == len(lags) else None
 
 
-def _writer(message: Message) -> int:
+def _writer(message: Record) -> int:
     """The shard whose owner writes ``message`` to the dead letters."""
-    partition = message.partition()
-    return partition if message.topic() == EVENTS and partition is not None else _DEAD_LETTER_SHARD
-
-
-def _offset(message: Message) -> int:
-    offset = message.offset()
-    assert offset is not None
-    return offset
+    return message.partition() if message.topic() == EVENTS else _DEAD_LETTER_SHARD

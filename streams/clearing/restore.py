@@ -12,45 +12,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
-from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import JournalRecord, MarkFrame, Range
-from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
+from schemas.codec import encode
+from schemas.messages import JournalRecord, Range
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL
+from streams.broker.committed import committed_steps
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import LogReader, key_text
-from streams.clearing.clock import appended_us
+from streams.broker.reader import LogReader
+from streams.broker.records import Record
 from streams.clearing.shard import Shard
-from streams.errors import InputError, ShardError
+from streams.errors import BrokerError, InputError, ShardError
+from streams.feeds.journal import JournalEnd, journal_end
+from streams.feeds.marks import first_needed, read_marks
+from streams.feeds.parameters import parameter_steps
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.tables.restore_point import RestorePoint
 
 log = logging.getLogger(__name__)
 
-_JOURNAL = Decoder[JournalRecord](JournalRecord)
-MARK_FRAME = Decoder[MarkFrame](MarkFrame)
-
 ALERTS_LEFT_OPEN = 10_000
 """Numbers of alerts about the shard that are left open for each journal record that cannot be read, so that none is
 given twice."""
 
-MARKS_LOOKBACK = 500
-"""How many mark records a shard reads to know the current prices when its journal names no full frame."""
-
 ROWS_PER_STEP = 500
 FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
-_COMMITTED_WAIT_FIRST_S, _COMMITTED_WAIT_MAX_S = 0.05, 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEnd:
-    """The end of a shard's journal: the last ``record`` that can be read, the last ``message``, and how many records
-    from the one to the other cannot be read (``unread``)."""
-
-    record: JournalRecord | None
-    message: Message
-    unread: int
+_COMMITTED_CALL_S = 0.25
 
 
 Steps = Generator[None, None, "TakenShard"]
@@ -66,7 +54,7 @@ class TakenShard:
     """
 
     shard: Shard
-    refused_marks: Sequence[tuple[Message, Exception]]
+    refused_marks: Sequence[tuple[Record, Exception]]
     parameters_first: int
 
 
@@ -106,7 +94,7 @@ def take_shard(
     committed = yield from _committed_offset(consumer, shard_id, timeout_s)
     last = journal_end(reader, shard_id)
     first = _first_record(shard_id, max(committed, 0), marks_next(), parameters_next)
-    offset = -1 if last is None else _offset(last.message)
+    offset = -1 if last is None else last.last.offset()
     record = first if last is None else _stand(last, committed, first)
     in_force, newer = _rules_since(reader, record, rules, parameters_next)
     shard = _standing(record, offset, in_force)
@@ -141,55 +129,15 @@ def take_shard(
 
 def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> Generator[None, None, int]:
     """The group's committed offset; an owner that died may have left a transaction that must time out first."""
-    deadline = time.monotonic() + timeout_s
-    wait_s = _COMMITTED_WAIT_FIRST_S
+    steps = committed_steps(consumer, [TopicPartition(EVENTS, shard_id)], timeout_s, call_s_max=_COMMITTED_CALL_S)
     while True:
         try:
-            found = consumer.committed([TopicPartition(EVENTS, shard_id)], timeout=wait_s)[0]
-            error = found.error
-        except KafkaException as raised:
-            error = raised.args[0]
-        if error is None:
-            return int(found.offset)
-        if error.code() not in _UNDECIDED or time.monotonic() > deadline:
-            raise ShardError(f"shard {shard_id}: its committed offset cannot be read: {error.str()}")
-        wait_s = min(2 * wait_s, _COMMITTED_WAIT_MAX_S)
+            next(steps)
+        except StopIteration as done:
+            return int(done.value[0].offset)
+        except BrokerError as error:
+            raise ShardError(f"shard {shard_id}: {error}") from error
         yield
-
-
-def journal_end(reader: LogReader, shard_id: int) -> JournalEnd | None:
-    """The end of a shard's journal; None if it has no records at all.
-
-    Raises:
-        BrokerError: Kafka does not answer.
-    """
-    low, high = reader.watermarks(JOURNAL, shard_id)
-    span = 64
-    while True:
-        first = max(low, high - span)
-        record: JournalRecord | None = None
-        last: Message | None = None
-        unread = 0
-        for message in reader.read_range(JOURNAL, shard_id, first, high):
-            last = message
-            try:
-                record, unread = _journal_record(message, shard_id), 0
-            except DecodeError as error:
-                unread += 1
-                reason = f"{JOURNAL}[{shard_id}] offset {message.offset()}: {error}"
-                event(log, logging.ERROR, "journal_unreadable", shard=shard_id, reason=reason)
-        if last is not None and (record is not None or first <= low):
-            return JournalEnd(record, last, unread)
-        if first <= low:
-            return None
-        span *= 8
-
-
-def _journal_record(message: Message, shard_id: int) -> JournalRecord:
-    record = _JOURNAL(message.value())
-    if record.shard != shard_id:
-        raise DecodeError(f"it is a record of shard {record.shard}")
-    return record
 
 
 def _stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalRecord:
@@ -258,16 +206,13 @@ def _rules_since(
     rules_next = parameters_next if record.rules_next < 0 else record.rules_next
     if min(rules_next, record.parameters.next) >= parameters_next:
         return rules, []
-    in_force = found = RiskParameters.empty()
+    in_force = RiskParameters.empty()
     newer = []
-    for message in reader.read_range(PARAMETERS, 0, 0, parameters_next):
-        offset = _offset(message)
-        with suppress(DecodeError, InputError):  # refused by everybody
-            found = found.with_encoded(message.key(), message.value())
-        if offset < rules_next:
-            in_force = found
-        if offset >= record.parameters.next:
-            newer.append((offset, found))
+    for step in parameter_steps(reader, parameters_next):
+        if step.offset < rules_next:
+            in_force = step.rules
+        if step.offset >= record.parameters.next:
+            newer.append((step.offset, step.rules))
     return (in_force if rules_next < parameters_next else rules), newer
 
 
@@ -321,7 +266,7 @@ def claim_record(shard: Shard, worker: str) -> JournalRecord:
 
 def recall_from(shard: Shard) -> int:
     """The first mark record that must be read to know the prices as of the shard's last journal record."""
-    return shard.marks_full if shard.marks_full >= 0 else max(0, shard.marks_next - MARKS_LOOKBACK)
+    return first_needed(shard.marks_full, shard.marks_next)
 
 
 def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str) -> None:
@@ -347,10 +292,10 @@ def _read_rows(
     table = yield from restore_point.read(shard.shard, shard.claim, low, end)
     rows: dict[str, bytes] = {} if table is None else dict(table.rows)
     first = 0 if table is None else table.stamp
-    for count, message in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
-        account, value = key_text(message), message.value()
+    for count, record in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
+        account, value = record.key_text, record.value()
         if account is None:
-            where = f"{ACCOUNTS}[{shard.shard}] offset {message.offset()}"
+            where = f"{ACCOUNTS}[{shard.shard}] offset {record.offset()}"
             event(log, logging.ERROR, "row_of_nobody", shard=shard.shard, reason=f"{where}: the key is no account")
         elif value is None:
             rows.pop(account, None)
@@ -371,44 +316,26 @@ def _load_rows(shard: Shard, rows: Mapping[str, bytes]) -> Generator[None, None,
 
 def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None]:
     """Learn the prices as of the shard's last record."""
-    for count, message in enumerate(reader.read_range(MARKS, 0, recall_from(shard), shard.marks_next)):
-        with suppress(DecodeError):  # it was refused when it was walked
-            shard.recall_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
+    for count, found in enumerate(read_marks(reader, recall_from(shard), shard.marks_next)):
+        if found.frame is not None:  # what is none was refused when it was walked
+            shard.recall_marks(found.offset, found.frame, found.appended_us)
         if count % FRAMES_PER_STEP == 0:
             yield
 
 
 def _walk_marks(
     shard: Shard, reader: LogReader, marks_next: Callable[[], int]
-) -> Generator[None, None, list[tuple[Message, Exception]]]:
+) -> Generator[None, None, list[tuple[Record, Exception]]]:
     """Walk the marks that came while nobody owned the shard; those that are no frames, with the reason."""
-    refused: list[tuple[Message, Exception]] = []
+    refused: list[tuple[Record, Exception]] = []
     while shard.marks_next < (end := marks_next()):
         is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
-        for count, message in enumerate(reader.read_range(MARKS, 0, shard.marks_next, end)):
-            try:
-                shard.apply_marks(_offset(message), MARK_FRAME(message.value()), appended_us(message))
-            except DecodeError as error:
-                refused.append((message, error))
+        for count, found in enumerate(read_marks(reader, shard.marks_next, end)):
+            if found.frame is not None:
+                shard.apply_marks(found.offset, found.frame, found.appended_us)
+            elif found.refused is not None:
+                refused.append((found.record, found.refused))
             if count % FRAMES_PER_STEP == 0 and not is_last:
                 yield
         shard.skip_marks(end - 1)
     return refused
-
-
-def _offset(message: Message) -> int:
-    offset = message.offset()
-    assert offset is not None
-    return offset
-
-
-_UNDECIDED = {
-    KafkaError._TIMED_OUT,
-    KafkaError._WAIT_COORD,
-    KafkaError._TRANSPORT,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.UNSTABLE_OFFSET_COMMIT,
-}
-"""Errors of a committed offset that pass: a coordinator that moves, a transaction that is still open."""

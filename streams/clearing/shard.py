@@ -37,6 +37,7 @@ from schemas.messages import (
 )
 from schemas.topics import EVENTS, MARKS
 from schemas.types import CROSS, AlertKind, GroupStatus, shard_account
+from streams.broker.records import UNSTAMPED
 from streams.clearing.account import (
     PARKED_MAX,
     REFUSED_PLACES_MAX,
@@ -52,7 +53,7 @@ from streams.clearing.account import (
 )
 from streams.clearing.admission import Admission
 from streams.clearing.awaited import AwaitedMarks
-from streams.clearing.clock import CLOCK_RIGHT_US, UNSTAMPED, bounded_us, is_off, skew_reason
+from streams.clearing.clock import CLOCK_RIGHT_US, bounded_us, is_off, skew_reason
 from streams.clearing.unreached import Unreached
 from streams.errors import ContradictionError, InputError, ShardError
 from streams.logs import event

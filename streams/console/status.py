@@ -21,13 +21,13 @@ from schemas.types import Uncounted
 from streams.broker.admin import GroupState, group_state, partition_counts, require_topics
 from streams.broker.admin import admin_client as _admin_client
 from streams.broker.dead_letters import UntoldLetters, untold_letters
-from streams.broker.marks import last_full_frame
 from streams.broker.reader import LogReader
 from streams.clearing.clock import HOSTS
-from streams.clearing.restore import journal_end
 from streams.clearing.unreached import KINDS, unreached_sentences
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
+from streams.feeds.journal import journal_end
+from streams.feeds.marks import last_full_frame
 from streams.margin.fixed_point import format_decimal
 from streams.routing.split import INPUTS
 from streams.settings import Settings
@@ -200,7 +200,7 @@ def show_status(console: Console, found: Status, faults: list[str]) -> None:
 
 def _shard(reader: LogReader, engines: GroupState, number: int, table: TableMeta | None) -> ShardStatus:
     last = journal_end(reader, number)
-    record, message = (None, None) if last is None else (last.record, last.message)
+    record, message = (None, None) if last is None else (last.record, last.last)
     behind = 0
     if table is not None:
         low, end = reader.watermarks(ACCOUNTS, number)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from confluent_kafka import Message
 
 from schemas import topics
 from streams.broker.reader import LogReader
+from streams.broker.records import Record
 from streams.demo.reference import ParameterLog, decoded
 from streams.settings import Settings
 from streams.tables.reader import TableReader
@@ -27,7 +27,7 @@ READ_BACK = (
     topics.ALERTS,
 )
 Starts = dict[tuple[str, int], int]
-Record = tuple[int, Any]
+Decoded = tuple[int, Any]
 """Offset and decoded JSON."""
 
 
@@ -39,8 +39,8 @@ class Evidence:
     parameters: ParameterLog = field(default_factory=ParameterLog)
     trades: list[Any] = field(default_factory=list)
     transfers: list[Any] = field(default_factory=list)
-    frames: dict[int, list[Record]] = field(default_factory=dict)
-    marks: list[Record] = field(default_factory=list)
+    frames: dict[int, list[Decoded]] = field(default_factory=dict)
+    marks: list[Decoded] = field(default_factory=list)
     commands: list[Any] = field(default_factory=list)
     reports: list[Any] = field(default_factory=list)
     alerts: list[Any] = field(default_factory=list)
@@ -73,9 +73,8 @@ def read_evidence(settings: Settings, starts: Starts, prefix: str) -> Evidence:
     found = Evidence(prefix)
     with LogReader(settings.kafka, "margin-demo") as reader:
         for message in reader.read_range(topics.PARAMETERS, 0, 0):
-            key = (message.key() or b"").decode("utf-8", "replace")
-            found.parameters.records.append((_offset(message), key, decoded(message.value())))
-        records: dict[str, list[tuple[int, Message]]] = {}
+            found.parameters.records.append((message.offset(), message.key_shown, decoded(message.value())))
+        records: dict[str, list[tuple[int, Record]]] = {}
         for (topic, partition), start in sorted(starts.items()):
             first = max(0, start - MARKS_BEFORE) if topic == topics.MARKS else start
             for message in reader.read_range(topic, partition, first):
@@ -87,8 +86,8 @@ def read_evidence(settings: Settings, starts: Starts, prefix: str) -> Evidence:
     return found
 
 
-def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Message]]]) -> None:
-    def values(topic: str) -> Iterator[tuple[int, Message, Any]]:
+def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Record]]]) -> None:
+    def values(topic: str) -> Iterator[tuple[int, Record, Any]]:
         for partition, message in records.get(topic, []):
             try:
                 yield partition, message, decoded(message.value())
@@ -107,9 +106,9 @@ def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Message]]]) ->
     ):
         into += [value for _, _, value in values(topic) if value and is_ours(value["account"])]
     for partition, message, value in values(topics.EVENTS):
-        found.frames.setdefault(partition, []).append((_offset(message), value))
+        found.frames.setdefault(partition, []).append((message.offset(), value))
     found.marks = [
-        (_offset(message), value | {"appended": 1000 * message.timestamp()[1]})
+        (message.offset(), value | {"appended": 1000 * message.timestamp()[1]})
         for _, message, value in values(topics.MARKS)
     ]
     for _, message in records.get(topics.ACCOUNTS, []):
@@ -119,9 +118,3 @@ def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Message]]]) ->
                 found.rows.pop(account, None)
             else:
                 found.rows[account] = bytes(row)
-
-
-def _offset(message: Message) -> int:
-    offset = message.offset()
-    assert offset is not None
-    return offset

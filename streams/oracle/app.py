@@ -26,14 +26,15 @@ from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_lette
 from streams import probes
 from streams.access import tls
 from streams.broker.admin import require_topics
-from streams.broker.marks import last_full_frame
 from streams.broker.reader import Follower, LogReader
+from streams.broker.records import Record
 from streams.errors import InputError
+from streams.feeds.journal import JournalFollower
+from streams.feeds.marks import last_full_frame
+from streams.feeds.parameters import ParameterFeed
 from streams.logs import event
 from streams.machine_clock import MachineClock
-from streams.margin.parameters import RiskParameters
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
-from streams.oracle.journals import JournalFollower
 from streams.oracle.leadership import Leadership
 from streams.oracle.marks import HEARD, MarkBook, SymbolState
 from streams.oracle.outcomes import OutcomeLog
@@ -69,7 +70,6 @@ class Oracle:
         self._shards = shards
         self._book = MarkBook()
         self._scales = ScaleBook(shards)
-        self._rules = RiskParameters.empty()
         self._outcomes = OutcomeLog()
         self._remembered: dict[str, int] = {}
         self._clock = MachineClock()
@@ -97,8 +97,8 @@ class Oracle:
             loop.add_signal_handler(number, self._stop.set)
         self._watchdog.beat(_HEART, "starting")
         self._leadership = leadership = Leadership(self._settings)
-        self._journals = JournalFollower(self._settings, self._shards)
-        self._parameters = Follower(self._settings.kafka, self._settings.oracle.app_id, PARAMETERS)
+        self._journals = JournalFollower(self._settings.kafka, f"{self._settings.oracle.app_id}-journals", self._shards)
+        self._parameters = ParameterFeed(Follower(self._settings.kafka, self._settings.oracle.app_id, PARAMETERS))
         self._read_parameters_from_the_beginning()
         try:
             if await self._lead(leadership):
@@ -280,32 +280,30 @@ class Oracle:
             self._scales.restore(frame.scales)
             for mark in frame.marks:
                 self._book.remember(mark)
-        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._rules.oracle))
+        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._parameters.rules.oracle))
 
     def _read_parameters_from_the_beginning(self) -> None:
+        self._parameters.restart()
         with LogReader(self._settings.kafka, self._settings.oracle.app_id) as reader:
-            _, end = reader.watermarks(PARAMETERS, 0)
-            for message in reader.read_range(PARAMETERS, 0, 0, end):
-                self._read_parameter(message.key(), message.value())
-        self._parameters.start(end)
+            self._parameters.catch_up(reader, self._add_parameters)
         self._set_rules()
 
     def _poll_parameters(self) -> None:
-        messages = self._parameters.poll(0)
-        for message in messages:
-            self._read_parameter(message.key(), message.value())
-        if messages:
+        records = self._parameters.poll()
+        self._add_parameters(records)
+        if records:
             self._set_rules()
 
-    def _set_rules(self) -> None:
-        priced = {rules.price_symbol for rules in self._rules.assets.values() if rules.price_symbol is not None}
-        self._book.set_rules(self._rules.oracle, kept={*self._rules.instruments, *priced})
-        self._scales.set_parameters(self._rules)
+    def _add_parameters(self, records: list[Record]) -> None:
+        """Put records in force; to say what is wrong with one that is refused is the engine's business."""
+        for record in records:
+            self._parameters.add(record)
 
-    def _read_parameter(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in a record; to say what is wrong with one that is refused is the engine's business."""
-        with contextlib.suppress(DecodeError, InputError):
-            self._rules = self._rules.with_encoded(key, value)
+    def _set_rules(self) -> None:
+        rules = self._parameters.rules
+        priced = {asset.price_symbol for asset in rules.assets.values() if asset.price_symbol is not None}
+        self._book.set_rules(rules.oracle, kept={*rules.instruments, *priced})
+        self._scales.set_parameters(rules)
 
 
 def encoded_frame(frame: MarkFrame) -> bytes:

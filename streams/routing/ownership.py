@@ -9,18 +9,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import ROUTER, TRADES
+from streams.broker.committed import committed_offsets
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.logs import event
 from streams.routing.trade_ids import TradeIds
 
 log = logging.getLogger(__name__)
-
-_BACKOFF_FIRST_S = 0.05
-_BACKOFF_MAX_S = 1.0
 
 
 @dataclass(slots=True)
@@ -63,7 +61,7 @@ class Ownership:
             TopicError: a partition has no place for its memory.
         """
         begun = []
-        for found in _committed(consumer, partitions, self._timeout_s) if partitions else []:
+        for found in committed_offsets(consumer, partitions, self._timeout_s) if partitions else []:
             place = (found.topic, found.partition)
             first = self._next_offset(found)
             memory = self._trade_ids(found.partition) if found.topic == TRADES else TradeIds()
@@ -112,7 +110,7 @@ class Ownership:
         memory, prefix = TradeIds(), memory_key(partition)
         low, high = self._reader.watermarks(ROUTER, partition)
         for message in self._reader.read_range(ROUTER, partition, low, high):
-            owner, _, symbol = bytes(message.key() or b"").rpartition(b":")
+            owner, _, symbol = (message.key() or b"").rpartition(b":")
             if message.key() == prefix:
                 memory.recall_old(message.value())
             elif owner == prefix:
@@ -147,28 +145,3 @@ class Ownership:
 def memory_key(partition: int, symbol: str = "") -> bytes:
     """The key in ``margin.router.v1`` of the memory of a symbol, or of the partition's in the form before."""
     return f"{TRADES}:{partition}{':' if symbol else ''}{symbol}".encode()
-
-
-def _committed(consumer: Consumer, partitions: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
-    """The group's committed offsets; waits for a coordinator, and until open transactions of the group are decided."""
-    deadline = time.monotonic() + timeout_s
-    backoff_s = _BACKOFF_FIRST_S
-    while True:
-        try:
-            found = consumer.committed(partitions, timeout=max(0.1, deadline - time.monotonic()))
-            error = next((place.error for place in found if place.error is not None), None)
-        except KafkaException as raised:
-            error = raised.args[0]
-        if error is None:
-            return found
-        if error.code() in _FOR_GOOD or time.monotonic() > deadline:
-            raise BrokerError(f"the group's committed offsets cannot be read: {error.str()}")
-        time.sleep(backoff_s)
-        backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
-
-
-_FOR_GOOD = {
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-}

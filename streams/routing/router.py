@@ -23,16 +23,18 @@ import threading
 import time
 from types import FrameType
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import EVENTS, ROUTER, TRADES
 from streams import probes
 from streams.broker import config
 from streams.broker.admin import require_topics
+from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import GroupPlace, leave_group
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader, poll_batch
+from streams.broker.records import Record
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.logs import event
 from streams.machine_clock import MachineClock
@@ -126,7 +128,7 @@ class Router:
         except (TransactionAborted, ProducerFenced) as error:
             self._recover(error)
 
-    def _collect(self) -> list[Message]:
+    def _collect(self) -> list[Record]:
         """Records for one batch. Partitions may come and go while it is collected."""
         router = self._settings.router
         batch = poll_batch(self._consumer, _IDLE_POLL_S, min(_RECORDS_PER_POLL, router.batch_records_max))
@@ -140,7 +142,7 @@ class Router:
             batch += found
         return batch
 
-    def _route(self, batch: list[Message]) -> None:
+    def _route(self, batch: list[Record]) -> None:
         letters = [(message, error) for message in batch if (error := self._add(message)) is not None]
         touched = self._ownership.touched()
         if not touched:
@@ -151,12 +153,9 @@ class Router:
         metrics.COMMITS.observe(time.monotonic() - started)
         self._count(touched, letters, counts)
 
-    def _add(self, message: Message) -> RefusedRecord | None:
+    def _add(self, message: Record) -> RefusedRecord | None:
         """Take one record into the frames; the reason if it is refused."""
         topic, partition, offset = message.topic(), message.partition(), message.offset()
-        assert topic is not None
-        assert partition is not None
-        assert offset is not None
         owned = self._ownership.find(topic, partition)
         if owned is None or offset < owned.next_offset:
             return None
@@ -167,7 +166,7 @@ class Router:
                 topic,
                 message.value(),
                 owned.trade_ids,
-                key=_bytes(message.key()),
+                key=message.key(),
                 partition=partition,
                 offset=offset,
             )
@@ -176,7 +175,7 @@ class Router:
         return None
 
     def _commit(
-        self, frames: list[tuple[int, bytes]], letters: list[tuple[Message, RefusedRecord]], touched: list[Owned]
+        self, frames: list[tuple[int, bytes]], letters: list[tuple[Record, RefusedRecord]], touched: list[Owned]
     ) -> None:
         producer = self._producer
         self._beat("producing")
@@ -205,7 +204,7 @@ class Router:
         if memory.migrated:
             self._producer.produce(ROUTER, None, key=memory_key(partition), partition=partition)
 
-    def _count(self, touched: list[Owned], letters: list[tuple[Message, RefusedRecord]], counts: Counts) -> None:
+    def _count(self, touched: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
         """Count what has been committed."""
         for owned in touched:
             metrics.RECORDS.labels(owned.topic).inc(owned.taken)
@@ -269,7 +268,7 @@ class Router:
         places = self._consumer.assignment()
         self._ownership.drop(places)
         for place in self._ownership.begin(self._consumer, places):
-            self._seek(place)
+            seek(self._consumer, place, self._timeout_s)
 
     def _end_transaction(self, error: BrokerError) -> None:
         try:
@@ -280,19 +279,6 @@ class Router:
             self._producer.close()
             self._beat("registering a producer")
             self._producer = self._new_producer()
-
-    def _seek(self, place: TopicPartition) -> None:
-        """Fetch ``place`` from its offset on. A partition that has just been assigned takes a moment to begin."""
-        deadline = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                self._consumer.seek(place)
-                return
-            except KafkaException as error:
-                cause = error.args[0]
-                if cause.code() != KafkaError._STATE or time.monotonic() > deadline:
-                    raise BrokerError(f"{place.topic}[{place.partition}]: cannot seek: {cause.str()}") from error
-                time.sleep(0.005)
 
     def _new_producer(self) -> TransactionalProducer:
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
@@ -311,10 +297,6 @@ class Router:
             settings.kafka, self._client_id, settings.router.group_id, instance_id=settings.service.instance_id
         )
         return config.created(Consumer, properties | self._group.properties() | {"auto.offset.reset": "error"})
-
-
-def _bytes(key: bytes | str | None) -> bytes | None:
-    return key.encode() if isinstance(key, str) else key
 
 
 def run(settings: Settings) -> None:

@@ -7,9 +7,8 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator
 
-from confluent_kafka import Message
-
-from streams.broker.reader import LogReader, key_text
+from streams.broker.reader import LogReader
+from streams.broker.records import Record
 from streams.errors import TableError
 from streams.logs import event
 from streams.settings import KafkaSettings
@@ -84,16 +83,15 @@ def _write(
         raise TableError(f"shard {shard}: Redis lost its table while it was being caught up")
 
 
-def _steps(messages: Iterable[Message]) -> Iterator[tuple[dict[str, bytes | None], int, int]]:
+def _steps(records: Iterable[Record]) -> Iterator[tuple[dict[str, bytes | None], int, int]]:
     """The last row of every account, the offset after the last record and its time (ms), a step's worth at a time."""
     rows: dict[str, bytes | None] = {}
     next_offset = time_ms = 0
-    for message in messages:
-        account, value, offset = key_text(message), message.value(), message.offset()
-        assert offset is not None
+    for record in records:
+        account, value, offset = record.key_text, record.value(), record.offset()
         if account is not None:  # a row of nobody's is told of by whoever takes the shard
             rows[account] = None if value is None else bytes(value)
-        next_offset, time_ms = offset + 1, message.timestamp()[1]
+        next_offset, time_ms = offset + 1, record.timestamp()[1]
         if len(rows) >= ROWS_PER_STEP:
             yield rows, next_offset, time_ms
             rows = {}

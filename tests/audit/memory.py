@@ -13,6 +13,7 @@ from schemas.messages import EventFrame, MarkFrame
 from schemas.parameters import Parameter
 from schemas.partitioning import partition_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, TRANSFERS
+from streams.broker.records import Record
 from streams.clearing.engine import Engine
 from streams.errors import TransactionAborted
 from streams.settings import load
@@ -21,7 +22,7 @@ COUNTS = {COMMANDS: 3, ALERTS: 3, TRANSFERS: 2}
 
 
 @dataclass
-class MemoryRecord:
+class MemoryRecord(Record):
     """A record with the methods of a client's message."""
 
     log_topic: str

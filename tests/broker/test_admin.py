@@ -13,7 +13,7 @@ from schemas.topics import EVENTS, MARKS, ROUTER, all_topics
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, require_topics
 from streams.broker.reader import LogReader
-from streams.clearing.clock import UNSTAMPED, appended_us
+from streams.broker.records import UNSTAMPED
 from streams.errors import TopicError
 from streams.settings import Settings
 
@@ -81,7 +81,7 @@ def test_whatever_a_sender_says_the_record_has_the_brokers_time_or_none(settings
     with LogReader(settings.kafka, "test") as reader:
         unstamped, stamped = reader.read_range(topic, 0, 0)
     assert unstamped.timestamp() == (TIMESTAMP_CREATE_TIME, ahead_ms)
-    assert appended_us(unstamped) == UNSTAMPED
+    assert unstamped.appended_us == UNSTAMPED
     assert stamped.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME
-    assert 0 < appended_us(stamped) < 1000 * ahead_ms
+    assert 0 < stamped.appended_us < 1000 * ahead_ms
     admin.delete_topics([topic])[topic].result(timeout=30)  # readers are shown the contract's topics only

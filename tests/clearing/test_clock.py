@@ -18,7 +18,8 @@ from schemas.parameters import (
 )
 from schemas.topics import TRADES, TRANSFERS
 from schemas.types import shard_account
-from streams.clearing.clock import CLOCK_RIGHT_US, UNSTAMPED, bounded_us
+from streams.broker.records import UNSTAMPED
+from streams.clearing.clock import CLOCK_RIGHT_US, bounded_us
 from streams.clearing.shard import Output, Shard
 from streams.margin.parameters import RiskParameters
 

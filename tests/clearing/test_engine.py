@@ -14,6 +14,7 @@ from schemas.codec import encode
 from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, TransferColumns
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
 from schemas.topics import EVENTS, MARKS, PARAMETERS
+from streams.broker import records
 from streams.clearing import engine as engine_module
 from streams.clearing.engine import Engine
 from streams.clearing.restore import TakenShard
@@ -40,7 +41,7 @@ RULES = RiskParameters.build(
 )
 
 
-class Record:
+class Record(records.Record):
     """A record as the consumer hands it over."""
 
     def __init__(self, topic: str, partition: int, offset: int, value: bytes, key: bytes | None = None) -> None:

@@ -11,7 +11,6 @@ from schemas.messages import Trade, TradeSide
 from schemas.topics import REPORTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
-from streams.routing import ownership
 from streams.routing.ownership import Ownership, memory_key
 from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds
 
@@ -91,14 +90,12 @@ def test_a_topic_that_was_created_anew_stops_the_router() -> None:
         begin(Log(0, 10), Group(30))
 
 
-def test_a_coordinator_that_is_away_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "_BACKOFF_FIRST_S", 0.001)
+def test_a_coordinator_that_is_away_for_a_moment_is_asked_again() -> None:
     _, first = begin(Log(0, 10), Group(3, [KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError._TIMED_OUT]))
     assert first == 3
 
 
-def test_a_coordinator_that_stays_away_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "_BACKOFF_FIRST_S", 0.001)
+def test_a_coordinator_that_stays_away_is_an_error() -> None:
     with pytest.raises(BrokerError, match="committed offsets cannot be read"):
         begin(Log(0, 10), Group(3, [KafkaError.COORDINATOR_NOT_AVAILABLE] * 10_000), timeout_s=0.01)
 

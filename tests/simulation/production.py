@@ -25,7 +25,14 @@ from streams.broker import admin
 from streams.margin.parameters import RiskParameters
 from streams.tables import writer
 
-PACKAGES = ("streams.broker", "streams.clearing", "streams.routing", "streams.tables", "streams.settings")
+PACKAGES = (
+    "streams.broker",
+    "streams.feeds",
+    "streams.clearing",
+    "streams.routing",
+    "streams.tables",
+    "streams.settings",
+)
 NOT_RUN = ("streams.tables.faust_store",)
 
 REAL: dict[str, Any] = {

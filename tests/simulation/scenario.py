@@ -154,7 +154,7 @@ def _constants(random: Random) -> dict[str, Any]:
         "streams.tables.catch_up.TOMBSTONES_KEPT_MS": random.choice((300, 43_200_000)),
         "streams.tables.writer.ROWS_PER_SCRIPT_MAX": random.choice((1, 3, 1_000)),
         "streams.tables.writer._script": _script,
-        "streams.clearing.restore.MARKS_LOOKBACK": random.choice((20, 500)),
+        "streams.feeds.marks.MARKS_LOOKBACK": random.choice((20, 500)),
     }
 
 

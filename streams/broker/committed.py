@@ -1,0 +1,101 @@
+"""A group's committed offsets, and the place from which a consumer goes on.
+
+Kafka may not say for a while what a group has committed: its coordinator moves, or a transaction of an owner that died
+is still open. Here is the one list of what passes by itself, and the one wait for it.
+"""
+
+import time
+from collections.abc import Generator, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from streams.broker.client_log import in_words
+from streams.errors import BrokerError
+
+_PAUSE_FIRST_S = 0.05
+_PAUSE_MAX_S = 1.0
+_CALL_MIN_S = 0.1
+_SEEK_AGAIN_S = 0.005
+
+RETRIABLE = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._WAIT_COORD,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.REBALANCE_IN_PROGRESS,
+    }
+)
+"""Errors of a committed offset that pass by themselves: a broker that is slow or away, a coordinator that moves, a
+transaction that is still open."""
+
+
+def committed_steps(
+    consumer: Consumer, places: Sequence[TopicPartition], timeout_s: float, *, call_s_max: float | None = None
+) -> Generator[float, None, list[TopicPartition]]:
+    """The group's committed offsets of ``places``; yields, after every call that got no answer, the seconds to pause.
+
+    Args:
+        timeout_s: how long to ask in all.
+        call_s_max: how long one call may block, for whoever has something else to do meanwhile (None: as long as
+            there is time).
+
+    Raises:
+        BrokerError: Kafka does not say in time, or never will.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = _PAUSE_FIRST_S
+    while True:
+        left_s = max(_CALL_MIN_S, deadline - time.monotonic())
+        try:
+            found = consumer.committed(list(places), timeout=left_s if call_s_max is None else min(pause_s, call_s_max))
+            error = next((place.error for place in found if place.error is not None), None)
+        except KafkaException as raised:
+            error = raised.args[0]
+        if error is None:
+            return found
+        if error.code() not in RETRIABLE or time.monotonic() > deadline:
+            raise BrokerError(f"the group's committed offsets cannot be read: {in_words(error)}")
+        yield pause_s
+        pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+def committed_offsets(consumer: Consumer, places: Sequence[TopicPartition], timeout_s: float) -> list[TopicPartition]:
+    """The group's committed offsets of ``places``, waited for; a negative one where there is none.
+
+    Raises:
+        BrokerError: Kafka does not say in time, or never will.
+    """
+    steps = committed_steps(consumer, places, timeout_s)
+    while True:
+        try:
+            pause_s = next(steps)
+        except StopIteration as done:
+            return list(done.value)
+        time.sleep(pause_s)
+
+
+def seek(consumer: Consumer, place: TopicPartition, timeout_s: float) -> None:
+    """Let ``consumer`` fetch ``place`` from its offset on. A partition just assigned takes a moment to begin.
+
+    Raises:
+        BrokerError: it is not assigned, or has not begun in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            consumer.seek(place)
+            return
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.code() != KafkaError._STATE or time.monotonic() > deadline:
+                raise BrokerError(f"{place.topic}[{place.partition}]: cannot seek: {in_words(cause)}") from error
+            time.sleep(_SEEK_AGAIN_S)

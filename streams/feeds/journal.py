@@ -1,0 +1,119 @@
+"""``margin.journal.v1``, read in one way by everybody: its records, where a shard's journal ends, its open interest.
+
+What cannot be read is handed on with the reason. Writing journals and standing where one says are the engine's
+business.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, TopicPartition
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import JournalRecord
+from schemas.topics import JOURNAL
+from streams.broker import config
+from streams.broker.reader import LogReader, poll_batch
+from streams.broker.records import Log, Record
+from streams.broker.tail import search_tail
+from streams.logs import event
+from streams.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
+
+_RECORD = Decoder[JournalRecord](JournalRecord)
+_RECORDS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """A journal record and where it stands. ``record`` is None if the bytes are none; ``reason`` says why."""
+
+    offset: int
+    data: bytes
+    record: JournalRecord | None
+    reason: str = ""
+
+
+def journal_entry(record: Record) -> JournalEntry:
+    """The journal record in ``record``."""
+    data = record.value() or b""
+    try:
+        return JournalEntry(record.offset(), data, _RECORD(data))
+    except DecodeError as error:
+        return JournalEntry(record.offset(), data, None, str(error))
+
+
+def read_journal(logs: Log, shard: int, first: int, end: int) -> Iterator[JournalEntry]:
+    """The entries of a shard's journal from offset ``first`` up to, not including, ``end``.
+
+    Raises:
+        BrokerError: Kafka does not answer.
+    """
+    return map(journal_entry, logs.read_range(JOURNAL, shard, first, end))
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEnd:
+    """The end of a shard's journal: the last ``record`` that can be read, the ``last`` record of all, and how many from
+    the one to the other cannot be read (``unread``)."""
+
+    record: JournalRecord | None
+    last: Record
+    unread: int
+
+
+def journal_end(logs: Log, shard: int) -> JournalEnd | None:
+    """The end of a shard's journal; None if it has no records at all. What cannot be read is logged.
+
+    Raises:
+        BrokerError: Kafka does not answer.
+    """
+
+    def find(records: Iterator[Record], is_all: bool) -> JournalEnd | None:
+        end = _end_of(records, shard)
+        return end if end is not None and (end.record is not None or is_all) else None
+
+    return search_tail(logs, JOURNAL, shard, find)
+
+
+def _end_of(records: Iterator[Record], shard: int) -> JournalEnd | None:
+    record: JournalRecord | None = None
+    last: Record | None = None
+    unread = 0
+    for last in records:
+        entry = journal_entry(last)
+        reason = entry.reason
+        if entry.record is not None and entry.record.shard != shard:
+            reason = f"it is a record of shard {entry.record.shard}"
+        if reason:
+            unread += 1
+            reason = f"{JOURNAL}[{shard}] offset {entry.offset}: {reason}"
+            event(log, logging.ERROR, "journal_unreadable", shard=shard, reason=reason)
+        else:
+            record, unread = entry.record, 0
+    return None if last is None else JournalEnd(record, last, unread)
+
+
+class JournalFollower:
+    """Follows the journals of all shards from their ends on; never in a group."""
+
+    def __init__(self, kafka: KafkaSettings, client_id: str, shards: int) -> None:
+        with LogReader(kafka, client_id) as reader:
+            places = [TopicPartition(JOURNAL, shard, reader.watermarks(JOURNAL, shard)[1]) for shard in range(shards)]
+        self._consumer = config.created(Consumer, config.reader(kafka, client_id) | {"enable.partition.eof": False})
+        self._consumer.assign(places)
+
+    def open_interest(self) -> Iterator[tuple[int, Mapping[str, str]]]:
+        """(shard, quantity of long positions by symbol) of the records that have come and tell it, without waiting.
+
+        Raises:
+            BrokerError: the broker refuses for good.
+        """
+        for found in map(journal_entry, poll_batch(self._consumer, 0, _RECORDS_MAX)):
+            if found.record is not None and found.record.open_interest is not None:
+                yield found.record.shard, found.record.open_interest
+
+    def close(self) -> None:
+        self._consumer.close()
