@@ -389,7 +389,9 @@ def status(
     Example:
       margin-clearing status --bootstrap-servers kafka-1:9092 --json
     """
-    from streams.console.status import judge, read_status, show_status
+    from streams.console.judgement import judge
+    from streams.console.show import show_status
+    from streams.console.status import read_status
 
     with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)) as settings:
         found = read_status(settings)

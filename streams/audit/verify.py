@@ -43,9 +43,10 @@ from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.broker.client_log import in_words
 from streams.broker.dead_letters import is_untold
 from streams.broker.records import Log, Record
-from streams.clearing.unreached import unreached_of, unreached_sentences
+from streams.clearing.unreached import unreached_of
 from streams.errors import AuditError, BrokerError, TableError
 from streams.feeds.journal import JournalEntry, read_journal
+from streams.feeds.unreached import unreached_sentences
 from streams.margin.fixed_point import format_decimal
 from streams.settings import Settings
 from streams.tables.reader import Layout, TableMeta, TableReader

@@ -43,10 +43,10 @@ from streams.broker.records import UNSTAMPED, Record
 from streams.clearing.clock import is_off
 from streams.clearing.restore import Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
-from streams.clearing.unreached import KINDS
 from streams.errors import BrokerError, InputError, ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
+from streams.feeds.unreached import KINDS
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
