@@ -18,7 +18,8 @@ from schemas.partitioning import partition_of
 from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.audit.findings import bytes_differ
 from streams.audit.outputs import row_of
-from streams.audit.replay import Progress, marks_needed, silent
+from streams.audit.progress import Progress, silent
+from streams.audit.replay import marks_needed
 from streams.audit.rerun import Rerun
 from streams.broker.records import Log
 from streams.clearing.shard import Output
