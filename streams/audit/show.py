@@ -11,7 +11,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from streams.audit.explain import Decision, Explanation, Term
+from streams.audit.decision import Decision, Term
+from streams.audit.explain import Explanation
 from streams.audit.findings import Findings
 from streams.audit.progress import Progress
 from streams.audit.replay import Replayed
