@@ -2,15 +2,10 @@
 
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-
 from schemas.topics import EVENTS, INPUTS
 from streams.audit.log import CLIENT
-from streams.broker import config
-from streams.broker.client_log import in_words
-from streams.broker.committed import committed_offsets
+from streams.broker.committed import group_offsets
 from streams.broker.records import Log
-from streams.errors import BrokerError
 from streams.settings import Settings
 
 _TIMEOUT_S = 30.0
@@ -36,7 +31,7 @@ class KafkaGroups:
         Raises:
             BrokerError: Kafka does not answer.
         """
-        return self._committed(self._settings.router.group_id, topic)
+        return group_offsets(self._settings.kafka, CLIENT, self._settings.router.group_id, topic, _TIMEOUT_S)
 
     def engine(self) -> list[int]:
         """See :class:`Groups`.
@@ -44,21 +39,7 @@ class KafkaGroups:
         Raises:
             BrokerError: Kafka does not answer.
         """
-        return self._committed(self._settings.engine.group_id, EVENTS)
-
-    def _committed(self, group: str, topic: str) -> list[int]:
-        kafka = self._settings.kafka
-        consumer = config.created(Consumer, config.common(kafka, CLIENT) | {"group.id": group})
-        try:
-            count = len(consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic].partitions)
-            places = [TopicPartition(topic, partition) for partition in range(count)]
-            return [place.offset for place in committed_offsets(consumer, places, _TIMEOUT_S)]
-        except KafkaException as error:
-            raise BrokerError(f"{topic}: its partitions cannot be read: {in_words(error.args[0])}") from error
-        except BrokerError as error:
-            raise BrokerError(f"group {group}: {error}") from error
-        finally:
-            consumer.close()
+        return group_offsets(self._settings.kafka, CLIENT, self._settings.engine.group_id, EVENTS, _TIMEOUT_S)
 
 
 class Backlog:
