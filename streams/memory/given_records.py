@@ -20,6 +20,8 @@ INPUTS = (PARAMETERS, TRADES, TRANSFERS, REPORTS, PRICES, MARKS, EVENTS)
 
 MS_MAX = 10_000_000_000_000
 """How far from the scenario's beginning a time may be, in milliseconds."""
+DEPTH_MAX = 100
+"""How deep JSON may be nested here."""
 ON_THE_CLOCK = {"publish_time_ms": "publish_time", "event_time_ms": "event_time", "time_ms": "time"}
 """What may stand for a time of the contract, in milliseconds since the scenario's beginning."""
 AGE = "age_ms"
@@ -181,12 +183,29 @@ def decoded_json(text: str | bytes) -> Any:
     """The plain values of JSON ``text``.
 
     Raises:
-        ValueError: it is not JSON, is nested too deep, names a field twice, or holds what JSON cannot (NaN).
+        ValueError: it is not JSON, is nested deeper than ``DEPTH_MAX``, names a field twice, or holds NaN or infinity.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_float, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_float, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError(f"nested deeper than {DEPTH_MAX}") from None
+    if len(text) > DEPTH_MAX:
+        _require_depth(value)
+    return value
+
+
+def _require_depth(value: Any) -> None:
+    depth, level = 0, [value]
+    while level:
+        if (depth := depth + 1) > DEPTH_MAX + 1:
+            raise ValueError(f"nested deeper than {DEPTH_MAX}")
+        level = [
+            item
+            for found in level
+            if isinstance(found, dict | list)
+            for item in (found.values() if isinstance(found, dict) else found)
+            if isinstance(item, dict | list)
+        ]
 
 
 def _refuse_constant(name: str) -> Any:
