@@ -464,7 +464,9 @@ class Engine:
         def note(name: str) -> Callable[[KafkaError | None, Message], None]:
             def delivered(error: KafkaError | None, message: Message) -> None:
                 if error is None:
-                    offsets[name] = max(message.offset() or 0, offsets.get(name, -1))
+                    offset = message.offset()
+                    assert offset is not None
+                    offsets[name] = max(offset, offsets.get(name, -1))
 
             return delivered
 
