@@ -144,7 +144,7 @@ class Router:
         """Route one batch, if there is one."""
         self._beat("collecting a batch")
         self._group.require_member()
-        batch = self._collect()
+        batch = self.collect()
         if not batch:
             return
         try:
@@ -154,7 +154,7 @@ class Router:
         except (TransactionAborted, ProducerFenced) as error:
             self._recover(error)
 
-    def _collect(self) -> list[Record]:
+    def collect(self) -> list[Record]:
         """Records for one batch. Partitions may come and go while it is collected."""
         router = self._settings.router
         batch = poll_batch(self._consumer, _IDLE_POLL_S, min(_RECORDS_PER_POLL, router.batch_records_max))
