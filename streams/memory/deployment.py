@@ -5,20 +5,21 @@ membership), as an orchestrator with stable names gives it, so a process that co
 """
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any
 
 from msgspec.structs import replace
 
 from streams.clearing.engine import Engine
 from streams.errors import MarginClearingError
 from streams.memory.brokers import VisibleCluster, WaitingConsumer
-from streams.memory.clients import FakeAdmin, FakeProducer, Rates
+from streams.memory.clients import FakeProducer
+from streams.memory.kafka import MemoryKafka, memory_redis
 from streams.memory.oracle import MemoryOracle
-from streams.memory.redis import FakeRedis, Server
-from streams.memory.scheduler import FakeEvent, FakeThreading, FakeTime, Process
+from streams.memory.redis import Server
+from streams.memory.scheduler import Process, VirtualEvent
 from streams.routing.router import Router
 from streams.settings import Settings
+from streams.tables.tables import Connect
+from streams.watchdog import Watchdog
 
 RESTART_US = 1_000_000
 """So long after its end a process is started again."""
@@ -41,10 +42,8 @@ class Deployment:
         self.on_broken = on_broken
         self.scheduler = cluster.scheduler
         self.settings = settings
-        self.time = FakeTime(self.scheduler)
         self._redis = Server(self.scheduler)
         self._redis.down_until = self.scheduler.now
-        self._rates = Rates()
         self.workers = {
             (role, number): Worker(self, role, number) for role, count in counts.items() for number in range(count)
         }
@@ -64,31 +63,14 @@ class Deployment:
         for group in self.cluster.groups.values():
             group.watch(process)
 
-    def consumer(self, properties: dict[str, Any]) -> WaitingConsumer:
-        """A consumer of the process that asks."""
-        return WaitingConsumer(self.cluster, self._process(), self._rates, properties)
+    def kafka(self, process: Process) -> MemoryKafka:
+        """The cluster as ``process`` sees it."""
+        settings = replace(self.settings, service=replace(self.settings.service, instance_id=process.name))
+        return MemoryKafka(settings, self.cluster, process, new_consumer=WaitingConsumer)
 
-    def stand_ins(self) -> Mapping[str, Any]:
-        """What takes the place of what is real, by the names of :mod:`streams.memory.stand_ins`."""
-        counts = {topic: len(found) for topic, found in self.cluster.topics.items()}
-        return {
-            "time": self.time,
-            "threading": FakeThreading(self.scheduler),
-            "os": SimpleNamespace(getpid=lambda: 1),
-            "socket": SimpleNamespace(gethostname=lambda: "host"),
-            "Consumer": self.consumer,
-            "Producer": lambda properties: FakeProducer(self.cluster, self._process(), self._rates, properties),
-            "connect": lambda *_: FakeRedis(self._redis, self._process(), self._rates),
-            "admin_client": lambda _: FakeAdmin(self.cluster),
-            "require_topics": lambda _: counts,
-            "topic_ids": lambda _, names: {name: f"id-of-{name}" for name in names},
-        }
-
-    def _process(self) -> Process:
-        task = self.scheduler.current
-        assert task is not None
-        task.process.alive()
-        return task.process
+    def redis(self, process: Process) -> Connect:
+        """Connections of ``process`` to the tables' Redis."""
+        return memory_redis(self._redis, process)
 
 
 class Worker:
@@ -126,7 +108,7 @@ class Worker:
                 self._deployment.on_broken(f"{self._role}:{self._number}", error)
 
         process.on_kill, process.on_end = on_kill, on_end
-        scheduler.spawn(process, "main", self._body())
+        scheduler.spawn(process, "main", self._body(process))
 
     def kill(self) -> None:
         """End the process at once; it is started again after ``RESTART_US``."""
@@ -153,14 +135,12 @@ class Worker:
             self._process.dead = True
             self._process.unwind()
 
-    def _body(self) -> Callable[[], None]:
-        deployment = self._deployment
-        settings = deployment.settings
-        settings = replace(settings, service=replace(settings.service, instance_id=self._name))
-        stop: Any = FakeEvent(deployment.scheduler)
+    def _body(self, process: Process) -> Callable[[], None]:
+        """What the process runs."""
+        deployment, stop = self._deployment, VirtualEvent(self._deployment.scheduler)
+        kafka = deployment.kafka(process)
         if self._role == "engine":
-            return lambda: Engine(settings, stop).run()
+            return lambda: Engine.build(kafka, stop, Watchdog(), deployment.redis(process)).run()
         if self._role == "router":
-            return lambda: Router(settings, stop).run()
-        places = self._price_places
-        return lambda: MemoryOracle(settings, deployment.cluster, deployment.consumer, deployment.time, places).run()
+            return lambda: Router.build(kafka, stop, Watchdog()).run()
+        return MemoryOracle(kafka, deployment.cluster, self._price_places).run

@@ -5,8 +5,7 @@ have come before the prices that have come, and not only with a heartbeat, so a 
 symbol's parameters counts.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from confluent_kafka import TopicPartition
@@ -16,7 +15,8 @@ from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import JOURNAL, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
 from streams.broker import config
-from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.broker.kafka import Kafka
+from streams.broker.reader import poll_batch
 from streams.broker.records import Record
 from streams.errors import BrokerError
 from streams.feeds.journal import JournalFollower
@@ -27,7 +27,6 @@ from streams.memory.brokers import VisibleCluster
 from streams.oracle.leadership import Leadership
 from streams.oracle.marks import HEARD, MarkBook, SymbolState
 from streams.oracle.scales import ScaleBook
-from streams.settings import Settings
 
 _PRICE = Decoder[OraclePrice](OraclePrice)
 _SYMBOL = Decoder[SymbolState](SymbolState)
@@ -35,30 +34,15 @@ _LEADERSHIP_POLL_S = 0.1
 _RECORDS_MAX = 500
 
 
-class Clock(Protocol):
-    """What the oracle needs of ``time``."""
-
-    def time_ns(self) -> int: ...
-    def monotonic(self) -> float: ...
-    def sleep(self, seconds: float) -> None: ...
-
-
 class MemoryOracle:
     """One oracle process. ``places``, how far prices were read, outlives it as committed offsets do."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        cluster: VisibleCluster,
-        new_consumer: Callable[[dict[str, Any]], Any],
-        clock: Clock,
-        places: dict[int, int],
-    ) -> None:
-        self._settings = settings
+    def __init__(self, kafka: Kafka, cluster: VisibleCluster, places: dict[int, int]) -> None:
+        self._kafka = kafka
+        self._settings = kafka.settings
         self._cluster = cluster
-        self._new_consumer = new_consumer
-        self._time = clock
-        self._clock = MachineClock(clock.time_ns)
+        self._time = kafka.runtime
+        self._clock = MachineClock(kafka.runtime.time_ns)
         self._places = places
         self._shards = len(cluster.topics[JOURNAL])
         self._book = MarkBook()
@@ -72,7 +56,7 @@ class MemoryOracle:
         Raises:
             BrokerError: another process publishes now.
         """
-        leadership = Leadership(self._settings)
+        leadership = Leadership(self._kafka)
         while not leadership.poll():
             self._time.sleep(_LEADERSHIP_POLL_S)
         self._epoch = leadership.claim()
@@ -96,10 +80,10 @@ class MemoryOracle:
     # --- what must be known before the first price -------------------------------------------------------------------
 
     def _restore(self) -> None:
-        kafka, name = self._settings.kafka, self._settings.oracle.app_id
-        self._parameters = ParameterFeed(Follower(kafka, name, PARAMETERS))
+        kafka, name = self._kafka, self._settings.oracle.app_id
+        self._parameters = ParameterFeed(kafka.follower(name, PARAMETERS))
         self._journals = JournalFollower(kafka, f"{name}-journals", self._shards)
-        with LogReader(kafka, name) as reader:
+        with kafka.log_reader(name) as reader:
             self._parameters.restart()
             self._parameters.catch_up(reader, self._add_parameters)
             self._set_rules()
@@ -119,7 +103,7 @@ class MemoryOracle:
             self._scales.restore_volatility(symbol, state.volatility)
 
     def _price_consumer(self) -> Any:
-        consumer = self._new_consumer(
+        consumer = self._kafka.clients.consumer(
             config.reader(self._settings.kafka, self._settings.oracle.app_id) | {"enable.partition.eof": False}
         )
         partitions = range(len(self._cluster.topics[PRICES]))

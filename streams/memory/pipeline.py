@@ -20,7 +20,9 @@ Not thread-safe; one thread drives a pipeline from beginning to end.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,7 +36,6 @@ from streams.memory.deployment import Deployment, Worker
 from streams.memory.given_marks import GivenMarks
 from streams.memory.given_records import FieldError, GivenRecord, decoded_json, given_record, microseconds
 from streams.memory.scheduler import Scheduler
-from streams.memory.stand_ins import replaced
 from streams.settings import Settings
 
 _SEED = 1
@@ -84,6 +85,17 @@ class BrokenProcess:
     error: BaseException
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the roles log goes nowhere."""
+    logged = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logged)
+
+
 def partition_counts(shards: int, partitions: int) -> dict[str, int]:
     """The partitions of every topic of the contract."""
     counts = {"one": 1, "any": partitions, "trades": partitions, "prices": partitions, "shards": shards}
@@ -112,7 +124,6 @@ class Pipeline:
         self.broken: list[BrokenProcess] = []
         """The processes that ended by an error that nobody raised on purpose; they are started again like others."""
         self._written: list[WrittenRecord] = []
-        self._stand_ins = self._deployment.stand_ins()
         self._deployment.start()
         self.run_until(0)
         if self._marks is not None:
@@ -126,7 +137,7 @@ class Pipeline:
 
     def close(self) -> None:
         """End every process. What was written can still be read."""
-        with replaced(self._stand_ins):
+        with _quiet():
             self._deployment.end()
 
     @property
@@ -235,7 +246,7 @@ class Pipeline:
 
     def run_until(self, time_us: int) -> None:
         """Let time pass until ``time_us`` microseconds after the beginning, if that is not over."""
-        with replaced(self._stand_ins):
+        with _quiet():
             self._scheduler.run(max(time_us, self._scheduler.now), _STEPS_MAX)
 
     def _on_broken(self, worker: str, error: BaseException) -> None:
