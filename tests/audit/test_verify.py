@@ -19,6 +19,7 @@ from streams.tables.reader import TableMeta
 from tests.audit.memory import MemoryLog, MemoryRecord
 from tests.audit.scripts import SYMBOL, Script, played
 from tests.audit.test_replay import STEPS, Step
+from tests.properties import examples
 
 SHARDS = 2
 ACCOUNTS_HELD = ("alice", "bob", "carol", "dave")
@@ -357,7 +358,7 @@ def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) ->
 
 
 @given(st.lists(STEPS, min_size=10, max_size=60))
-@configure(max_examples=30, deadline=None)
+@configure(max_examples=examples(30), deadline=None)
 def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
     script = played(steps)
     script.log.append(TRANSFERS, b"not routed yet", key="alice")

@@ -18,6 +18,7 @@ from streams.clearing.transfers import GAPS_MAX, TransferSequences
 from streams.margin.limits import ISOLATED_ASSETS_MAX, ISOLATED_GROUPS_MAX, POSITIONS_MAX
 from streams.margin.parameters import RiskParameters
 from tests.clearing.test_shard import RULES, Driver, kinds
+from tests.properties import examples
 
 ROW = Decoder[AccountRow](AccountRow)
 EUR = AssetParameters(asset="EUR", decimals=2)
@@ -127,7 +128,7 @@ sequences = st.permutations(list(range(12))).flatmap(
 
 
 @given(sequences, st.sets(st.integers(0, 23)))
-@configure(max_examples=60, deadline=None)
+@configure(max_examples=examples(60), deadline=None)
 def test_any_order_and_any_repetition_gives_the_same_balances(order: list[int], restarts: set[int]) -> None:
     driver = Recorder()
     for step, sequence in enumerate(order):
@@ -523,7 +524,7 @@ def play(driver: Recorder, step: tuple[str, str, int, int]) -> Output | None:
 
 
 @given(steps, st.sets(st.integers(0, 24)))
-@configure(max_examples=150, deadline=None)
+@configure(max_examples=examples(150), deadline=None)
 def test_a_shard_that_was_restarted_gives_the_same_bytes(
     walk: list[tuple[str, str, int, int]], restarts: set[int]
 ) -> None:
@@ -561,7 +562,7 @@ def _as_bytes(output: Output | None) -> Any:
 
 
 @given(steps)
-@configure(max_examples=100, deadline=None)
+@configure(max_examples=examples(100), deadline=None)
 def test_nothing_that_came_is_lost(walk: list[tuple[str, str, int, int]]) -> None:
     """What is held and what waits is what came in, of each asset that a transfer names."""
     driver, come, seen = Recorder(), dict[str, Decimal](), dict[int, tuple[str, int]]()

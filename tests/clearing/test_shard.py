@@ -22,6 +22,7 @@ from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier
 from streams.clearing.shard import Output, Shard
 from streams.errors import ShardError
 from streams.margin.parameters import RiskParameters
+from tests.properties import examples
 
 T0 = 1_700_000_000_000_000
 RULES = RiskParameters.build(
@@ -484,7 +485,7 @@ steps = st.lists(
 
 
 @given(steps)
-@configure(max_examples=150, deadline=None)
+@configure(max_examples=examples(150), deadline=None)
 def test_waking_only_what_a_mark_crosses_decides_what_looking_at_everything_decides(
     walk: list[tuple[str, int, Any]],
 ) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from schemas.parameters import (
@@ -20,11 +19,6 @@ from schemas.parameters import (
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group, Position
 from streams.margin.parameters import SCENARIOS, RiskParameters
-
-settings.register_profile(
-    "margin", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.load_profile("margin")
 
 SYMBOLS = ("A-PERP", "B-PERP", "C-PERP")
 """A and B settle in USD, C in EUR. BTC is collateral priced by A-PERP itself, EUR is priced by EUR-USD."""

@@ -23,6 +23,7 @@ from streams.margin.health import (
 )
 from streams.margin.parameters import RiskParameters
 from tests.margin.conftest import SYMBOLS, Book, books, closed, decimals, group, rules, value_less_margin
+from tests.properties import examples
 
 LAST_PLACE = Decimal(1).scaleb(-LIQUIDATION_PRICE_PLACES)
 MARK = decimals("0.01", "5000", 2)
@@ -37,7 +38,7 @@ def test_value_less_margin_is_concave_in_every_mark(book: Book, symbol: str, fir
         assert 2 * between >= low + high
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(books(), PRICED)
 def test_the_liquidation_price_is_where_the_verdict_flips(book: Book, symbol: str) -> None:
     price = liquidation_price(book.group, symbol, book.marks, book.parameters)
@@ -67,7 +68,7 @@ def test_the_liquidation_price_does_not_depend_on_the_symbols_own_mark(book: Boo
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(books())
 def test_closing_everything_at_the_bankruptcy_prices_costs_the_fund_nothing(book: Book) -> None:
     """Counted in full, what is left is what the haircuts were allotted, and no more than the rounding of the prices."""
@@ -249,7 +250,7 @@ def bounded_at(book: Book, bound: str) -> RiskParameters:
     return RiskParameters.build(records)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     books(),
     st.sets(PRICED, min_size=1),

@@ -18,6 +18,7 @@ from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, f
 from streams.margin.health import evaluate
 from streams.margin.parameters import DECIMALS_DEFAULT, RiskParameters
 from streams.margin.portfolio import Portfolio
+from tests.properties import examples
 
 MOST = "999999999999999999.999999999999999999"
 LEAST = "0.000000000000000001"
@@ -259,7 +260,7 @@ class Pair:
             assert abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) <= error
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(parameter_sets(), ACTIONS)
 def test_the_ledger_is_its_model_in_fractions(parameters: RiskParameters, actions: list[Any]) -> None:
     pair = Pair(parameters)
@@ -268,7 +269,7 @@ def test_the_ledger_is_its_model_in_fractions(parameters: RiskParameters, action
         pair.act(action)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(parameter_sets(), ACTIONS, parameter_sets())
 def test_what_was_written_is_read_under_any_other_decimals_and_increments(
     parameters: RiskParameters, actions: list[Any], others: RiskParameters

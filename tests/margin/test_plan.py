@@ -18,6 +18,7 @@ from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, Plan, PlannedOrder, make_plan, slices
 from streams.margin.reduction import _Reducing
 from tests.margin.conftest import SYMBOLS, Book, books, closed, decimals, group, rules, underwater
+from tests.properties import examples
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
 
@@ -41,7 +42,7 @@ def after_closing(book: Book, quantities: dict[str, Decimal]) -> Group:
     return closed(book, quantities, book.marks, fees=True)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(underwater(plain=True))
 def test_a_reduction_restores_the_target_and_one_increment_less_does_not(book: Book) -> None:
     assume(evaluate(book.group, book.marks, book.parameters).equity > 0)
@@ -373,7 +374,7 @@ def test_a_sale_that_costs_more_than_a_close_or_has_no_market_is_not_made(fee: s
     assert set(totals(make_plan(held, marks, parameters))) == {"X-PERP"}
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(underwater(positions=2), st.sampled_from(["0", "0.002", "0.05"]), st.sampled_from([None, "20000"]))
 def test_closes_and_sales_together_restore_the_target(book: Book, fee: str, depth: str | None) -> None:
     """The group after the orders of a plan, fees paid, meets its target, or everything that helps has been done."""
@@ -464,7 +465,7 @@ def between(draw: st.DrawFn, *, positions: int = 0) -> Book:
     return replace(book, group=replace(book.group, balances=balances))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(between())
 def test_all_orders_at_their_limits_leave_the_fund_nothing_to_pay(book: Book) -> None:
     health = evaluate(book.group, book.marks, book.parameters)
@@ -562,7 +563,7 @@ def test_with_nothing_to_trade_there_is_no_order_and_a_stage_that_says_why(
     assert bool(plan.orders) == (stage == "reduce")
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(books(), st.sets(st.sampled_from(["A-PERP", "B-PERP", "C-PERP", "EUR-USD"])))
 def test_only_what_is_live_is_traded_and_there_are_orders_or_a_reason(book: Book, stale: set[str]) -> None:
     health = evaluate(book.group, book.marks, book.parameters, stale=stale)
@@ -629,7 +630,7 @@ def test_no_slice_is_below_the_least_order(quantity: int, least: int, more: int)
     assert sum(part > least + more for part in parts) <= 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(between(), st.sampled_from(["1", "500", "30000"]))
 def test_no_order_of_a_plan_is_below_the_least_and_the_target_is_met_all_the_same(book: Book, least: str) -> None:
     parameters = book.parameters

@@ -29,6 +29,7 @@ from streams.margin.parameters import SCENARIOS, RiskParameters
 from streams.margin.plan import ORDERS_MAX, make_plan
 from streams.margin.portfolio import Portfolio
 from tests.margin.conftest import rules
+from tests.properties import examples
 
 LEAST, MOST = "0.000000000000000001", "999999999999999999.999999999999999999"
 INCREMENTS = st.sampled_from(
@@ -259,7 +260,7 @@ def corner_of(records: list[Parameter], scale: str) -> Corner | None:
     return Corner(portfolio, TriggerIndex(portfolio))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(corner_records(), SCALE, ACTIONS)
 def test_every_corner_of_the_range_is_exact_or_refused(
     records: list[Parameter], scale: str, actions: list[Any]

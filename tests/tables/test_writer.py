@@ -15,6 +15,7 @@ from streams.settings import RedisSettings
 from streams.tables import writer as writer_module
 from streams.tables.keys import LAYOUT, accounts_key, meta_key
 from streams.tables.writer import ROWS_PER_SCRIPT_MAX, AccountTable, WriteOutcome
+from tests.properties import examples
 
 SHARD = 3
 _shards = count(100)
@@ -311,7 +312,7 @@ class Owner:
 _entries = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, b"1", b"2", b"3"])), max_size=12)
 
 
-@configure(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@configure(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     log=_entries,
     later=_entries,
