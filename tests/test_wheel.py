@@ -38,6 +38,8 @@ NOBODY = 65534
 SYMBOL = "BTC-PERP"
 DEADLINE_S = 90.0
 
+pytestmark = pytest.mark.long
+
 PARAMETER_RECORDS = {
     "asset:USDC": {"type": "asset", "asset": "USDC", "decimals": 6, "version": 1},
     f"instrument:{SYMBOL}": {

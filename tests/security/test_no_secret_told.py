@@ -103,7 +103,15 @@ def a_redis_that_quotes(_: Servers) -> Iterator[dict[str, str]]:
         assert MARK in quoting.quoted
 
 
-@pytest.mark.parametrize("way", [wrong_redis_password, no_redis, redis_without_tls, a_redis_that_quotes])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(wrong_redis_password, marks=pytest.mark.long),
+        pytest.param(no_redis, marks=pytest.mark.long),
+        pytest.param(redis_without_tls, marks=pytest.mark.long),
+        a_redis_that_quotes,
+    ],
+)
 def test_a_redis_that_lets_nobody_in(
     way: Callable[[Servers], "contextlib.AbstractContextManager[dict[str, str]]"], servers: Servers, tmp_path: Path
 ) -> None:
