@@ -22,6 +22,9 @@ JOURNAL = "margin.journal.v1"
 ROUTER = "margin.router.v1"
 ORACLE = "margin.oracle.v1"
 
+INPUTS = (TRADES, TRANSFERS, REPORTS)
+"""The exchange's topics that the router turns into frames."""
+
 Partitioning = Literal["any", "shards", "one", "trades", "prices"]
 Cleanup = Literal["delete", "compact"]
 Compression = Literal["none", "lz4"]

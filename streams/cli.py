@@ -96,6 +96,18 @@ MetricsPort = Annotated[
 LogLevel = Annotated[str | None, _set_by("service.log_level", "DEBUG, INFO, WARNING or ERROR")]
 LogFormat = Annotated[str | None, _set_by("service.log_format", "json or text")]
 Shards = Annotated[int | None, _set_by("topics.shards", "Partitions of margin.events.v1")]
+RecordedTrades = Annotated[
+    Path | None, _else("the carried one", "Recorded trades, CSV (.gz) as in the carried recording")
+]
+RecordedQuotes = Annotated[
+    Path | None, _else("the carried one", "Recorded quotes, CSV (.gz) as in the carried recording")
+]
+FurtherSettings = Annotated[
+    list[str] | None, _else("none", "A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated")
+]
+IntoThisCluster = Annotated[
+    bool, _else("refuse", "Run even if what was given holds what is not the demo's own", "--into-this-cluster")
+]
 AsJson = Annotated[bool, _else("tables for a person", "Print JSON", "--json")]
 
 
@@ -389,7 +401,9 @@ def status(
     Example:
       margin-clearing status --bootstrap-servers kafka-1:9092 --json
     """
-    from streams.console.status import judge, read_status, show_status
+    from streams.console.judgement import judge
+    from streams.console.show import show_status
+    from streams.console.status import read_status
 
     with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)) as settings:
         found = read_status(settings)
@@ -577,12 +591,8 @@ def _read(file: Path | None) -> bytes:
 
 @app.command()
 def demo(
-    trades: Annotated[
-        Path | None, _else("the carried one", "Recorded trades, CSV (.gz) as in the carried recording")
-    ] = None,
-    quotes: Annotated[
-        Path | None, _else("the carried one", "Recorded quotes, CSV (.gz) as in the carried recording")
-    ] = None,
+    trades: RecordedTrades = None,
+    quotes: RecordedQuotes = None,
     speed: Annotated[float, typer.Option(help="Market seconds a second; 1 is real time")] = 20.0,
     seconds: Annotated[float | None, _else("all of it", "Play only the first so many seconds of the market")] = None,
     accounts: Annotated[int, typer.Option(help="Size of the drawn population")] = 4000,
@@ -593,13 +603,8 @@ def demo(
         str | None, _else("one that the demo starts", "Use this Kafka, host:port,host:port")
     ] = None,
     redis_url: Annotated[str | None, _else("one that the demo starts", "Use this Redis, redis://host:port/db")] = None,
-    setting: Annotated[
-        list[str] | None, _else("none", "A further setting, MARGIN_SECTION__FIELD=VALUE; may be repeated")
-    ] = None,
-    into_this_cluster: Annotated[
-        bool,
-        _else("refuse", "Run even if what was given holds what is not the demo's own", "--into-this-cluster"),
-    ] = False,
+    setting: FurtherSettings = None,
+    into_this_cluster: IntoThisCluster = False,
 ) -> None:
     """Replay a recorded market through the whole pipeline and check the result.
 

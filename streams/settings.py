@@ -36,7 +36,7 @@ MAX_POLL_INTERVAL_MS = 300_000
 """librdkafka's default: a consumer that does not poll for so long leaves its group."""
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SettingsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A section whose secrets are masked wherever it is printed."""
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             yield name, _shown(section, name, getattr(self, name))
 
 
-class KafkaSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KafkaSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach Kafka. ``ssl_…_location`` name files in PEM form; certificate and key are the client's own.
 
     ``options`` holds further librdkafka properties as ``name=value,name=value``; which may stand there, and for which
@@ -120,7 +120,7 @@ class KafkaSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
         return min(self.transaction_timeout_ms, self.session_timeout_ms) / 2000
 
 
-class RedisSettings(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RedisSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach Redis (or Valkey). User and password stand in the URL or by themselves."""
 
     url: str = "redis://localhost:6379/0"

@@ -52,7 +52,6 @@ class Watchdog:
         self.limit_s = limit_s
         self._end = end
         self._beats: dict[str, tuple[float, str]] = {}
-        self._stood_still_s = 0.0
         self._looked_at: float | None = None
 
     def beat(self, name: str, doing: str = "") -> None:

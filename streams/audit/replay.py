@@ -6,7 +6,6 @@ compacted away is left out until its next row is met.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, P
 from schemas.types import shard_account
 from streams.audit.findings import Findings, bytes_differ
 from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows
+from streams.audit.progress import Progress, silent
 from streams.audit.rerun import Rerun
 from streams.broker.records import Log
 from streams.clearing.shard import Output
@@ -26,14 +26,7 @@ from streams.feeds.journal import JournalEntry, read_journal
 from streams.feeds.marks import first_needed
 from streams.feeds.parameters import ParameterHistory
 
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how far it is, and of how much."""
-
 _ROW = Decoder[AccountRow](AccountRow)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from streams.audit.explain import Decision, Explanation, Term
+from streams.audit.decision import Decision, Term
+from streams.audit.explain import Explanation
 from streams.audit.findings import Findings
-from streams.audit.replay import Progress, Replayed
+from streams.audit.progress import Progress
+from streams.audit.replay import Replayed
 from streams.margin.fixed_point import format_decimal
 
 _SHOW_EVERY_S = 0.1

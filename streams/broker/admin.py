@@ -131,7 +131,7 @@ class GroupMember:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupState:
+class ConsumerGroup:
     """A consumer group: Kafka's word for its state (STABLE, EMPTY, …), its members, and its committed offsets."""
 
     group_id: str
@@ -140,7 +140,7 @@ class GroupState:
     committed: dict[tuple[str, int], int]
 
 
-def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> GroupState:
+def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> ConsumerGroup:
     """A consumer group as its coordinator sees it; one that never was is DEAD and has nothing.
 
     Raises:
@@ -163,7 +163,7 @@ def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> G
         )
         for member in found.members
     )
-    return GroupState(
+    return ConsumerGroup(
         group_id,
         found.state.name,
         tuple(sorted(members, key=lambda member: member.client_id)),

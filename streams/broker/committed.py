@@ -9,8 +9,10 @@ from collections.abc import Generator, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from streams.broker import config
 from streams.broker.client_log import in_words
 from streams.errors import BrokerError
+from streams.settings import KafkaSettings
 
 _PAUSE_FIRST_S = 0.05
 _PAUSE_MAX_S = 1.0
@@ -81,6 +83,25 @@ def committed_offsets(consumer: Consumer, places: Sequence[TopicPartition], time
         except StopIteration as done:
             return list(done.value)
         time.sleep(pause_s)
+
+
+def group_offsets(kafka: KafkaSettings, client_id: str, group_id: str, topic: str, timeout_s: float) -> list[int]:
+    """What a group has committed of every partition of ``topic``, asked from outside; negative where there is nothing.
+
+    Raises:
+        BrokerError: Kafka does not say in time, or never will.
+    """
+    consumer = config.created(Consumer, config.common(kafka, client_id) | {"group.id": group_id})
+    try:
+        count = len(consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions)
+        places = [TopicPartition(topic, partition) for partition in range(count)]
+        return [place.offset for place in committed_offsets(consumer, places, timeout_s)]
+    except KafkaException as error:
+        raise BrokerError(f"{topic}: its partitions cannot be read: {in_words(error.args[0])}") from error
+    except BrokerError as error:
+        raise BrokerError(f"group {group_id}: {error}") from error
+    finally:
+        consumer.close()
 
 
 def seek(consumer: Consumer, place: TopicPartition, timeout_s: float) -> None:

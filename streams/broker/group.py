@@ -18,31 +18,31 @@ _MEMBER = "steady"
 """librdkafka's join state of a member that heartbeats, with or without partitions."""
 
 
-class _Partition(msgspec.Struct):
+class _PartitionStatistics(msgspec.Struct):
     app_offset: int = -1
     next_offset: int = -1
     ls_offset: int = -1
     fetchq_cnt: int = 0
 
 
-class _Topic(msgspec.Struct):
-    partitions: dict[str, _Partition] = {}
+class _TopicStatistics(msgspec.Struct):
+    partitions: dict[str, _PartitionStatistics] = {}
 
 
-class _Broker(msgspec.Struct):
+class _BrokerStatistics(msgspec.Struct):
     nodeid: int = -1
     state: str = ""
 
 
-class _Group(msgspec.Struct):
+class _GroupStatistics(msgspec.Struct):
     state: str = ""
     join_state: str = ""
 
 
 class _Statistics(msgspec.Struct):
-    topics: dict[str, _Topic] = {}
-    brokers: dict[str, _Broker] = {}
-    cgrp: _Group | None = None
+    topics: dict[str, _TopicStatistics] = {}
+    brokers: dict[str, _BrokerStatistics] = {}
+    cgrp: _GroupStatistics | None = None
 
 
 _DECODE = msgspec.json.Decoder(_Statistics).decode
@@ -63,7 +63,7 @@ class GroupPlace:
         self._monotonic = monotonic
         self._outside_since: float | None = None
         self._outside_state = ""
-        self._partitions: Mapping[tuple[str, int], _Partition] = {}
+        self._partitions: Mapping[tuple[str, int], _PartitionStatistics] = {}
 
     def properties(self) -> dict[str, Any]:
         """What a consumer must be configured with to feed this."""

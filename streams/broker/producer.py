@@ -80,10 +80,6 @@ class TransactionalProducer:
         self._call("begin_transaction", self._timeout_s, timed=False)
         self._in_transaction = True
 
-    @property
-    def in_transaction(self) -> bool:
-        return self._in_transaction
-
     def produce(
         self,
         topic: str,

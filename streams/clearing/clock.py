@@ -6,13 +6,11 @@ does with its time, and whom it tells, is the shard's business.
 
 from schemas.topics import EVENTS, MARKS
 from streams.broker.records import UNSTAMPED
+from streams.feeds.journal import HOSTS
 
 CLOCK_RIGHT_US = 10_000_000
 """A clock that was off counts as right again when none of its frames has been off for so long: a topic may have
 several writers, and one whose clock is right says nothing of the others."""
-
-HOSTS = {"events": "a router", "marks": "the oracle"}
-"""Who stamps the frames of each clock."""
 
 _TOPICS = {"events": EVENTS, "marks": MARKS}
 

@@ -43,9 +43,10 @@ from streams.broker.records import UNSTAMPED, Record
 from streams.clearing.clock import is_off
 from streams.clearing.restore import Steps, TakenShard, take_shard
 from streams.clearing.shard import Output, Shard
-from streams.clearing.unreached import KINDS
 from streams.errors import BrokerError, InputError, ProducerFenced, ShardError, TransactionAborted
-from streams.feeds.marks import mark_records
+from streams.feeds.marks import MarkFeed
+from streams.feeds.parameters import ParameterFeed
+from streams.feeds.unreached import KINDS
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
@@ -89,8 +90,6 @@ _IDLE_POLL_S = 0.1
 _FRAMES_PER_POLL = 16
 _LOOK_AT_SHARDS_S = 1.0
 _RETAKES_MAX = 10
-_REFUSED_MAX = 256
-"""Refused parameter records that are kept for whoever takes shard 0; each has been logged, too."""
 _DEAD_LETTER_SHARD = 0
 """The owner of this shard writes the dead letters of the topics that every worker reads."""
 
@@ -111,15 +110,11 @@ class Engine:
         self._rules_meanwhile: list[tuple[int, RiskParameters]] = []
         self._broken: Exception | None = None
         self._held: deque[Record] = deque()
-        self._rules = RiskParameters.empty()
-        self._parameters_next = 0
-        self._marks_next = 0
         self._marks_epoch = -1
         self._marks_seen: float | None = None
         self._joined = False
         self._places: dict[str, int] = {}
         self._places_seen = 0.0
-        self._refused: deque[tuple[Record, Exception]] = deque(maxlen=_REFUSED_MAX)
         self._letters: list[tuple[Record, Exception]] = []
         self._last_commit = 0.0
         self._last_journal = 0.0
@@ -138,8 +133,8 @@ class Engine:
         self._producer = self._new_producer()
         self._reader = LogReader(settings.kafka, self._client_id, on_progress=lambda: self._beat("reading a log"))
         self._restoring = LogReader(settings.kafka, self._client_id, on_progress=lambda: self._beat("restoring"))
-        self._parameter_log = Follower(settings.kafka, self._client_id, PARAMETERS)
-        self._marks_log = Follower(settings.kafka, self._client_id, MARKS)
+        self._parameter_log = ParameterFeed(Follower(settings.kafka, self._client_id, PARAMETERS))
+        self._marks_log = MarkFeed(Follower(settings.kafka, self._client_id, MARKS))
         self._tables = TableWriter(settings, cluster_id, counts[EVENTS], watchdog=self._watchdog)
         self._restore_point = RestorePoint(settings, cluster_id, counts[EVENTS])
         properties = config.consumer(
@@ -147,9 +142,8 @@ class Engine:
         )
         self._consumer = config.created(Consumer, properties | self._group.properties())
         try:
-            self._marks_next = self._reader.watermarks(MARKS, 0)[1]
-            self._marks_log.start(self._marks_next)
-            self._parameter_log.start(0)
+            self._marks_log.start(self._reader.watermarks(MARKS, 0)[1])
+            self._parameter_log.restart()
             self._catch_up_parameters()
             self._consumer.subscribe(
                 [EVENTS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -217,7 +211,7 @@ class Engine:
         self._places_seen = time.monotonic()
         for number, shard in self._shards.items():
             marks, events = _places(number)
-            self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks_next)
+            self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks_log.next_offset)
             self._look_at(events, shard.events_next, waiting=bool(self._group.lag(EVENTS, number)))
 
     def _look_at(self, place: str, offset: int, *, waiting: bool) -> None:
@@ -255,7 +249,7 @@ class Engine:
         self._tables.check()
 
     def _poll_parameters(self) -> None:
-        self._read_parameters(self._parameter_log.poll(0))
+        self._read_parameters(self._parameter_log.poll())
 
     def _read_parameters(self, messages: list[Record]) -> None:
         """Put records in force in every shard, then decide every group once at the new rules."""
@@ -263,20 +257,16 @@ class Engine:
             return
         self._commit_events()
         for message in messages:
-            offset = message.offset()
-            self._parameters_next = offset + 1
-            try:
-                self._rules = self._rules.with_encoded(message.key(), message.value())
-            except (DecodeError, InputError) as error:
-                self._refused.append((message, error))
+            step = self._parameter_log.add(message)
+            if step.refused is not None:
                 if _DEAD_LETTER_SHARD in self._shards:
-                    self._letters.append((message, error))
+                    self._letters.append((message, step.refused))
                 PARAMETERS_REFUSED.inc()
-                event(log, logging.ERROR, "parameters_refused", offset=offset, reason=str(error))
+                event(log, logging.ERROR, "parameters_refused", offset=step.offset, reason=str(step.refused))
             for shard in self._shards.values():
-                self._adopt(shard, offset, self._rules)
+                self._adopt(shard, step.offset, step.rules)
             if self._taking is not None:
-                self._rules_meanwhile.append((offset, self._rules))
+                self._rules_meanwhile.append((step.offset, step.rules))
         for shard in self._shards.values():
             shard.decide_touched(everything=True)
 
@@ -288,17 +278,12 @@ class Engine:
 
     def _catch_up_parameters(self) -> None:
         """Read ``risk.parameters.v1`` to its end: an event may name what a record just written has introduced."""
-        end = self._reader.watermarks(PARAMETERS, 0)[1]
-        if end > self._parameters_next:
-            self._read_parameters(list(self._reader.read_range(PARAMETERS, 0, self._parameters_next, end)))
-            self._parameters_next = end
-            self._parameter_log.start(end)
+        self._parameter_log.catch_up(self._reader, self._read_parameters)
 
     def _poll_marks(self) -> None:
         timeout_s = _POLL_S if self._shards and not self._held and not self._taking else 0
-        for found in mark_records(self._marks_log.poll(timeout_s)):
+        for found in self._marks_log.poll(timeout_s):
             offset = found.offset
-            self._marks_next = offset + 1
             if found.refused is not None:
                 writer = self._shards.get(_DEAD_LETTER_SHARD)
                 if writer is not None and offset >= writer.marks_next:
@@ -392,7 +377,7 @@ class Engine:
         return shard.shard
 
     def _count_skew(self, clock: str, time_us: int, appended: int) -> None:
-        skew_us = 1000 * self._rules.policy.clock_skew_ms_max
+        skew_us = 1000 * self._parameter_log.rules.policy.clock_skew_ms_max
         if is_off(time_us, appended, skew_us):
             CLOCK_SKEWED.labels(clock).inc()
 
@@ -561,9 +546,9 @@ class Engine:
                 reader=self._restoring,
                 producer=self._producer,
                 consumer=self._consumer,
-                rules=self._rules,
-                parameters_next=self._parameters_next,
-                marks_next=lambda: self._marks_next,
+                rules=self._parameter_log.rules,
+                parameters_next=self._parameter_log.next_offset,
+                marks_next=lambda: self._marks_log.next_offset,
                 restore_point=self._restore_point,
                 worker=self._worker,
                 timeout_s=self._settings.kafka.call_ms_max / 1000,
@@ -599,13 +584,14 @@ class Engine:
             self._commit()
         if self._rules_meanwhile:
             if letters:
-                self._letters += self._refused_parameters(shard.parameters_next, self._parameters_next)
+                self._letters += self._refused_parameters(shard.parameters_next, self._parameter_log.next_offset)
             for offset, rules in self._rules_meanwhile:
                 self._adopt(shard, offset, rules)
             shard.decide_touched(everything=True)
 
     def _refused_parameters(self, first: int, end: int) -> list[tuple[Record, Exception]]:
-        return [(message, error) for message, error in self._refused if first <= message.offset() < end]
+        refused = self._parameter_log.refused(first, end)
+        return [(step.record, step.refused) for step in refused if step.refused is not None]
 
     def _resume(self, shard: Shard) -> None:
         """Let the consumer fetch the shard's events from where its log says."""
@@ -634,8 +620,8 @@ class Engine:
         self._abandon()
         self._held.clear()
         # Whatever was polled with the record at which a commit failed has not been applied: it is read again.
-        self._parameter_log.start(self._parameters_next)
-        self._marks_log.start(self._marks_next)
+        self._parameter_log.restart()
+        self._marks_log.restart()
         self._to_take.clear()
         self._wait_to_take(owned)
         SHARDS_OWNED.set(0)

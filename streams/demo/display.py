@@ -17,7 +17,7 @@ from rich.table import Table
 from streams.demo.checks import Differences
 from streams.demo.errors import DemoError
 from streams.demo.evidence import Evidence
-from streams.demo.exchange import Exchange, Sent
+from streams.demo.exchange import Sent, SimulatedExchange
 
 ROWS_SHOWN = 12
 DIFFERENCES_SHOWN = 3
@@ -98,7 +98,7 @@ def latencies_of(found: Evidence, seen_us: dict[str, int]) -> Latencies:
 
 
 def summary_of(
-    found: Evidence, exchange: Exchange, repeats: int, results: dict[str, Differences], latencies: Latencies
+    found: Evidence, exchange: SimulatedExchange, repeats: int, results: dict[str, Differences], latencies: Latencies
 ) -> dict[str, Any]:
     """The run as JSON values."""
     checks = {name: not differences for name, differences in results.items()}
@@ -131,7 +131,7 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 def show_result(
     console: Console,
     found: Evidence,
-    exchange: Exchange,
+    exchange: SimulatedExchange,
     results: dict[str, Differences],
     latencies: Latencies,
     seconds: tuple[float, float],

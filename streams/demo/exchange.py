@@ -62,7 +62,7 @@ class RestingOrder:
 
 
 @dataclass
-class Exchange:
+class SimulatedExchange:
     """Publishes with one producer; not thread-safe. ``prices`` holds the last trade's of every symbol."""
 
     settings: Settings

@@ -38,7 +38,7 @@ class Deposit:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class OpeningTrade:
     """An opening position; ``quantity`` is signed, ``isolated`` says which book it goes into."""
 
     account: str
@@ -56,7 +56,7 @@ class Population:
     traders: list[str] = field(default_factory=list)
     isolated: dict[str, str] = field(default_factory=dict)
     deposits: list[Deposit] = field(default_factory=list)
-    openings: list[Opening] = field(default_factory=list)
+    openings: list[OpeningTrade] = field(default_factory=list)
 
     @property
     def accounts(self) -> list[str]:
@@ -103,7 +103,7 @@ def _draw_trader(
         margin += value * (TAKER_FEE if stressed else 1 / leverage + TAKER_FEE)
         signed = quantity if rng.random() < LONG_SHARE else -quantity
         positions.append(Position(symbol, signed, -signed * prices[symbol]))
-        people.openings.append(Opening(account, symbol, signed, isolated))
+        people.openings.append(OpeningTrade(account, symbol, signed, isolated))
     if stressed:
         due = evaluate(Group(account, "cross", {}, tuple(positions)), prices, rules).maintenance_margin
         margin += due * Decimal(rng.uniform(STRESSED_RATIO_MIN, STRESSED_RATIO_MAX))

@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
 from infra.local.process import ManagedProcess
 from infra.local.stack import child_environment
 from schemas import topics
-from streams.broker import config
 from streams.broker.admin import admin_client
+from streams.broker.committed import group_offsets
 from streams.broker.reader import LogReader
 from streams.demo.errors import DemoError
 from streams.settings import Settings
 
 READY_TIMEOUT_S = 60.0
+_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 
 
@@ -132,13 +133,7 @@ class Roles:
         return all(offset >= 0 for offset in self._committed(self._settings.engine.group_id, topics.EVENTS))
 
     def _committed(self, group: str, topic: str) -> list[int]:
-        consumer = Consumer(config.common(self._settings.kafka, "margin-demo") | {"group.id": group})
-        try:
-            count = len(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-            places = [TopicPartition(topic, partition) for partition in range(count)]
-            return [place.offset for place in consumer.committed(places, timeout=10)]
-        finally:
-            consumer.close()
+        return group_offsets(self._settings.kafka, "margin-demo", group, topic, _TIMEOUT_S)
 
     def _ends(self, topic: str) -> list[int]:
         with LogReader(self._settings.kafka, "margin-demo") as reader:

@@ -30,13 +30,13 @@ from streams.demo.checks import Differences, run_checks
 from streams.demo.display import Display, latencies_of, show_result, summary_of, write_summary
 from streams.demo.errors import DemoError
 from streams.demo.evidence import Evidence, Starts, ends, read_evidence
-from streams.demo.exchange import Exchange, now_us
+from streams.demo.exchange import SimulatedExchange, now_us
 from streams.demo.footprint import Footprint
 from streams.demo.market import market_of
 from streams.demo.population import draw_population
 from streams.demo.recording import RecordedQuote, Recording, carried_recording, load_recording
-from streams.demo.replaying import NAME as REPLAY
-from streams.demo.replaying import Replaying
+from streams.demo.replay_process import NAME as REPLAY
+from streams.demo.replay_process import ReplayProcess
 from streams.demo.roles import Roles
 from streams.settings import PREFIX, SECRETS, Settings, describe, load
 
@@ -189,7 +189,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
             left_out: dict[str, str] = {}
             if options.into_this_cluster and stack.kafka is None:
                 left_out[REPLAY] = "the logs here may hold more than the demo's; see `margin-clearing replay`"
-            results = _judge(found, None if REPLAY in left_out else Replaying(variables))
+            results = _judge(found, None if REPLAY in left_out else ReplayProcess(variables))
     latencies = latencies_of(found, feed.seen_us)
     summary = summary_of(found, exchange, feed.repeats, results, latencies) | {"left_out": left_out}
     show_result(console, found, exchange, results, latencies, (seconds, time.monotonic() - started))
@@ -232,16 +232,16 @@ def _noted(footprint: Footprint) -> Iterator[None]:
         footprint.finish()
 
 
-def _judge(found: Evidence, replaying: Replaying | None) -> dict[str, Differences]:
+def _judge(found: Evidence, replay: ReplayProcess | None) -> dict[str, Differences]:
     """Every check's differences; those of the replay, which runs beside the others, last."""
     try:
         results = run_checks(found)
-        if replaying is not None:
-            results[REPLAY] = replaying.differences()
+        if replay is not None:
+            results[REPLAY] = replay.differences()
         return results
     finally:
-        if replaying is not None:
-            replaying.stop()
+        if replay is not None:
+            replay.stop()
 
 
 def _recording(options: DemoOptions) -> Recording:
@@ -282,12 +282,12 @@ def _play(
     variables: dict[str, str],
     folder: Path,
     display: Display,
-) -> tuple[Evidence, CommandFeed, Exchange, float]:
+) -> tuple[Evidence, CommandFeed, SimulatedExchange, float]:
     market = market_of(recording)
     prefix = f"demo-{secrets.token_hex(3)}-"
     prices = {trade.symbol: Decimal(trade.price) for trade in reversed(recording.trades)}
     people = draw_population(market, prices, size=options.accounts, seed=options.seed, prefix=prefix)
-    exchange = Exchange(settings, market, people, prices, options.seed)
+    exchange = SimulatedExchange(settings, market, people, prices, options.seed)
     starts = ends(settings)
     feed = CommandFeed(settings, starts, prefix)
     try:
@@ -311,7 +311,7 @@ def _play(
     return found, feed, exchange, seconds
 
 
-def _open(exchange: Exchange, recording: Recording, roles: Roles) -> None:
+def _open(exchange: SimulatedExchange, recording: Recording, roles: Roles) -> None:
     """Deposits before positions: an account must not look insolvent because its deposit is still on its way."""
     exchange.publish_deposits()
     roles.wait_for(lambda: roles.routed() and roles.applied(), "the deposits", OPENING_TIMEOUT_S)
@@ -320,7 +320,12 @@ def _open(exchange: Exchange, recording: Recording, roles: Roles) -> None:
 
 
 def _replay(
-    options: DemoOptions, recording: Recording, exchange: Exchange, feed: CommandFeed, roles: Roles, display: Display
+    options: DemoOptions,
+    recording: Recording,
+    exchange: SimulatedExchange,
+    feed: CommandFeed,
+    roles: Roles,
+    display: Display,
 ) -> None:
     """Send every row when its time has come, and trade the commands in between."""
     began = time.monotonic()
@@ -345,14 +350,14 @@ def _replay(
     display.advance(recording.seconds, exchange.sent, len(feed.seen_us))
 
 
-def _serve(exchange: Exchange, feed: CommandFeed, timeout_s: float) -> int:
+def _serve(exchange: SimulatedExchange, feed: CommandFeed, timeout_s: float) -> int:
     commands = feed.poll(timeout_s)
     for command in commands:
         exchange.execute(command)
     return len(commands)
 
 
-def _settle(exchange: Exchange, feed: CommandFeed, roles: Roles) -> bool:
+def _settle(exchange: SimulatedExchange, feed: CommandFeed, roles: Roles) -> bool:
     """Go on trading commands until nothing is on its way; False if that takes too long."""
     deadline = time.monotonic() + QUIET_TIMEOUT_S
     calm = 0

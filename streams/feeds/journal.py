@@ -22,6 +22,9 @@ from streams.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
+HOSTS = {"events": "a router", "marks": "the oracle"}
+"""Who stamps the frames of each clock that a journal record names as ``skewed``."""
+
 _RECORD = Decoder[JournalRecord](JournalRecord)
 _RECORDS_MAX = 1000
 

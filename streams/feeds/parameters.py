@@ -16,7 +16,7 @@ from streams.broker.records import Log, Record
 from streams.errors import InputError
 from streams.margin.parameters import RiskParameters
 
-_REFUSED_MAX = 256
+REFUSED_MAX = 256
 """Refused records that a feed remembers."""
 
 
@@ -39,10 +39,13 @@ class ParameterStep:
 
 
 class ParameterFold:
-    """The rules that records form, added one by one in the order of the log. ``next_offset`` is the first not added."""
+    """The rules that records form, added one by one in the order of the log. ``next_offset`` is the first not added.
 
-    def __init__(self) -> None:
-        self.rules = RiskParameters.empty()
+    ``rules`` are those of the records before, if there were any.
+    """
+
+    def __init__(self, rules: RiskParameters | None = None) -> None:
+        self.rules = RiskParameters.empty() if rules is None else rules
         self.next_offset = 0
 
     def add(self, record: Record) -> ParameterStep:
@@ -72,10 +75,10 @@ class ParameterFeed:
     Records that were polled and not added are polled again after :meth:`restart`.
     """
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower, rules: RiskParameters | None = None) -> None:
         self._follower = follower
-        self._fold = ParameterFold()
-        self._refused: deque[ParameterStep] = deque(maxlen=_REFUSED_MAX)
+        self._fold = ParameterFold(rules)
+        self._refused: deque[ParameterStep] = deque(maxlen=REFUSED_MAX)
 
     @property
     def rules(self) -> RiskParameters:

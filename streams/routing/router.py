@@ -25,7 +25,7 @@ from types import FrameType
 
 from confluent_kafka import Consumer, TopicPartition
 
-from schemas.topics import EVENTS, ROUTER, TRADES
+from schemas.topics import EVENTS, INPUTS, ROUTER, TRADES
 from streams import probes
 from streams.broker import config
 from streams.broker.admin import require_topics
@@ -40,7 +40,7 @@ from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
 from streams.routing.ownership import Owned, Ownership, memory_key
-from streams.routing.split import INPUTS, Counts, RefusedRecord, Splitter
+from streams.routing.split import Counts, RefusedRecord, Splitter
 from streams.routing.trade_ids import RefusedTrade
 from streams.settings import Settings
 from streams.watchdog import Watchdog

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import LiquidationReport, Suspension, Trade, Transfer
-from schemas.topics import REPORTS, TRADES, TRANSFERS
+from schemas.topics import TRADES, TRANSFERS
 from streams.routing.concerned import Concerned, concerned
 from streams.routing.frames import ShardFrames
 from streams.routing.trade_ids import REPEATED, TradeIds
 
-INPUTS = (TRADES, TRANSFERS, REPORTS)
 GAPS_NAMED_MAX = 20
 REASON_MAX = 500
 

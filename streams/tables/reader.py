@@ -131,16 +131,6 @@ class TableReader:
                 seen.add(account)
                 yield account.decode("utf-8", "replace"), row
 
-    def all_accounts(self) -> Iterator[AccountRow]:
-        """Every account of every shard, in no order, while the tables may change.
-
-        Raises:
-            TableError: Redis does not answer, or a table is missing, being built or unreadable.
-        """
-        for shard in range(self.shards()):
-            for account, row in self.accounts(shard):
-                yield _decoded(_ROW, row, f"account {account}")
-
     def read_marks(self) -> dict[str, Mark]:
         """The latest mark of every symbol.
 

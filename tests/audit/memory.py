@@ -16,6 +16,8 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, P
 from streams.broker.records import Record
 from streams.clearing.engine import Engine
 from streams.errors import TransactionAborted
+from streams.feeds.marks import MarkFeed
+from streams.feeds.parameters import ParameterFeed
 from streams.settings import load
 
 COUNTS = {COMMANDS: 3, ALERTS: 3, TRANSFERS: 2}
@@ -243,10 +245,10 @@ class MemoryEngine:
         engine._producer = self.producer
         engine._consumer = _Consumer(log, self.committed)
         engine._reader = engine._restoring = log
-        engine._parameter_log, engine._marks_log = _Follower(log, PARAMETERS), _Follower(log, MARKS)
+        engine._parameter_log = ParameterFeed(cast(Any, _Follower(log, PARAMETERS)))
+        engine._marks_log = MarkFeed(cast(Any, _Follower(log, MARKS)))
         engine._tables, engine._restore_point = _Tables(), _NoRestorePoint()
-        engine._marks_next = log.watermarks(MARKS, 0)[1]
-        engine._marks_log.start(engine._marks_next)
+        engine._marks_log.start(log.watermarks(MARKS, 0)[1])
         engine._catch_up_parameters()
         engine._to_take = list(range(log.shards))
         self._engine = engine

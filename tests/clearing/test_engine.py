@@ -20,6 +20,8 @@ from streams.clearing.engine import Engine
 from streams.clearing.restore import TakenShard
 from streams.clearing.shard import Shard
 from streams.errors import ProducerFenced, ShardError, TransactionAborted
+from streams.feeds.marks import MarkFeed
+from streams.feeds.parameters import REFUSED_MAX, ParameterFeed
 from streams.margin.parameters import RiskParameters
 from streams.settings import load
 from streams.watchdog import Watchdog
@@ -180,10 +182,10 @@ class Bench:
         self.producer, self.tables = Producer(), Tables()
         found = cast(Any, engine)
         found._producer, found._tables, found._consumer = self.producer, self.tables, self.events
-        found._marks_log, found._parameter_log = self.marks, self.parameters
+        found._marks_log = MarkFeed(cast(Any, self.marks))
+        found._parameter_log = ParameterFeed(cast(Any, self.parameters), RULES)
         found._reader = SimpleNamespace(watermarks=lambda topic, partition: (0, 0))
         found._restoring = found._restore_point = None
-        found._rules = RULES
         found._new_producer = Producer
         self.inside: Any = engine
         monkeypatch.setattr(engine_module, "poll_batch", self._poll_batch)
@@ -230,7 +232,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def taken(bench: Bench, shard: int) -> TakenShard:
-    return TakenShard(Shard(shard, RULES), [], bench.inside._parameters_next)
+    return TakenShard(Shard(shard, RULES), [], bench.inside._parameter_log.next_offset)
 
 
 def take_in_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch, steps: int, error: Exception | None = None) -> None:
@@ -510,10 +512,10 @@ def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refused_parameters_are_kept_up_to_a_bound(bench: Bench) -> None:
-    for offset in range(3 * engine_module._REFUSED_MAX):
+    for offset in range(3 * REFUSED_MAX):
         bench.parameters.waiting.append(Record(PARAMETERS, 0, offset, b"nonsense", b"policy:default"))
     bench.cycle()
-    assert len(bench.inside._refused) == engine_module._REFUSED_MAX
+    assert len(bench.inside._parameter_log.refused(0, 3 * REFUSED_MAX)) == REFUSED_MAX
 
 
 # --- marks -----------------------------------------------------------------------------------------------------------

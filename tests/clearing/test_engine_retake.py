@@ -40,7 +40,7 @@ def test_a_shard_is_taken_with_the_rules_of_its_last_owner_at_least() -> None:
     engine = late._engine
     script.running.parameters(PolicyParameters(command_ttl_ms=9_000, liquidation_buffer_rate="0.002"))
     follower = engine._parameter_log
-    polled, follower.poll = follower.poll, lambda timeout_s: []  # its fetch has not brought the record yet
+    polled, follower.poll = follower.poll, list  # its fetch has not brought the record yet
     engine._to_take = [0]
     engine._abandon()
     while engine._to_take:

@@ -8,17 +8,19 @@ import pytest
 from rich.console import Console
 
 from schemas.topics import EVENTS, MARKS, TRADES
-from streams.broker.admin import GroupMember, GroupState
+from streams.broker.admin import ConsumerGroup, GroupMember
 from streams.broker.dead_letters import UntoldLetters
-from streams.console.status import Lag, MarksStatus, ShardStatus, Status, judge, show_status
+from streams.console.judgement import judge
+from streams.console.show import show_status
+from streams.console.status import Lag, MarksStatus, ShardStatus, Status
 from streams.settings import Settings
 from streams.tables.reader import TableMeta
 
 SETTINGS = Settings()
 
 
-def group(name: str, *members: tuple[str, tuple[tuple[str, int], ...]], state: str = "STABLE") -> GroupState:
-    return GroupState(name, state, tuple(GroupMember(who, "host", owned) for who, owned in members), {})
+def group(name: str, *members: tuple[str, tuple[tuple[str, int], ...]], state: str = "STABLE") -> ConsumerGroup:
+    return ConsumerGroup(name, state, tuple(GroupMember(who, "host", owned) for who, owned in members), {})
 
 
 def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:

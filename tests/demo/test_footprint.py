@@ -22,7 +22,7 @@ from streams.broker.reader import LogReader
 from streams.demo.checks import CHECKS
 from streams.demo.errors import DemoError, OccupiedError
 from streams.demo.footprint import NOTES, REDIS_NOTE, Footprint
-from streams.demo.replaying import NAME as REPLAY
+from streams.demo.replay_process import NAME as REPLAY
 from streams.demo.run import DemoOptions
 from streams.settings import Settings, load
 from streams.tables.keys import LAYOUT, accounts_key, meta_key

@@ -320,11 +320,11 @@ def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     retake = Engine._retake_all
 
     def _retake_all(self: Engine, error: Exception) -> None:
-        self._marks_log.start = lambda *_: None  # type: ignore[method-assign]
+        self._marks_log.restart = lambda: None  # type: ignore[method-assign]
         try:
             retake(self, error)
         finally:
-            del self._marks_log.start
+            del self._marks_log.restart
 
     with _replaced((Engine, "_retake_all", _retake_all)):
         yield

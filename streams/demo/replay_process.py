@@ -17,7 +17,7 @@ NAME = "replay_gives_the_same_bytes"
 TIMEOUT_S = 120.0
 
 
-class Replaying:
+class ReplayProcess:
     """``margin-clearing replay`` of every shard, begun at once; :meth:`differences` waits for it."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from streams.demo.replaying import differences_in
+from streams.demo.replay_process import differences_in
 
 DIFFERENCE = {"topic": "liquidation.commands.v1", "partition": 1, "offset": 7, "what": "a:1: stage must be"}
 

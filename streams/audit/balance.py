@@ -1,0 +1,102 @@
+"""Whether every unit of money is where the inputs say: shard by shard, and all shards against the exchange's topics."""
+
+from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
+from streams.audit.findings import Findings
+from streams.audit.money import (
+    Flows,
+    Sums,
+    compare,
+    flows_held_back,
+    flows_of_exchange,
+    flows_of_frames,
+    flows_unapplied,
+    held_by,
+    settle_assets,
+)
+from streams.audit.progress import Progress
+from streams.broker.records import Log
+from streams.errors import AuditError
+from streams.margin.fixed_point import format_decimal
+
+
+class MoneyCheck:
+    """Adds the money up; what is wrong, or cannot be added up, goes to ``findings``.
+
+    In this order: :meth:`read_assets`; :meth:`add_shard` of every shard; :meth:`compare_with_exchange`.
+    """
+
+    def __init__(self, log: Log, findings: Findings, progress: Progress) -> None:
+        self._log, self._findings, self._progress = log, findings, progress
+        self._assets: dict[str, str] | None = None
+        self._held: list[Sums] = []
+        self._frames = Flows()
+
+    def read_assets(self) -> None:
+        """Learn what each symbol is settled in; if that is not known, nothing is added up."""
+        try:
+            self._assets = settle_assets(self._log)
+        except AuditError as error:
+            self._findings.note(str(error))
+
+    def add_shard(self, shard: int, events_next: int, rows: dict[str, bytes]) -> None:
+        """Compare what the accounts of ``rows`` hold with what the frames below ``events_next`` moved."""
+        if self._assets is None:
+            return
+        if self._log.watermarks(EVENTS, shard)[0]:
+            self._findings.note(f"{EVENTS}[{shard}] does not begin at offset 0 any more: its money is not added up")
+            return
+        if self._log.watermarks(dead_letter_topic(EVENTS), 0)[0]:
+            self._findings.note(
+                f"{dead_letter_topic(EVENTS)} has been cut, so what could not be applied is not known any more: the "
+                f"money of shard {shard} is not added up"
+            )
+            return
+        self._progress(f"money of shard {shard}", 0, 0)
+        try:
+            held, _ = held_by(rows.values(), self._assets)
+        except KeyError as error:
+            self._findings.note(f"{PARAMETERS} names no instrument {error}: money is not added up")
+            return
+        frames = flows_of_frames(self._log, shard, events_next, self._assets)
+        applied = Flows()
+        applied.add(frames)
+        applied.add(flows_unapplied(self._log, shard, events_next, self._assets), -1)
+        applied.add(flows_held_back(rows.values(), self._assets), -1)
+        compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
+        self._held.append(held)
+        self._frames.add(frames)
+
+    def compare_with_exchange(self, shards: int, *, resting: bool) -> None:
+        """At rest, the frames of all ``shards`` are the exchange's records, and every trade has both its sides."""
+        if self._assets is None or len(self._held) < shards:
+            return
+        if not resting:
+            self._findings.note(
+                "the pipeline is not at rest, so trades may have only one side yet: the money of all shards together "
+                "is not compared with the exchange's topics"
+            )
+            return
+        inputs = [(topic, p) for topic in (TRADES, TRANSFERS) for p in range(self._log.partitions(topic))]
+        if any(self._log.watermarks(*place)[0] for place in inputs):
+            self._findings.note(f"{TRADES} or {TRANSFERS} have been cut: money is not compared with them")
+            return
+        self._progress("money of the exchange", 0, 0)
+        exchange = flows_of_exchange(self._log, self._assets)
+        nothing = Flows()
+        once = Flows()
+        once.add(self._frames)
+        once.add(Flows(transfers=self._frames.doubtful), -1)
+        compare("transfers that came to the shards", exchange.transfers, once.transfers, self._findings)
+        compare("fees that came to the shards", exchange.fees, self._frames.fees, self._findings)
+        compare("fills bring and cost together", nothing.cash, self._frames.cash, self._findings)
+        for symbol, quantity in sorted(self._frames.quantity.items()):
+            if quantity:
+                self._findings.differ(f"{symbol}: bought and sold differ by {format_decimal(quantity)}", EVENTS)
+        held = Flows()
+        for sums in self._held:
+            held.add(Flows(transfers=sums))
+        for asset, amount in sorted(held.transfers.items()):
+            self._findings.facts.append(
+                f"{format_decimal(amount)} {asset} in all accounts: transfers "
+                f"{format_decimal(exchange.transfers[asset])} less fees {format_decimal(exchange.fees[asset])}"
+            )

@@ -1,0 +1,166 @@
+"""Whether the commands and alerts of every account are numbered without a gap or a repeat, and all of them are there.
+
+What the topics hold is compared with what the journals name and what the rows count. The topics are read before and
+after the journals: what was there before must be in a journal, what is in a journal must be there after.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import AccountRow, JournalRecord
+from schemas.partitioning import partition_of
+from schemas.topics import ALERTS, COMMANDS, EVENTS, JOURNAL
+from streams.audit.findings import Findings
+from streams.broker.records import Log, Record
+
+Numbers = dict[str, tuple[int, int]]
+"""First and last number of an account's commands or alerts."""
+
+
+@dataclass(slots=True)
+class NumberedTopic:
+    """A topic of numbered records: how far each partition was read, and the numbers of each account."""
+
+    topic: str
+    infix: str
+    next: list[int] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
+    numbers: Numbers = field(default_factory=dict)
+    before: Numbers = field(default_factory=dict)
+    """The numbers when the topic was first read: all of them are older than the journal's end."""
+
+
+class NumberCheck:
+    """The numbers of all accounts; what is wrong goes to ``findings``.
+
+    In this order: :meth:`read_before`; :meth:`in_journal` and :meth:`in_row` of everything; :meth:`compare`.
+    """
+
+    def __init__(self, log: Log, findings: Findings) -> None:
+        self._log, self._findings = log, findings
+        self._commands = NumberedTopic(COMMANDS, ":")
+        self._alerts = NumberedTopic(ALERTS, ":alert:")
+        self._issued: Numbers = {}
+        """The commands that the journals name."""
+        self._unnamed = 0
+        """The commands that they count and do not name."""
+        self._last_command: dict[str, int] = {}
+        self._last_alert: dict[str, int] = {}
+        """The last of each account by its row."""
+
+    def read_before(self) -> None:
+        """Read the topics before any journal is read."""
+        for numbered in (self._commands, self._alerts):
+            self._read(numbered)
+            numbered.before = dict(numbered.numbers)
+
+    def in_journal(self, record: JournalRecord, *, whole: bool) -> Iterator[str]:
+        """Add the commands that a journal record names; what is wrong with them. ``whole``: the journal is uncut."""
+        self._unnamed += max(0, record.command_count - len(record.commands))
+        for command in record.commands:
+            account, _, number = command.rpartition(":")
+            fault = _add_number(self._issued, account, int(number or 0), whole=whole)
+            if fault and not self._unnamed:
+                yield f"command {command}: {fault}"
+
+    def in_row(self, account: str, row: AccountRow) -> None:
+        """Note what an account's row counts."""
+        if row.liquidation_sequence:
+            self._last_command[account] = row.liquidation_sequence
+        if row.alert_sequence:
+            self._last_alert[account] = row.alert_sequence
+
+    def alerted(self, account: str, number: int) -> None:
+        """Note the last alert of ``account``, which has no row."""
+        self._last_alert[account] = number
+
+    def compare(self) -> None:
+        """Read the topics on; then what the journals and rows say was issued, against what they hold."""
+        for numbered in (self._commands, self._alerts):
+            self._read(numbered)
+        self._compare_last("the journal names command", ":", self._commands, _lasts(self._issued), self._unnamed)
+        self._compare_last("the account's row counts command", ":", self._commands, self._last_command)
+        self._compare_last("the account's row counts alert", ":alert:", self._alerts, self._last_alert)
+
+    def _read(self, numbered: NumberedTopic) -> None:
+        """Read a topic's new records: each account's numbers go up by one, from 1."""
+        topic = numbered.topic
+        count = self._log.partitions(topic)
+        if not numbered.next:
+            lows = [self._log.watermarks(topic, partition)[0] for partition in range(count)]
+            numbered.next, numbered.whole = lows, [not low for low in lows]
+        for partition in range(count):
+            end = self._log.watermarks(topic, partition)[1]
+            for message in self._log.read_range(topic, partition, numbered.next[partition], end):
+                self._add(numbered, message, partition, count)
+            numbered.next[partition] = max(end, numbered.next[partition])
+
+    def _add(self, numbered: NumberedTopic, message: Record, partition: int, count: int) -> None:
+        topic, offset = numbered.topic, message.offset()
+        account, name = message.key_shown, message.header("ce_id")
+        text = name.removeprefix(account + numbered.infix)
+        if text == name or not text.isdigit():
+            self._findings.differ(f"the ce_id {name!r} is not the account's {account!r}", topic, partition, offset)
+            return
+        self._findings.counts[f"records of {topic}"] += 1
+        if partition_of(account.encode(), count) != partition:
+            self._findings.differ(f"{name} is in a partition that its key does not give", topic, partition, offset)
+        if name != _name_in(message.value()):
+            self._findings.differ(f"the value is not that of {name}", topic, partition, offset)
+        fault = _add_number(numbered.numbers, account, int(text), whole=numbered.whole[partition])
+        if fault:
+            self._findings.differ(f"{name}: {fault}", topic, partition, offset)
+
+    def _compare_last(self, who: str, infix: str, numbered: NumberedTopic, said: dict[str, int], room: int = 0) -> None:
+        """``room``: so many records may be in the topic that ``who`` counts and does not name."""
+        whole = all(numbered.whole)
+        for account, last in said.items():
+            _, there = numbered.numbers.get(account, (0, 0))
+            if there < last and (there or whole):
+                self._findings.differ(f"{who} {account}{infix}{last}, the topic ends at {there}", numbered.topic)
+        complete = all(not self._log.watermarks(JOURNAL, shard)[0] for shard in range(self._log.partitions(EVENTS)))
+        for account, (_, last) in numbered.before.items():
+            if last > said.get(account, 0) and (account in said or complete):
+                room -= last - said.get(account, 0)
+                if room >= 0:
+                    continue
+                self._findings.differ(
+                    f"{account}{infix}{last} is in the topic; {who} up to {said.get(account, 0)}", numbered.topic
+                )
+
+
+def _add_number(numbers: Numbers, account: str, number: int, *, whole: bool) -> str:
+    """Add the next number of an account; what is wrong with it, if anything."""
+    known = numbers.get(account)
+    if known is None:
+        numbers[account] = (number, number)
+        return f"the first of its account, and not number 1: {number - 1} are missing" if whole and number != 1 else ""
+    first, last = known
+    numbers[account] = (first, max(number, last))
+    if number <= last:
+        return f"a repeat, or out of order: it comes after number {last}"
+    return "" if number == last + 1 else f"numbers {last + 1} to {number - 1} are missing before it"
+
+
+class _Names(msgspec.Struct):
+    command_id: str = ""
+    alert_id: str = ""
+
+
+_NAMES = Decoder[_Names](_Names)
+
+
+def _name_in(data: bytes | None) -> str:
+    """The id of the command or alert in ``data``, empty if there is none."""
+    try:
+        names = _NAMES(data)
+    except DecodeError:
+        return ""
+    return names.command_id or names.alert_id
+
+
+def _lasts(numbers: Numbers) -> dict[str, int]:
+    return {account: last for account, (_, last) in numbers.items()}

@@ -1,0 +1,197 @@
+"""Whether one shard is as its journal says: the journal's own order, the rows, what is out of reach, the offsets."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import AccountRow, JournalRecord
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL
+from schemas.types import shard_account
+from streams.audit.findings import Findings
+from streams.audit.groups import Backlog, Groups
+from streams.audit.numbers import NumberCheck
+from streams.audit.outputs import row_of
+from streams.audit.progress import Progress
+from streams.audit.tables import TableCheck, TableSnapshot
+from streams.broker.records import Log
+from streams.clearing.unreached import unreached_of
+from streams.feeds.journal import JournalEntry, read_journal
+from streams.feeds.unreached import unreached_sentences
+
+_ROW = Decoder[AccountRow](AccountRow)
+
+
+class ShardCheck:
+    """One shard; what is wrong goes to ``findings``.
+
+    ``last`` is its journal's last record, ``lag`` how many frames its engine has not applied.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        log: Log,
+        groups: Groups,
+        tables: TableCheck,
+        numbers: NumberCheck,
+        findings: Findings,
+        progress: Progress,
+    ) -> None:
+        self.shard = shard
+        self.last: JournalRecord | None = None
+        self.lag = 0
+        self._log, self._groups, self._backlog = log, groups, Backlog(log, groups)
+        self._tables, self._numbers = tables, numbers
+        self._findings, self._progress = findings, progress
+        self._journal_next = 0
+        self._claims: set[int] = set()
+
+    def run(self) -> dict[str, bytes]:
+        """Compare everything; the accounts' rows as of the journal's last record."""
+        in_redis = self._tables.read(self.shard)
+        self._read_journal()
+        rows, row_end = self._read_rows(in_redis)
+        if in_redis is not None:
+            self._tables.await_rows(self.shard, row_end, self._claims)
+        self._compare_offsets()
+        self._read_row_numbers(rows)
+        self._count_unreached(rows)
+        if self.last is not None and self.last.alert_sequence:
+            self._numbers.alerted(shard_account(self.shard), self.last.alert_sequence)
+        return rows
+
+    def _read_journal(self) -> None:
+        low, end = self._log.watermarks(JOURNAL, self.shard)
+        self._journal_next = max(low, self._journal_next)
+        previous = -1
+        for entry in read_journal(self._log, self.shard, self._journal_next, end):
+            record = entry.record
+            if record is None:
+                self._findings.differ(f"no journal record: {entry.reason}", JOURNAL, self.shard, entry.offset)
+                continue
+            for fault in self._journal_faults(entry, record, previous, cut=low > 0):
+                self._findings.differ(f"sequence {record.sequence}: {fault}", JOURNAL, self.shard, entry.offset)
+            for fault in self._numbers.in_journal(record, whole=low == 0):
+                self._findings.differ(fault, JOURNAL, self.shard, entry.offset)
+            if record.kind == "claim":
+                self._claims.add(entry.offset)
+            self.last, previous = record, entry.offset
+            self._findings.counts["journal records"] += 1
+            if not record.sequence % 1024:
+                self._progress(f"journal of shard {self.shard}", entry.offset - low, end - low)
+        self._journal_next = end
+        if self.last is None:
+            self._findings.differ("the journal is empty: no engine has ever taken the shard", JOURNAL, self.shard)
+
+    def _journal_faults(self, entry: JournalEntry, record: JournalRecord, previous: int, *, cut: bool) -> Iterator[str]:
+        """What a record says that does not follow from the one before it."""
+        last = self.last
+        if last is None:
+            if not cut and (record.sequence, record.kind) != (1, "claim"):
+                yield "the journal does not begin with the shard's first claim, though nothing of it is cut off"
+        else:
+            if record.sequence != last.sequence + 1:
+                yield f"it follows sequence {last.sequence}"
+            if record.previous != previous:
+                yield f"it names {record.previous} as the offset of the record before, which stands at {previous}"
+            for name in ("events", "marks", "parameters"):
+                found, before = getattr(record, name), getattr(last, name)
+                if found.first != before.next:
+                    yield f"its {name} begin at {found.first}, those of the record before end at {before.next}"
+        for name in ("events", "marks", "parameters"):
+            found = getattr(record, name)
+            if found.next < found.first or (record.kind == "claim" and found.next != found.first):
+                yield f"its {name} go from {found.first} to {found.next}"
+        if record.kind == "claim" and record.claim != -1:
+            yield f"a claim that names claim {record.claim}"
+        if record.kind == "commit" and self._claims and record.claim != max(self._claims):
+            yield f"written under claim {record.claim}, the shard's last is {max(self._claims)}"
+
+    def _read_rows(self, table: TableSnapshot | None) -> tuple[dict[str, bytes], int]:
+        """The accounts' rows as of the journal's last record, and the offset after the changelog's last row.
+
+        The table is compared on the way.
+        """
+        rows: dict[str, bytes] = {}
+        low, end = self._log.watermarks(ACCOUNTS, self.shard)
+        last_sequence, row_end = -1 if self.last is None else self.last.sequence, 0
+        for message in self._log.read_range(ACCOUNTS, self.shard, low, end):
+            row, offset = row_of(message), message.offset()
+            if row is None:
+                self._findings.differ("no ce_id that names the row's commit", ACCOUNTS, self.shard, offset)
+                continue
+            row_end = offset + 1
+            if table is not None:
+                table.add(row.account, row.value, offset)
+            if row.sequence > last_sequence:
+                continue
+            if row.value is None:
+                rows.pop(row.account, None)
+            else:
+                rows[row.account] = row.value
+            if not offset % 4096:
+                self._progress(f"changelog of shard {self.shard}", offset - low, end - low)
+        self._findings.counts["accounts"] += len(rows)
+        if table is not None:
+            for account in table.differing():
+                self._findings.differ(
+                    f"account {account} in Redis is not what the changelog holds around offset {table.before.stamp}",
+                    ACCOUNTS,
+                    self.shard,
+                )
+        return rows, row_end
+
+    def _read_row_numbers(self, rows: dict[str, bytes]) -> None:
+        for account, data in list(rows.items()):
+            try:
+                row = _ROW(data)
+            except DecodeError as error:
+                self._findings.differ(f"account {account}: no row: {error}", ACCOUNTS, self.shard)
+                del rows[account]
+                continue
+            if row.unread is not None:
+                self._findings.differ(
+                    f"{row.suspended_reason}: it is suspended, the row is kept in the one that stands there, and what "
+                    "it holds is not known; put parameters in force that it can be held in, or run the version that "
+                    "wrote it",
+                    ACCOUNTS,
+                    self.shard,
+                )
+            self._numbers.in_row(account, row)
+
+    def _count_unreached(self, rows: dict[str, bytes]) -> None:
+        """Say how much of the shard liquidation does not reach; the journal must count the same."""
+        found: Counter[str] = Counter()
+        for data in rows.values():
+            found.update(unreached_of(_ROW(data)))
+        for sentence in unreached_sentences(found, {}):
+            self._findings.unreached.append(f"shard {self.shard}: {sentence}")
+        if self.last is not None and dict(+found) != self.last.unreached:
+            self._findings.differ(
+                f"sequence {self.last.sequence} counts {self.last.unreached} out of reach, the rows {dict(+found)}",
+                JOURNAL,
+                self.shard,
+            )
+
+    def _compare_offsets(self) -> None:
+        """The group's committed offset lies between the journal's of before and after it was read."""
+        if self.last is None:
+            return
+        first = self.last.events.next
+        committed = self._groups.engine()[self.shard]
+        latest = self.last
+        for entry in read_journal(
+            self._log, self.shard, self._journal_next, self._log.watermarks(JOURNAL, self.shard)[1]
+        ):
+            latest = entry.record or latest
+        if not first <= committed <= latest.events.next:
+            self._findings.differ(
+                f"the engines' committed offset is {committed}, the journal's {_between(first, latest.events.next)}",
+                EVENTS,
+                self.shard,
+            )
+        self.lag = self._backlog.records_after(EVENTS, self.shard, latest.events.next)
+
+
+def _between(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"

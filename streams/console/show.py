@@ -1,0 +1,74 @@
+"""The status of a deployment as tables, with its faults below."""
+
+from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from streams.console.figures import age
+from streams.console.status import MarksStatus, ShardStatus, Status
+from streams.feeds.unreached import KINDS
+from streams.margin.fixed_point import format_decimal
+
+
+def show_status(console: Console, found: Status, faults: list[str]) -> None:
+    """Print it as tables, and the faults below."""
+    for group in (found.oracles, found.routers, found.engines):
+        members = ", ".join(f"{member.client_id} ({len(member.partitions)})" for member in group.members) or "nobody"
+        console.print(f"{group.group_id}: {group.state.lower()}, {escape(members)}", highlight=False)
+    console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
+    behind = sum(lag.records for lag in found.inputs)
+    console.print(f"out of reach: {_unreached_line(found.shards)}", highlight=False)
+    console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
+    table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
+    for shard in found.shards:
+        meta = shard.table
+        table.add_row(
+            str(shard.shard),
+            escape(shard.worker or "-"),
+            _text(shard.claim),
+            _text(shard.sequence),
+            age(shard.journal_age_ms),
+            f"{shard.lag.records:,}",
+            "-" if meta is None else f"{meta.stamp}{' building' if meta.building else ''}",
+            "-" if meta is None else f"{shard.table_behind:,}",
+            age(shard.table_age_ms),
+        )
+    console.print(table)
+    console.print()
+    for fault in faults:
+        console.print(f"[red]wrong[/]  {escape(fault)}", highlight=False)
+    if not faults:
+        console.print("all is as it should be")
+
+
+def _marks_line(marks: MarksStatus | None) -> str:
+    if marks is None:
+        return "none yet"
+    return (
+        f"{marks.live} live, {len(marks.stale)} stale, {len(marks.halted)} halted, "
+        f"last full frame {age(marks.age_ms)} ago, epoch {marks.epoch}"
+    )
+
+
+def _unreached_line(shards: Iterable[ShardStatus]) -> str:
+    """How much liquidation does not reach in all shards, and what is at stake."""
+    counts: Counter[str] = Counter()
+    notional: dict[str, Decimal] = {}
+    for shard in shards:
+        counts.update(shard.unreached)
+        for kind, amount in shard.unreached_notional.items():
+            notional[kind] = notional.get(kind, Decimal(0)) + Decimal(amount)
+    found = [
+        f"{counts[kind]:,} {kind}" + (f" ({format_decimal(notional[kind])} at stake)" if kind in notional else "")
+        for kind in KINDS
+        if counts[kind]
+    ]
+    return ", ".join(found) or "nobody"
+
+
+def _text(number: int | None) -> str:
+    return "-" if number is None else str(number)

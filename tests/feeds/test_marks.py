@@ -1,0 +1,74 @@
+"""The frames of ``margin.marks.v1``: read in a range, followed, and the last full one found."""
+
+from typing import Any, cast
+
+import pytest
+
+from schemas.codec import encode
+from schemas.messages import MarkFrame
+from schemas.topics import MARKS
+from streams.broker.reader import Follower
+from streams.feeds.marks import MARKS_LOOKBACK, MarkFeed, first_needed, last_full_frame, read_marks
+from tests.audit.memory import MemoryLog
+
+
+def written(*frames: MarkFrame | bytes) -> MemoryLog:
+    log = MemoryLog(1)
+    for frame in frames:
+        log.append(MARKS, frame if isinstance(frame, bytes) else encode(frame), partition=0)
+    return log
+
+
+def frame(time: int, *, full: bool = False, epoch: int = -1) -> MarkFrame:
+    return MarkFrame(time=time, marks=(), full=full, epoch=epoch)
+
+
+def test_a_record_that_is_no_frame_is_handed_on_with_the_reason() -> None:
+    first, second, third = read_marks(written(frame(1), b"nonsense", frame(3)), 0, 3)
+    assert (first.frame, third.frame) == (frame(1), frame(3))
+    assert (second.offset, second.frame) == (1, None)
+    assert second.refused is not None
+
+
+@pytest.mark.parametrize(
+    ("frames", "time"),
+    [
+        ([], None),
+        ([frame(1), frame(2)], None),
+        ([frame(1, full=True), frame(2, full=True), frame(3)], 2),
+        ([frame(1, full=True, epoch=5), frame(2, full=True, epoch=4)], 1),
+        ([frame(1, full=True), b"nonsense"], 1),
+        ([frame(1, full=True), *[frame(2)] * 700], 1),
+    ],
+)
+def test_the_last_full_frame_that_is_in_force_is_found(frames: list[Any], time: int | None) -> None:
+    found = last_full_frame(written(*frames))
+    assert (None if found is None else found.time) == time
+
+
+def test_prices_are_known_from_the_last_full_frame_or_a_look_back() -> None:
+    assert first_needed(7, 2_000) == 7
+    assert first_needed(-1, 2_000) == 2_000 - MARKS_LOOKBACK
+    assert first_needed(-1, 3) == 0
+
+
+def test_a_feed_goes_on_at_what_it_has_not_handed_out() -> None:
+    log = written(frame(1), frame(2), frame(3))
+    starts: list[int] = []
+
+    class Following:
+        def start(self, offset: int) -> None:
+            starts.append(offset)
+
+        def poll(self, timeout_s: float) -> list[Any]:
+            return list(log.read_range(MARKS, 0, starts[-1]))
+
+    feed = MarkFeed(cast(Follower, Following()))
+    feed.start(0)
+    for found in feed.poll(0):
+        if found.offset == 1:
+            break  # what came with it is not handed out
+    assert feed.next_offset == 2
+    feed.restart()
+    assert [found.offset for found in feed.poll(0)] == [2]
+    assert starts == [0, 2]

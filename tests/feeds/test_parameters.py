@@ -1,0 +1,129 @@
+"""The rules are a function of the records below an offset, however they are read."""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from schemas.codec import DecodeError, encode
+from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, PolicyParameters
+from schemas.topics import PARAMETERS
+from streams.broker.reader import Follower
+from streams.broker.records import Record
+from streams.errors import ParameterError
+from streams.feeds.parameters import REFUSED_MAX, ParameterFeed, ParameterFold, ParameterHistory, parameter_steps
+from tests.audit.memory import MemoryLog
+
+INSTRUMENT = InstrumentParameters(
+    symbol="X",
+    settle_asset="USD",
+    price_increment="1",
+    quantity_increment="1",
+    margin_tiers=(MarginTier(notional_floor="0", maintenance_rate="0.1", initial_rate="0.2"),),
+)
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    """An asset, an instrument, a record that breaks a rule, a marker, one that is no JSON, and a second asset."""
+    found = MemoryLog(1)
+    found.append(PARAMETERS, encode(AssetParameters(asset="USD")), key="asset:USD", partition=0)
+    found.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X", partition=0)
+    found.append(PARAMETERS, encode(PolicyParameters(margin_call_levels=("0.5",))), key="policy:default", partition=0)
+    found.mark(PARAMETERS, 0)
+    found.append(PARAMETERS, b"nonsense", key="instrument:X", partition=0)
+    found.append(PARAMETERS, encode(AssetParameters(asset="EUR")), key="asset:EUR", partition=0)
+    return found
+
+
+@dataclass
+class Following:
+    """A follower of what a log holds, that counts how often it was started."""
+
+    log: MemoryLog
+    position: int = 0
+    starts: list[int] = field(default_factory=list)
+
+    def start(self, offset: int) -> None:
+        self.position = offset
+        self.starts.append(offset)
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        found: list[Record] = list(self.log.read_range(PARAMETERS, 0, self.position))
+        self.position = self.log.watermarks(PARAMETERS, 0)[1]
+        return found
+
+
+def followed(log: MemoryLog) -> tuple[ParameterFeed, Following]:
+    follower = Following(log)
+    return ParameterFeed(cast(Follower, follower)), follower
+
+
+def test_a_refused_record_leaves_those_before_it_in_force(log: MemoryLog) -> None:
+    steps = list(parameter_steps(log))
+    assert [step.offset for step in steps] == [0, 1, 2, 4, 5]
+    assert [type(step.refused) for step in steps] == [type(None), type(None), ParameterError, DecodeError, type(None)]
+    assert steps[2].rules is steps[3].rules is steps[1].rules
+    assert steps[3].in_force == INSTRUMENT, "its key keeps what stood there before"
+    assert steps[2].in_force is None
+    assert steps[-1].rules.records.keys() == {"asset:USD", "instrument:X", "asset:EUR"}
+
+
+def test_an_end_leaves_out_what_stands_behind_it(log: MemoryLog) -> None:
+    assert [step.offset for step in parameter_steps(log, 2)] == [0, 1]
+
+
+@pytest.mark.parametrize("asked", [range(7), range(6, -1, -1), [6, 0, 3, 3, 1, 5, 2, 4]])
+def test_the_rules_at_an_offset_depend_on_no_question_before(log: MemoryLog, asked: Any) -> None:
+    history = ParameterHistory(log)
+    for end in asked:
+        fold = ParameterFold()
+        for record in log.read_range(PARAMETERS, 0, 0, end):
+            fold.add(record)
+        assert history.at(end).records == fold.rules.records
+
+
+def test_a_history_knows_where_records_stand_and_what_is_absent(log: MemoryLog) -> None:
+    history = ParameterHistory(log)
+    assert history.absent == 1
+    assert history.offsets(1, 5) == [1, 2, 4]
+    assert history.last_of("instrument:X", 6) == 4
+    assert history.last_of("instrument:X", 4) == 1
+    assert history.last_of("instrument:Y", 6) is None
+
+
+def test_catching_up_reads_to_the_end_and_follows_from_there(log: MemoryLog) -> None:
+    feed, follower = followed(log)
+    log.mark(PARAMETERS, 0)
+    came: list[int] = []
+
+    def add_all(records: list[Record]) -> None:
+        came.extend(feed.add(record).offset for record in records)
+
+    feed.catch_up(log, add_all)
+    assert came == [0, 1, 2, 4, 5]
+    assert feed.next_offset == 7, "behind the marker"
+    assert follower.starts == [7]
+    feed.catch_up(log, add_all)
+    assert follower.starts == [7], "nothing was missing"
+
+
+def test_what_was_polled_and_not_added_is_polled_again_after_a_restart(log: MemoryLog) -> None:
+    feed, follower = followed(log)
+    first, *_ = feed.poll()
+    feed.add(first)
+    assert feed.poll() == []
+    feed.restart()
+    assert follower.starts == [1]
+    assert [record.offset() for record in feed.poll()] == [1, 2, 4, 5]
+
+
+def test_a_feed_remembers_a_bounded_number_of_refused_records(log: MemoryLog) -> None:
+    feed, _ = followed(log)
+    for record in feed.poll():
+        feed.add(record)
+    assert [step.offset for step in feed.refused(0, 6)] == [2, 4]
+    assert [step.offset for step in feed.refused(3, 4)] == []
+    for _ in range(2 * REFUSED_MAX):
+        feed.add(log.append(PARAMETERS, b"nonsense", key="asset:USD", partition=0))
+    assert len(feed.refused(0, feed.next_offset)) == REFUSED_MAX
