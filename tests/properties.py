@@ -22,4 +22,4 @@ def load_profile(*, long: bool) -> None:
 
 def examples(count: int) -> int:
     """How many to try of a property that is tried with ``count`` in a long run."""
-    return count * settings.default.max_examples // _ALL
+    return count * settings().max_examples // _ALL

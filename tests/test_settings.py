@@ -39,10 +39,11 @@ def _apart() -> Iterator[None]:
 @st.composite
 def typos(draw: st.DrawFn) -> str:
     """A documented name with one character more, less or other."""
-    name = draw(st.sampled_from([*NAMES, *FILES]))
+    name: str = draw(st.sampled_from([*NAMES, *FILES]))
     at, kept = draw(st.integers(0, len(name))), draw(st.integers(0, 1))
     middle = draw(st.sampled_from(["", *NAME_CHARACTERS]))
-    return name[:at] + middle + name[at + 1 - kept :]
+    typo: str = name[:at] + middle + name[at + 1 - kept :]
+    return typo
 
 
 @settings(max_examples=examples(1000))

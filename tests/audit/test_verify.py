@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -43,7 +44,7 @@ class Market(Script):
     def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
         for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
             self.fill(account, signed, price, order_id=order_id, shard=shard_of(account, SHARDS))
-        side = {"order_id": order_id, "fee": "0.01"}
+        side: dict[str, Any] = {"order_id": order_id, "fee": "0.01"}
         record = Trade(
             trade_id=self.trade_id,
             symbol=SYMBOL,

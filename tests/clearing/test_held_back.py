@@ -208,10 +208,12 @@ def test_a_debit_that_a_parked_credit_covers_waits_with_it(driver: Recorder) -> 
     driver.transfer("a", "10", asset="EUR")
     output = driver.transfer("a", "-4", asset="EUR")
     assert kinds(output) == []
-    assert not driver.shard.accounts["a"].suspended
+    account = driver.shard.accounts["a"]
+    assert account.suspended is False
     output = driver.transfer("a", "-7", asset="EUR")
     assert kinds(output) == ["suspended"], "more than the credit"
-    assert driver.shard.accounts["a"].suspended
+    account = driver.shard.accounts["a"]
+    assert account.suspended
     output = driver.transfer("a", "1", asset="EUR")
     assert kinds(output) == ["credit_parked", "resumed"], "covered again"
     driver.publish(EUR)
@@ -381,8 +383,8 @@ def test_what_parameters_admit_and_nothing_makes_right_goes_to_the_dead_letters(
     [{"price": "-5"}, {"price": "0"}, {"quantity": "0"}, {"quantity": "1e3"}, {"price": "NaN"}, {"order_id": ""}],
 )
 def test_what_the_contract_does_not_hold_does_not_wait(driver: Recorder, fill: dict[str, str]) -> None:
-    changed = {"quantity": "1", "price": "5"} | fill
-    output = driver.fill("a", **changed, symbol="DOGE-PERP")  # type: ignore[arg-type]
+    changed: dict[str, Any] = {"quantity": "1", "price": "5"} | fill
+    output = driver.fill("a", **changed, symbol="DOGE-PERP")
     assert (kinds(output), len(output.unapplied)) == (["suspended"], 1)
     assert driver.row().waiting_fills == ()
 
@@ -520,7 +522,8 @@ def play(driver: Recorder, step: tuple[str, str, int, int]) -> Output | None:
         return driver.fill("a", str(number), f"10{other}.{other}5", symbol=name) if number else None
     if kind == "mark":
         return driver.mark(str(number))
-    return driver.publish({"EUR": EUR, "DOGE": DOGE, "finer": finer()}[name])
+    publishable: dict[str, Parameter] = {"EUR": EUR, "DOGE": DOGE, "finer": finer()}
+    return driver.publish(publishable[name])
 
 
 @given(steps, st.sets(st.integers(0, 24)))

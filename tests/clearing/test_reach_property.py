@@ -66,7 +66,7 @@ class Watched(Market):
             self.set_status(name, other)
             self.marks()
         elif kind == "price":
-            self.marks(**{other.replace("-", "_"): str(number)})
+            self.marks(250, **{other.replace("-", "_"): str(number)})
         elif kind == "time":
             self.time += 1000 * number
             self.transfer("clock", "1")

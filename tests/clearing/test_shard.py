@@ -19,6 +19,7 @@ from schemas.messages import (
     TransferColumns,
 )
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
+from schemas.types import ReportStatus
 from streams.clearing.shard import Output, Shard
 from streams.errors import ShardError
 from streams.margin.parameters import RiskParameters
@@ -99,7 +100,7 @@ class Driver:
             )
         )
 
-    def report(self, account: str, order_id: str, status: str, filled: str = "0") -> Output:
+    def report(self, account: str, order_id: str, status: ReportStatus, filled: str = "0") -> Output:
         return self.frame(
             reports=ReportColumns(
                 account=[account],

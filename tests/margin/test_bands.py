@@ -402,7 +402,7 @@ DIM_GRIDS = {
 @pytest.mark.parametrize("case", DIM_GRIDS)
 def test_no_point_of_a_grid_is_reached_unseen_with_a_mark_that_is_not_live(case: str, scanned: bool) -> None:
     settle, (quantity, cash), balances, stale = DIM_GRIDS[case]
-    scan = {"scan_range": "0.2", "scan_floor_rate": "0.01"} if scanned else {}
+    scan: dict[str, Any] = {"scan_range": "0.2", "scan_floor_rate": "0.01"} if scanned else {}
     record = rules(tiers=TIERS["steep above 110"], stale_bound="0.5", **scan).records["instrument:X-PERP"]
     parameters = RiskParameters.build(
         [

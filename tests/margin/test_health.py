@@ -130,10 +130,11 @@ def test_equal_equity_and_margin_is_safe_and_a_cent_less_is_not() -> None:
 
 def test_debt_without_a_position_is_liquidatable_when_it_is_not_covered() -> None:
     health = evaluate(group({"USD": "-5"}), {}, rules())
-    assert (health.equity, health.debt, health.liquidatable, health.health_ratio) == (-5, 5, True, 0)
+    assert (health.equity, health.debt, health.health_ratio) == (Decimal(-5), Decimal(5), Decimal(0))
+    assert health.liquidatable
     assert liquidation_price(group({"USD": "-5"}), "X-PERP", {}, rules()) is None
     nothing = evaluate(group({"USD": "5"}), {}, rules())
-    assert (nothing.liquidatable, nothing.health_ratio, nothing.debt) == (False, None, 0)
+    assert (nothing.liquidatable, nothing.health_ratio, nothing.debt) == (False, None, Decimal(0))
 
 
 def coin(weight: str = "0.9", liability_weight: str = "1", **fields: Any) -> AssetParameters:
@@ -150,7 +151,7 @@ def test_collateral_that_just_covers_a_debt_is_safe_and_a_cent_less_is_not() -> 
     """1 BTC at weight 0.9 against 90 owed: at 100 equity and maintenance are 0, and 0 is not below 0."""
     parameters = rules(more=(coin(),))
     at_edge = evaluate(group({"BTC": "1", "USD": "-90"}), {"BTC-USD": Decimal(100)}, parameters)
-    assert (at_edge.equity, at_edge.maintenance_margin, at_edge.health_ratio) == (0, 0, 1)
+    assert (at_edge.equity, at_edge.maintenance_margin, at_edge.health_ratio) == (Decimal(0), Decimal(0), Decimal(1))
     assert not at_edge.liquidatable
     below = evaluate(group({"BTC": "1", "USD": "-90"}), {"BTC-USD": Decimal("99.99")}, parameters)
     assert below.liquidatable
@@ -163,7 +164,7 @@ def test_margin_and_debt_together_make_one_ratio() -> None:
     parameters = rules(more=(coin("1"),), buffer="0.01")
     held = group({"BTC": "1", "USD": "-80"}, ("X-PERP", "1", "90"))
     health = evaluate(held, {"BTC-USD": Decimal(100), "X-PERP": Decimal(100)}, parameters)
-    assert (health.equity, health.maintenance_margin, health.debt) == (30, 5, 80)
+    assert (health.equity, health.maintenance_margin, health.debt) == (Decimal(30), Decimal(5), Decimal(80))
     assert health.health_ratio == Decimal("1.29411764")
     assert target_of(health, parameters) == 5 + Decimal("0.01") * (100 + 80)
 
@@ -182,7 +183,8 @@ def test_a_balance_that_counts_for_nothing_needs_no_mark(asset: str, amount: str
 def test_a_debt_in_an_asset_without_weight_counts() -> None:
     parameters = rules(more=(coin("0", "1.1"),))
     health = evaluate(group({"USD": "100", "BTC": "-1"}), {"BTC-USD": Decimal(100)}, parameters)
-    assert (health.equity, health.debt, health.unweighted_equity, health.liquidatable) == (-10, 110, 0, True)
+    assert (health.equity, health.debt, health.unweighted_equity) == (Decimal(-10), Decimal(110), Decimal(0))
+    assert health.liquidatable
 
 
 def test_a_book_between_two_prices_gives_the_one_on_its_losing_side() -> None:

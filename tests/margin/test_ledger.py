@@ -1,7 +1,7 @@
 """The ledger beside a model in exact fractions: what can be written is held, whatever else is listed, and nothing else
 is. Scales, words and the short way of a fill are not to be seen from outside."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -160,7 +160,9 @@ class Model:
 
     def state(self) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
         balances = {asset: text_of(amount) for asset, amount in sorted(self.balances.items()) if amount}
-        return balances, [(symbol, *map(text_of, held)) for symbol, held in sorted(self.positions.items())]
+        return balances, [
+            (symbol, text_of(quantity), text_of(cash)) for symbol, (quantity, cash) in sorted(self.positions.items())
+        ]
 
 
 class Pair:
@@ -247,7 +249,8 @@ class Pair:
         marks = {symbol: Fraction(mark) for symbol, mark in self.portfolio.marks.items()}
         unit = {asset: Fraction(1) if priced is None else marks[priced] for asset, priced in PRICED.items()}
         worth = sum(
-            abs(held) * marks[symbol] * unit[SETTLED[symbol]] for symbol, (held, _) in self.model.positions.items()
+            (abs(held) * marks[symbol] * unit[SETTLED[symbol]] for symbol, (held, _) in self.model.positions.items()),
+            Fraction(0),
         )
         return worth + sum(-min(amount, Fraction(0)) * unit[asset] for asset, amount in self.model.balances.items())
 
@@ -386,12 +389,13 @@ def test_many_small_steps_do_not_pass_the_border_that_one_may_not(decimals: int)
     for _ in range(2):
         found.apply_fill(row, "S0", "1", "1", f"-{step}")
     assert found.balances(row) == {"USD": format_decimal(most)}
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: found.apply_fill(row, "S0", "1", "1", f"-{unit}"),
         lambda: found.apply_fill(row, "S0", "1", "1", f"-{step}"),
         lambda: found.apply_transfer(row, "USD", unit),
         lambda: found.apply_transfer(row, "USD", step),
-    ):
+    )
+    for change in changes:
         with pytest.raises(InputError, match="leaves the ledger"):
             change()
     assert found.balances(row) == {"USD": format_decimal(most)}

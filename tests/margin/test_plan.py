@@ -108,7 +108,7 @@ def test_a_group_without_equity_is_taken_over_whole_and_unsliced(equity: str) ->
     parameters = rules(max_order_notional="10")
     plan = make_plan(group({"USD": equity}, ("X-PERP", "-3", "100")), MARKS, parameters)
     assert plan.stage == "takeover"
-    assert [(order.order_side, order.quantity) for order in plan.orders] == [("buy", 3)]
+    assert [(order.order_side, order.quantity) for order in plan.orders] == [("buy", Decimal(3))]
 
 
 def test_a_short_too_far_under_water_is_taken_over_at_the_least_price_there_is() -> None:
@@ -174,7 +174,7 @@ def thin(depths: tuple[str | None, ...], tiers: tuple[tuple[int, str, str], ...]
     """One instrument a depth: S0-PERP, S1-PERP ... at an impact of 1 % for the depth."""
     found = RiskParameters.build([AssetParameters(asset="USD")])
     for index, depth in enumerate(depths):
-        impact = {} if depth is None else {"depth_notional": depth, "impact_rate": "0.01"}
+        impact: dict[str, Any] = {} if depth is None else {"depth_notional": depth, "impact_rate": "0.01"}
         one = rules(symbol=f"S{index}-PERP", tiers=tiers, liquidation_fee=fee, quantity_increment="1", **impact)
         found = found.with_record(one.records[f"instrument:S{index}-PERP"])
     return found
@@ -230,7 +230,12 @@ def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more
 
 def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step judges the whole book anew, so their number must not grow with the quantity."""
-    fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
+    fields: dict[str, Any] = {
+        "scan_range": "0.1",
+        "scan_floor_rate": "0.01",
+        "depth_notional": "1000000",
+        "impact_rate": "0.01",
+    }
     parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
         PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
     )
@@ -251,7 +256,7 @@ def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeyp
 # --- collateral for debts --------------------------------------------------------------------------------------------
 
 
-def weighted(weight: str, liability_weight: str = "1", **fields: str) -> AssetParameters:
+def weighted(weight: str, liability_weight: str = "1", **fields: Any) -> AssetParameters:
     return AssetParameters(
         collateral_tiers=(CollateralTier(quantity_floor="0", weight=weight),),
         liability_weight=liability_weight,
@@ -314,9 +319,9 @@ def test_conversions_raise_equity_by_the_shortage_or_use_up_a_side(book: Book, m
             paid -= conversion.quantity * book.marks[asset.price_symbol]
         balances["USD"] = balances.get("USD", Decimal(0)) + paid
         gained = collateral_value(balances, book.marks, book.parameters) - before
-    for asset, amount in balances.items():
-        if asset != "USD":
-            assert amount * book.group.balances[asset] >= 0, "no balance changes its sign"
+    for name, amount in balances.items():
+        if name != "USD":
+            assert amount * book.group.balances[name] >= 0, "no balance changes its sign"
     spot = {asset: amount for asset, amount in balances.items() if asset != "BTC"}
     debts, credits = ([a for a, q in spot.items() if sign * q > Decimal("0.01")] for sign in (-1, 1))
     weights = book.parameters.assets
@@ -529,7 +534,7 @@ def test_debt_without_a_position_is_paid_by_selling_collateral(usd: str, stage: 
 def test_collateral_of_an_insolvent_group_is_sold_at_its_mark_or_better() -> None:
     parameters, held = lent("-120")
     (order,) = make_plan(held, {"BTC-USD": Decimal(100)}, parameters).orders
-    assert (order.limit_price, order.quantity) == (100, 1)
+    assert (order.limit_price, order.quantity) == (Decimal(100), Decimal(1))
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ class Desk:
                 self.look(self.index.crossed_all(moves))
             case "brink":
                 row, against = detail
-                if moves := self.brink(row % portfolio.row_count, against):
-                    self.act("move", moves)
+                if factors := self.brink(row % portfolio.row_count, against):
+                    self.act("move", factors)
             case "fill":
                 row, symbol, lots = detail
                 rule = portfolio.parameters.instruments[symbol]

@@ -3,9 +3,9 @@
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Message
 
 from schemas.topics import TRADES, TRANSFERS
+from streams.broker import records
 from streams.routing import router as router_module
 from streams.routing.router import Router
 from streams.settings import load
@@ -21,7 +21,7 @@ class Record:
         return self._value
 
 
-def collected(monkeypatch: pytest.MonkeyPatch, sizes: list[int], **changes: int) -> list[Message]:
+def collected(monkeypatch: pytest.MonkeyPatch, sizes: list[int], **changes: int) -> list[records.Record]:
     """The batch that a router collects of records of these sizes, all of which have arrived."""
     waiting = [Record(size) for size in sizes]
 

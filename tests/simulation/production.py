@@ -23,7 +23,7 @@ import confluent_kafka
 
 from streams.broker import admin
 from streams.margin.parameters import RiskParameters
-from streams.tables import writer
+from streams.tables import connection
 
 PACKAGES = (
     "streams.broker",
@@ -42,7 +42,7 @@ REAL: dict[str, Any] = {
     "socket": socket,
     "Consumer": confluent_kafka.Consumer,
     "Producer": confluent_kafka.Producer,
-    "connect": writer.connect,
+    "connect": connection.connect,
     "admin_client": admin.admin_client,
     "require_topics": admin.require_topics,
     "topic_ids": admin.topic_ids,
@@ -70,7 +70,7 @@ REQUIRED = (
     "streams.tables.write_behind.threading",
     "streams.tables.write_behind.topic_ids",
     "streams.tables.writer.time",
-    "streams.tables.writer.connect",
+    "streams.tables.connection.connect",
     "streams.settings.os",
     "streams.settings.socket",
 )
