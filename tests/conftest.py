@@ -14,6 +14,7 @@ import pytest
 from infra.local.stack import LocalStack
 from streams.broker.admin import ensure_topics
 from streams.settings import Settings, load
+from tests import properties
 
 SHARDS = 4
 
@@ -53,6 +54,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fresh", action="store_true", help="install the wheel with its own dependencies, from the package index"
     )
+    parser.addoption(
+        "--long", action="store_true", help="also run what takes minutes, and try properties with all their examples"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    properties.load_profile(long=config.getoption("long"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not (config.getoption("long") or config.getoption("fresh")):
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(pytest.mark.skip(reason="takes long: runs with pytest --long"))
 
 
 @pytest.fixture(scope="session")

@@ -151,9 +151,13 @@ def test_evaluate_reads_a_file_or_standard_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_closed_standard_files_are_no_bug(closed: tuple[int, ...]) -> None:
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
     done = subprocess.run(
         [sys.executable, "-m", "streams.cli", "evaluate"],
-        preexec_fn=lambda: [os.close(number) for number in closed],
+        preexec_fn=close,
         input=None if 0 in closed else b"{}",
         stdout=None if 1 in closed else subprocess.PIPE,
         stderr=None if 2 in closed else subprocess.PIPE,

@@ -66,7 +66,7 @@ def closed_and_private() -> None:
     ("environment", "prepare", "folder"),
     [
         (operators_shell, ignore_signals, ROOT),
-        (bare, closed_and_private, Path("/")),
+        pytest.param(bare, closed_and_private, Path("/"), marks=pytest.mark.long),
     ],
 )
 def test_a_representative_part_passes(

@@ -17,6 +17,7 @@ from streams.broker import config
 from streams.errors import SettingsError
 from streams.settings import SECRETS, KafkaSettings, RedisSettings, Settings, describe, load, read, variable
 from streams.tables.connection import connection_properties
+from tests.properties import examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = [(section, field) for section, fields in describe(Settings()).items() for field in fields]
@@ -38,13 +39,14 @@ def _apart() -> Iterator[None]:
 @st.composite
 def typos(draw: st.DrawFn) -> str:
     """A documented name with one character more, less or other."""
-    name = draw(st.sampled_from([*NAMES, *FILES]))
+    name: str = draw(st.sampled_from([*NAMES, *FILES]))
     at, kept = draw(st.integers(0, len(name))), draw(st.integers(0, 1))
     middle = draw(st.sampled_from(["", *NAME_CHARACTERS]))
-    return name[:at] + middle + name[at + 1 - kept :]
+    typo: str = name[:at] + middle + name[at + 1 - kept :]
+    return typo
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(typos())
 def test_a_name_with_one_character_changed_is_refused(typo: str) -> None:
     assume(typo not in NAMES and typo not in FILES)

@@ -38,6 +38,8 @@ NOBODY = 65534
 SYMBOL = "BTC-PERP"
 DEADLINE_S = 90.0
 
+pytestmark = pytest.mark.long
+
 PARAMETER_RECORDS = {
     "asset:USDC": {"type": "asset", "asset": "USDC", "decimals": 6, "version": 1},
     f"instrument:{SYMBOL}": {
@@ -74,8 +76,7 @@ class Installation:
     def start(self, *arguments: str, log: Path | None = None, **settings: str) -> "subprocess.Popen[str]":
         """``margin-clearing`` with ``settings`` and nothing else: no home, no path, no locale."""
         who = {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
-        output = subprocess.PIPE if log is None else log.open("ab")
-        with contextlib.nullcontext() if log is None else output:
+        with contextlib.nullcontext(subprocess.PIPE) if log is None else log.open("ab") as output:
             return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
                 [str(self.program), *arguments],
                 cwd=self.folder,
@@ -89,7 +90,7 @@ class Installation:
             )
 
     def run(self, *arguments: str, **settings: str) -> tuple[int, str]:
-        with self.start(*arguments, **settings) as process:
+        with self.start(*arguments, log=None, **settings) as process:
             output, _ = process.communicate(timeout=DEADLINE_S)
         return process.returncode, output
 

@@ -171,7 +171,7 @@ class _Consumer:
     positions: dict[int, int] = field(default_factory=dict)
 
     def consume(self, records_max: int, timeout: float) -> list[MemoryRecord]:
-        found = []
+        found: list[MemoryRecord] = []
         for partition, position in self.positions.items():
             for record in self.log.read_range(EVENTS, partition, position):
                 if len(found) < records_max:

@@ -13,6 +13,7 @@ from schemas.parameters import (
     PolicyParameters,
 )
 from schemas.topics import TRADES
+from schemas.types import ReportStatus
 from tests.audit.memory import MemoryEngine, MemoryLog
 
 T0 = 1_700_000_000_000_000
@@ -158,7 +159,7 @@ class Script:
         )
         self.running.events(EventFrame(time=self.time, fills=columns), shard)
 
-    def report(self, account: str, order_id: str, status: str, filled: str) -> None:
+    def report(self, account: str, order_id: str, status: ReportStatus, filled: str) -> None:
         columns = ReportColumns(
             account=[account],
             command_id=[order_id.rpartition(":")[0]],

@@ -19,6 +19,7 @@ from streams.audit.show import show_explanation
 from streams.errors import AuditError
 from tests.audit.scripts import SYMBOL, Script, a_liquidation, instrument, played
 from tests.audit.test_replay import STEPS, Step
+from tests.properties import examples
 
 
 def shown(found: Explanation) -> str:
@@ -215,7 +216,7 @@ def test_a_command_is_found_in_a_long_journal() -> None:
 
 
 @given(st.lists(STEPS, min_size=10, max_size=60))
-@configure(max_examples=20, deadline=None)
+@configure(max_examples=examples(20), deadline=None)
 def test_whatever_an_engine_did_its_commands_are_explained(steps: list[Step]) -> None:
     script = played(steps)
     for command in script.log.records(COMMANDS)[:3]:

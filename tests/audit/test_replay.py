@@ -14,6 +14,7 @@ from streams.audit.replay import Replayed, replay
 from streams.errors import AuditError
 from tests.audit.memory import MemoryRecord
 from tests.audit.scripts import Script, a_liquidation, instrument, played
+from tests.properties import examples
 
 
 def found(result: Replayed) -> list[str]:
@@ -301,7 +302,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 
 
 @given(st.lists(STEPS, min_size=5, max_size=60), st.integers(2, 40))
-@configure(max_examples=60, deadline=None)
+@configure(max_examples=examples(60), deadline=None)
 def test_whatever_an_engine_did_is_replayed_to_the_byte(steps: list[Step], first: int) -> None:
     script = played(steps)
     result = replay(script.log, 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from streams.tables.reader import TableMeta
 from tests.audit.memory import MemoryLog, MemoryRecord
 from tests.audit.scripts import SYMBOL, Script, played
 from tests.audit.test_replay import STEPS, Step
+from tests.properties import examples
 
 SHARDS = 2
 ACCOUNTS_HELD = ("alice", "bob", "carol", "dave")
@@ -42,7 +44,7 @@ class Market(Script):
     def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
         for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
             self.fill(account, signed, price, order_id=order_id, shard=shard_of(account, SHARDS))
-        side = {"order_id": order_id, "fee": "0.01"}
+        side: dict[str, Any] = {"order_id": order_id, "fee": "0.01"}
         record = Trade(
             trade_id=self.trade_id,
             symbol=SYMBOL,
@@ -357,7 +359,7 @@ def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) ->
 
 
 @given(st.lists(STEPS, min_size=10, max_size=60))
-@configure(max_examples=30, deadline=None)
+@configure(max_examples=examples(30), deadline=None)
 def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
     script = played(steps)
     script.log.append(TRANSFERS, b"not routed yet", key="alice")

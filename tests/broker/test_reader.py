@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from streams.broker import reader as reader_module
+from streams.broker import config
 from streams.broker.reader import LogReader, poll_batch
 from streams.errors import BrokerError
 from streams.settings import load
@@ -58,7 +58,7 @@ class OneRecord:
 def test_a_topic_is_looked_up_once_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise librdkafka waits a second before it looks: a shard that is taken would wait for each of its logs."""
     asked: list[str] = []
-    monkeypatch.setattr(reader_module.config, "created", lambda *_: OneRecord(asked))
+    monkeypatch.setattr(config, "created", lambda *_: OneRecord(asked))
     reader = LogReader(load({}).kafka, "test")
     for topic in ("a", "b", "a"):
         assert [message.value() for message in reader.read_range(topic, 0, 0)] == [topic.encode()]

@@ -260,7 +260,7 @@ def take_in_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch, steps: int, err
     """Let every taking last ``steps`` steps, and then fail with ``error`` if there is one."""
 
     def take_shard(shard_id: int, **_: Any) -> Iterator[None]:
-        for _ in range(steps):
+        for _step in range(steps):
             yield
         if error is not None:
             raise error
@@ -366,7 +366,12 @@ def test_a_revoke_commits_within_its_deadline_and_releases_the_shard(bench: Benc
     bench.own(0, 1)
     seen: list[float | None] = []
     commit = bench.producer.commit
-    bench.producer.commit = lambda: (seen.append(bench.producer.deadline_s), commit())[1]  # type: ignore[method-assign]
+
+    def commit_seen() -> None:
+        seen.append(bench.producer.deadline_s)
+        commit()
+
+    bench.producer.commit = commit_seen  # type: ignore[method-assign]
     bench.inside._on_revoke(bench.events, [TopicPartition(EVENTS, 1)])
     assert seen == [bench.settings.kafka.handover_s]
     assert bench.settings.kafka.handover_s * 1000 < bench.settings.kafka.session_timeout_ms
@@ -523,9 +528,15 @@ def test_a_full_batch_is_committed_instead_of_held(monkeypatch: pytest.MonkeyPat
 def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, **{"engine.batch_kbytes_max": 1})
     bench.own(0)
-    values = {"account": "alice", "margin": "cross", "symbol": "BTC-PERP", "quantity": "0.001", "price": "100"}
+    values: dict[str, Any] = {
+        "account": "alice",
+        "margin": "cross",
+        "symbol": "BTC-PERP",
+        "quantity": "0.001",
+        "price": "100",
+    }
     values |= {"fee": "0", "order_id": "o", "trade_id": 1}
-    columns = FillColumns(**{name: [value] * 60 for name, value in values.items()})  # type: ignore[arg-type]
+    columns = FillColumns(**{name: [value] * 60 for name, value in values.items()})
     for offset in range(64):
         bench.events.waiting.append(Record(EVENTS, 0, offset, encode(EventFrame(time=T0, fills=columns))))
     bench.inside._hold_events()

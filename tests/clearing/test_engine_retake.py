@@ -69,7 +69,8 @@ def holding_odd_lots() -> Script:
 
 
 def rate(script: Script) -> Decimal:
-    return script.running._engine._shards[0].parameters.instruments[SYMBOL].steps[0].maintenance_rate
+    rate: Decimal = script.running._engine._shards[0].parameters.instruments[SYMBOL].steps[0].maintenance_rate
+    return rate
 
 
 def test_a_record_that_positions_cannot_be_held_in_is_not_adopted_and_does_not_keep_a_process_from_starting() -> None:

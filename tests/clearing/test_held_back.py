@@ -18,6 +18,7 @@ from streams.clearing.transfers import GAPS_MAX, TransferSequences
 from streams.margin.limits import ISOLATED_ASSETS_MAX, ISOLATED_GROUPS_MAX, POSITIONS_MAX
 from streams.margin.parameters import RiskParameters
 from tests.clearing.test_shard import RULES, Driver, kinds
+from tests.properties import examples
 
 ROW = Decoder[AccountRow](AccountRow)
 EUR = AssetParameters(asset="EUR", decimals=2)
@@ -127,7 +128,7 @@ sequences = st.permutations(list(range(12))).flatmap(
 
 
 @given(sequences, st.sets(st.integers(0, 23)))
-@configure(max_examples=60, deadline=None)
+@configure(max_examples=examples(60), deadline=None)
 def test_any_order_and_any_repetition_gives_the_same_balances(order: list[int], restarts: set[int]) -> None:
     driver = Recorder()
     for step, sequence in enumerate(order):
@@ -207,10 +208,12 @@ def test_a_debit_that_a_parked_credit_covers_waits_with_it(driver: Recorder) -> 
     driver.transfer("a", "10", asset="EUR")
     output = driver.transfer("a", "-4", asset="EUR")
     assert kinds(output) == []
-    assert not driver.shard.accounts["a"].suspended
+    account = driver.shard.accounts["a"]
+    assert account.suspended is False
     output = driver.transfer("a", "-7", asset="EUR")
     assert kinds(output) == ["suspended"], "more than the credit"
-    assert driver.shard.accounts["a"].suspended
+    account = driver.shard.accounts["a"]
+    assert account.suspended
     output = driver.transfer("a", "1", asset="EUR")
     assert kinds(output) == ["credit_parked", "resumed"], "covered again"
     driver.publish(EUR)
@@ -380,8 +383,8 @@ def test_what_parameters_admit_and_nothing_makes_right_goes_to_the_dead_letters(
     [{"price": "-5"}, {"price": "0"}, {"quantity": "0"}, {"quantity": "1e3"}, {"price": "NaN"}, {"order_id": ""}],
 )
 def test_what_the_contract_does_not_hold_does_not_wait(driver: Recorder, fill: dict[str, str]) -> None:
-    changed = {"quantity": "1", "price": "5"} | fill
-    output = driver.fill("a", **changed, symbol="DOGE-PERP")  # type: ignore[arg-type]
+    changed: dict[str, Any] = {"quantity": "1", "price": "5"} | fill
+    output = driver.fill("a", **changed, symbol="DOGE-PERP")
     assert (kinds(output), len(output.unapplied)) == (["suspended"], 1)
     assert driver.row().waiting_fills == ()
 
@@ -519,11 +522,12 @@ def play(driver: Recorder, step: tuple[str, str, int, int]) -> Output | None:
         return driver.fill("a", str(number), f"10{other}.{other}5", symbol=name) if number else None
     if kind == "mark":
         return driver.mark(str(number))
-    return driver.publish({"EUR": EUR, "DOGE": DOGE, "finer": finer()}[name])
+    publishable: dict[str, Parameter] = {"EUR": EUR, "DOGE": DOGE, "finer": finer()}
+    return driver.publish(publishable[name])
 
 
 @given(steps, st.sets(st.integers(0, 24)))
-@configure(max_examples=150, deadline=None)
+@configure(max_examples=examples(150), deadline=None)
 def test_a_shard_that_was_restarted_gives_the_same_bytes(
     walk: list[tuple[str, str, int, int]], restarts: set[int]
 ) -> None:
@@ -561,7 +565,7 @@ def _as_bytes(output: Output | None) -> Any:
 
 
 @given(steps)
-@configure(max_examples=100, deadline=None)
+@configure(max_examples=examples(100), deadline=None)
 def test_nothing_that_came_is_lost(walk: list[tuple[str, str, int, int]]) -> None:
     """What is held and what waits is what came in, of each asset that a transfer names."""
     driver, come, seen = Recorder(), dict[str, Decimal](), dict[int, tuple[str, int]]()

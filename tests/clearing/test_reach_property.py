@@ -16,6 +16,7 @@ from streams.clearing.account import WITHOUT_ORDERS
 from streams.clearing.shard import Output
 from tests.clearing.test_held_back import EUR
 from tests.clearing.test_reach import Market, instrument
+from tests.properties import examples
 
 ACCOUNTS = ("a", "b")
 MARKED = ("BTC-PERP", "ETH-PERP", "BTC-USD")
@@ -65,7 +66,7 @@ class Watched(Market):
             self.set_status(name, other)
             self.marks()
         elif kind == "price":
-            self.marks(**{other.replace("-", "_"): str(number)})
+            self.marks(250, **{other.replace("-", "_"): str(number)})
         elif kind == "time":
             self.time += 1000 * number
             self.transfer("clock", "1")
@@ -121,7 +122,7 @@ class Watched(Market):
 
 
 @given(st.lists(STEPS, max_size=25))
-@configure(max_examples=300, deadline=None)
+@configure(max_examples=examples(300), deadline=None)
 def test_nobody_is_out_of_reach(steps: list[Step]) -> None:
     market = Watched()
     for step in steps:
@@ -135,7 +136,7 @@ def test_nobody_is_out_of_reach(steps: list[Step]) -> None:
 
 
 @given(st.lists(STEPS, max_size=25))
-@configure(max_examples=100, deadline=None)
+@configure(max_examples=examples(100), deadline=None)
 def test_nobody_is_liquidated_who_may_not_be_below(steps: list[Step]) -> None:
     """The other way round: a command is only issued if the group is below its requirement whatever the prices are."""
     market = Watched()

@@ -19,9 +19,11 @@ from schemas.messages import (
     TransferColumns,
 )
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
+from schemas.types import ReportStatus
 from streams.clearing.shard import Output, Shard
 from streams.errors import ShardError
 from streams.margin.parameters import RiskParameters
+from tests.properties import examples
 
 T0 = 1_700_000_000_000_000
 RULES = RiskParameters.build(
@@ -98,7 +100,7 @@ class Driver:
             )
         )
 
-    def report(self, account: str, order_id: str, status: str, filled: str = "0") -> Output:
+    def report(self, account: str, order_id: str, status: ReportStatus, filled: str = "0") -> Output:
         return self.frame(
             reports=ReportColumns(
                 account=[account],
@@ -484,7 +486,7 @@ steps = st.lists(
 
 
 @given(steps)
-@configure(max_examples=150, deadline=None)
+@configure(max_examples=examples(150), deadline=None)
 def test_waking_only_what_a_mark_crosses_decides_what_looking_at_everything_decides(
     walk: list[tuple[str, int, Any]],
 ) -> None:

@@ -20,8 +20,9 @@ from schemas.messages import (
 )
 from schemas.parameters import AssetParameters, CollateralTier, InstrumentParameters, MarginTier, PolicyParameters
 from schemas.types import shard_account
-from streams.clearing.restore import ALERTS_LEFT_OPEN, JournalEnd, _stand
+from streams.clearing.restore import ALERTS_LEFT_OPEN, _stand
 from streams.clearing.shard import COMMAND_NAMES_BYTES_MAX, Output, Shard
+from streams.feeds.journal import JournalEnd
 from streams.margin.parameters import RiskParameters
 
 T0 = 1_700_000_000_000_000

@@ -46,6 +46,7 @@ from streams.margin.limits import (
 )
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX
+from tests.properties import examples
 
 MOST = 2**63 - 1
 ACCOUNT = "~" * 128
@@ -384,7 +385,7 @@ def batches(draw: st.DrawFn) -> list[dict[str, Any]]:
     return found
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
 @given(batches(), st.lists(st.sampled_from(["1", "60000", "0.1", "9" * 18]), min_size=1, max_size=6))
 def test_whatever_a_shard_is_given_it_can_read_what_it_wrote(frames: list[dict[str, Any]], prices: list[str]) -> None:
     scale = Scale(reference="1")

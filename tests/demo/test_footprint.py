@@ -103,6 +103,7 @@ def test_the_demo_keeps_away_from_what_the_environment_names(given: LocalStack, 
     assert state_of(given.bootstrap_servers, given.redis_url) == before
 
 
+@pytest.mark.long
 def test_given_by_its_flags_the_demo_runs_all_checks_twice_and_then_not_among_others(
     given: LocalStack, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_given_by_its_flags_the_demo_runs_all_checks_twice_and_then_not_among_ot
     assert "left out replay_gives_the_same_bytes: " in done.stdout
 
 
+@pytest.mark.long
 def test_what_is_not_given_is_started(given: LocalStack, tmp_path: Path) -> None:
     """Only a Redis: the Kafka is the demo's own, and what an earlier demo of another Kafka left in the Redis goes."""
     with redis.Redis.from_url(given.redis_url) as client:

@@ -11,11 +11,12 @@ from streams.demo.reference import EXACT, ReferenceGroup, ReferencePosition, Rul
 from streams.margin import health
 from streams.margin.parameters import RiskParameters
 from tests.margin.conftest import SYMBOLS, Book, books
+from tests.properties import examples
 
 PRICED = [*SYMBOLS, "EUR-USD"]
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     books(positions=0),
     st.sets(st.sampled_from(PRICED)),

@@ -1,7 +1,7 @@
 """The faults, as data: what happens to whom, where in a commit, and for how long.
 
-A row names a kind of injection (:mod:`tests.faults.injections`) and its arguments. ``short`` rows are the run of the
-test suite, which has every kind; the long run draws from all of them.
+A row names a kind of injection (:mod:`tests.faults.injections`) and its arguments. ``short`` rows are the run of
+``pytest --long``, which has every kind; ``python -m tests.faults`` draws from all of them.
 """
 
 from dataclasses import dataclass

@@ -34,9 +34,11 @@ PARTITIONS = 3
 SESSION_TIMEOUT_S = 3.0
 TRANSACTION_TIMEOUT_S = 4.0
 WATCHDOG_S = 25.0
-RECOVERY_S = 60.0
-START_S = 90.0
-REST_S = 90.0
+RECOVERY_S = 120.0
+"""Bounds a hang. A member that its group has forgotten ends itself after the watchdog's time and two sessions, 31 s,
+and is started again."""
+START_S = 120.0
+REST_S = 120.0
 _LOOK_S = 0.05
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import orjson
 import redis
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas import topics
 from streams.broker import config
 from streams.broker.reader import LogReader
+from streams.broker.records import Record as BrokerRecord
 from streams.settings import Settings
 from streams.tables.keys import accounts_key, meta_key
 from tests.faults.load import POISON
@@ -103,7 +104,7 @@ def _committed(settings: Settings, group: str, topic: str, count: int) -> dict[P
         consumer.close()
 
 
-def _headers(message: Message) -> dict[str, bytes]:
+def _headers(message: BrokerRecord) -> dict[str, bytes]:
     return {name: _bytes(value) or b"" for name, value in dict(message.headers() or []).items()}
 
 

@@ -1,6 +1,6 @@
 """Every kind of fault once, under load, on one real broker and one real table server; then the independent verdict.
 
-The long run is ``python -m tests.faults`` (see the README beside this file).
+The rounds run with ``pytest --long``. More of them: ``python -m tests.faults`` (see the README beside this file).
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ def run() -> Iterator[Run]:
         yield Run(pipeline, SEED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHORT)
 def test_the_fault_happens_and_everything_works_again(run: Run, name: str) -> None:
     found = run.round(name)
@@ -29,6 +30,7 @@ def test_the_fault_happens_and_everything_works_again(run: Run, name: str) -> No
     assert found.recovered_s is not None
 
 
+@pytest.mark.long
 def test_nothing_was_lost_repeated_or_made_up_and_everybody_left_in_order(run: Run) -> None:
     result = run.finish()
     assert result.verdict is not None

@@ -64,9 +64,9 @@ def require_topic(bootstrap_servers: str, topic: str) -> None:
 
 
 def test_what_is_given_is_not_started() -> None:
-    given = {"bootstrap_servers": "kafka.example:9092", "redis_url": "redis://redis.example/0"}
-    with LocalStack.start(**given) as stack:
-        assert list(stack.environment.values()) == list(given.values())
+    servers, url = "kafka.example:9092", "redis://redis.example/0"
+    with LocalStack.start(bootstrap_servers=servers, redis_url=url) as stack:
+        assert list(stack.environment.values()) == [servers, url]
         assert (stack.kafka, stack.valkey) == (None, None)
     with LocalStack.start(bootstrap_servers="kafka.example:9092") as stack:
         assert stack.valkey is not None
@@ -175,22 +175,25 @@ def test_one_port_is_not_given_twice() -> None:
         LocalStack.start(kafka_port=4242, redis_port=4242)
 
 
-@pytest.mark.parametrize("given", [{"bootstrap_servers": ""}, {"redis_url": "  "}])
-def test_an_address_that_is_empty_is_refused(given: dict[str, str]) -> None:
+@pytest.mark.parametrize(("servers", "url"), [("", None), (None, "  ")])
+def test_an_address_that_is_empty_is_refused(servers: str | None, url: str | None) -> None:
     with pytest.raises(LocalStackError, match="that was given is empty"):
-        LocalStack.start(**given)
+        LocalStack.start(bootstrap_servers=servers, redis_url=url)
 
 
 def test_a_kept_folder_is_for_one_stack_at_a_time(tmp_path: Path) -> None:
     """Two servers on one append-only file would spoil it."""
-    given = {"bootstrap_servers": "kafka.example:9092", "keep_data": tmp_path / "data"}
-    with LocalStack.start(**given) as first:
+
+    def start() -> LocalStack:
+        return LocalStack.start(bootstrap_servers="kafka.example:9092", keep_data=tmp_path / "data")
+
+    with start() as first:
         assert first.valkey is not None
         with redis.Redis.from_url(first.redis_url) as client:
             client.set("a", 1)
         with pytest.raises(MissingError, match="is in use by another local stack"):
-            LocalStack.start(**given)
-    with LocalStack.start(**given) as second, redis.Redis.from_url(second.redis_url) as client:
+            start()
+    with start() as second, redis.Redis.from_url(second.redis_url) as client:
         assert client.get("a") == b"1"
 
 

@@ -52,7 +52,8 @@ class Topic:
     def read(self) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
         for message in self._consumer.consume(1000, timeout=0.05):
             if message.error() is None:
-                self.records.append((message.key(), message.value(), dict(message.headers() or [])))
+                headers: Any = message.headers() or ()
+                self.records.append((message.key(), message.value(), dict(headers)))
         return self.records
 
     def values(self, **fields: Any) -> list[dict[str, Any]]:

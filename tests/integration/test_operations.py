@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pytest
@@ -169,7 +169,7 @@ def test_a_stalled_redis_stops_neither_taking_shards_nor_clearing(
 
 def pipeline_with(pipeline: Pipeline, engine: Role) -> Pipeline:
     """The same pipeline, watched with another engine."""
-    found = cast(Pipeline, object.__new__(Pipeline))
+    found = object.__new__(Pipeline)
     found.__dict__ |= pipeline.__dict__ | {"engine": engine}
     return found
 
@@ -204,7 +204,7 @@ def test_every_frame_carries_the_epoch_of_its_oracle(pipeline: Pipeline, setting
     with LogReader(settings.kafka, "test") as reader:
         low, end = reader.watermarks(topics.MARKS, 0)
         found = list(reader.read_range(topics.MARKS, 0, max(low, end - 50), end))
-    frames = [orjson.loads(message.value()) for message in found if message.value()]
+    frames = [orjson.loads(value) for message in found if (value := message.value())]
     epochs = {frame["epoch"] for frame in frames if frame["marks"]}
     assert epochs
     with LogReader(settings.kafka, "test") as reader:

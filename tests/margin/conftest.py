@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from schemas.parameters import (
@@ -20,11 +19,6 @@ from schemas.parameters import (
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group, Position
 from streams.margin.parameters import SCENARIOS, RiskParameters
-
-settings.register_profile(
-    "margin", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.load_profile("margin")
 
 SYMBOLS = ("A-PERP", "B-PERP", "C-PERP")
 """A and B settle in USD, C in EUR. BTC is collateral priced by A-PERP itself, EUR is priced by EUR-USD."""
@@ -160,7 +154,7 @@ def scan_fields(draw: st.DrawFn) -> dict[str, Any]:
     """How portfolio margin sees an instrument: alone, in a group, by its own array, or not at all."""
     if not draw(st.integers(0, 3)):
         return {}
-    fields = {
+    fields: dict[str, Any] = {
         "scan_group": draw(st.sampled_from([None, "G", "H"])),
         "scan_range": str(draw(decimals("0.01", "0.3", 2))),
         "scan_floor_rate": str(draw(decimals("0.001", "0.02", 3))),
@@ -193,7 +187,9 @@ def parameter_sets(draw: st.DrawFn, *, plain: bool = False) -> RiskParameters:
         for symbol in SYMBOLS
     ]
     weight = st.sampled_from(["1", "1.05", "1.2"])
-    cash = {} if plain else {"collateral_tiers": draw(collateral_tiers()), "liability_weight": draw(weight)}
+    cash: dict[str, Any] = (
+        {} if plain else {"collateral_tiers": draw(collateral_tiers()), "liability_weight": draw(weight)}
+    )
     assets = [
         AssetParameters(asset="USD", **cash),
         AssetParameters(asset="EUR", price_symbol="EUR-USD", **cash),

@@ -1,6 +1,7 @@
 """Columns of amounts: every amount is what was put, in whatever units, and its double is near it."""
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -71,7 +72,8 @@ def test_a_double_is_within_its_bound_and_has_the_sign_of_its_amount(
 ) -> None:
     found = column(amounts, decimals)
     step = fine_step(decimals)
-    steps = data.draw(st.sampled_from([step, np.full(len(amounts), step, dtype=np.int64)]))
+    choices: list[int | np.ndarray[Any, np.dtype[np.int64]]] = [step, np.full(len(amounts), step, dtype=np.int64)]
+    steps = data.draw(st.sampled_from(choices))
     for value, amount in zip(found.doubles(slice(None), steps).tolist(), amounts, strict=True):
         exact = Fraction(amount, step)
         assert (value > 0, value < 0) == (exact > 0, exact < 0)

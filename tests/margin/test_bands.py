@@ -21,6 +21,7 @@ from streams.margin.levels import decision_edges
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio, Rows
 from tests.margin.conftest import SYMBOLS, books, parameter_sets, rules
+from tests.properties import examples
 
 LEVELS = ("1.5", "1.2", "1.05")
 PRICED = (*SYMBOLS, "EUR-USD")
@@ -133,7 +134,7 @@ def with_levels() -> RiskParameters:
     return RiskParameters.build([PolicyParameters(margin_call_levels=LEVELS)])
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(
     st.lists(books(positions=0), min_size=1, max_size=5),
     st.lists(MOVE | MOVE | MOVE | FLIP | FILL | CHANGE, min_size=1, max_size=12),
@@ -401,7 +402,7 @@ DIM_GRIDS = {
 @pytest.mark.parametrize("case", DIM_GRIDS)
 def test_no_point_of_a_grid_is_reached_unseen_with_a_mark_that_is_not_live(case: str, scanned: bool) -> None:
     settle, (quantity, cash), balances, stale = DIM_GRIDS[case]
-    scan = {"scan_range": "0.2", "scan_floor_rate": "0.01"} if scanned else {}
+    scan: dict[str, Any] = {"scan_range": "0.2", "scan_floor_rate": "0.01"} if scanned else {}
     record = rules(tiers=TIERS["steep above 110"], stale_bound="0.5", **scan).records["instrument:X-PERP"]
     parameters = RiskParameters.build(
         [

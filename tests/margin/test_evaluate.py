@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from schemas.codec import DecodeError
 from streams.errors import InputError, ParameterError
 from streams.margin.evaluate import evaluate_request
+from tests.properties import examples
 
 TIERS = [{"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}]
 PARAMETERS = [
@@ -261,7 +262,7 @@ def broken(draw: st.DrawFn) -> Any:
     return walk(whole)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(broken())
 def test_no_request_makes_another_error(request_: Any) -> None:
     with suppress(DecodeError, InputError):

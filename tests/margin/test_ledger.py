@@ -1,7 +1,7 @@
 """The ledger beside a model in exact fractions: what can be written is held, whatever else is listed, and nothing else
 is. Scales, words and the short way of a fill are not to be seen from outside."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -18,6 +18,7 @@ from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, f
 from streams.margin.health import evaluate
 from streams.margin.parameters import DECIMALS_DEFAULT, RiskParameters
 from streams.margin.portfolio import Portfolio
+from tests.properties import examples
 
 MOST = "999999999999999999.999999999999999999"
 LEAST = "0.000000000000000001"
@@ -159,7 +160,9 @@ class Model:
 
     def state(self) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
         balances = {asset: text_of(amount) for asset, amount in sorted(self.balances.items()) if amount}
-        return balances, [(symbol, *map(text_of, held)) for symbol, held in sorted(self.positions.items())]
+        return balances, [
+            (symbol, text_of(quantity), text_of(cash)) for symbol, (quantity, cash) in sorted(self.positions.items())
+        ]
 
 
 class Pair:
@@ -246,7 +249,8 @@ class Pair:
         marks = {symbol: Fraction(mark) for symbol, mark in self.portfolio.marks.items()}
         unit = {asset: Fraction(1) if priced is None else marks[priced] for asset, priced in PRICED.items()}
         worth = sum(
-            abs(held) * marks[symbol] * unit[SETTLED[symbol]] for symbol, (held, _) in self.model.positions.items()
+            (abs(held) * marks[symbol] * unit[SETTLED[symbol]] for symbol, (held, _) in self.model.positions.items()),
+            Fraction(0),
         )
         return worth + sum(-min(amount, Fraction(0)) * unit[asset] for asset, amount in self.model.balances.items())
 
@@ -259,7 +263,7 @@ class Pair:
             assert abs(equity - health.equity) + abs(maintenance - health.maintenance_margin) <= error
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(parameter_sets(), ACTIONS)
 def test_the_ledger_is_its_model_in_fractions(parameters: RiskParameters, actions: list[Any]) -> None:
     pair = Pair(parameters)
@@ -268,7 +272,7 @@ def test_the_ledger_is_its_model_in_fractions(parameters: RiskParameters, action
         pair.act(action)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(parameter_sets(), ACTIONS, parameter_sets())
 def test_what_was_written_is_read_under_any_other_decimals_and_increments(
     parameters: RiskParameters, actions: list[Any], others: RiskParameters
@@ -385,12 +389,13 @@ def test_many_small_steps_do_not_pass_the_border_that_one_may_not(decimals: int)
     for _ in range(2):
         found.apply_fill(row, "S0", "1", "1", f"-{step}")
     assert found.balances(row) == {"USD": format_decimal(most)}
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: found.apply_fill(row, "S0", "1", "1", f"-{unit}"),
         lambda: found.apply_fill(row, "S0", "1", "1", f"-{step}"),
         lambda: found.apply_transfer(row, "USD", unit),
         lambda: found.apply_transfer(row, "USD", step),
-    ):
+    )
+    for change in changes:
         with pytest.raises(InputError, match="leaves the ledger"):
             change()
     assert found.balances(row) == {"USD": format_decimal(most)}

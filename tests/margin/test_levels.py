@@ -45,7 +45,8 @@ def test_without_a_maintenance_margin_no_level_holds() -> None:
 def test_a_ratio_that_wavers_less_than_the_hysteresis_changes_the_level_at_most_once_each_way(
     walk: list[Decimal],
 ) -> None:
-    level, changes = None, []
+    level: Decimal | None = None
+    changes: list[tuple[Decimal, Decimal | None, Decimal | None]] = []
     for ratio in walk:
         found = margin_call_level(ratio, LEVELS, level)
         if found != level:

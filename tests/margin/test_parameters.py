@@ -100,7 +100,8 @@ def as_fields(record: Any) -> dict[str, Any]:
 
 def test_a_cash_amount_must_be_whole_minor_units_where_the_asset_fixes_them() -> None:
     coarse, fine = asset(decimals=4), asset(decimals=5)
-    for records in permutations([instrument(), coarse]):
+    unlike: list[Parameter] = [instrument(), coarse]
+    for records in permutations(unlike):
         with pytest.raises(ParameterError, match="has 5 decimals, the asset 4"):
             RiskParameters.build(records)
         with pytest.raises(ParameterError, match="has 5 decimals, the asset 4"):
@@ -115,7 +116,8 @@ def test_an_asset_that_leaves_its_decimals_open_is_held_as_fine_as_its_instrumen
 
 
 def test_an_instrument_must_not_price_its_own_settle_asset() -> None:
-    for records in permutations([instrument(), asset(price_symbol="X-PERP")]):
+    circular: list[Parameter] = [instrument(), asset(price_symbol="X-PERP")]
+    for records in permutations(circular):
         with pytest.raises(ParameterError, match="not linear"):
             RiskParameters.empty().with_record(records[0]).with_record(records[1])
 

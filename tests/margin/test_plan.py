@@ -18,6 +18,7 @@ from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, Plan, PlannedOrder, make_plan, slices
 from streams.margin.reduction import _Reducing
 from tests.margin.conftest import SYMBOLS, Book, books, closed, decimals, group, rules, underwater
+from tests.properties import examples
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
 
@@ -41,7 +42,7 @@ def after_closing(book: Book, quantities: dict[str, Decimal]) -> Group:
     return closed(book, quantities, book.marks, fees=True)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(underwater(plain=True))
 def test_a_reduction_restores_the_target_and_one_increment_less_does_not(book: Book) -> None:
     assume(evaluate(book.group, book.marks, book.parameters).equity > 0)
@@ -107,7 +108,7 @@ def test_a_group_without_equity_is_taken_over_whole_and_unsliced(equity: str) ->
     parameters = rules(max_order_notional="10")
     plan = make_plan(group({"USD": equity}, ("X-PERP", "-3", "100")), MARKS, parameters)
     assert plan.stage == "takeover"
-    assert [(order.order_side, order.quantity) for order in plan.orders] == [("buy", 3)]
+    assert [(order.order_side, order.quantity) for order in plan.orders] == [("buy", Decimal(3))]
 
 
 def test_a_short_too_far_under_water_is_taken_over_at_the_least_price_there_is() -> None:
@@ -173,7 +174,7 @@ def thin(depths: tuple[str | None, ...], tiers: tuple[tuple[int, str, str], ...]
     """One instrument a depth: S0-PERP, S1-PERP ... at an impact of 1 % for the depth."""
     found = RiskParameters.build([AssetParameters(asset="USD")])
     for index, depth in enumerate(depths):
-        impact = {} if depth is None else {"depth_notional": depth, "impact_rate": "0.01"}
+        impact: dict[str, Any] = {} if depth is None else {"depth_notional": depth, "impact_rate": "0.01"}
         one = rules(symbol=f"S{index}-PERP", tiers=tiers, liquidation_fee=fee, quantity_increment="1", **impact)
         found = found.with_record(one.records[f"instrument:S{index}-PERP"])
     return found
@@ -229,7 +230,12 @@ def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more
 
 def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step judges the whole book anew, so their number must not grow with the quantity."""
-    fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
+    fields: dict[str, Any] = {
+        "scan_range": "0.1",
+        "scan_floor_rate": "0.01",
+        "depth_notional": "1000000",
+        "impact_rate": "0.01",
+    }
     parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
         PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
     )
@@ -250,7 +256,7 @@ def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeyp
 # --- collateral for debts --------------------------------------------------------------------------------------------
 
 
-def weighted(weight: str, liability_weight: str = "1", **fields: str) -> AssetParameters:
+def weighted(weight: str, liability_weight: str = "1", **fields: Any) -> AssetParameters:
     return AssetParameters(
         collateral_tiers=(CollateralTier(quantity_floor="0", weight=weight),),
         liability_weight=liability_weight,
@@ -313,9 +319,9 @@ def test_conversions_raise_equity_by_the_shortage_or_use_up_a_side(book: Book, m
             paid -= conversion.quantity * book.marks[asset.price_symbol]
         balances["USD"] = balances.get("USD", Decimal(0)) + paid
         gained = collateral_value(balances, book.marks, book.parameters) - before
-    for asset, amount in balances.items():
-        if asset != "USD":
-            assert amount * book.group.balances[asset] >= 0, "no balance changes its sign"
+    for name, amount in balances.items():
+        if name != "USD":
+            assert amount * book.group.balances[name] >= 0, "no balance changes its sign"
     spot = {asset: amount for asset, amount in balances.items() if asset != "BTC"}
     debts, credits = ([a for a, q in spot.items() if sign * q > Decimal("0.01")] for sign in (-1, 1))
     weights = book.parameters.assets
@@ -373,7 +379,7 @@ def test_a_sale_that_costs_more_than_a_close_or_has_no_market_is_not_made(fee: s
     assert set(totals(make_plan(held, marks, parameters))) == {"X-PERP"}
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(underwater(positions=2), st.sampled_from(["0", "0.002", "0.05"]), st.sampled_from([None, "20000"]))
 def test_closes_and_sales_together_restore_the_target(book: Book, fee: str, depth: str | None) -> None:
     """The group after the orders of a plan, fees paid, meets its target, or everything that helps has been done."""
@@ -464,7 +470,7 @@ def between(draw: st.DrawFn, *, positions: int = 0) -> Book:
     return replace(book, group=replace(book.group, balances=balances))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(between())
 def test_all_orders_at_their_limits_leave_the_fund_nothing_to_pay(book: Book) -> None:
     health = evaluate(book.group, book.marks, book.parameters)
@@ -528,7 +534,7 @@ def test_debt_without_a_position_is_paid_by_selling_collateral(usd: str, stage: 
 def test_collateral_of_an_insolvent_group_is_sold_at_its_mark_or_better() -> None:
     parameters, held = lent("-120")
     (order,) = make_plan(held, {"BTC-USD": Decimal(100)}, parameters).orders
-    assert (order.limit_price, order.quantity) == (100, 1)
+    assert (order.limit_price, order.quantity) == (Decimal(100), Decimal(1))
 
 
 @pytest.mark.parametrize(
@@ -562,7 +568,7 @@ def test_with_nothing_to_trade_there_is_no_order_and_a_stage_that_says_why(
     assert bool(plan.orders) == (stage == "reduce")
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(books(), st.sets(st.sampled_from(["A-PERP", "B-PERP", "C-PERP", "EUR-USD"])))
 def test_only_what_is_live_is_traded_and_there_are_orders_or_a_reason(book: Book, stale: set[str]) -> None:
     health = evaluate(book.group, book.marks, book.parameters, stale=stale)
@@ -629,7 +635,7 @@ def test_no_slice_is_below_the_least_order(quantity: int, least: int, more: int)
     assert sum(part > least + more for part in parts) <= 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(between(), st.sampled_from(["1", "500", "30000"]))
 def test_no_order_of_a_plan_is_below_the_least_and_the_target_is_met_all_the_same(book: Book, least: str) -> None:
     parameters = book.parameters

@@ -26,6 +26,7 @@ from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Columns, Portfolio
 from tests.margin.conftest import SYMBOLS, Book, books
+from tests.properties import examples
 
 TIERS = (
     MarginTier(notional_floor="0", maintenance_rate="0.01", initial_rate="0.02"),
@@ -461,7 +462,7 @@ def assert_within_error(found: Portfolio, rows: list[int], columns: Columns) -> 
     return liquidatable
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(books())
 def test_the_screen_of_any_book_is_within_its_error(book: Book) -> None:
     found = Portfolio(book.parameters)
@@ -472,7 +473,7 @@ def test_the_screen_of_any_book_is_within_its_error(book: Book) -> None:
     assert_within_error(found, [row], found.evaluate())
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     st.lists(books(positions=0), min_size=1, max_size=3),
     st.dictionaries(st.sampled_from([*SYMBOLS, "EUR-USD"]), st.sampled_from(["live", "stale", "never"])),

@@ -29,6 +29,7 @@ from streams.margin.parameters import SCENARIOS, RiskParameters
 from streams.margin.plan import ORDERS_MAX, make_plan
 from streams.margin.portfolio import Portfolio
 from tests.margin.conftest import rules
+from tests.properties import examples
 
 LEAST, MOST = "0.000000000000000001", "999999999999999999.999999999999999999"
 INCREMENTS = st.sampled_from(
@@ -86,6 +87,9 @@ def haircuts(draw: st.DrawFn) -> tuple[CollateralTier, ...]:
     return tuple(CollateralTier(quantity_floor=f, weight=w) for f, w in zip(floors, found, strict=True))
 
 
+STEEPEST = {"depth_notional": LEAST, "impact_rate": "0.999999999999999999"}
+
+
 @st.composite
 def scans(draw: st.DrawFn) -> dict[str, Any]:
     fields: dict[str, Any] = {
@@ -110,7 +114,7 @@ def corner_records(draw: st.DrawFn) -> list[Parameter]:
             liability_weight=draw(debt),
             collateral_tiers=draw(haircuts()),
             liquidation_fee=draw(st.none() | FRACTION),
-            **draw(st.sampled_from([{}, {"decimals": coarse}, {"decimals": 18}])),
+            decimals=draw(st.sampled_from([AssetParameters(asset=asset).decimals, coarse, 18])),
         )
         for asset, price_symbol, coarse in (("USD", None, 8), ("EUR", "A-SETTLE", 8), ("COIN", "C-SPOT", 0))
     ]
@@ -125,7 +129,9 @@ def corner_records(draw: st.DrawFn) -> list[Parameter]:
             liquidation_fee=draw(FRACTION),
             insurance_fee="0",
             max_order_notional=draw(st.none() | POSITIVE),
-            **draw(st.sampled_from([{}, {"depth_notional": LEAST, "impact_rate": "0.999999999999999999"}])),
+            **draw(
+                st.sampled_from([dict[str, Any](), {"depth_notional": LEAST, "impact_rate": "0.999999999999999999"}])
+            ),
             **(draw(scans()) if draw(st.booleans()) else {}),
         )
         for symbol in SYMBOLS
@@ -259,7 +265,7 @@ def corner_of(records: list[Parameter], scale: str) -> Corner | None:
     return Corner(portfolio, TriggerIndex(portfolio))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(corner_records(), SCALE, ACTIONS)
 def test_every_corner_of_the_range_is_exact_or_refused(
     records: list[Parameter], scale: str, actions: list[Any]
@@ -331,7 +337,7 @@ def _reloaded(found: Portfolio) -> tuple[dict[str, str], list[tuple[str, str, st
 
 @pytest.mark.parametrize("field", ["price_increment", "quantity_increment"])
 def test_an_increment_that_no_ledger_unit_holds_is_refused_with_its_record(field: str) -> None:
-    fields = {"price_increment": "1", "quantity_increment": "1", field: "999999999999999999.9"}
+    fields: dict[str, Any] = {"price_increment": "1", "quantity_increment": "1", field: "999999999999999999.9"}
     with pytest.raises(ParameterError, match=f"instrument:X-PERP: {field}: .*64 bits"):
         rules(**fields)
 

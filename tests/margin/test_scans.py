@@ -2,6 +2,7 @@
 
 import random
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def hedged(count: int, seed: int, scanned: int | None = None) -> Portfolio:
         rules(
             symbol=symbol,
             tiers=((0, "0.05", "0.1"), (20_000, "0.1", "0.2")),
-            **({"scan_group": group, "scan_range": "0.08", "scan_floor_rate": "0.01"} if group else {}),
+            **(dict[str, Any](scan_group=group, scan_range="0.08", scan_floor_rate="0.01") if group else {}),
         ).records[f"instrument:{symbol}"]
         for symbol, group in scans
     ]
@@ -85,7 +86,7 @@ def test_a_book_that_grows_dearer_as_it_loses_is_woken_where_it_crosses(lots: di
     """One group, range 50 %. Short 1 of A, or long 1 against 2 of B: when A moves d against it, equity falls by d and
     the margin, 50 at first, rises by d / 2. With equity 70 it crosses at d = 13.33: the band may end there, no later.
     """
-    scan = {"scan_group": "G", "scan_range": "0.5", "scan_floor_rate": "0.001"}
+    scan: dict[str, Any] = {"scan_group": "G", "scan_range": "0.5", "scan_floor_rate": "0.001"}
     instruments = [rules(symbol=symbol, **scan).records[f"instrument:{symbol}"] for symbol in "AB"]
     policy = PolicyParameters(portfolio_margin_accounts=("a",))
     portfolio = Portfolio(RiskParameters.build([policy, AssetParameters(asset="USD"), *instruments]))

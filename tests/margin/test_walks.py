@@ -21,6 +21,7 @@ from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio, Rows
 from tests.margin.conftest import SYMBOLS, Book, books, decimals, parameter_sets, underwater
 from tests.margin.test_bands import FACTOR, LEVELS, PRICED, bracket, bracket_of
+from tests.properties import examples
 
 SCANNED = ("a0", "a2", "a4")
 """Every other account is under portfolio margin."""
@@ -69,8 +70,8 @@ class Desk:
                 self.look(self.index.crossed_all(moves))
             case "brink":
                 row, against = detail
-                if moves := self.brink(row % portfolio.row_count, against):
-                    self.act("move", moves)
+                if factors := self.brink(row % portfolio.row_count, against):
+                    self.act("move", factors)
             case "fill":
                 row, symbol, lots = detail
                 rule = portfolio.parameters.instruments[symbol]
@@ -194,7 +195,7 @@ def opened(found: list[Book]) -> Portfolio:
     return portfolio
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(st.lists(books() | underwater(), min_size=2, max_size=5), st.lists(ACTION, min_size=2, max_size=14))
 def test_whatever_happens_no_group_that_can_be_decided_stands_undecided(
     found: list[Book], actions: list[tuple[str, Any]]

@@ -36,11 +36,11 @@ def test_each_protocol_has_its_credentials(protocol: str, kind: type, tls: bool)
     given = {name.removeprefix("MARGIN_"): value for name, value in SASL.items()} if "SASL" in protocol else {}
     found = app(KAFKA__SECURITY_PROTOCOL=protocol, **given).conf.broker_credentials
     assert isinstance(found, kind)
-    if found is not None:
+    if isinstance(found, faust.SSLCredentials | faust.SASLCredentials):
         assert found.protocol.value == protocol
-        context = found.context if kind is faust.SSLCredentials else found.ssl_context
+        context = found.context if isinstance(found, faust.SSLCredentials) else found.ssl_context
         assert isinstance(context, ssl.SSLContext) is tls
-    if "SASL" in protocol:
+    if isinstance(found, faust.SASLCredentials):
         assert (found.username, found.password, found.mechanism.value) == ("me", "Mrk9Qz", "SCRAM-SHA-512")
         assert "Mrk9Qz" not in repr(found)
 

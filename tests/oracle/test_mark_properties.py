@@ -12,6 +12,7 @@ from schemas.messages import Mark, OraclePrice
 from schemas.parameters import OracleParameters
 from streams.oracle.marks import HEARD, MarkBook, SymbolState
 from tests.oracle.literal_marks import LiteralBook, Look, fraction
+from tests.properties import examples
 
 T0 = 1_700_000_000_000_000
 _STATE = Decoder[SymbolState](SymbolState)
@@ -104,7 +105,7 @@ def shown(book: MarkBook, clock: int) -> Mark | None:
     return next(iter(book.form_all(clock)), None)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(rules_strategy, steps_strategy)
 def test_the_book_does_what_the_literal_rules_say(rules: OracleParameters, steps: list[Step]) -> None:
     book, literal = book_of(rules), LiteralBook(rules)
@@ -118,7 +119,7 @@ def test_the_book_does_what_the_literal_rules_say(rules: OracleParameters, steps
             ) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(rules_strategy, steps_strategy, st.sets(st.integers(0, 35)))
 def test_a_restart_changes_nothing(rules: OracleParameters, steps: list[Step], restarts: set[int]) -> None:
     book, restarted = book_of(rules), book_of(rules)
@@ -134,7 +135,7 @@ def test_a_restart_changes_nothing(rules: OracleParameters, steps: list[Step], r
             assert encode(restarted.state("X")) == state
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(rules_strategy, steps_strategy)
 def test_a_repeat_changes_nothing(rules: OracleParameters, steps: list[Step]) -> None:
     once, twice = book_of(rules), book_of(rules)
@@ -146,7 +147,7 @@ def test_a_repeat_changes_nothing(rules: OracleParameters, steps: list[Step]) ->
         assert shown(once, clock) == shown(twice, clock)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(rules_strategy, steps_strategy, st.tuples(*[st.sampled_from(LEVELS)] * 3), st.integers(0, 3000))
 def test_the_order_of_different_sources_at_one_time_changes_nothing(
     rules: OracleParameters, steps: list[Step], last: tuple[str, ...], wait_ms: int
@@ -167,7 +168,7 @@ def test_the_order_of_different_sources_at_one_time_changes_nothing(
     assert len(outcomes) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(rules_strategy, steps_strategy)
 def test_no_jump_is_live_at_first_sight(rules: OracleParameters, steps: list[Step]) -> None:
     """Between two live marks further apart than ``max_jump`` there is a halt of at least the shortest of the times."""
@@ -192,7 +193,7 @@ def test_no_jump_is_live_at_first_sight(rules: OracleParameters, steps: list[Ste
         live, halted = mark, None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(rules_strategy, steps_strategy)
 def test_a_live_mark_is_the_majoritys(rules: OracleParameters, steps: list[Step]) -> None:
     """Its sources are fresh, lie around it, are enough, and nobody else who is fresh outweighs them."""
@@ -231,7 +232,7 @@ def test_one_source_cannot_move_the_mark_beyond_the_others(price: int) -> None:
     assert 100 <= fraction(mark.price) <= 104
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(rules_strategy, steps_strategy)
 def test_a_heartbeat_within_a_level_changes_nothing(rules: OracleParameters, steps: list[Step]) -> None:
     """A look at the time of a look finds the same, however often."""

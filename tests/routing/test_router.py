@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 import orjson
 import pytest
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
@@ -27,6 +27,7 @@ from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
 from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.broker.records import Record
 from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
 from streams.routing import router as router_module
 from streams.routing.concerned import concerned
@@ -467,7 +468,7 @@ def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
     collect = Router.collect
     second: list[Process] = []
 
-    def until_partitions_move(self: Router) -> list[Message]:
+    def until_partitions_move(self: Router) -> list[Record]:
         batch = collect(self)
         if batch and not second:
             owned = len(self._ownership)

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 from infra.local.valkey import ValkeyServer
 from streams.memory.log import ABORTED, COMMITTED, Cluster, Concurrent, Fenced, InvalidState
 from streams.memory.redis import Server
-from streams.memory.scheduler import FakeEvent, Process, Scheduler
+from streams.memory.scheduler import Process, Scheduler, VirtualEvent
 from streams.tables.keys import accounts_key, meta_key
 from streams.tables.writer import _script
 
@@ -122,7 +122,7 @@ def test_a_thread_that_ends_gives_way_to_the_scheduler_not_to_who_started_it() -
     scheduler = Scheduler(0)
     process = Process(scheduler, "process")
     seen: list[str] = []
-    event = FakeEvent(scheduler)
+    event = VirtualEvent(scheduler)
 
     def main() -> None:
         scheduler.spawn(process, "thread", lambda: seen.append("thread"))

@@ -16,6 +16,7 @@ from streams.tables import writer as writer_module
 from streams.tables.connection import connect
 from streams.tables.keys import LAYOUT, accounts_key, meta_key
 from streams.tables.writer import ROWS_PER_SCRIPT_MAX, AccountTable, WriteOutcome
+from tests.properties import examples
 
 SHARD = 3
 _shards = count(100)
@@ -25,7 +26,7 @@ _shards = count(100)
 def new_table(redis_settings: RedisSettings) -> Iterator[Callable[..., AccountTable]]:
     made = []
 
-    def make(cluster: str = "cluster", shards: int = 4, **log: str) -> AccountTable:
+    def make(cluster: str = "cluster", shards: int = 4, **log: Any) -> AccountTable:
         made.append(AccountTable(connect(redis_settings), cluster, shards, **log))
         return made[-1]
 
@@ -40,7 +41,8 @@ def table(new_table: Callable[..., AccountTable], client: redis.Redis) -> Accoun
 
 
 def rows_of(client: redis.Redis, shard: int = SHARD) -> dict[bytes, bytes]:
-    return client.hgetall(accounts_key(shard))
+    rows: dict[Any, Any] = client.hgetall(accounts_key(shard))
+    return rows
 
 
 def stamp_of(client: redis.Redis, shard: int = SHARD) -> int:
@@ -160,6 +162,7 @@ def test_a_table_that_went_back_to_an_older_snapshot_is_lost(table: AccountTable
     snapshot = {key: client.dump(key) for key in (accounts_key(SHARD), meta_key(SHARD))}
     table.write(SHARD, 1, 9, {"a": b"2"}, after=5)
     for key, dump in snapshot.items():
+        assert dump is not None
         client.restore(key, 0, dump, replace=True)
     assert table.write(SHARD, 1, 12, {"b": b"3"}, after=9) is WriteOutcome.LOST
     assert table.open(SHARD, 1).stamp == 5
@@ -241,6 +244,7 @@ def test_a_server_that_goes_back_to_a_snapshot_between_two_parts_of_a_write_is_n
         parts.append(outcome)
         if len(parts) == 1:
             for key, value in snapshot.items():
+                assert value is not None
                 client.restore(key, 0, value, replace=True)
         return outcome
 
@@ -312,7 +316,7 @@ class Owner:
 _entries = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, b"1", b"2", b"3"])), max_size=12)
 
 
-@configure(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@configure(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     log=_entries,
     later=_entries,
