@@ -17,8 +17,9 @@ from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
 from streams.margin.health import health_of, target_of
 from streams.margin.models import Holding
-from streams.margin.parameters import SCENARIOS, AssetRules, RiskParameters, Scan
+from streams.margin.parameters import RiskParameters
 from streams.margin.plan import Plan, make_plan
+from streams.margin.rules import SCENARIOS, AssetRules, Scan
 from streams.margin.valuation import Valuation, counts
 
 _ZERO = Decimal(0)

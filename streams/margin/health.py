@@ -13,7 +13,8 @@ from schemas.types import INTEGER_DIGITS_MAX
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
 from streams.margin.models import Holding, model_of
-from streams.margin.parameters import HEALTH_RATIO_PLACES, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import HEALTH_RATIO_PLACES
 from streams.margin.valuation import Marks, Valuation, counts, mark_of, price_of
 
 LIQUIDATION_PRICE_PLACES = 12

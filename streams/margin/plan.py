@@ -14,8 +14,9 @@ from streams.margin.conversion import Conversion
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
 from streams.margin.health import Health, PositionHealth, bankruptcy_prices_of, close_price, health_of, shares_of
-from streams.margin.parameters import Instrument, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.reduction import Reduction, reduce_positions
+from streams.margin.rules import Instrument
 from streams.margin.valuation import Marks, Valuation, counts, mark_of, price_of
 
 ORDERS_MAX = 512

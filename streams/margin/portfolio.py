@@ -36,8 +36,9 @@ from streams.margin.fixed_point import (
 )
 from streams.margin.group import Group, Position
 from streams.margin.limits import POSITIONS_MAX
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.prices import VACANT, Bools, Exposures, Floats, Ints, PriceTables, sums
+from streams.margin.rules import AssetRules, Instrument
 from streams.margin.scans import ScanTables
 
 Rows = npt.NDArray[np.int64]

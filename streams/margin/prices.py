@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.margin.fixed_point import EXACT
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import AssetRules, Instrument
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -13,7 +13,8 @@ from streams.margin.conversion import COST_INCREMENT, Conversion, Converting, at
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group, Position
 from streams.margin.models import TIERED, Holding, model_of
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import AssetRules, Instrument
 from streams.margin.valuation import Marks, Valuation
 
 _ZERO = Decimal(0)

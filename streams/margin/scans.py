@@ -10,8 +10,9 @@ from decimal import localcontext
 import numpy as np
 
 from streams.margin.fixed_point import EXACT
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.prices import Bools, Floats, Ints, sums
+from streams.margin.rules import SCENARIOS
 
 
 class ScanTables:

@@ -13,7 +13,8 @@ from streams.errors import InputError
 from streams.margin.fixed_point import EXACT
 from streams.margin.group import Group, Position
 from streams.margin.models import TIERED, Holding, Margins, ScannedMargin, model_of
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import AssetRules, Instrument
 
 Marks = Mapping[str, Decimal]
 

@@ -19,7 +19,8 @@ from schemas.parameters import (
 )
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group, Position
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import SCENARIOS
 
 settings.register_profile(
     "margin", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]

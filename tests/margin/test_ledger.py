@@ -16,8 +16,9 @@ from schemas.parameters import AssetParameters, CollateralTier, InstrumentParame
 from streams.errors import InputError, ParameterError
 from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, from_units, parse_decimal
 from streams.margin.health import evaluate
-from streams.margin.parameters import DECIMALS_DEFAULT, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
+from streams.margin.rules import DECIMALS_DEFAULT
 
 MOST = "999999999999999999.999999999999999999"
 LEAST = "0.000000000000000001"

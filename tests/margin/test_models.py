@@ -14,7 +14,8 @@ from streams.errors import ParameterError
 from streams.margin.fixed_point import EXACT
 from streams.margin.health import evaluate, holdings
 from streams.margin.models import TIERED, Holding, MarginModel, ScannedMargin, model_of
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import SCENARIOS
 from tests.margin.conftest import SYMBOLS, Book, books, decimals, group, rules
 
 MARK = decimals("0.01", "5000", 2)

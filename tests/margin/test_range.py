@@ -25,9 +25,10 @@ from streams.errors import InputError, ParameterError
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import EXACT, INT64_MAX, format_decimal, parse_decimal
 from streams.margin.health import bankruptcy_prices, evaluate, liquidation_price
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, make_plan
 from streams.margin.portfolio import Portfolio
+from streams.margin.rules import SCENARIOS
 from tests.margin.conftest import rules
 
 LEAST, MOST = "0.000000000000000001", "999999999999999999.999999999999999999"
