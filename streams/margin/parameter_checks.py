@@ -19,6 +19,7 @@ from schemas.parameters import (
 )
 from schemas.types import CROSS, FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
+from streams.margin.amounts import Floats
 from streams.margin.fixed_point import EXACT, fraction_digits, parse_decimal, to_units
 from streams.margin.limits import OPEN_INTEREST_SYMBOLS_MAX
 from streams.margin.rules import (
@@ -26,7 +27,6 @@ from streams.margin.rules import (
     SCENARIOS,
     AssetRules,
     CollateralStep,
-    Floats,
     Instrument,
     MarginStep,
     Policy,

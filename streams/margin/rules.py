@@ -7,13 +7,9 @@ is checked by nobody: ``parameter_checks`` makes them from records, ``parameters
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-import numpy as np
-import numpy.typing as npt
-
 from schemas.types import FRACTION_DIGITS_MAX
+from streams.margin.amounts import Floats
 from streams.margin.fixed_point import EXACT, divide_floor, fraction_digits
-
-Floats = npt.NDArray[np.float64]
 
 DECIMALS_DEFAULT = 8
 """``decimals`` of an asset whose record does not say. What is realised from its instruments may then be finer."""
