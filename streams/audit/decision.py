@@ -99,8 +99,8 @@ def decision_of(found: DecidedGroup, symbols: Iterable[str], history: ParameterH
     named = sorted(symbols)
     group, prices, rules = found.group, found.prices, found.rules
     valuation = Valuation(group, prices, rules, found.stale)
-    health = health_of(valuation, group)
-    plan = make_plan(group, prices, rules, stale=found.stale)
+    health = health_of(valuation)
+    plan = make_plan(group, health, prices, rules, stale=found.stale)
     scanned = group.account in rules.policy.portfolio_margin_accounts
     held = [valued.holding for valued in valuation.positions if valued.live and valued.holding is not None]
     with localcontext(EXACT):

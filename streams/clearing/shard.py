@@ -1022,7 +1022,7 @@ class Shard:
         superseded = command.command_id if command is not None and expired and not command.closed else None
         if health.liquidatable:
             view, marks = self.portfolio.group(group.row), self.portfolio.marks
-            plan = make_plan(view, marks, self.parameters, stale=self._not_live_of(group))
+            plan = make_plan(view, health, marks, self.parameters, stale=self._not_live_of(group))
             self._end_command(state, group)
             if plan.orders:
                 self._liquidate(state, group, health, plan, superseded)

@@ -71,7 +71,7 @@ class Exchange:
         return divide_floor(self.cost, self.gain, COST_INCREMENT)
 
 
-class Converting:
+class ExchangeBook:
     """The exchanges made so far of the balances of one group. ``changed``: what they added, by asset."""
 
     def __init__(self, marks: Marks, parameters: RiskParameters, stale: Collection[str] = frozenset()) -> None:

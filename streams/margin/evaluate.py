@@ -25,7 +25,7 @@ from schemas.types import (
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, parse_decimal
 from streams.margin.group import Group
-from streams.margin.health import bankruptcy_prices_of, evaluate, liquidation_price, priced_balances
+from streams.margin.health import bankruptcy_prices, evaluate, liquidation_price, priced_balances
 from streams.margin.ledger import Ledger
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import make_plan
@@ -147,8 +147,8 @@ def _opening_cash(position: PositionRequest, where: str) -> str:
 def _group_answer(group: Group, portfolio: Portfolio, stale: frozenset[str]) -> dict[str, Any]:
     marks, parameters = portfolio.marks, portfolio.parameters
     health = evaluate(group, marks, parameters, stale=stale)
-    bankruptcy = bankruptcy_prices_of(health, marks, parameters)
-    plan = make_plan(group, marks, parameters, stale=stale) if health.liquidatable else None
+    bankruptcy = bankruptcy_prices(health, marks, parameters)
+    plan = make_plan(group, health, marks, parameters, stale=stale) if health.liquidatable else None
 
     def liquidates_at(symbol: str) -> str | None:
         return None if health.bounds else _text(liquidation_price(group, symbol, marks, parameters))

@@ -233,9 +233,9 @@ class Corner:
             price = liquidation_price(group, symbol, portfolio.marks, parameters)
             if price is not None:
                 assert not evaluate(group, {**portfolio.marks, symbol: price}, parameters).liquidatable
-        prices = bankruptcy_prices(group, portfolio.marks, parameters)
+        prices = bankruptcy_prices(health, portfolio.marks, parameters)
         assert prices.keys() <= {position.symbol for position in group.positions}
-        plan = make_plan(group, portfolio.marks, parameters)
+        plan = make_plan(group, health, portfolio.marks, parameters)
         held = {position.symbol: abs(position.quantity) for position in group.positions}
         assert len(plan.orders) <= ORDERS_MAX + len(parameters.assets)
         assert all(order.quantity <= held.get(order.symbol, order.quantity) for order in plan.orders)
