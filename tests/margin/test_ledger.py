@@ -193,7 +193,7 @@ class Pair:
                 self._agree(taken, lambda: self.portfolio.set_parameters(parameters))
                 self.model.parameters = parameters if taken else self.model.parameters
             case _:
-                self._reload(self.model.parameters)
+                self.reload(self.model.parameters)
         self.check()
 
     def _fill(self, symbol: str, size: Any, ticks: int, fee_units: int) -> None:
@@ -217,7 +217,7 @@ class Pair:
         with pytest.raises((InputError, ParameterError)):
             change()
 
-    def _reload(self, parameters: RiskParameters) -> None:
+    def reload(self, parameters: RiskParameters) -> None:
         """Go on in a new process, under parameters that may have changed meanwhile."""
         marks, saved = dict(self.portfolio.marks), self.model.state()
         self.portfolio = Portfolio(parameters)
@@ -283,7 +283,7 @@ def test_what_was_written_is_read_under_any_other_decimals_and_increments(
         if (held / Fraction(increments[symbol])).denominator != 1:
             del pair.model.positions[symbol]
     pair.model.parameters = others
-    pair._reload(others)
+    pair.reload(others)
     pair.check()
     for action in actions:
         pair.act(action)

@@ -82,11 +82,12 @@ def test_portfolio_margin_is_between_its_floor_and_the_sum_of_its_legs(book: Boo
             assert initial == alone * book.parameters.policy.scan.initial_scale
             legs += alone
         assert floor + tiers <= margins.maintenance <= legs
+        profits = book.parameters.policy.scan.profits
         worst = max(
             (
                 sum(
                     (
-                        -holding.quantity * holding.mark * holding.unit * model._scan.profits(scan)[scenario]
+                        -holding.quantity * holding.mark * holding.unit * profits(scan)[scenario]
                         for holding in found
                         if (scan := holding.instrument.scan) is not None
                     ),

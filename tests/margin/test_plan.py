@@ -14,9 +14,9 @@ from streams.margin.conversion import Conversion, ExchangeBook
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
 from streams.margin.health import evaluate, price_of
+from streams.margin.models import ScannedMargin
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, Plan, PlannedOrder, slices
-from streams.margin.reduction import _ReductionPlanner
 from tests.margin.conftest import (
     SYMBOLS,
     Book,
@@ -239,19 +239,19 @@ def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more
 
 
 def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step judges the whole book anew, so their number must not grow with the quantity."""
+    """Every step asks the model once what this one position releases, so that must not grow with the quantity."""
     fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
     parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
         PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
     )
     steps = []
-    advance = _ReductionPlanner._advance
+    released = ScannedMargin.released
 
-    def counted(reducing: _ReductionPlanner, *args: Any) -> bool:
+    def counted(model: ScannedMargin, *args: Any) -> tuple[Decimal, Decimal]:
         steps.append(args)
-        return advance(reducing, *args)
+        return released(model, *args)
 
-    monkeypatch.setattr(_ReductionPlanner, "_advance", counted)
+    monkeypatch.setattr(ScannedMargin, "released", counted)
     plan = planned(group({"USD": "600000"}, ("X-PERP", "1000000", "100")), MARKS, parameters)
     assert plan.stage == "reduce"
     assert totals(plan)["X-PERP"] > 900_000
