@@ -2,7 +2,7 @@
 
 Each record is keyed ``type:id`` and the topic is compacted, so the last record of a key is in force. These types fix
 shape and ranges; what must hold between the fields of a record or between records (tiers in order, settle asset known)
-is checked by ``streams.margin.parameters``.
+is checked by ``streams.margin.parameter_checks``.
 """
 
 from typing import Annotated

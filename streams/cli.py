@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from infra.local.errors import LocalStackError
 from schemas.codec import DecodeError
 from streams import interruption, logs
 from streams.access.redis_address import holds_password
@@ -747,9 +748,16 @@ def local(
     Example:
       margin-clearing local --kafka-port 9092 --redis-port 6379
     """
-    from infra.local.stack import run_local
+    from infra.local.stack import LocalStack, run_local
+    from streams.broker.admin import ensure_topics
+    from streams.settings import load
 
-    run_local(kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data)
+    def create_topics(stack: LocalStack) -> list[str]:
+        """Create them by the stack's own settings: credentials or topics of another cluster do not belong here."""
+        own = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+        return [f"wrong: {fault}" for fault in ensure_topics(own).wrong]
+
+    run_local(create_topics, kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data)
 
 
 @bench.command()
@@ -773,7 +781,7 @@ def ticks(
     Example:
       margin-clearing bench ticks --accounts 1000000
     """
-    from infra.bench.ticks import bench_ticks, show_ticks
+    from streams.bench.ticks import bench_ticks, show_ticks
 
     progress = Console(stderr=True)
     try:
@@ -851,7 +859,7 @@ def main() -> None:
     logs.guard_output()
     try:
         app()
-    except (MarginClearingError, DecodeError) as error:
+    except (MarginClearingError, DecodeError, LocalStackError) as error:
         print(f"margin-clearing: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
 

@@ -8,10 +8,8 @@
 Messages say what was wrong and what to do.
 """
 
-from streams.errors import MarginClearingError
 
-
-class LocalStackError(MarginClearingError):
+class LocalStackError(Exception):
     """The local Kafka or Valkey cannot be had, did not start or did not end."""
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -133,10 +133,17 @@ class LocalStack:
             self.kafka.start()
 
 
-def run_local(*, kafka_port: int = 0, redis_port: int = 0, keep_data: Path | None = None) -> None:
-    """Keep a stack with the contract's topics up until SIGINT, SIGTERM or SIGHUP, and print how to use it.
+def run_local(
+    prepare: "Callable[[LocalStack], Iterable[str]]",
+    *,
+    kafka_port: int = 0,
+    redis_port: int = 0,
+    keep_data: Path | None = None,
+) -> None:
+    """Keep a stack up until SIGINT, SIGTERM or SIGHUP, and print how to use it.
 
-    A SIGHUP that this process was started to ignore (``nohup``) stays ignored.
+    ``prepare`` is called once it runs, and what it returns is printed before the rest. A SIGHUP that this process was
+    started to ignore (``nohup``) stays ignored.
 
     To be called in the main thread.
 
@@ -151,7 +158,8 @@ def run_local(*, kafka_port: int = 0, redis_port: int = 0, keep_data: Path | Non
         with LocalStack.start(
             kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data, progress=_say
         ) as stack:
-            _create_topics(stack)
+            for line in prepare(stack):
+                _say(line)
             for name, value in stack.environment.items():
                 _say(f"export {name}={value}")
             _say(f"# logs are in {stack.folder}; Ctrl-C stops everything")
@@ -168,16 +176,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _create_topics(stack: LocalStack) -> None:
-    from streams.broker.admin import ensure_topics
-    from streams.settings import load
-
-    # The stack's own and nothing of the environment: credentials or topics of another cluster do not belong here.
-    settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
-    for fault in ensure_topics(settings).wrong:
-        _say(f"wrong: {fault}")
 
 
 def _temporary_folder() -> TemporaryFolder:

@@ -17,8 +17,9 @@ from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
 from streams.margin.health import health_of, target_of
 from streams.margin.models import Holding
-from streams.margin.parameters import SCENARIOS, AssetRules, RiskParameters, Scan
+from streams.margin.parameters import RiskParameters
 from streams.margin.plan import Plan, make_plan
+from streams.margin.rules import SCENARIOS, AssetRules, Scan
 from streams.margin.valuation import Valuation, counts
 
 _ZERO = Decimal(0)
@@ -98,8 +99,8 @@ def decision_of(found: DecidedGroup, symbols: Iterable[str], history: ParameterH
     named = sorted(symbols)
     group, prices, rules = found.group, found.prices, found.rules
     valuation = Valuation(group, prices, rules, found.stale)
-    health = health_of(valuation, group)
-    plan = make_plan(group, prices, rules, stale=found.stale)
+    health = health_of(valuation)
+    plan = make_plan(group, health, prices, rules, stale=found.stale)
     scanned = group.account in rules.policy.portfolio_margin_accounts
     held = [valued.holding for valued in valuation.positions if valued.live and valued.holding is not None]
     with localcontext(EXACT):

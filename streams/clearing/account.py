@@ -27,7 +27,7 @@ from schemas.types import AccountStatus, GroupStatus, Offset, Sequence, Side
 from streams.clearing.transfers import TransferSequences
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal
-from streams.margin.portfolio import Portfolio
+from streams.margin.ledger import Ledger
 
 PARKED_MAX = 64
 """Transfers of one account that may wait for parameters; further ones go to the dead letters."""
@@ -196,14 +196,14 @@ class AccountState:
         return any((fill.margin, fill.symbol) == (margin, symbol) for fill in self.waiting_fills)
 
 
-def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
+def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
     """The changelog row of an account, or None (a tombstone) when nothing about it needs to be remembered.
 
     An emptied account that has a sequence keeps its row: forgetting the sequence would accept a repeated transfer or
     issue a command id a second time.
     """
     groups = tuple(
-        row for margin in sorted(state.groups) if (row := _group_row(state.groups[margin], portfolio)) is not None
+        row for margin in sorted(state.groups) if (row := _group_row(state.groups[margin], ledger)) is not None
     )
     remembered = (
         state.liquidation_sequence
@@ -238,14 +238,14 @@ def account_row(state: AccountState, portfolio: Portfolio) -> AccountRow | None:
     )
 
 
-def read_account(account: str, data: bytes, portfolio: Portfolio) -> AccountState:
-    """The state of ``account`` from the bytes of its last row; the ledger goes into ``portfolio``.
+def read_account(account: str, data: bytes, ledger: Ledger) -> AccountState:
+    """The state of ``account`` from the bytes of its last row; what it holds goes into ``ledger``.
 
     A row that keeps one that could not be read is read as that one, with what has become of the account since.
 
     Raises:
         InputError: it is no row, that of another account, or cannot be held under the parameters in force. Nothing of
-            it is in the portfolio.
+            it is in the ledger.
     """
     try:
         row = _ROW(data)
@@ -255,10 +255,10 @@ def read_account(account: str, data: bytes, portfolio: Portfolio) -> AccountStat
     if row.account != account or (kept is not None and kept.account != account):
         raise InputError(f"it is that of account {row.account}")
     if kept is None:
-        return restore_account(row, portfolio)
+        return restore_account(row, ledger)
     if kept.unread is not None:
         raise InputError("the row that is kept in it keeps another one")
-    state = restore_account(kept, portfolio)
+    state = restore_account(kept, ledger)
     state.transfers = _sequences(row)
     state.unapplied, state.unapplied_credits = row.unapplied, row.unapplied_credits
     state.suspended_reason = row.suspended_reason if row.unapplied else None
@@ -294,11 +294,11 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
     return state, False
 
 
-def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
-    """The state that :func:`account_row` made ``row`` from; the ledger goes into ``portfolio``.
+def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
+    """The state that :func:`account_row` made ``row`` from; what it holds goes into ``ledger``.
 
     Raises:
-        InputError: the ledger cannot be held under the parameters in force. Nothing of it is in the portfolio.
+        InputError: the ledger cannot be held under the parameters in force. Nothing of it is in the ledger.
     """
     state = AccountState(
         account=row.account,
@@ -316,11 +316,11 @@ def restore_account(row: AccountRow, portfolio: Portfolio) -> AccountState:
     )
     try:
         for group in row.groups:
-            state.groups[group.margin] = _restore_group(row.account, group, portfolio)
+            state.groups[group.margin] = _restore_group(row.account, group, ledger)
     except InputError:
-        for index in portfolio.groups_of(row.account):
-            portfolio.load_group(index, {}, ())
-            portfolio.drop_group(index)
+        for kept in state.groups.values():
+            ledger.load_group(kept.row, {}, ())
+            ledger.drop_group(kept.row)
         raise
     return state
 
@@ -330,9 +330,13 @@ def _sequences(row: AccountRow | _Numbers) -> TransferSequences:
     return TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps)
 
 
-def _restore_group(account: str, group: GroupRow, portfolio: Portfolio) -> GroupState:
-    index = portfolio.open_group(account, group.margin)
-    portfolio.load_group(index, group.balances, [(p.symbol, p.quantity, p.cash) for p in group.positions])
+def _restore_group(account: str, group: GroupRow, ledger: Ledger) -> GroupState:
+    index = ledger.open_group(account, group.margin)
+    try:
+        ledger.load_group(index, group.balances, [(p.symbol, p.quantity, p.cash) for p in group.positions])
+    except InputError:
+        ledger.drop_group(index)
+        raise
     return GroupState(
         row=index,
         margin=group.margin,
@@ -363,16 +367,16 @@ def _unpacked(text: str) -> bytes:
         raise InputError(f"the row that is kept in this one cannot be unpacked: {error}") from None
 
 
-def _group_row(state: GroupState, portfolio: Portfolio) -> GroupRow | None:
-    if state.status == "normal" and not state.is_watched and portfolio.is_empty(state.row):
+def _group_row(state: GroupState, ledger: Ledger) -> GroupRow | None:
+    if state.status == "normal" and not state.is_watched and ledger.is_empty(state.row):
         return None
     return GroupRow(
         margin=state.margin,
         status=state.status,
-        balances=portfolio.balances(state.row),
+        balances=ledger.balances(state.row),
         positions=tuple(
             PositionRow(symbol=symbol, quantity=quantity, cash=cash)
-            for symbol, quantity, cash in portfolio.positions(state.row)
+            for symbol, quantity, cash in ledger.positions(state.row)
         ),
         margin_call_level=None if state.level is None else format_decimal(state.level),
         command=None if state.command is None else _open_command(state.command),

@@ -191,7 +191,7 @@ class Shard:
         can be applied to it, and everybody else in the shard goes on.
         """
         try:
-            state = read_account(account, row, self.portfolio)
+            state = read_account(account, row, self.portfolio.ledger)
         except InputError as error:
             reason = f"account {account}: its row cannot be read: {error}"[:REASON_MAX]
             state, known = set_aside(account, row, reason)
@@ -220,7 +220,7 @@ class Shard:
         for account in sorted(self.unread):
             kept = self.accounts[account]
             assert kept.unread is not None
-            row = account_row(kept, self.portfolio)
+            row = account_row(kept, self.portfolio.ledger)
             assert row is not None
             self.restore(account, encode(row))
             if account not in self.unread:
@@ -417,7 +417,7 @@ class Shard:
         rows: dict[str, bytes | None] = {}
         for account in sorted(self._dirty):
             self._unreached.count(self.accounts[account])
-            row = account_row(self.accounts[account], self.portfolio)
+            row = account_row(self.accounts[account], self.portfolio.ledger)
             rows[account] = None if row is None else encode(row)
             if row is None:
                 self._forget(account)
@@ -432,7 +432,7 @@ class Shard:
 
     def _open_interest(self) -> dict[str, str]:
         """The quantity of all long positions of as many symbols as a record has room for, first those it scales."""
-        found = self.portfolio.open_interest()
+        found = self.portfolio.ledger.open_interest()
         if len(found) <= OPEN_INTEREST_SYMBOLS_MAX:
             return found
         instruments = self.parameters.instruments
@@ -516,11 +516,11 @@ class Shard:
             held = self.portfolio.balances(group.row)
             if asset not in held and len(held) >= ISOLATED_ASSETS_MAX:
                 raise InputError(f"margin {margin}: an isolated group holds at most {ISOLATED_ASSETS_MAX} assets")
-        self.portfolio.apply_transfer(group.row, asset, transfer.amount)
+        self.portfolio.ledger.apply_transfer(group.row, asset, transfer.amount)
         self._touched.add(group.row)
 
     def _apply_fills(self, offset: int, columns: FillColumns, frame: EventFrame) -> None:
-        accounts, orders, portfolio = self.accounts, self._orders, self.portfolio
+        accounts, orders, ledger = self.accounts, self._orders, self.portfolio.ledger
         touched, dirty = self._touched, self._dirty
         for index, (account, margin, symbol, quantity, price, fee, order_id) in enumerate(
             zip(
@@ -545,7 +545,7 @@ class Shard:
             try:
                 if group is None:
                     group = self._group(state, margin)
-                portfolio.apply_fill(group.row, symbol, quantity, price, fee)
+                ledger.apply_fill(group.row, symbol, quantity, price, fee)
             except InputError as error:
                 if not self._hold_back(state, _waiting_fill(columns, index, offset), error):
                     self._refuse(state, offset, frame, "fills", index, error)
@@ -584,7 +584,7 @@ class Shard:
             InputError: it cannot be; nothing held has changed.
         """
         group = self._group(state, fill.margin)
-        self.portfolio.apply_fill(group.row, fill.symbol, fill.quantity, fill.price, fill.fee)
+        self.portfolio.ledger.apply_fill(group.row, fill.symbol, fill.quantity, fill.price, fill.fee)
         self._touched.add(group.row)
         self._count_fill(state, group, fill.symbol, fill.quantity, fill.order_id)
 
@@ -796,7 +796,7 @@ class Shard:
             if state.unread is not None:
                 raise InputError(self.unread[state.account])
             self._make_room(state, margin)
-            group = GroupState(row=self.portfolio.open_group(state.account, margin), margin=margin)
+            group = GroupState(row=self.portfolio.ledger.open_group(state.account, margin), margin=margin)
             state.groups[margin] = group
             self._register(state, group)
         return group
@@ -810,7 +810,7 @@ class Shard:
         if len(isolated) < ISOLATED_GROUPS_MAX:
             return
         for group in isolated:  # only those that a row would not name: a shard restored from rows does not know them
-            if group.status == "normal" and not group.is_watched and self.portfolio.is_empty(group.row):
+            if group.status == "normal" and not group.is_watched and self.portfolio.ledger.is_empty(group.row):
                 del state.groups[group.margin]
                 self._drop_group(group)
         if sum(group.margin != CROSS for group in state.groups.values()) >= ISOLATED_GROUPS_MAX:
@@ -838,7 +838,7 @@ class Shard:
         del self._owner[group.row]
         for rows in (self._overdue, self._undone, self._watched, self._stranded, self._touched):
             rows.discard(group.row)
-        self.portfolio.drop_group(group.row)
+        self.portfolio.ledger.drop_group(group.row)
 
     def _forget(self, account: str) -> None:
         for group in self.accounts.pop(account).groups.values():
@@ -1022,7 +1022,7 @@ class Shard:
         superseded = command.command_id if command is not None and expired and not command.closed else None
         if health.liquidatable:
             view, marks = self.portfolio.group(group.row), self.portfolio.marks
-            plan = make_plan(view, marks, self.parameters, stale=self._not_live_of(group))
+            plan = make_plan(view, health, marks, self.parameters, stale=self._not_live_of(group))
             self._end_command(state, group)
             if plan.orders:
                 self._liquidate(state, group, health, plan, superseded)

@@ -164,6 +164,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
 
     Raises:
         MarginClearingError: it could not be run; says why.
+        LocalStackError: a server of its own could not be had; says why.
     """
     options.check()
     console = console or Console()

@@ -85,10 +85,6 @@ class Amounts:
             or (self._fine_view is not None and self._fine_view[index])
         )
 
-    def is_zero(self, index: int) -> bool:
-        """Whether the amount is 0."""
-        return not self.view[index] and self.is_plain(index)
-
     def units(self, index: int) -> int:
         """The whole units of the amount, rounded down."""
         low = self.view[index]

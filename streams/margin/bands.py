@@ -34,9 +34,12 @@ from decimal import Decimal
 
 import numpy as np
 
+from streams.margin.amounts import Bools, Floats, Ints
 from streams.margin.levels import decision_edges
-from streams.margin.portfolio import Columns, Portfolio, Rows
-from streams.margin.prices import Bools, Exposures, Floats, Ints
+from streams.margin.portfolio import Portfolio
+from streams.margin.prices import Exposures
+from streams.margin.screens import Columns
+from streams.margin.slots import Rows
 
 REACH = 0.25
 """Largest relative distance of a band upwards: rates above the tier reached there are not looked at."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
-from streams.margin.parameters import AssetRules, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import AssetRules
 from streams.margin.valuation import Marks, counts, price_of
 
 COST_INCREMENT = Decimal("1e-18")
@@ -70,7 +71,7 @@ class Exchange:
         return divide_floor(self.cost, self.gain, COST_INCREMENT)
 
 
-class Converting:
+class ExchangeBook:
     """The exchanges made so far of the balances of one group. ``changed``: what they added, by asset."""
 
     def __init__(self, marks: Marks, parameters: RiskParameters, stale: Collection[str] = frozenset()) -> None:

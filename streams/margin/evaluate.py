@@ -25,7 +25,8 @@ from schemas.types import (
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, parse_decimal
 from streams.margin.group import Group
-from streams.margin.health import bankruptcy_prices_of, evaluate, liquidation_price, priced_balances
+from streams.margin.health import bankruptcy_prices, evaluate, liquidation_price, priced_balances
+from streams.margin.ledger import Ledger
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import make_plan
 from streams.margin.portfolio import Portfolio
@@ -105,8 +106,8 @@ def _answer(request: Request) -> dict[str, Any]:
     portfolio = Portfolio(RiskParameters.build(request.parameters))
     for symbol, price in request.marks.items():
         portfolio.set_mark(symbol, price, live=True)
-    rows = _load(portfolio, request.account)
-    held = [row for row in rows if not portfolio.is_empty(row)] or rows[:1]
+    rows = _load(portfolio.ledger, request.account)
+    held = [row for row in rows if not portfolio.ledger.is_empty(row)] or rows[:1]
     stale = frozenset(request.stale)
     priced = {rules.price_symbol for rules in portfolio.parameters.assets.values()}
     if unknown := sorted(stale - priced - portfolio.parameters.instruments.keys() - request.marks.keys()):
@@ -114,7 +115,7 @@ def _answer(request: Request) -> dict[str, Any]:
     return {"groups": [_group_answer(portfolio.group(row), portfolio, stale) for row in held]}
 
 
-def _load(portfolio: Portfolio, account: AccountRequest) -> list[int]:
+def _load(ledger: Ledger, account: AccountRequest) -> list[int]:
     """Load every group of ``account``; their rows, cross first."""
     balances: dict[str, dict[str, str]] = {CROSS: account.balances}
     positions: dict[str, list[tuple[str, str, str]]] = {CROSS: []}
@@ -129,9 +130,10 @@ def _load(portfolio: Portfolio, account: AccountRequest) -> list[int]:
         if isolated:
             balances[margin] = position.isolated_balances
         positions.setdefault(margin, []).append((position.symbol, position.quantity, _opening_cash(position, where)))
+    rows = {margin: ledger.open_group(account.account, margin) for margin in positions}
     for margin, held in positions.items():
-        portfolio.load_group(portfolio.open_group(account.account, margin), balances[margin], held)
-    return portfolio.groups_of(account.account)
+        ledger.load_group(rows[margin], balances[margin], held)
+    return [rows[margin] for margin in sorted(rows, key=lambda margin: (margin != CROSS, margin))]
 
 
 def _opening_cash(position: PositionRequest, where: str) -> str:
@@ -145,8 +147,8 @@ def _opening_cash(position: PositionRequest, where: str) -> str:
 def _group_answer(group: Group, portfolio: Portfolio, stale: frozenset[str]) -> dict[str, Any]:
     marks, parameters = portfolio.marks, portfolio.parameters
     health = evaluate(group, marks, parameters, stale=stale)
-    bankruptcy = bankruptcy_prices_of(health, marks, parameters)
-    plan = make_plan(group, marks, parameters, stale=stale) if health.liquidatable else None
+    bankruptcy = bankruptcy_prices(health, marks, parameters)
+    plan = make_plan(group, health, marks, parameters, stale=stale) if health.liquidatable else None
 
     def liquidates_at(symbol: str) -> str | None:
         return None if health.bounds else _text(liquidation_price(group, symbol, marks, parameters))

@@ -13,7 +13,8 @@ from schemas.types import INTEGER_DIGITS_MAX
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
 from streams.margin.models import Holding, model_of
-from streams.margin.parameters import HEALTH_RATIO_PLACES, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import HEALTH_RATIO_PLACES
 from streams.margin.valuation import Marks, Valuation, counts, mark_of, price_of
 
 LIQUIDATION_PRICE_PLACES = 12
@@ -79,12 +80,12 @@ def evaluate(group: Group, marks: Marks, parameters: RiskParameters, *, stale: C
         InputError: an instrument, an asset, or the mark of a position that is not in ``stale`` is missing; the text
             names it.
     """
-    return health_of(Valuation(group, marks, parameters, stale), group)
+    return health_of(Valuation(group, marks, parameters, stale))
 
 
-def health_of(valuation: Valuation, group: Group) -> Health:
+def health_of(valuation: Valuation) -> Health:
     """:func:`evaluate` of a group whose holdings have been valued."""
-    margins, held = valuation.margins(), valuation.collateral(group.balances)
+    margins, held = valuation.margins(), valuation.collateral(valuation.group.balances)
     with localcontext(EXACT):
         equity, unweighted = held.weighted + valuation.worth, held.unweighted + valuation.worth
         parts = []
@@ -138,13 +139,10 @@ def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Hol
     return found
 
 
-def collateral_value(balances: Mapping[str, Decimal], marks: Marks, parameters: RiskParameters) -> Decimal:
-    """What ``balances`` count for in equity: weighted quantities at their prices. What does not count needs no mark."""
-    return Valuation(Group("", "", balances, ()), marks, parameters).collateral(balances).weighted
-
-
-def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
+def bankruptcy_prices(health: Health, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
     """The price of each position at which closing it uses up the unweighted equity that is allotted to it.
+
+    ``health`` is the verdict at the same ``marks``; positions whose marks are not live have no such price.
 
     mark - side * E_s / |q|: of an unweighted equity above 0 a position is allotted E * MM_s / (sum of MM + sum of H),
     H being the haircuts of the balances, and the collateral the rest; what is missing when it is below 0 is shared by
@@ -155,11 +153,6 @@ def bankruptcy_prices(group: Group, marks: Marks, parameters: RiskParameters) ->
     Raises:
         InputError: a mark, an instrument or an asset is missing.
     """
-    return bankruptcy_prices_of(evaluate(group, marks, parameters), marks, parameters)
-
-
-def bankruptcy_prices_of(health: Health, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
-    """The :func:`bankruptcy_prices` of a group whose verdict at the same marks is known: of positions at live ones."""
     prices = {}
     shares = shares_of(health, positions_alone=health.unweighted_equity < 0)
     for part in health.positions:
@@ -334,9 +327,7 @@ __all__ = [
     "Marks",
     "PositionHealth",
     "bankruptcy_prices",
-    "bankruptcy_prices_of",
     "close_price",
-    "collateral_value",
     "evaluate",
     "health_of",
     "holdings",

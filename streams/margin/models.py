@@ -11,7 +11,8 @@ from decimal import Decimal, localcontext
 from typing import Protocol
 
 from streams.margin.fixed_point import EXACT
-from streams.margin.parameters import SCENARIOS, Instrument, RiskParameters, Scan, ScanProfile
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import SCENARIOS, Instrument, Scan, ScanProfile
 
 _ZERO = Decimal(0)
 

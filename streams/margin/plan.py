@@ -13,9 +13,10 @@ from schemas.types import FRACTION_DIGITS_MAX
 from streams.margin.conversion import Conversion
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
-from streams.margin.health import Health, PositionHealth, bankruptcy_prices_of, close_price, health_of, shares_of
-from streams.margin.parameters import Instrument, RiskParameters
+from streams.margin.health import Health, PositionHealth, bankruptcy_prices, close_price, shares_of
+from streams.margin.parameters import RiskParameters
 from streams.margin.reduction import Reduction, reduce_positions
+from streams.margin.rules import Instrument
 from streams.margin.valuation import Marks, Valuation, counts, mark_of, price_of
 
 ORDERS_MAX = 512
@@ -60,8 +61,12 @@ class Plan:
     orders: tuple[PlannedOrder, ...]
 
 
-def make_plan(group: Group, marks: Marks, parameters: RiskParameters, *, stale: Collection[str] = frozenset()) -> Plan:
+def make_plan(
+    group: Group, health: Health, marks: Marks, parameters: RiskParameters, *, stale: Collection[str] = frozenset()
+) -> Plan:
     """The liquidation plan of ``group`` at ``marks``; those of the symbols in ``stale`` are not live.
+
+    ``health`` is the verdict on the group at the same marks, under the same parameters.
 
     A group whose unweighted equity is not positive is taken over as a whole. Otherwise positions are reduced, and
     collateral is sold for debts where that is cheaper or where closing is not enough, until equity meets the target
@@ -74,20 +79,19 @@ def make_plan(group: Group, marks: Marks, parameters: RiskParameters, *, stale: 
     Raises:
         InputError: an instrument, an asset, or the mark of a position that is not in ``stale`` is missing.
     """
-    valuation = Valuation(group, marks, parameters, stale)
-    health = health_of(valuation, group)
     if not health.bounded:
         return Plan("undecided", ())
-    planning = _Planning(valuation, health, marks, parameters)
-    if health.unweighted_equity <= 0 and planning.held:
-        return Plan("takeover", planning.takeover())
-    reduction = reduce_positions(group, marks, parameters, stale)
-    orders = planning.orders(reduction, group.balances)
+    valuation = Valuation(group, marks, parameters, stale)
+    planner = _OrderPlanner(valuation, health)
+    if health.unweighted_equity <= 0 and planner.held:
+        return Plan("takeover", planner.takeover())
+    reduction = reduce_positions(valuation)
+    orders = planner.orders(reduction)
     if orders or not health.liquidatable:
-        return Plan("close" if orders and _is_everything(reduction, planning.held) else "reduce", orders)
+        return Plan("close" if orders and _is_everything(reduction, planner.held) else "reduce", orders)
     if health.unweighted_equity < 0:
         return Plan("insolvent", ())
-    return Plan("undecided" if _would_trade(valuation, group, marks, parameters) else "unsellable", ())
+    return Plan("undecided" if _would_trade(valuation) else "unsellable", ())
 
 
 def _is_everything(reduction: Reduction, held: Mapping[str, Decimal]) -> bool:
@@ -95,13 +99,14 @@ def _is_everything(reduction: Reduction, held: Mapping[str, Decimal]) -> bool:
     return reduction.quantities == held if held else reduction.shortage > 0
 
 
-def _would_trade(valuation: Valuation, group: Group, marks: Marks, parameters: RiskParameters) -> bool:
+def _would_trade(valuation: Valuation) -> bool:
     """Whether something could be traded if every mark were live."""
     if any(not valued.live for valued in valuation.positions):
         return True
-    held = [(parameters.asset(asset), quantity) for asset, quantity in group.balances.items()]
+    parameters = valuation.parameters
+    held = [(parameters.asset(asset), quantity) for asset, quantity in valuation.group.balances.items()]
     return any(
-        counts(rules, quantity, marks)
+        counts(rules, quantity, valuation.marks)
         and rules.price_symbol not in parameters.instruments
         and not valuation.is_live(rules)
         for rules, quantity in held
@@ -117,11 +122,12 @@ class _Allotment:
     shares: Decimal
 
 
-class _Planning:
+class _OrderPlanner:
     """Prices the orders of one group's plan. ``held``: the quantities of the positions that can be traded."""
 
-    def __init__(self, valuation: Valuation, health: Health, marks: Marks, parameters: RiskParameters) -> None:
-        self._health, self._marks, self._parameters = health, marks, parameters
+    def __init__(self, valuation: Valuation, health: Health) -> None:
+        self._health, self._balances = health, valuation.group.balances
+        self._marks, self._parameters = valuation.marks, valuation.parameters
         self._parts = {part.symbol: part for part in health.positions}
         self.held: dict[str, Decimal] = {
             valued.position.symbol: abs(valued.position.quantity)
@@ -131,12 +137,12 @@ class _Planning:
 
     def takeover(self) -> tuple[PlannedOrder, ...]:
         """Every position that can be traded, unsliced, at its bankruptcy price."""
-        prices = bankruptcy_prices_of(self._health, self._marks, self._parameters)
+        prices = bankruptcy_prices(self._health, self._marks, self._parameters)
         return tuple(self._close(symbol, quantity, prices[symbol]) for symbol, quantity in self.held.items())[
             :ORDERS_MAX
         ]
 
-    def orders(self, reduction: Reduction, balances: Mapping[str, Decimal]) -> tuple[PlannedOrder, ...]:
+    def orders(self, reduction: Reduction) -> tuple[PlannedOrder, ...]:
         """The orders that do what ``reduction`` says: closes in slices, then conversions."""
         allotment = self._allotment(reduction)
         closes: list[PlannedOrder] = []
@@ -147,7 +153,7 @@ class _Planning:
                 instrument = self._parameters.instrument(symbol)
                 parts = slices(quantity, mark_of(symbol, self._marks), instrument)
                 closes += [self._close(symbol, part, price) for part in parts]
-        converted = (self._convert(conversion, allotment, balances) for conversion in reduction.conversions)
+        converted = (self._convert(conversion, allotment) for conversion in reduction.conversions)
         return (*closes[:ORDERS_MAX], *(order for order in converted if order is not None))
 
     # --- prices ------------------------------------------------------------------------------------------------------
@@ -187,9 +193,10 @@ class _Planning:
             allotted = allotment.equity * share
         return close_price(part, allotted, allotment.shares, self._marks, self._parameters, fees=fees)
 
-    def _conversion_limit(self, conversion: Conversion, allotment: _Allotment, held: Decimal) -> Decimal:
-        """The price at which trading all of ``held``, a balance, costs what it is allotted."""
+    def _conversion_limit(self, conversion: Conversion, allotment: _Allotment) -> Decimal:
+        """The price at which trading all of the balance costs what it is allotted."""
         rules, sold = conversion.asset, conversion.quantity < 0
+        held = self._balances.get(rules.asset, _ZERO)
         price = price_of(rules, self._marks)
         with localcontext(EXACT):
             whole = max(abs(held), abs(conversion.quantity))
@@ -217,9 +224,7 @@ class _Planning:
             mark_price=mark_of(symbol, self._marks),
         )
 
-    def _convert(
-        self, conversion: Conversion, allotment: _Allotment, balances: Mapping[str, Decimal]
-    ) -> PlannedOrder | None:
+    def _convert(self, conversion: Conversion, allotment: _Allotment) -> PlannedOrder | None:
         symbol, sold = conversion.asset.price_symbol, conversion.quantity < 0
         if symbol is None:
             return None
@@ -228,7 +233,7 @@ class _Planning:
             position_side="long" if sold else "short",
             order_side="sell" if sold else "buy",
             quantity=abs(conversion.quantity),
-            limit_price=self._conversion_limit(conversion, allotment, balances.get(conversion.asset.asset, _ZERO)),
+            limit_price=self._conversion_limit(conversion, allotment),
             mark_price=mark_of(symbol, self._marks),
         )
 

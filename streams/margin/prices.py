@@ -1,7 +1,7 @@
 """Marks and rules as float64 tables by symbol, and the vectorised formulas over them.
 
-Every entry is the nearest double of an exact decimal, so errors can be bounded (``Portfolio.evaluate`` does). Which
-slots and rows the formulas are applied to is the portfolio's business.
+Every entry is the nearest double of an exact decimal, so errors can be bounded (``Screens.evaluate`` does). Which
+slots and rows the formulas are applied to is the business of the screens.
 """
 
 from collections.abc import Mapping
@@ -9,20 +9,14 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
 import numpy as np
-import numpy.typing as npt
 
+from streams.margin.amounts import Bools, Floats, Ints
 from streams.margin.fixed_point import EXACT
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import AssetRules, Instrument
 
 _BEST_ERROR = 2.0**-50
 """Part of its terms by which a sum of two products of four factors is off at most, and more."""
-
-VACANT = 0
-"""Symbol id of slots that hold no position: always live, worth nothing."""
 
 
 @dataclass(frozen=True, slots=True)

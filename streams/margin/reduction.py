@@ -5,16 +5,16 @@ The exact loop never closes more than needed; where markets are thin, a spread o
 first. Prices, sides and slices of the orders are the plan's business.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 
-from streams.margin.conversion import COST_INCREMENT, Conversion, Converting, at_least, least_quantity
+from streams.margin.conversion import COST_INCREMENT, Conversion, ExchangeBook, at_least, least_quantity
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
-from streams.margin.group import Group, Position
+from streams.margin.group import Position
 from streams.margin.models import TIERED, Holding, model_of
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
-from streams.margin.valuation import Marks, Valuation
+from streams.margin.rules import AssetRules, Instrument
+from streams.margin.valuation import Valuation
 
 _ZERO = Decimal(0)
 _SPREADING = Context(prec=60, rounding=ROUND_FLOOR)
@@ -42,9 +42,7 @@ class Reduction:
     shortage: Decimal
 
 
-def reduce_positions(
-    group: Group, marks: Marks, parameters: RiskParameters, stale: Collection[str] = frozenset()
-) -> Reduction:
+def reduce_positions(valuation: Valuation) -> Reduction:
     """The closes that bring equity up to the target, sum of N * (r + buffer) - D + buffer * debt.
 
     Closing q of a position at its mark P changes the shortage (target - equity) by -q * P * (r + buffer - fees * w);
@@ -62,12 +60,12 @@ def reduce_positions(
     No order is below the least that its record states, or a thousandth of what is held, unless that is all there is;
     where less than that would be left, all of it is closed.
 
-    What needs a mark of ``stale`` is neither closed nor converted: it counts what it is worth at best.
+    What needs a mark that is not live is neither closed nor converted: it counts what it is worth at best.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing.
     """
-    return _Reducing(group, marks, parameters, stale).run()
+    return _ReductionPlanner(valuation).run()
 
 
 @dataclass(slots=True)
@@ -116,19 +114,18 @@ class _Close:
     stretch: Decimal = field(compare=False)
 
 
-class _Reducing:
+class _ReductionPlanner:
     """Closes and converts, in exact steps, until the shortage is gone.
 
     Between two kinks (a tier's floor, flat) the shortage is convex in the quantity closed, so a step along its slope
     never goes past the point where it is gone: rounded up to the increment, the last step is the least that restores.
     """
 
-    def __init__(self, group: Group, marks: Marks, parameters: RiskParameters, stale: Collection[str]) -> None:
-        self._group = group
-        self._buffer = parameters.policy.liquidation_buffer_rate
-        self._model = model_of(group.account, parameters)
-        self._valuation = Valuation(group, marks, parameters, stale)
-        self._converting = Converting(marks, parameters, stale)
+    def __init__(self, valuation: Valuation) -> None:
+        self._valuation = valuation
+        self._buffer = valuation.parameters.policy.liquidation_buffer_rate
+        self._model = model_of(valuation.group.account, valuation.parameters)
+        self._exchanges = ExchangeBook(valuation.marks, valuation.parameters, valuation.stale)
         self._legs = [
             _Leg(valued.position, valued.settle, valued.holding, _least(valued.holding))
             for valued in self._valuation.positions
@@ -154,10 +151,10 @@ class _Reducing:
                 if steps == _STEPS_MAX:
                     self._close_all()
             before = self._balances(converted=False)
-            self._converting.raise_to_least(before)
+            self._exchanges.raise_to_least(before)
             shortage = self._shortage(self._balances())
         quantities = {leg.position.symbol: leg.closed for leg in self._legs if leg.closed}
-        return Reduction(quantities, self._converting.conversions, shortage)
+        return Reduction(quantities, self._exchanges.conversions, shortage)
 
     def _steps_max(self) -> int:
         """As many steps as one decision may take; of a book too large for all of them the rest is planned again."""
@@ -168,15 +165,15 @@ class _Reducing:
     def _advance(self, shortage: Decimal, balances: Mapping[str, Decimal]) -> bool:
         """Do as much of what is cheapest as its slope allows; False if there is nothing left to do."""
         close = self._cheapest(balances)
-        exchange = self._converting.cheapest(balances, declared=True)
+        exchange = self._exchanges.cheapest(balances, declared=True)
         if exchange is not None and (close is None or exchange.cost_per_gain < close.cost):
-            self._converting.make(exchange, shortage, balances)
+            self._exchanges.make(exchange, shortage, balances)
         elif close is not None:
             close.leg.closed += self._step(close, shortage)
         elif any(leg.left for leg in self._legs):
             self._close_all()
-        elif (exchange := self._converting.cheapest(balances, declared=False)) is not None:
-            self._converting.make(exchange, shortage, balances)
+        elif (exchange := self._exchanges.cheapest(balances, declared=False)) is not None:
+            self._exchanges.make(exchange, shortage, balances)
         else:
             return False
         return True
@@ -199,7 +196,7 @@ class _Reducing:
 
     def _balances(self, *, converted: bool = True) -> dict[str, Decimal]:
         """Balances once what is closed is closed and, if ``converted``, what is converted converted."""
-        balances = dict(self._group.balances)
+        balances = dict(self._valuation.group.balances)
         for leg in self._legs:
             change = -leg.closed * leg.whole.mark * leg.instrument.fees
             if not leg.left:
@@ -207,7 +204,7 @@ class _Reducing:
             if change:
                 asset = leg.settle.asset
                 balances[asset] = balances.get(asset, _ZERO) + change
-        for asset, change in self._converting.changed.items() if converted else ():
+        for asset, change in self._exchanges.changed.items() if converted else ():
             balances[asset] = balances.get(asset, _ZERO) + change
         return balances
 
@@ -251,7 +248,7 @@ class _Reducing:
         cost is found by bisection from below, so nothing is closed that is not needed; the exact loop closes the rest.
         No close is made that is dearer than selling collateral.
         """
-        exchange = self._converting.cheapest(balances, declared=True)
+        exchange = self._exchanges.cheapest(balances, declared=True)
         curves = [_Curve.of(leg, self._buffer, self._weight(leg, balances)) for leg in self._legs]
         with localcontext(_SPREADING):
             low, high = _ZERO, max((curve.dearest for curve in curves), default=_ZERO)

@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
-from streams.margin.parameters import ScaleRules
+from streams.margin.rules import ScaleRules
 
 SCALE_INCREMENT = Decimal("0.01")
 """Scales are multiples of this: a change so small that it decides nothing should not have every account looked at."""

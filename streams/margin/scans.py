@@ -1,7 +1,7 @@
 """Portfolio margin as columns: the scenario scan of many rows at once, in float64.
 
 The formulas are those of ``models.ScannedMargin``; which rows are scanned, and the bound on the error, are the
-portfolio's business.
+business of the screens.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,11 @@ from decimal import localcontext
 
 import numpy as np
 
+from streams.margin.amounts import Bools, Floats, Ints
 from streams.margin.fixed_point import EXACT
-from streams.margin.parameters import SCENARIOS, RiskParameters
-from streams.margin.prices import Bools, Floats, Ints, sums
+from streams.margin.parameters import RiskParameters
+from streams.margin.prices import sums
+from streams.margin.rules import SCENARIOS
 
 
 class ScanTables:

@@ -13,7 +13,8 @@ from streams.errors import InputError
 from streams.margin.fixed_point import EXACT
 from streams.margin.group import Group, Position
 from streams.margin.models import TIERED, Holding, Margins, ScannedMargin, model_of
-from streams.margin.parameters import AssetRules, Instrument, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import AssetRules, Instrument
 
 Marks = Mapping[str, Decimal]
 
@@ -114,7 +115,7 @@ class Valuation:
     def __init__(
         self, group: Group, marks: Marks, parameters: RiskParameters, stale: Collection[str] = frozenset()
     ) -> None:
-        self._marks, self._parameters, self._stale = marks, parameters, stale
+        self.group, self.marks, self.parameters, self.stale = group, marks, parameters, stale
         self._model = model_of(group.account, parameters)
         self.bounds: dict[str, Decimal] = {}
         self.positions = tuple(self._valued(position) for position in group.positions)
@@ -149,7 +150,7 @@ class Valuation:
             for asset, quantity in balances.items():
                 if not quantity:
                     continue
-                rules = self._parameters.asset(asset)
+                rules = self.parameters.asset(asset)
                 price = self.best_price(rules, quantity)
                 counted = rules.weighted(quantity) * price
                 weighted += counted
@@ -164,7 +165,7 @@ class Valuation:
         Raises:
             InputError: the mark is not above zero.
         """
-        if not counts(rules, quantity, self._marks):
+        if not counts(rules, quantity, self.marks):
             return _ZERO
         price = self._price_of(rules)
         return price.low if quantity < 0 or price.high is None else price.high
@@ -172,7 +173,7 @@ class Valuation:
     def is_live(self, rules: AssetRules) -> bool:
         """Whether the price of an asset is known and live, so that the asset can be traded."""
         symbol = rules.price_symbol
-        return symbol is None or (symbol in self._marks and symbol not in self._stale)
+        return symbol is None or (symbol in self.marks and symbol not in self.stale)
 
     # --- margins -----------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Valuation:
         if not self._unknown:
             return Margins(found.maintenance, found.initial, parts)
         with localcontext(EXACT):
-            scale = self._parameters.policy.scan.initial_scale
+            scale = self.parameters.policy.scan.initial_scale
             risk = self._risk(held)
             tiers = TIERED.margins([holding for holding in held if holding.instrument.scan is None])
             return Margins(risk + tiers.maintenance, (risk + tiers.maintenance) * scale, parts)
@@ -223,8 +224,8 @@ class Valuation:
         return instrument.scan is not None and isinstance(self._model, ScannedMargin)
 
     def _valued(self, position: Position) -> Valued:
-        instrument = self._parameters.instrument(position.symbol)
-        settle = self._parameters.asset(instrument.settle_asset)
+        instrument = self.parameters.instrument(position.symbol)
+        settle = self.parameters.asset(instrument.settle_asset)
         mark, unit = self._price(position.symbol, instrument.stale_bound), self._price_of(settle)
         holding, reach = None, _ZERO
         with localcontext(EXACT):
@@ -240,13 +241,13 @@ class Valuation:
         return _UNIT_OF_ACCOUNT if rules.price_symbol is None else self._price(rules.price_symbol, rules.stale_bound)
 
     def _price(self, symbol: str, bound: Decimal) -> Price:
-        if symbol not in self._stale:
-            mark = mark_of(symbol, self._marks)
+        if symbol not in self.stale:
+            mark = mark_of(symbol, self.marks)
             return Price(mark, mark, mark)
         self.bounds[symbol] = max(bound, self.bounds.get(symbol, bound))
-        if symbol not in self._marks:
+        if symbol not in self.marks:
             return Price(_ZERO, None, None)
-        mark = mark_of(symbol, self._marks)
+        mark = mark_of(symbol, self.marks)
         with localcontext(EXACT):
             return Price(_ZERO, mark * (1 + bound), mark, 1 + bound)
 

@@ -197,7 +197,8 @@ def test_nothing_of_a_row_that_fails_half_way_is_left_in_the_ledger() -> None:
     )
     shard = Shard(0, RULES)
     shard.restore("alice", encode(found))
-    assert shard.portfolio.groups_of("alice") == []
+    rows = shard.portfolio.ledger.rows
+    assert {rows.account(row) for row in range(rows.count)} == {""}
 
 
 def test_behind_a_journal_that_cannot_be_read_everybody_is_decided_and_it_is_told() -> None:

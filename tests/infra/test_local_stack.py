@@ -31,7 +31,7 @@ with LocalStack.start() as stack:
     print(stack.kafka.process.pid, stack.valkey.process.pid, stack.folder, flush=True)
     time.sleep(600)
 """
-LOCAL = "import pathlib, sys; from infra.local.stack import run_local; run_local(keep_data=pathlib.Path(sys.argv[1]))"
+LOCAL = "import sys; from streams.cli import main; sys.argv[1:] = ['local', '--keep-data', sys.argv[1]]; main()"
 
 
 def commit(bootstrap_servers: str, topic: str, value: bytes) -> None:

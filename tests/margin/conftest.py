@@ -1,6 +1,6 @@
 """What the margin tests share: how a hypothetical book of a trader, its rules and its marks are drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from typing import Any
@@ -18,7 +18,10 @@ from schemas.parameters import (
 )
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group, Position
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.health import evaluate
+from streams.margin.parameters import RiskParameters
+from streams.margin.plan import Plan, make_plan
+from streams.margin.rules import SCENARIOS
 
 SYMBOLS = ("A-PERP", "B-PERP", "C-PERP")
 """A and B settle in USD, C in EUR. BTC is collateral priced by A-PERP itself, EUR is priced by EUR-USD."""
@@ -81,6 +84,20 @@ def group(balances: Mapping[str, str], *positions: tuple[str, str, str]) -> Grou
                 for symbol, quantity, entry in positions
             ),
         )
+
+
+def planned(
+    group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters, *, stale: Collection[str] = frozenset()
+) -> Plan:
+    """The plan of ``group`` by the verdict at the same marks."""
+    return make_plan(group, evaluate(group, marks, parameters, stale=stale), marks, parameters, stale=stale)
+
+
+def collateral_value(
+    balances: Mapping[str, Decimal], marks: Mapping[str, Decimal], parameters: RiskParameters
+) -> Decimal:
+    """What ``balances`` count for in equity."""
+    return evaluate(Group("", "", balances, ()), marks, parameters).equity
 
 
 def value_less_margin(book: Book, marks: Mapping[str, Decimal]) -> Decimal:

@@ -19,7 +19,8 @@ from streams.margin.group import Group
 from streams.margin.health import evaluate
 from streams.margin.levels import decision_edges
 from streams.margin.parameters import RiskParameters
-from streams.margin.portfolio import Portfolio, Rows
+from streams.margin.portfolio import Portfolio
+from streams.margin.slots import Rows
 from tests.margin.conftest import SYMBOLS, books, parameter_sets, rules
 from tests.properties import examples
 
@@ -122,7 +123,9 @@ def step(watch: Watch, action: str, detail: Any) -> None:
         row %= portfolio.row_count
         rule = portfolio.parameters.instruments[symbol]
         price = (portfolio.marks.get(symbol, Decimal(50)) // rule.price_increment + 1) * rule.price_increment
-        portfolio.apply_fill(row, symbol, format_decimal(lots * rule.quantity_increment), format_decimal(price), "0.01")
+        portfolio.ledger.apply_fill(
+            row, symbol, format_decimal(lots * rule.quantity_increment), format_decimal(price), "0.01"
+        )
         watch.touch([row])
     else:
         same_lots = [record for key, record in portfolio.parameters.records.items() if key.startswith("instrument")]
@@ -159,14 +162,14 @@ def test_no_walk_of_marks_fills_and_rules_carries_a_group_past_an_edge_unseen(
         if symbol not in never:
             portfolio.set_mark(symbol, mark, True)
     for number, book in enumerate(found):
-        row = portfolio.open_group(f"account-{number}", "cross")
+        row = portfolio.ledger.open_group(f"account-{number}", "cross")
         lots = {name: rule.quantity_increment for name, rule in parameters.instruments.items()}
         positions = [
             (p.symbol, format_decimal(p.quantity // lots[p.symbol] * lots[p.symbol]), format_decimal(p.cash))
             for p in book.group.positions
             if p.quantity // lots[p.symbol]
         ]
-        portfolio.load_group(row, {a: format_decimal(q) for a, q in book.group.balances.items()}, positions)
+        portfolio.ledger.load_group(row, {a: format_decimal(q) for a, q in book.group.balances.items()}, positions)
     watch = Watch(portfolio)
     for action, detail in actions:
         step(watch, action, detail)
@@ -191,8 +194,8 @@ def crowd(count: int, seed: int, *, priced_cash: bool = False) -> Portfolio:
         held = chosen.sample(range(4), chosen.randint(1, 3))
         lots = {n: chosen.choice([-1, 1]) * chosen.randint(1, 400) for n in held}
         equity = chosen.uniform(0.01, 0.4) * sum(map(abs, lots.values())) * 100
-        portfolio.load_group(
-            portfolio.open_group(f"account-{number}", "cross"),
+        portfolio.ledger.load_group(
+            portfolio.ledger.open_group(f"account-{number}", "cross"),
             {"USD": f"{equity:.2f}"},
             [(f"S{n}", str(quantity), str(-quantity * 100)) for n, quantity in lots.items()],
         )
@@ -239,8 +242,8 @@ def test_only_the_losing_side_of_a_safe_position_has_a_trigger() -> None:
     parameters = rules(tiers=((0, "0.05", "0.1"),))
     portfolio = Portfolio(parameters)
     portfolio.set_mark("X-PERP", "100", True)
-    portfolio.load_group(portfolio.open_group("a", "cross"), {"USD": "20"}, [("X-PERP", "1", "-100")])
-    portfolio.load_group(portfolio.open_group("b", "cross"), {"USD": "20"}, [("X-PERP", "-1", "100")])
+    portfolio.ledger.load_group(portfolio.ledger.open_group("a", "cross"), {"USD": "20"}, [("X-PERP", "1", "-100")])
+    portfolio.ledger.load_group(portfolio.ledger.open_group("b", "cross"), {"USD": "20"}, [("X-PERP", "-1", "100")])
     watch = Watch(portfolio)
     assert watch.move({"X-PERP": Decimal("85")}).tolist() == []
     assert watch.move({"X-PERP": Decimal("84.22")}).tolist() == []
@@ -254,8 +257,8 @@ def test_one_symbol_alone_triggers_at_its_liquidation_price() -> None:
 
     portfolio = Portfolio(rules(tiers=((0, "0.05", "0.1"),)))
     portfolio.set_mark("X-PERP", "100", True)
-    row = portfolio.open_group("a", "cross")
-    portfolio.load_group(row, {"USD": "20"}, [("X-PERP", "1", "-100")])
+    row = portfolio.ledger.open_group("a", "cross")
+    portfolio.ledger.load_group(row, {"USD": "20"}, [("X-PERP", "1", "-100")])
     price = liquidation_price(portfolio.group(row), "X-PERP", portfolio.marks, portfolio.parameters)
     assert price is not None
     index = TriggerIndex(portfolio)
@@ -294,7 +297,7 @@ def test_bands_made_anew_again_and_again_do_not_pile_up_at_a_symbol_that_rests()
 
 def test_a_first_mark_concerns_everyone_who_needs_it() -> None:
     portfolio = Portfolio(rules())
-    portfolio.load_group(portfolio.open_group("a", "cross"), {"USD": "1"}, [("X-PERP", "1", "-100")])
+    portfolio.ledger.load_group(portfolio.ledger.open_group("a", "cross"), {"USD": "1"}, [("X-PERP", "1", "-100")])
     index = TriggerIndex(portfolio)
     portfolio.set_mark("X-PERP", "100", True)
     assert index.crossed("X-PERP", "100").tolist() == [0]
@@ -308,9 +311,9 @@ def test_new_rows_and_new_symbols_join_an_index_already_there() -> None:
     watch.set_parameters(portfolio.parameters.with_record(more))
     portfolio.set_mark("NEW", "100", True)
     assert watch.index.crossed("NEW", "100").size == 0
-    rows = [portfolio.open_group(f"new-{number}", "cross") for number in range(40)]
+    rows = [portfolio.ledger.open_group(f"new-{number}", "cross") for number in range(40)]
     for row in rows:
-        portfolio.load_group(row, {"USD": "10"}, [("NEW", "1", "-100")])
+        portfolio.ledger.load_group(row, {"USD": "10"}, [("NEW", "1", "-100")])
     watch.touch(rows)
     assert watch.move({"NEW": Decimal(94)}).tolist() == rows
 
@@ -374,8 +377,8 @@ def test_no_point_of_a_grid_is_reached_unseen(case: str) -> None:
         ]
     )
     portfolio = Portfolio(parameters)
-    row = portfolio.open_group("a", "cross")
-    portfolio.load_group(row, balances, [("X-PERP", quantity, cash)])
+    row = portfolio.ledger.open_group("a", "cross")
+    portfolio.ledger.load_group(row, balances, [("X-PERP", quantity, cash)])
     seen = 0
     for own in STEPS:
         for other in STEPS if settle == "EUR" else [1.0]:
@@ -415,8 +418,8 @@ def test_no_point_of_a_grid_is_reached_unseen_with_a_mark_that_is_not_live(case:
         ]
     )
     portfolio = Portfolio(parameters)
-    row = portfolio.open_group("a", "cross")
-    portfolio.load_group(row, balances, [("X-PERP", quantity, cash), ("Y-PERP", "0.5", "-30")])
+    row = portfolio.ledger.open_group("a", "cross")
+    portfolio.ledger.load_group(row, balances, [("X-PERP", quantity, cash), ("Y-PERP", "0.5", "-30")])
     seen = 0
     for own in STEPS:
         for other in STEPS:
@@ -455,7 +458,7 @@ def test_no_level_of_a_debt_is_passed_unseen(case: str) -> None:
     )
     portfolio = Portfolio(parameters)
     positions = [("X-PERP", "1", "-100")] if "position" in case else []
-    portfolio.load_group(portfolio.open_group("a", "cross"), DEBT_GRIDS[case], positions)
+    portfolio.ledger.load_group(portfolio.ledger.open_group("a", "cross"), DEBT_GRIDS[case], positions)
     brackets = set()
     for own in (*STEPS, 0.942):
         for other in STEPS:
@@ -476,8 +479,8 @@ def test_a_position_that_ceases_to_be_unbounded_is_seen() -> None:
         msgspec.structs.replace(record, settle_asset="EUR")
     )
     portfolio = Portfolio(parameters)
-    portfolio.load_group(
-        portfolio.open_group("a", "cross"), {"USD": "4"}, [("X-PERP", "1", "-100"), ("Y-PERP", "1", "-100")]
+    portfolio.ledger.load_group(
+        portfolio.ledger.open_group("a", "cross"), {"USD": "4"}, [("X-PERP", "1", "-100"), ("Y-PERP", "1", "-100")]
     )
     for symbol, mark in (("X-PERP", "100"), ("Y-PERP", "101")):
         portfolio.set_mark(symbol, mark, True)

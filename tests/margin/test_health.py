@@ -15,15 +15,23 @@ from streams.margin.fixed_point import EXACT
 from streams.margin.health import (
     LIQUIDATION_PRICE_PLACES,
     bankruptcy_prices,
-    collateral_value,
     evaluate,
     liquidation_price,
     price_of,
     target_of,
 )
 from streams.margin.parameters import RiskParameters
-from tests.margin.conftest import SYMBOLS, Book, books, closed, decimals, group, rules, value_less_margin
-from tests.properties import examples
+from tests.margin.conftest import (
+    SYMBOLS,
+    Book,
+    books,
+    closed,
+    collateral_value,
+    decimals,
+    group,
+    rules,
+    value_less_margin,
+)
 
 LAST_PLACE = Decimal(1).scaleb(-LIQUIDATION_PRICE_PLACES)
 MARK = decimals("0.01", "5000", 2)
@@ -72,7 +80,7 @@ def test_the_liquidation_price_does_not_depend_on_the_symbols_own_mark(book: Boo
 @given(books())
 def test_closing_everything_at_the_bankruptcy_prices_costs_the_fund_nothing(book: Book) -> None:
     """Counted in full, what is left is what the haircuts were allotted, and no more than the rounding of the prices."""
-    prices = bankruptcy_prices(book.group, book.marks, book.parameters)
+    prices = bankruptcy_prices(evaluate(book.group, book.marks, book.parameters), book.marks, book.parameters)
     health = evaluate(book.group, book.marks, book.parameters)
     with localcontext(EXACT):
         quantities = {position.symbol: abs(position.quantity) for position in book.group.positions}

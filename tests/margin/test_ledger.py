@@ -16,9 +16,9 @@ from schemas.parameters import AssetParameters, CollateralTier, InstrumentParame
 from streams.errors import InputError, ParameterError
 from streams.margin.fixed_point import EXACT, format_decimal, fraction_digits, from_units, parse_decimal
 from streams.margin.health import evaluate
-from streams.margin.parameters import DECIMALS_DEFAULT, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
-from tests.properties import examples
+from streams.margin.rules import DECIMALS_DEFAULT
 
 MOST = "999999999999999999.999999999999999999"
 LEAST = "0.000000000000000001"
@@ -171,8 +171,8 @@ class Pair:
     def __init__(self, parameters: RiskParameters) -> None:
         self.model = Model(parameters)
         self.portfolio = Portfolio(parameters)
-        self.portfolio.open_group("other", "cross")
-        self.row = self.portfolio.open_group("a", "cross")
+        self.portfolio.ledger.open_group("other", "cross")
+        self.row = self.portfolio.ledger.open_group("a", "cross")
         for symbol in (*SETTLED, "COIN-SPOT"):
             self.portfolio.set_mark(symbol, "1", True)
 
@@ -186,7 +186,7 @@ class Pair:
                     text = text_of(amount)
                     self._agree(
                         self.model.transfer(asset, amount),
-                        lambda: self.portfolio.apply_transfer(self.row, asset, text),
+                        lambda: self.portfolio.ledger.apply_transfer(self.row, asset, text),
                     )
             case "mark", symbol, units:
                 self.portfolio.set_mark(symbol, from_units(units, 18), True)
@@ -195,7 +195,7 @@ class Pair:
                 self._agree(taken, lambda: self.portfolio.set_parameters(parameters))
                 self.model.parameters = parameters if taken else self.model.parameters
             case _:
-                self._reload(self.model.parameters)
+                self.reload(self.model.parameters)
         self.check()
 
     def _fill(self, symbol: str, size: Any, ticks: int, fee_units: int) -> None:
@@ -210,7 +210,7 @@ class Pair:
             return
         texts = text_of(quantity), text_of(price), text_of(fee)
         applied = self.model.fill(symbol, quantity, price, fee)
-        self._agree(applied, lambda: self.portfolio.apply_fill(self.row, symbol, *texts))
+        self._agree(applied, lambda: self.portfolio.ledger.apply_fill(self.row, symbol, *texts))
 
     def _agree(self, applied: bool, change: Any) -> None:
         if applied:
@@ -219,21 +219,21 @@ class Pair:
         with pytest.raises((InputError, ParameterError)):
             change()
 
-    def _reload(self, parameters: RiskParameters) -> None:
+    def reload(self, parameters: RiskParameters) -> None:
         """Go on in a new process, under parameters that may have changed meanwhile."""
         marks, saved = dict(self.portfolio.marks), self.model.state()
         self.portfolio = Portfolio(parameters)
-        self.portfolio.open_group("other", "cross")
-        self.row = self.portfolio.open_group("a", "cross")
-        self.portfolio.load_group(self.row, *saved)
+        self.portfolio.ledger.open_group("other", "cross")
+        self.row = self.portfolio.ledger.open_group("a", "cross")
+        self.portfolio.ledger.load_group(self.row, *saved)
         for symbol, mark in marks.items():
             self.portfolio.set_mark(symbol, mark, True)
 
     def check(self) -> None:
         assert (self.portfolio.balances(self.row), self.portfolio.positions(self.row)) == self.model.state()
-        assert self.portfolio.is_empty(self.row) == (self.model.state() == ({}, []))
+        assert self.portfolio.ledger.is_empty(self.row) == (self.model.state() == ({}, []))
         longs = {symbol: text_of(held) for symbol, (held, _) in sorted(self.model.positions.items()) if held > 0}
-        assert self.portfolio.open_interest() == longs
+        assert self.portfolio.ledger.open_interest() == longs
         assert Fraction(self.portfolio.worth_at_stake(np.array([self.row]))) == self._worth_at_stake()
         for text in self.portfolio.balances(self.row).values():
             assert format_decimal(parse_decimal(text)) == text
@@ -286,7 +286,7 @@ def test_what_was_written_is_read_under_any_other_decimals_and_increments(
         if (held / Fraction(increments[symbol])).denominator != 1:
             del pair.model.positions[symbol]
     pair.model.parameters = others
-    pair._reload(others)
+    pair.reload(others)
     pair.check()
     for action in actions:
         pair.act(action)
@@ -311,7 +311,7 @@ def holding(decimals: Mapping[str, int], *increments: tuple[str, str]) -> tuple[
     found = Portfolio(RiskParameters.build([*assets, *records]))
     for symbol in found.parameters.instruments:
         found.set_mark(symbol, "1", True)
-    return found, found.open_group("a", "cross")
+    return found, found.ledger.open_group("a", "cross")
 
 
 @pytest.mark.parametrize(
@@ -330,18 +330,18 @@ def test_a_balance_is_held_whatever_is_listed_beside_it(decimals: int, amount: s
     listed = [("0.00000001", "0.00000001"), (LEAST, "1"), ("1", LEAST)] if decimals in (8, 18) else []
     found, row = holding({"USD": decimals}, *listed)
     for sign in ("", "-"):
-        found.apply_transfer(row, "USD", sign + amount)
+        found.ledger.apply_transfer(row, "USD", sign + amount)
         assert found.balances(row) == {"USD": sign + amount}
         equity = Decimal(float(found.evaluate().equity[row]))
         assert abs(equity - Decimal(sign + amount)) <= Decimal(float(found.evaluate().error[row]))
-        found.apply_transfer(row, "USD", ("" if sign else "-") + amount)
-    assert found.is_empty(row)
+        found.ledger.apply_transfer(row, "USD", ("" if sign else "-") + amount)
+    assert found.ledger.is_empty(row)
 
 
 def test_listing_the_finest_instrument_leaves_everybody_room() -> None:
     found, row = holding({"USD": 8}, ("0.1", "0.001"))
-    found.apply_transfer(row, "USD", "90000")
-    found.apply_fill(row, "S0", "1000000", "60000", "12.5")
+    found.ledger.apply_transfer(row, "USD", "90000")
+    found.ledger.apply_fill(row, "S0", "1000000", "60000", "12.5")
     fine = InstrumentParameters(
         symbol="PEPE",
         settle_asset="USD",
@@ -350,26 +350,26 @@ def test_listing_the_finest_instrument_leaves_everybody_room() -> None:
         margin_tiers=TIERS[:1],
     )
     found.set_parameters(found.parameters.with_record(fine))
-    found.apply_transfer(row, "USD", "1000000000")
-    found.apply_fill(row, "S0", "1000000", "70000", "12.5")
-    found.apply_fill(row, "PEPE", "90000000000.00000001", "0.00000007", "0.00000001")
-    found.apply_fill(row, "PEPE", "-0.00000001", "0.00000009", "0")
+    found.ledger.apply_transfer(row, "USD", "1000000000")
+    found.ledger.apply_fill(row, "S0", "1000000", "70000", "12.5")
+    found.ledger.apply_fill(row, "PEPE", "90000000000.00000001", "0.00000007", "0.00000001")
+    found.ledger.apply_fill(row, "PEPE", "-0.00000001", "0.00000009", "0")
     assert found.balances(row) == {"USD": "1000089974.99999999"}
     assert found.positions(row) == [
         ("PEPE", "90000000000", "-6299.9999999999999998"),
         ("S0", "2000000", "-130000000000"),
     ]
-    found.apply_fill(row, "PEPE", "-90000000000", "0.00000007", "0")
+    found.ledger.apply_fill(row, "PEPE", "-90000000000", "0.00000007", "0")
     assert found.balances(row) == {"USD": "1000089974.9999999900000002"}
-    found.apply_transfer(row, "USD", "-1000089974.99999999")
+    found.ledger.apply_transfer(row, "USD", "-1000089974.99999999")
     assert found.balances(row) == {"USD": "0.0000000000000002"}
-    assert not found.is_empty(row)
+    assert not found.ledger.is_empty(row)
 
 
 def test_debt_of_less_than_a_unit_is_screened_as_debt() -> None:
     found, row = holding({"USD": 8}, ("0.00000001", "0.00000001"))
-    found.apply_fill(row, "S0", "0.00000001", "0.00000002", "0")
-    found.apply_fill(row, "S0", "-0.00000001", "0.00000001", "0")
+    found.ledger.apply_fill(row, "S0", "0.00000001", "0.00000002", "0")
+    found.ledger.apply_fill(row, "S0", "-0.00000001", "0.00000001", "0")
     assert found.balances(row) == {"USD": "-0.0000000000000001"}
     columns = found.evaluate()
     assert -1.01e-16 < columns.equity[row] < -0.99e-16
@@ -385,37 +385,36 @@ def test_many_small_steps_do_not_pass_the_border_that_one_may_not(decimals: int)
     with localcontext(EXACT):
         most = 10**18 - Decimal(unit)
         start = most - 2 * Decimal(step)
-    found.apply_transfer(row, "USD", format_decimal(start))
+    found.ledger.apply_transfer(row, "USD", format_decimal(start))
     for _ in range(2):
-        found.apply_fill(row, "S0", "1", "1", f"-{step}")
+        found.ledger.apply_fill(row, "S0", "1", "1", f"-{step}")
     assert found.balances(row) == {"USD": format_decimal(most)}
-    changes: tuple[Callable[[], object], ...] = (
-        lambda: found.apply_fill(row, "S0", "1", "1", f"-{unit}"),
-        lambda: found.apply_fill(row, "S0", "1", "1", f"-{step}"),
-        lambda: found.apply_transfer(row, "USD", unit),
-        lambda: found.apply_transfer(row, "USD", step),
-    )
-    for change in changes:
+    for change in (
+        lambda: found.ledger.apply_fill(row, "S0", "1", "1", f"-{unit}"),
+        lambda: found.ledger.apply_fill(row, "S0", "1", "1", f"-{step}"),
+        lambda: found.ledger.apply_transfer(row, "USD", unit),
+        lambda: found.ledger.apply_transfer(row, "USD", step),
+    ):
         with pytest.raises(InputError, match="leaves the ledger"):
             change()
     assert found.balances(row) == {"USD": format_decimal(most)}
-    found.apply_fill(row, "S0", "1", "1", step)
+    found.ledger.apply_fill(row, "S0", "1", "1", step)
     found.set_parameters(found.parameters.with_record(AssetParameters(asset="USD", decimals=18)))
-    found.apply_transfer(row, "USD", step)
+    found.ledger.apply_transfer(row, "USD", step)
     with pytest.raises(InputError, match="leaves the ledger"):
-        found.apply_transfer(row, "USD", step)
+        found.ledger.apply_transfer(row, "USD", step)
     assert found.positions(row) == [("S0", "3", "-3")]
 
 
 def test_many_small_fills_do_not_pass_the_border_of_a_position() -> None:
     found, row = holding({"USD": 18}, ("1", LEAST))
-    found.load_group(row, {}, [("S0", "999999999999999998.5", "0")])
-    found.apply_fill(row, "S0", "0.5", "1", "0")
+    found.ledger.load_group(row, {}, [("S0", "999999999999999998.5", "0")])
+    found.ledger.apply_fill(row, "S0", "0.5", "1", "0")
     with pytest.raises(InputError, match=f"{MOST} of it"):
-        found.apply_fill(row, "S0", "1", "1", "0")
-    found.apply_fill(row, "S0", "0.999999999999999999", "1", "0")
+        found.ledger.apply_fill(row, "S0", "1", "1", "0")
+    found.ledger.apply_fill(row, "S0", "0.999999999999999999", "1", "0")
     assert found.positions(row) == [("S0", MOST, "-1.499999999999999999")]
-    assert found.open_interest() == {"S0": MOST}
+    assert found.ledger.open_interest() == {"S0": MOST}
 
 
 @pytest.mark.parametrize(
@@ -430,36 +429,36 @@ def test_the_borders_stand_where_other_units_bring_an_amount_near_to_them(
     balance: str, position: tuple[str, str], within: tuple[str, str, str], beyond: tuple[str, str, str]
 ) -> None:
     found, row = holding({"USD": 0}, ("1", "1"))
-    found.load_group(row, {"USD": balance}, [("S0", *position)])
+    found.ledger.load_group(row, {"USD": balance}, [("S0", *position)])
     finest = InstrumentParameters(
         symbol="S0", settle_asset="USD", price_increment="1", quantity_increment=LEAST, margin_tiers=TIERS[:1]
     )
     parameters = found.parameters.with_record(AssetParameters(asset="USD", decimals=18)).with_record(finest)
     found.set_parameters(parameters)
-    found.apply_fill(row, "S0", *within)
+    found.ledger.apply_fill(row, "S0", *within)
     before = found.balances(row), found.positions(row)
     with pytest.raises(InputError, match="leaves the ledger"):
-        found.apply_fill(row, "S0", *beyond)
+        found.ledger.apply_fill(row, "S0", *beyond)
     assert (found.balances(row), found.positions(row)) == before
 
 
 def test_a_slot_that_held_much_is_empty_for_the_next() -> None:
     found, row = holding({"USD": 18}, ("1", LEAST), ("1", "1"))
-    found.load_group(row, {"USD": "5000000000000"}, [("S0", "1000000000000", "-1000000000000.5")])
-    found.load_group(row, {}, [])
-    found.apply_fill(row, "S1", "1", "1", "0")
+    found.ledger.load_group(row, {"USD": "5000000000000"}, [("S0", "1000000000000", "-1000000000000.5")])
+    found.ledger.load_group(row, {}, [])
+    found.ledger.apply_fill(row, "S1", "1", "1", "0")
     assert (found.balances(row), found.positions(row)) == ({}, [("S1", "1", "-1")])
-    found.apply_fill(row, "S0", "1", "3", "0")
+    found.ledger.apply_fill(row, "S0", "1", "3", "0")
     assert found.positions(row) == [("S0", "1", "-3"), ("S1", "1", "-1")]
     assert found.evaluate().equity[row] == -2
 
 
 def test_cash_finer_than_a_fill_can_make_it_is_kept_to_the_end() -> None:
     found, row = holding({"USD": 8}, ("0.01", "1"))
-    found.load_group(row, {"USD": "0.0000000001"}, [("S0", "2", "-200.0000000000000009")])
-    found.apply_fill(row, "S0", "-1", "100", "0")
+    found.ledger.load_group(row, {"USD": "0.0000000001"}, [("S0", "2", "-200.0000000000000009")])
+    found.ledger.apply_fill(row, "S0", "-1", "100", "0")
     assert found.positions(row) == [("S0", "1", "-100.0000000000000009")]
-    found.apply_fill(row, "S0", "-1", "100", "0")
+    found.ledger.apply_fill(row, "S0", "-1", "100", "0")
     assert (found.balances(row), found.positions(row)) == ({"USD": "0.0000000000999991"}, [])
 
 
@@ -471,10 +470,10 @@ def test_no_record_caps_what_an_account_can_hold() -> None:
         unit = from_units(1, decimals)
         with localcontext(EXACT):
             most = format_decimal(Decimal(10**18) - Decimal(unit))
-        found.apply_transfer(row, "USD", most)
+        found.ledger.apply_transfer(row, "USD", most)
         assert found.balances(row) == {"USD": most}
         for index, (_, increment) in enumerate(listed):
             digits = fraction_digits(Decimal(increment))
             quantity = from_units(10 ** (18 + digits) - 1, digits)
-            found.load_group(row, {}, [(f"S{index}", quantity, f"-{MOST}")])
+            found.ledger.load_group(row, {}, [(f"S{index}", quantity, f"-{MOST}")])
             assert found.positions(row) == [(f"S{index}", quantity, f"-{MOST}")]

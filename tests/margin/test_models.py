@@ -14,7 +14,8 @@ from streams.errors import ParameterError
 from streams.margin.fixed_point import EXACT
 from streams.margin.health import evaluate, holdings
 from streams.margin.models import TIERED, Holding, MarginModel, ScannedMargin, model_of
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import SCENARIOS
 from tests.margin.conftest import SYMBOLS, Book, books, decimals, group, rules
 
 MARK = decimals("0.01", "5000", 2)
@@ -81,12 +82,12 @@ def test_portfolio_margin_is_between_its_floor_and_the_sum_of_its_legs(book: Boo
             assert initial == alone * book.parameters.policy.scan.initial_scale
             legs += alone
         assert floor + tiers <= margins.maintenance <= legs
-        policy = book.parameters.policy
+        profits = book.parameters.policy.scan.profits
         worst = max(
             (
                 sum(
                     (
-                        -holding.quantity * holding.mark * holding.unit * policy.scan.profits(scan)[scenario]
+                        -holding.quantity * holding.mark * holding.unit * profits(scan)[scenario]
                         for holding in found
                         if (scan := holding.instrument.scan) is not None
                     ),

@@ -10,15 +10,25 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from schemas.parameters import AssetParameters, CollateralTier, PolicyParameters
-from streams.margin.conversion import Conversion, Converting
+from streams.margin.conversion import Conversion, ExchangeBook
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group
-from streams.margin.health import collateral_value, evaluate, price_of
+from streams.margin.health import evaluate, price_of
+from streams.margin.models import ScannedMargin
 from streams.margin.parameters import RiskParameters
-from streams.margin.plan import ORDERS_MAX, Plan, PlannedOrder, make_plan, slices
-from streams.margin.reduction import _Reducing
-from tests.margin.conftest import SYMBOLS, Book, books, closed, decimals, group, rules, underwater
-from tests.properties import examples
+from streams.margin.plan import ORDERS_MAX, Plan, PlannedOrder, slices
+from tests.margin.conftest import (
+    SYMBOLS,
+    Book,
+    books,
+    closed,
+    collateral_value,
+    decimals,
+    group,
+    planned,
+    rules,
+    underwater,
+)
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
 
@@ -46,7 +56,7 @@ def after_closing(book: Book, quantities: dict[str, Decimal]) -> Group:
 @given(underwater(plain=True))
 def test_a_reduction_restores_the_target_and_one_increment_less_does_not(book: Book) -> None:
     assume(evaluate(book.group, book.marks, book.parameters).equity > 0)
-    plan = make_plan(book.group, book.marks, book.parameters)
+    plan = planned(book.group, book.marks, book.parameters)
     assume(plan.stage == "reduce")
     quantities = totals(plan)
     assert shortage(book, after_closing(book, quantities)) <= 0
@@ -63,7 +73,7 @@ def test_a_reduction_restores_the_target_and_one_increment_less_does_not(book: B
 @given(underwater())
 def test_a_plan_of_any_book_restores_the_target_or_closes_everything(book: Book) -> None:
     health = evaluate(book.group, book.marks, book.parameters)
-    plan = make_plan(book.group, book.marks, book.parameters)
+    plan = planned(book.group, book.marks, book.parameters)
     everything = {position.symbol: abs(position.quantity) for position in book.group.positions}
     closes = {symbol: amount for symbol, amount in totals(plan).items() if symbol in everything}
     if plan.stage == "reduce":
@@ -78,7 +88,7 @@ def test_a_plan_of_any_book_restores_the_target_or_closes_everything(book: Book)
 
 @given(books())
 def test_orders_close_positions_in_whole_increments(book: Book) -> None:
-    plan = make_plan(book.group, book.marks, book.parameters)
+    plan = planned(book.group, book.marks, book.parameters)
     sides = {position.symbol: position.quantity for position in book.group.positions}
     assert plan.orders or shortage(book, book.group) <= 0
     closes = [order for order in plan.orders if order.symbol in sides]  # the others convert collateral
@@ -94,43 +104,43 @@ def test_orders_close_positions_in_whole_increments(book: Book) -> None:
 
 
 def test_a_group_with_nothing_short_gets_no_orders() -> None:
-    assert make_plan(group({"USD": "100"}, ("X-PERP", "1", "100")), MARKS, rules()) == Plan("reduce", ())
+    assert planned(group({"USD": "100"}, ("X-PERP", "1", "100")), MARKS, rules()) == Plan("reduce", ())
 
 
 def test_a_fee_that_eats_what_a_close_frees_closes_everything() -> None:
     parameters = rules(liquidation_fee="0.03", insurance_fee="0.02")
-    plan = make_plan(group({"USD": "4"}, ("X-PERP", "1", "100")), MARKS, parameters)
+    plan = planned(group({"USD": "4"}, ("X-PERP", "1", "100")), MARKS, parameters)
     assert (plan.stage, totals(plan)) == ("close", {"X-PERP": Decimal(1)})
 
 
 @pytest.mark.parametrize("equity", ["0", "-5"])
 def test_a_group_without_equity_is_taken_over_whole_and_unsliced(equity: str) -> None:
     parameters = rules(max_order_notional="10")
-    plan = make_plan(group({"USD": equity}, ("X-PERP", "-3", "100")), MARKS, parameters)
+    plan = planned(group({"USD": equity}, ("X-PERP", "-3", "100")), MARKS, parameters)
     assert plan.stage == "takeover"
     assert [(order.order_side, order.quantity) for order in plan.orders] == [("buy", Decimal(3))]
 
 
 def test_a_short_too_far_under_water_is_taken_over_at_the_least_price_there_is() -> None:
-    plan = make_plan(group({"USD": "-500"}, ("X-PERP", "-1", "100")), MARKS, rules())
+    plan = planned(group({"USD": "-500"}, ("X-PERP", "-1", "100")), MARKS, rules())
     assert plan.orders[0].limit_price == Decimal("0.01")
 
 
 def test_no_order_is_larger_than_the_limit_and_together_they_are_the_plan() -> None:
-    whole = make_plan(group({"USD": "8"}, ("X-PERP", "2", "100")), MARKS, rules())
-    sliced = make_plan(group({"USD": "8"}, ("X-PERP", "2", "100")), MARKS, rules(max_order_notional="7.05"))
+    whole = planned(group({"USD": "8"}, ("X-PERP", "2", "100")), MARKS, rules())
+    sliced = planned(group({"USD": "8"}, ("X-PERP", "2", "100")), MARKS, rules(max_order_notional="7.05"))
     assert totals(whole) == totals(sliced) == {"X-PERP": Decimal("0.4")}
     assert [order.quantity for order in sliced.orders] == [Decimal("0.07")] * 5 + [Decimal("0.05")]
 
 
 def test_a_limit_below_one_increment_still_lets_one_increment_through() -> None:
-    plan = make_plan(group({"USD": "8"}, ("X-PERP", "2", "100")), MARKS, rules(max_order_notional="0.01"))
+    plan = planned(group({"USD": "8"}, ("X-PERP", "2", "100")), MARKS, rules(max_order_notional="0.01"))
     assert {order.quantity for order in plan.orders} == {Decimal("0.001")}
     assert len(plan.orders) == 400
 
 
 def test_a_plan_has_a_bounded_number_of_orders() -> None:
-    plan = make_plan(group({"USD": "1"}, ("X-PERP", "20", "100")), MARKS, rules(max_order_notional="0.1"))
+    plan = planned(group({"USD": "1"}, ("X-PERP", "20", "100")), MARKS, rules(max_order_notional="0.1"))
     assert len(plan.orders) == ORDERS_MAX
 
 
@@ -138,7 +148,7 @@ def test_a_plan_has_a_bounded_number_of_orders() -> None:
 def test_dust_below_an_increment_can_be_closed(thousandths: int) -> None:
     dust = Decimal(thousandths).scaleb(-6)
     book = group({"USD": format(dust, "f")}, ("X-PERP", format(dust, "f"), "100"))
-    plan = make_plan(book, MARKS, rules(quantity_increment="0.001"))
+    plan = planned(book, MARKS, rules(quantity_increment="0.001"))
     assert (plan.stage, totals(plan)) == ("close", {"X-PERP": dust})
 
 
@@ -146,9 +156,9 @@ def test_the_position_that_frees_most_margin_for_its_fee_is_closed_first() -> No
     cheap, dear = rules(tiers=((0, "0.05", "0.1"),)), rules(tiers=((0, "0.1", "0.2"),), symbol="Y-PERP")
     parameters = cheap.with_record(dear.records["instrument:Y-PERP"])
     book = group({"USD": "14"}, ("X-PERP", "1", "100"), ("Y-PERP", "1", "100"))
-    assert totals(make_plan(book, MARKS, parameters)) == {"Y-PERP": Decimal("0.1")}
+    assert totals(planned(book, MARKS, parameters)) == {"Y-PERP": Decimal("0.1")}
     fee = replace_fee(parameters, "Y-PERP", "0.04")
-    assert totals(make_plan(book, MARKS, fee)) == {"X-PERP": Decimal("0.2")}
+    assert totals(planned(book, MARKS, fee)) == {"X-PERP": Decimal("0.2")}
 
 
 def replace_fee(parameters: RiskParameters, symbol: str, fee: str) -> RiskParameters:
@@ -163,7 +173,7 @@ def test_a_settle_asset_with_a_haircut_is_charged_what_the_fee_really_costs() ->
     )
     book = group({"USD": "0"}, ("X-PERP", "1", "90"))
     book = replace(book, positions=(replace(book.positions[0], cash=Decimal(-91)),))
-    plan = make_plan(book, MARKS, parameters)
+    plan = planned(book, MARKS, parameters)
     assert totals(plan) == {"X-PERP": Decimal("0.25")}
 
 
@@ -205,7 +215,7 @@ def test_a_plan_costs_no_more_than_any_other_that_restores_the_target(
     marks = {"S0-PERP": Decimal(100), "S1-PERP": Decimal(100)}
     held = group({"USD": equity}, ("S0-PERP", "50", "100"), ("S1-PERP", "-50", "100"))
     book = Book(parameters, held, marks)
-    found = totals(make_plan(held, marks, parameters))
+    found = totals(planned(held, marks, parameters))
     assert shortage(book, after_closing(book, found)) <= 0
     others = (
         {"S0-PERP": Decimal(first), "S1-PERP": Decimal(second)}
@@ -222,32 +232,27 @@ def test_a_plan_costs_no_more_than_any_other_that_restores_the_target(
 def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more() -> None:
     marks = {"S0-PERP": Decimal(100), "S1-PERP": Decimal(100)}
     held = group({"USD": "300"}, ("S0-PERP", "50", "100"), ("S1-PERP", "50", "100"))
-    even = totals(make_plan(held, marks, thin(("10000", "10000"), ONE_TIER, fee="0")))
+    even = totals(planned(held, marks, thin(("10000", "10000"), ONE_TIER, fee="0")))
     assert even == {"S0-PERP": Decimal(20), "S1-PERP": Decimal(20)}
-    deeper = totals(make_plan(held, marks, thin(("10000", "30000"), ONE_TIER, fee="0")))
+    deeper = totals(planned(held, marks, thin(("10000", "30000"), ONE_TIER, fee="0")))
     assert deeper == {"S0-PERP": Decimal(10), "S1-PERP": Decimal(30)}
 
 
 def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step judges the whole book anew, so their number must not grow with the quantity."""
-    fields: dict[str, Any] = {
-        "scan_range": "0.1",
-        "scan_floor_rate": "0.01",
-        "depth_notional": "1000000",
-        "impact_rate": "0.01",
-    }
+    """Every step asks the model once what this one position releases, so that must not grow with the quantity."""
+    fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
     parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
         PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
     )
     steps = []
-    advance = _Reducing._advance
+    released = ScannedMargin.released
 
-    def counted(reducing: _Reducing, *args: Any) -> bool:
+    def counted(model: ScannedMargin, *args: Any) -> tuple[Decimal, Decimal]:
         steps.append(args)
-        return advance(reducing, *args)
+        return released(model, *args)
 
-    monkeypatch.setattr(_Reducing, "_advance", counted)
-    plan = make_plan(group({"USD": "600000"}, ("X-PERP", "1000000", "100")), MARKS, parameters)
+    monkeypatch.setattr(ScannedMargin, "released", counted)
+    plan = planned(group({"USD": "600000"}, ("X-PERP", "1000000", "100")), MARKS, parameters)
     assert plan.stage == "reduce"
     assert totals(plan)["X-PERP"] > 900_000
     assert 10 < len(steps) <= 32
@@ -268,17 +273,17 @@ def convert(
     balances: dict[str, Decimal], missing: Decimal, marks: dict[str, Decimal], parameters: RiskParameters
 ) -> tuple[Conversion, ...]:
     """Exchange until equity has risen by ``missing``, or as far as it can."""
-    converting = Converting(marks, parameters)
+    exchanges = ExchangeBook(marks, parameters)
     held = dict(balances)
     before = collateral_value(balances, marks, parameters)
     while True:
         with localcontext(EXACT):
             left = before + missing - collateral_value(held, marks, parameters)
-        exchange = converting.cheapest(held, declared=False)
+        exchange = exchanges.cheapest(held, declared=False)
         if left <= 0 or exchange is None:
-            return converting.conversions
-        converting.make(exchange, left, held)
-        held = {asset: amount + converting.changed.get(asset, Decimal(0)) for asset, amount in balances.items()}
+            return exchanges.conversions
+        exchanges.make(exchange, left, held)
+        held = {asset: amount + exchanges.changed.get(asset, Decimal(0)) for asset, amount in balances.items()}
 
 
 def test_a_debt_is_bought_back_as_drift_does() -> None:
@@ -343,7 +348,7 @@ def test_collateral_is_sold_when_closing_everything_leaves_a_shortage() -> None:
     parameters = rules(liquidation_fee="0.05").with_record(weighted("0.9", asset="BTC", price_symbol="BTC-USD"))
     held = group({"USD": "-89.8", "BTC": "0.001"}, ("X-PERP", "0.1", "100"))
     marks = {"X-PERP": Decimal(100), "BTC-USD": Decimal(100_000)}
-    plan = make_plan(held, marks, parameters)
+    plan = planned(held, marks, parameters)
     assert plan.stage == "close"
     assert [(order.symbol, order.order_side, order.quantity) for order in plan.orders] == [
         ("X-PERP", "sell", Decimal("0.1")),
@@ -364,7 +369,7 @@ def borrowed(fee: str | None, *, position_fee: str = "0.01") -> tuple[RiskParame
 def test_where_debts_are_the_problem_collateral_is_sold_and_no_position_closed() -> None:
     """Selling 1,000 of BTC costs 1 and restores 100 - 1: 0.01 a unit; closing costs 0.01 / (0.05 - 0.01) = 0.25."""
     parameters, held, marks = borrowed("0.001")
-    plan = make_plan(held, marks, parameters)
+    plan = planned(held, marks, parameters)
     assert plan.stage == "reduce"
     (order,) = plan.orders
     assert (order.symbol, order.order_side, order.position_side) == ("BTC-USD", "sell", "long")
@@ -376,7 +381,7 @@ def test_where_debts_are_the_problem_collateral_is_sold_and_no_position_closed()
 @pytest.mark.parametrize("fee", ["0.05", None])
 def test_a_sale_that_costs_more_than_a_close_or_has_no_market_is_not_made(fee: str | None) -> None:
     parameters, held, marks = borrowed(fee)
-    assert set(totals(make_plan(held, marks, parameters))) == {"X-PERP"}
+    assert set(totals(planned(held, marks, parameters))) == {"X-PERP"}
 
 
 @settings(max_examples=examples(150))
@@ -392,7 +397,7 @@ def test_closes_and_sales_together_restore_the_target(book: Book, fee: str, dept
             thin_market = msgspec.structs.replace(record, depth_notional=depth, impact_rate="0.01")
             parameters = parameters.with_record(thin_market)
     book = replace(book, parameters=parameters)
-    plan = make_plan(book.group, book.marks, parameters)
+    plan = planned(book.group, book.marks, parameters)
     closes = {symbol: amount for symbol, amount in totals(plan).items() if symbol != "EUR-USD"}
     after = after_closing(book, closes)
     balances = dict(after.balances)
@@ -475,7 +480,7 @@ def between(draw: st.DrawFn, *, positions: int = 0) -> Book:
 def test_all_orders_at_their_limits_leave_the_fund_nothing_to_pay(book: Book) -> None:
     health = evaluate(book.group, book.marks, book.parameters)
     assume(health.liquidatable and health.unweighted_equity > 0)
-    plan = make_plan(book.group, book.marks, book.parameters)
+    plan = planned(book.group, book.marks, book.parameters)
     assert plan.stage in ("reduce", "close", "unsellable")
     left = in_full(book, executed(book, plan.orders)) - in_full(book, book.group)
     with localcontext(EXACT):
@@ -486,11 +491,11 @@ def test_a_book_that_is_worth_something_unweighted_is_not_taken_over() -> None:
     """1 BTC at weight 0.9 against 95,000 beside a position: weighted -5,000, really +5,000."""
     parameters, held, marks = borrowed(None)
     held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-95_000)})
-    plan = make_plan(held, marks, parameters)
+    plan = planned(held, marks, parameters)
     assert plan.stage == "close"
     assert set(totals(plan)) == {"X-PERP", "BTC-USD"}
     held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-100_000)})
-    plan = make_plan(held, marks, parameters)
+    plan = planned(held, marks, parameters)
     assert (plan.stage, set(totals(plan))) == ("takeover", {"X-PERP"})
 
 
@@ -498,7 +503,7 @@ def test_limits_allot_what_is_left_after_fees_by_margin_and_haircut() -> None:
     """E = 100,000 - 95,000 = 5,000; margin 1,000, haircut 10,000; closing 200 at 100 costs 200."""
     parameters, held, marks = borrowed(None)
     held = replace(held, balances={"BTC": Decimal(1), "USD": Decimal(-95_000)})
-    close, sale = make_plan(held, marks, parameters).orders
+    close, sale = planned(held, marks, parameters).orders
     assert close.quantity == 200
     left = Decimal(5000 - 200)
     assert abs(close.limit_price - (100 - left / 11 / 200 / Decimal("0.99"))) <= Decimal("0.01")
@@ -526,15 +531,15 @@ def lent(usd: str, weight: str = "0.9", price_symbol: str = "BTC-USD", **fields:
 )
 def test_debt_without_a_position_is_paid_by_selling_collateral(usd: str, stage: str, orders: int) -> None:
     parameters, held = lent(usd)
-    plan = make_plan(held, {"BTC-USD": Decimal(100)}, parameters)
+    plan = planned(held, {"BTC-USD": Decimal(100)}, parameters)
     assert (plan.stage, len(plan.orders)) == (stage, orders)
     assert all(order.order_side == "sell" for order in plan.orders)
 
 
 def test_collateral_of_an_insolvent_group_is_sold_at_its_mark_or_better() -> None:
     parameters, held = lent("-120")
-    (order,) = make_plan(held, {"BTC-USD": Decimal(100)}, parameters).orders
-    assert (order.limit_price, order.quantity) == (Decimal(100), Decimal(1))
+    (order,) = planned(held, {"BTC-USD": Decimal(100)}, parameters).orders
+    assert (order.limit_price, order.quantity) == (100, 1)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +568,7 @@ def test_with_nothing_to_trade_there_is_no_order_and_a_stage_that_says_why(
         )
     )
     marks = {"BTC-USD": Decimal(100), "ZERO-USD": Decimal(1000), "X-PERP": Decimal(100)}
-    plan = make_plan(group(balances), marks, parameters, stale=stale)
+    plan = planned(group(balances), marks, parameters, stale=stale)
     assert plan.stage == stage
     assert bool(plan.orders) == (stage == "reduce")
 
@@ -573,7 +578,7 @@ def test_with_nothing_to_trade_there_is_no_order_and_a_stage_that_says_why(
 def test_only_what_is_live_is_traded_and_there_are_orders_or_a_reason(book: Book, stale: set[str]) -> None:
     health = evaluate(book.group, book.marks, book.parameters, stale=stale)
     assume(health.liquidatable)
-    plan = make_plan(book.group, book.marks, book.parameters, stale=stale)
+    plan = planned(book.group, book.marks, book.parameters, stale=stale)
     assert not totals(plan).keys() & stale
     assert bool(plan.orders) == (plan.stage not in ("insolvent", "unsellable", "undecided"))
     tradable = {
@@ -594,7 +599,7 @@ def test_only_what_is_live_is_traded_and_there_are_orders_or_a_reason(book: Book
 
 
 def test_a_shortage_of_a_hair_closes_a_thousandth_where_no_least_order_is_stated() -> None:
-    plan = make_plan(group({"USD": "4.99999"}, ("X-PERP", "1", "100")), MARKS, rules(quantity_increment="0.000001"))
+    plan = planned(group({"USD": "4.99999"}, ("X-PERP", "1", "100")), MARKS, rules(quantity_increment="0.000001"))
     assert totals(plan) == {"X-PERP": Decimal("0.001")}
 
 
@@ -612,7 +617,7 @@ def test_a_shortage_of_a_hair_closes_a_thousandth_where_no_least_order_is_stated
 )
 def test_no_close_is_below_the_least_order_and_none_leaves_less(usd: str, least: str, closed_: str) -> None:
     parameters = rules(min_order_notional=least)
-    plan = make_plan(group({"USD": usd}, ("X-PERP", "1", "100")), MARKS, parameters)
+    plan = planned(group({"USD": usd}, ("X-PERP", "1", "100")), MARKS, parameters)
     assert totals(plan) == {"X-PERP": Decimal(closed_)}
     assert plan.stage == ("close" if closed_ == "1" else "reduce")
 
@@ -645,7 +650,7 @@ def test_no_order_of_a_plan_is_below_the_least_and_the_target_is_met_all_the_sam
             parameters = parameters.with_record(msgspec.structs.replace(record, min_order_notional=least))
     book = replace(book, parameters=parameters)
     assume(evaluate(book.group, book.marks, parameters).liquidatable)
-    plan = make_plan(book.group, book.marks, parameters)
+    plan = planned(book.group, book.marks, parameters)
     held = {position.symbol: abs(position.quantity) for position in book.group.positions}
     held["EUR-USD"] = abs(book.group.balances.get("EUR", Decimal(0)))
     for symbol, quantity in totals(plan).items():
@@ -659,14 +664,14 @@ def test_no_order_of_a_plan_is_below_the_least_and_the_target_is_met_all_the_sam
 
 def test_a_sale_of_collateral_is_at_least_the_least_order_and_more_is_sold_for_a_larger_purchase() -> None:
     parameters, held = lent("-90.001", min_order_notional="20")
-    (order,) = make_plan(held, {"BTC-USD": Decimal(100)}, parameters).orders
+    (order,) = planned(held, {"BTC-USD": Decimal(100)}, parameters).orders
     assert order.quantity == Decimal("0.2")
     parameters = parameters.with_record(
         weighted("1", "1.1", asset="SOL", price_symbol="SOL-USD", min_order_notional="30", decimals=6)
     )
     held = group({"BTC": "1", "SOL": "-0.82"})
     marks = {"BTC-USD": Decimal(100), "SOL-USD": Decimal(100)}
-    plan = make_plan(held, marks, parameters)
+    plan = planned(held, marks, parameters)
     assert {order.symbol: (order.order_side, order.quantity) for order in plan.orders} == {
         "BTC-USD": ("sell", Decimal("0.3")),
         "SOL-USD": ("buy", Decimal("0.3")),
@@ -682,7 +687,7 @@ def test_an_order_names_whole_minor_units_where_a_balance_is_finer() -> None:
         ]
     )
     balances = {"BTC": Decimal("0.0099999997"), "USDC": Decimal(-615)}
-    plan = make_plan(Group("a", "cross", balances, ()), {"BTC-USD": Decimal(61000)}, parameters)
+    plan = planned(Group("a", "cross", balances, ()), {"BTC-USD": Decimal(61000)}, parameters)
     assert [order.quantity for order in plan.orders] == [Decimal("0.00999999")]
 
 
@@ -691,7 +696,7 @@ def test_less_than_a_minor_unit_is_not_converted() -> None:
         [weighted("1", asset="USDC"), weighted("0.9", "1.1", asset="BTC", price_symbol="BTC-USD", decimals=2)]
     )
     balances = {"BTC": Decimal("0.004"), "USDC": Decimal(-500)}
-    plan = make_plan(Group("a", "cross", balances, ()), {"BTC-USD": Decimal(60000)}, parameters)
+    plan = planned(Group("a", "cross", balances, ()), {"BTC-USD": Decimal(60000)}, parameters)
     assert (plan.stage, plan.orders) == ("insolvent", ())
 
 
@@ -704,9 +709,9 @@ def test_a_book_too_large_for_one_decision_is_reduced_as_far_as_it_goes() -> Non
     book = group({"USD": "1500"}, *((name, "1", "100") for name in names))
     marks = dict.fromkeys(names, Decimal(100))
     assert first.fees
-    plan = make_plan(book, marks, parameters)
+    plan = planned(book, marks, parameters)
     closed_now = totals(plan)
     assert plan.stage == "reduce"
     assert 0 < len(closed_now) < len(names)
     rest = group({"USD": "1500"}, *((name, "1", "100") for name in names if name not in closed_now))
-    assert totals(make_plan(rest, marks, parameters)), "the rest is planned again"
+    assert totals(planned(rest, marks, parameters)), "the rest is planned again"

@@ -24,7 +24,8 @@ from streams.errors import InputError, ParameterError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
-from streams.margin.portfolio import Columns, Portfolio
+from streams.margin.portfolio import Portfolio
+from streams.margin.screens import Columns
 from tests.margin.conftest import SYMBOLS, Book, books
 from tests.properties import examples
 
@@ -90,21 +91,21 @@ def money(found: Portfolio, rows: Iterable[int], asset: str, settled: set[str]) 
 
 def test_a_fill_moves_quantity_and_cash_and_charges_its_fee() -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.apply_transfer(row, "USD", "1000")
-    found.apply_fill(row, "A-PERP", "2.5", "100.01", "0.25")
-    found.apply_fill(row, "A-PERP", "-1", "101", "-0.1")
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.apply_transfer(row, "USD", "1000")
+    found.ledger.apply_fill(row, "A-PERP", "2.5", "100.01", "0.25")
+    found.ledger.apply_fill(row, "A-PERP", "-1", "101", "-0.1")
     assert state(found, row) == ({"USD": "999.85"}, [("A-PERP", "1.5", "-149.025")])
 
 
 def test_a_flat_position_leaves_its_cash_in_the_balance() -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.apply_fill(row, "C-PERP", "-10", "7", "0")
-    found.apply_fill(row, "C-PERP", "10", "6.5", "0.000001")
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.apply_fill(row, "C-PERP", "-10", "7", "0")
+    found.ledger.apply_fill(row, "C-PERP", "10", "6.5", "0.000001")
     assert state(found, row) == ({"EUR": "4.999999"}, [])
-    found.apply_fill(row, "A-PERP", "-1", "100", "0")
-    found.apply_fill(row, "A-PERP", "3", "90", "0")
+    found.ledger.apply_fill(row, "A-PERP", "-1", "100", "0")
+    found.ledger.apply_fill(row, "A-PERP", "3", "90", "0")
     assert state(found, row) == ({"EUR": "4.999999"}, [("A-PERP", "2", "-170")])
 
 
@@ -131,12 +132,12 @@ REFUSED = {
 def test_a_fill_that_cannot_be_applied_changes_nothing(case: str) -> None:
     symbol, quantity, price, fee, reason = REFUSED[case]
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.apply_transfer(row, "USD", "50")
-    found.apply_fill(row, "A-PERP", "1", "100", "1")
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.apply_transfer(row, "USD", "50")
+    found.ledger.apply_fill(row, "A-PERP", "1", "100", "1")
     before = state(found, row)
     with pytest.raises(InputError, match=reason):
-        found.apply_fill(row, symbol, quantity, price, fee)  # type: ignore[arg-type]
+        found.ledger.apply_fill(row, symbol, quantity, price, fee)  # type: ignore[arg-type]
     assert state(found, row) == before
 
 
@@ -151,20 +152,20 @@ def test_a_fill_that_cannot_be_applied_changes_nothing(case: str) -> None:
 )
 def test_a_transfer_that_cannot_be_applied_changes_nothing(asset: str, amount: str, reason: str) -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.apply_transfer(row, "USD", "90000000000")
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.apply_transfer(row, "USD", "90000000000")
     with pytest.raises(InputError, match=reason):
-        found.apply_transfer(row, asset, amount)
+        found.ledger.apply_transfer(row, asset, amount)
     assert found.balances(row) == {"USD": "90000000000"}
 
 
 def test_a_symbol_whose_settle_asset_has_not_arrived_takes_no_fill_until_it_has() -> None:
     found = Portfolio(RiskParameters.build([instrument("A-PERP")]))
-    row = found.open_group("a", "cross")
+    row = found.ledger.open_group("a", "cross")
     with pytest.raises(InputError, match="asset USD"):
-        found.apply_fill(row, "A-PERP", "1", "100", "0")
+        found.ledger.apply_fill(row, "A-PERP", "1", "100", "0")
     found.set_parameters(found.parameters.with_record(AssetParameters(asset="USD")))
-    found.apply_fill(row, "A-PERP", "1", "100", "0")
+    found.ledger.apply_fill(row, "A-PERP", "1", "100", "0")
     assert found.positions(row) == [("A-PERP", "1", "-100")]
 
 
@@ -181,9 +182,9 @@ def test_fills_in_any_order_come_to_the_same(orders: tuple[list[Any], list[Any]]
     found = portfolio()
     ends = []
     for account, fills in zip("ab", orders, strict=True):
-        row = found.open_group(account, "cross")
+        row = found.ledger.open_group(account, "cross")
         for fill in fills:
-            found.apply_fill(row, *fill)
+            found.ledger.apply_fill(row, *fill)
         columns = found.evaluate(np.array([row]))
         quantities = [(symbol, quantity) for symbol, quantity, _ in found.positions(row)]
         cash = [money(found, [row], asset, {symbol}) for asset, symbol in (("USD", "A-PERP"), ("EUR", "C-PERP"))]
@@ -194,15 +195,15 @@ def test_fills_in_any_order_come_to_the_same(orders: tuple[list[Any], list[Any]]
 @given(st.lists(FILL, max_size=12), st.sets(st.integers(0, 12)))
 def test_a_group_saved_and_loaded_between_any_two_fills_ends_the_same(fills: list[Any], cuts: set[int]) -> None:
     through, restarted = portfolio(), portfolio()
-    row, other = through.open_group("a", "cross"), restarted.open_group("a", "cross")
+    row, other = through.ledger.open_group("a", "cross"), restarted.ledger.open_group("a", "cross")
     for index, fill in enumerate(fills):
-        through.apply_fill(row, *fill)
-        restarted.apply_fill(other, *fill)
+        through.ledger.apply_fill(row, *fill)
+        restarted.ledger.apply_fill(other, *fill)
         if index in cuts:
             saved = state(restarted, other)
             restarted = portfolio()
-            other = restarted.open_group("a", "cross")
-            restarted.load_group(other, *saved)
+            other = restarted.ledger.open_group("a", "cross")
+            restarted.ledger.load_group(other, *saved)
     assert state(through, row) == state(restarted, other)
 
 
@@ -210,11 +211,11 @@ def test_a_group_saved_and_loaded_between_any_two_fills_ends_the_same(fills: lis
 def test_money_is_conserved(trades: list[Any]) -> None:
     """Both sides of every trade: all that is missing in the end are the fees."""
     found = portfolio()
-    rows = [found.open_group(account, "cross") for account in "abcd"]
+    rows = [found.ledger.open_group(account, "cross") for account in "abcd"]
     fees = {"A-PERP": Decimal(0), "C-PERP": Decimal(0)}
     for (symbol, quantity, price, fee), sides in trades:
-        found.apply_fill(rows[sides[0]], symbol, quantity, price, fee)
-        found.apply_fill(rows[sides[1]], symbol, format_decimal(-Decimal(quantity)), price, fee)
+        found.ledger.apply_fill(rows[sides[0]], symbol, quantity, price, fee)
+        found.ledger.apply_fill(rows[sides[1]], symbol, format_decimal(-Decimal(quantity)), price, fee)
         fees[symbol] += 2 * Decimal(fee)
     assert money(found, rows, "USD", {"A-PERP"}) == -fees["A-PERP"]
     assert money(found, rows, "EUR", {"C-PERP"}) == -fees["C-PERP"]
@@ -225,33 +226,33 @@ def test_money_is_conserved(trades: list[Any]) -> None:
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
-def test_groups_of_an_account_are_found_listed_dropped_and_their_rows_reused() -> None:
+def test_groups_are_dropped_and_their_rows_reused() -> None:
     found = portfolio()
-    cross, isolated = found.open_group("a", "cross"), found.open_group("a", "B-PERP")
-    other = found.open_group("b", "cross")
-    assert found.open_group("a", "B-PERP") == isolated
-    assert found.groups_of("a") == [cross, isolated]
-    assert (found.account_of(isolated), found.margin_of(isolated)) == ("a", "B-PERP")
-    found.apply_transfer(isolated, "USD", "1")
+    cross, isolated = found.ledger.open_group("a", "cross"), found.ledger.open_group("a", "B-PERP")
+    other = found.ledger.open_group("b", "cross")
+    assert len({cross, isolated, other}) == 3
+    rows = found.ledger.rows
+    assert (rows.account(isolated), rows.margin(isolated)) == ("a", "B-PERP")
+    found.ledger.apply_transfer(isolated, "USD", "1")
     with pytest.raises(InputError, match="not empty"):
-        found.drop_group(isolated)
-    found.apply_transfer(isolated, "USD", "-1")
-    found.drop_group(isolated)
-    found.drop_group(isolated)
-    assert found.find_group("a", "B-PERP") is None
-    assert found.groups_of("a") == [cross]
-    assert found.open_group("c", "cross") == isolated != other
-    assert found.groups_of("nobody") == []
+        found.ledger.drop_group(isolated)
+    found.ledger.apply_transfer(isolated, "USD", "-1")
+    found.ledger.drop_group(isolated)
+    found.ledger.drop_group(isolated)
+    assert [(rows.account(row), rows.margin(row)) for row in (cross, isolated)] == [("a", "cross"), ("", "")]
+    assert found.ledger.open_group("c", "cross") == isolated != other
+    assert (rows.account(isolated), rows.margin(isolated)) == ("c", "cross")
+    assert found.ledger.open_group("d", "cross") not in (cross, isolated, other), "a row is free once"
 
 
 def test_a_group_is_empty_without_positions_and_balances() -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    assert found.is_empty(row)
-    found.apply_fill(row, "A-PERP", "1", "100", "0")
-    assert not found.is_empty(row)
-    found.apply_fill(row, "A-PERP", "-1", "100", "0")
-    assert found.is_empty(row)
+    row = found.ledger.open_group("a", "cross")
+    assert found.ledger.is_empty(row)
+    found.ledger.apply_fill(row, "A-PERP", "1", "100", "0")
+    assert not found.ledger.is_empty(row)
+    found.ledger.apply_fill(row, "A-PERP", "-1", "100", "0")
+    assert found.ledger.is_empty(row)
 
 
 @pytest.mark.parametrize(
@@ -269,19 +270,19 @@ def test_a_group_is_empty_without_positions_and_balances() -> None:
 )
 def test_a_row_that_cannot_be_loaded_changes_nothing(balances: dict[str, str], positions: list[Any]) -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.load_group(row, {"USD": "5", "BTC": "1"}, [("A-PERP", "2", "-200")])
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.load_group(row, {"USD": "5", "BTC": "1"}, [("A-PERP", "2", "-200")])
     before = state(found, row)
     with pytest.raises(InputError):
-        found.load_group(row, balances, positions)
+        found.ledger.load_group(row, balances, positions)
     assert state(found, row) == before
 
 
 def test_loading_replaces_what_the_row_held() -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.load_group(row, {"USD": "5", "BTC": "1"}, [("A-PERP", "2", "-200")])
-    found.load_group(row, {"EUR": "0.5"}, [("B-PERP", "-5", "100")])
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.load_group(row, {"USD": "5", "BTC": "1"}, [("A-PERP", "2", "-200")])
+    found.ledger.load_group(row, {"EUR": "0.5"}, [("B-PERP", "-5", "100")])
     assert state(found, row) == ({"EUR": "0.5"}, [("B-PERP", "-5", "100")])
 
 
@@ -291,17 +292,17 @@ def test_many_rows_and_many_symbols_keep_their_own_books() -> None:
     found = Portfolio(RiskParameters.build([AssetParameters(asset="USD"), *map(instrument, symbols)]))
     chosen = random.Random(3)
     expected: dict[tuple[int, str], int] = {}
-    rows = [found.open_group(f"account-{index}", "cross") for index in range(3000)]
+    rows = [found.ledger.open_group(f"account-{index}", "cross") for index in range(3000)]
     for _ in range(20_000):
         row, symbol, lots = chosen.choice(rows), chosen.choice(symbols), chosen.choice([-2, -1, 1, 2])
         if chosen.random() < 0.3:
             row = rows[0]
-        found.apply_fill(row, symbol, str(lots), "10", "0")
+        found.ledger.apply_fill(row, symbol, str(lots), "10", "0")
         expected[row, symbol] = expected.get((row, symbol), 0) + lots
     for row in rows:
         held = {symbol: lots for (owner, symbol), lots in expected.items() if owner == row and lots}
         assert found.positions(row) == [(symbol, str(held[symbol]), str(-10 * held[symbol])) for symbol in sorted(held)]
-    assert found.position_count == sum(1 for lots in expected.values() if lots)
+    assert sum(len(found.positions(row)) for row in rows) == sum(1 for lots in expected.values() if lots)
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -309,8 +310,10 @@ def test_many_rows_and_many_symbols_keep_their_own_books() -> None:
 
 def with_book() -> tuple[Portfolio, int]:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.load_group(row, {"USD": "5.25", "EUR": "0.000001"}, [("A-PERP", "2.5", "-200.123"), ("C-PERP", "1", "-7")])
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.load_group(
+        row, {"USD": "5.25", "EUR": "0.000001"}, [("A-PERP", "2.5", "-200.123"), ("C-PERP", "1", "-7")]
+    )
     return found, row
 
 
@@ -361,25 +364,25 @@ def test_a_change_the_book_cannot_be_held_in_is_refused_whole(change: Any, reaso
         found.set_parameters(parameters)
     assert found.parameters is RULES
     assert state(found, row) == before
-    found.apply_fill(row, "A-PERP", "0.001", "100", "0")
+    found.ledger.apply_fill(row, "A-PERP", "0.001", "100", "0")
 
 
 def test_a_symbol_without_positions_can_be_removed_and_come_back() -> None:
     found, row = with_book()
     found.set_parameters(RULES.without("instrument:B-PERP"))
     with pytest.raises(InputError, match="B-PERP"):
-        found.apply_fill(row, "B-PERP", "5", "20", "0")
+        found.ledger.apply_fill(row, "B-PERP", "5", "20", "0")
     found.set_parameters(RULES)
-    found.apply_fill(row, "B-PERP", "5", "20", "0")
+    found.ledger.apply_fill(row, "B-PERP", "5", "20", "0")
     assert ("B-PERP", "5", "-100") in found.positions(row)
 
 
 def test_amounts_written_under_finer_rules_can_still_be_loaded() -> None:
     found = portfolio()
-    row = found.open_group("a", "cross")
-    found.load_group(row, {"USD": "1.0000000001"}, [("A-PERP", "1", "-0.00000000001")])
+    row = found.ledger.open_group("a", "cross")
+    found.ledger.load_group(row, {"USD": "1.0000000001"}, [("A-PERP", "1", "-0.00000000001")])
     assert state(found, row) == ({"USD": "1.0000000001"}, [("A-PERP", "1", "-0.00000000001")])
-    found.apply_fill(row, "A-PERP", "-1", "100", "0.5")
+    found.ledger.apply_fill(row, "A-PERP", "-1", "100", "0.5")
     assert state(found, row) == ({"USD": "100.50000000009"}, [])
 
 
@@ -396,11 +399,11 @@ def test_a_mark_that_is_no_price_is_refused(price: str | Decimal) -> None:
 
 def test_a_row_is_decidable_only_while_every_mark_it_needs_is_live() -> None:
     found = portfolio(marks={})
-    rows = [found.open_group(account, "cross") for account in "abcde"]
-    found.apply_fill(rows[0], "A-PERP", "1", "100", "0")
-    found.apply_fill(rows[1], "C-PERP", "1", "7", "0")
-    found.apply_transfer(rows[2], "BTC", "1")
-    found.apply_transfer(rows[3], "USD", "1")
+    rows = [found.ledger.open_group(account, "cross") for account in "abcde"]
+    found.ledger.apply_fill(rows[0], "A-PERP", "1", "100", "0")
+    found.ledger.apply_fill(rows[1], "C-PERP", "1", "7", "0")
+    found.ledger.apply_transfer(rows[2], "BTC", "1")
+    found.ledger.apply_transfer(rows[3], "USD", "1")
     assert found.evaluate().decidable.tolist() == [False, False, True, True, True]
     assert found.evaluate().equity[2] == 0, "an asset that never had a price counts for nothing and needs no mark"
     found.set_mark("A-PERP", "100", True)
@@ -418,11 +421,11 @@ def test_a_row_is_decidable_only_while_every_mark_it_needs_is_live() -> None:
 
 def test_rows_with_a_symbol_are_those_whose_value_it_moves() -> None:
     found = portfolio()
-    rows = [found.open_group(account, "cross") for account in "abcde"]
-    found.apply_fill(rows[0], "A-PERP", "1", "100", "0")
-    found.apply_fill(rows[1], "C-PERP", "1", "7", "0")
-    found.apply_transfer(rows[2], "BTC", "1")
-    found.apply_transfer(rows[3], "EUR", "-1")
+    rows = [found.ledger.open_group(account, "cross") for account in "abcde"]
+    found.ledger.apply_fill(rows[0], "A-PERP", "1", "100", "0")
+    found.ledger.apply_fill(rows[1], "C-PERP", "1", "7", "0")
+    found.ledger.apply_transfer(rows[2], "BTC", "1")
+    found.ledger.apply_transfer(rows[3], "EUR", "-1")
     assert found.rows_with(["A-PERP"]).tolist() == [0, 2]
     assert found.rows_with(["EUR-USD"]).tolist() == [1, 3]
     assert found.rows_with({"C-PERP", "B-PERP"}).tolist() == [1]
@@ -433,8 +436,8 @@ def test_rows_with_a_symbol_are_those_whose_value_it_moves() -> None:
 
 
 def load(found: Portfolio, account: str, book: Book) -> int:
-    row = found.open_group(account, "cross")
-    found.load_group(
+    row = found.ledger.open_group(account, "cross")
+    found.ledger.load_group(
         row,
         {asset: format_decimal(amount) for asset, amount in book.group.balances.items()},
         [(p.symbol, format_decimal(p.quantity), format_decimal(p.cash)) for p in book.group.positions],
@@ -490,14 +493,14 @@ def test_the_screen_of_what_is_not_live_is_within_its_error_of_the_exact_bounds(
     found = Portfolio(parameters)
     rows = []
     for number, book in enumerate(found_books):
-        row = found.open_group("ab"[number % 2], f"group-{number}")
+        row = found.ledger.open_group("ab"[number % 2], f"group-{number}")
         lots = {name: rule.quantity_increment for name, rule in parameters.instruments.items()}
         positions = [
             (p.symbol, format_decimal(p.quantity // lots[p.symbol] * lots[p.symbol]), format_decimal(p.cash))
             for p in book.group.positions
             if p.quantity // lots[p.symbol]
         ]
-        found.load_group(row, {a: format_decimal(q) for a, q in book.group.balances.items()}, positions)
+        found.ledger.load_group(row, {a: format_decimal(q) for a, q in book.group.balances.items()}, positions)
         rows.append(row)
     for symbol, mark in found_books[0].marks.items():
         if states.get(symbol) != "never":
@@ -511,17 +514,19 @@ def test_thousands_of_books_are_screened_within_their_error_at_any_marks() -> No
     found = portfolio()
     rows = []
     for index in range(3000):
-        row = found.open_group(f"account-{index}", "cross")
+        row = found.ledger.open_group(f"account-{index}", "cross")
         rows.append(row)
         for asset, places in (("USD", 8), ("EUR", 6), ("BTC", 8)):
             if chosen.random() < 0.7:
                 amount = chosen.randint(-(10 ** chosen.randint(1, 13)), 10 ** chosen.randint(1, 13))
-                found.apply_transfer(row, asset, format_decimal(Decimal(amount).scaleb(-places)))
+                found.ledger.apply_transfer(row, asset, format_decimal(Decimal(amount).scaleb(-places)))
         for symbol, lot in (("A-PERP", 1), ("B-PERP", 5000), ("C-PERP", 1)):
             for _ in range(chosen.randint(0, 2)):
                 lots = chosen.choice([-1, 1]) * chosen.randint(1, 10 ** chosen.randint(1, 6)) * lot
                 price = Decimal(chosen.randint(1, 400)) / 2
-                found.apply_fill(row, symbol, format_decimal(Decimal(lots).scaleb(-3)), format_decimal(price), "0.01")
+                found.ledger.apply_fill(
+                    row, symbol, format_decimal(Decimal(lots).scaleb(-3)), format_decimal(price), "0.01"
+                )
     total = 0
     for _ in range(3):
         for symbol in MARKS:
@@ -537,10 +542,10 @@ def test_thousands_of_books_are_screened_within_their_error_at_any_marks() -> No
 
 def test_many_rows_are_picked_out_of_a_full_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     found, row = with_book()
-    rows = np.array([found.open_group("b", "cross"), row])
-    found.load_group(int(rows[0]), {"BTC": "-3"}, [("B-PERP", "-10", "210")])
+    rows = np.array([found.ledger.open_group("b", "cross"), row])
+    found.ledger.load_group(int(rows[0]), {"BTC": "-3"}, [("B-PERP", "-10", "210")])
     picked = found.evaluate(rows)
-    monkeypatch.setattr("streams.margin.portfolio._SPARSE_ROWS", 0)
+    monkeypatch.setattr("streams.margin.screens._SPARSE_ROWS", 0)
     passed = found.evaluate(rows)
     for name in ("equity", "maintenance", "error", "decidable", "debt", "bounded"):
         np.testing.assert_allclose(getattr(picked, name), getattr(passed, name), rtol=1e-14)
@@ -562,11 +567,11 @@ def test_no_rows_are_screened_as_no_rows() -> None:
 
 def test_a_reused_slot_tells_nothing_of_its_former_owner() -> None:
     found, row = with_book()
-    other = found.open_group("b", "cross")
+    other = found.ledger.open_group("b", "cross")
     found.set_live("C-PERP", False)
-    found.load_group(row, {}, [])
+    found.ledger.load_group(row, {}, [])
     assert found.evaluate().decidable.all()
-    found.apply_fill(other, "A-PERP", "1", "100", "0")
+    found.ledger.apply_fill(other, "A-PERP", "1", "100", "0")
     columns = found.evaluate()
     assert np.all(np.abs(columns.equity) <= columns.error)
     assert np.all(columns.error < 1e-9)

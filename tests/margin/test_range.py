@@ -25,9 +25,10 @@ from streams.errors import InputError, ParameterError
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import EXACT, INT64_MAX, format_decimal, parse_decimal
 from streams.margin.health import bankruptcy_prices, evaluate, liquidation_price
-from streams.margin.parameters import SCENARIOS, RiskParameters
+from streams.margin.parameters import RiskParameters
 from streams.margin.plan import ORDERS_MAX, make_plan
 from streams.margin.portfolio import Portfolio
+from streams.margin.rules import SCENARIOS
 from tests.margin.conftest import rules
 from tests.properties import examples
 
@@ -197,9 +198,9 @@ class Corner:
                 with localcontext(EXACT):
                     quantity, price = lots * rule.quantity_increment, ticks * rule.price_increment
                 texts = format_decimal(quantity), format_decimal(price)
-                self.attempt(lambda: self.portfolio.apply_fill(0, symbol, *texts, fee))
+                self.attempt(lambda: self.portfolio.ledger.apply_fill(0, symbol, *texts, fee))
             case "transfer", asset, amount:
-                self.attempt(lambda: self.portfolio.apply_transfer(0, asset, amount))
+                self.attempt(lambda: self.portfolio.ledger.apply_transfer(0, asset, amount))
             case "mark", symbol, price:
                 self.portfolio.set_mark(symbol, price, True)
                 self.index.update(self.index.crossed(symbol, price))
@@ -215,7 +216,7 @@ class Corner:
             balances, positions = portfolio.balances(row), portfolio.positions(row)
             for text in (*balances.values(), *(text for _, *texts in positions for text in texts)):
                 parse_decimal(text)
-            portfolio.load_group(1, balances, positions)
+            portfolio.ledger.load_group(1, balances, positions)
             assert (portfolio.balances(1), portfolio.positions(1)) == (balances, positions)
             self._judge(row)
         self.index.update(np.arange(portfolio.row_count, dtype=np.int64))
@@ -238,9 +239,9 @@ class Corner:
             price = liquidation_price(group, symbol, portfolio.marks, parameters)
             if price is not None:
                 assert not evaluate(group, {**portfolio.marks, symbol: price}, parameters).liquidatable
-        prices = bankruptcy_prices(group, portfolio.marks, parameters)
+        prices = bankruptcy_prices(health, portfolio.marks, parameters)
         assert prices.keys() <= {position.symbol for position in group.positions}
-        plan = make_plan(group, portfolio.marks, parameters)
+        plan = make_plan(group, health, portfolio.marks, parameters)
         held = {position.symbol: abs(position.quantity) for position in group.positions}
         assert len(plan.orders) <= ORDERS_MAX + len(parameters.assets)
         assert all(order.quantity <= held.get(order.symbol, order.quantity) for order in plan.orders)
@@ -261,7 +262,7 @@ def corner_of(records: list[Parameter], scale: str) -> Corner | None:
     for symbol in (*SYMBOLS, *PRICING):
         portfolio.set_mark(symbol, "1", True)
     for account in "ab":
-        portfolio.open_group(account, "cross")
+        portfolio.ledger.open_group(account, "cross")
     return Corner(portfolio, TriggerIndex(portfolio))
 
 
@@ -284,7 +285,7 @@ def test_every_corner_of_the_range_is_exact_or_refused(
 def one(price_increment: str, quantity_increment: str, **asset: Any) -> Portfolio:
     record = rules(price_increment=price_increment, quantity_increment=quantity_increment).records
     found = Portfolio(RiskParameters.build([AssetParameters(asset="USD", **asset), record["instrument:X-PERP"]]))
-    found.open_group("a", "cross")
+    found.ledger.open_group("a", "cross")
     return found
 
 
@@ -300,14 +301,14 @@ def one(price_increment: str, quantity_increment: str, **asset: Any) -> Portfoli
 )
 def test_a_balance_ends_where_the_page_says(decimals: int, most: str, beyond: str) -> None:
     found = Portfolio(RiskParameters.build([AssetParameters(asset="USD", decimals=decimals)]))
-    row = found.open_group("a", "cross")
+    row = found.ledger.open_group("a", "cross")
     for sign in ("", "-"):
-        found.apply_transfer(row, "USD", sign + most)
+        found.ledger.apply_transfer(row, "USD", sign + most)
         with pytest.raises(InputError, match="leaves the ledger"):
-            found.apply_transfer(row, "USD", sign + beyond)
+            found.ledger.apply_transfer(row, "USD", sign + beyond)
         assert found.balances(row) == {"USD": sign + most}
-        found.apply_transfer(row, "USD", ("-" if not sign else "") + most)
-    assert found.is_empty(row)
+        found.ledger.apply_transfer(row, "USD", ("-" if not sign else "") + most)
+    assert found.ledger.is_empty(row)
 
 
 @pytest.mark.parametrize(
@@ -323,12 +324,12 @@ def test_a_balance_ends_where_the_page_says(decimals: int, most: str, beyond: st
 def test_a_position_ends_where_its_quantity_can_no_longer_be_written(increment: str, most: str) -> None:
     """Past the border a position would be held that its own changelog row could not bring back."""
     found = one("0.00000001", increment)
-    found.load_group(0, {}, [("X-PERP", most, "0")])
+    found.ledger.load_group(0, {}, [("X-PERP", most, "0")])
     assert found.positions(0) == [("X-PERP", most, "0")]
     with pytest.raises(InputError, match=f"leaves the ledger: {most} of it"):
-        found.apply_fill(0, "X-PERP", increment, "0.00000001", "0")
+        found.ledger.apply_fill(0, "X-PERP", increment, "0.00000001", "0")
     assert found.positions(0) == [("X-PERP", most, "0")]
-    found.load_group(0, *_reloaded(found))
+    found.ledger.load_group(0, *_reloaded(found))
 
 
 def _reloaded(found: Portfolio) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
@@ -345,7 +346,7 @@ def test_an_increment_that_no_ledger_unit_holds_is_refused_with_its_record(field
 def test_a_change_of_increment_across_the_whole_range_is_restated() -> None:
     found = one("1", "1000000000")
     held = [("X-PERP", "999999999000000000", "-0.5")]
-    found.load_group(0, {}, held)
+    found.ledger.load_group(0, {}, held)
     record = found.parameters.records["asset:USD"]
     for increment in (LEAST, "0.000000001", "0.0025", "1000000000"):
         changed = rules(price_increment="1", quantity_increment=increment).records["instrument:X-PERP"]
@@ -365,7 +366,7 @@ def test_a_health_ratio_is_held_within_what_a_message_can_carry() -> None:
     found = one("0.01", "0.01")
     found.set_mark("X-PERP", LEAST, True)
     for cash, ratio in (("1000000", "999999999999999999"), ("-1000000", "-999999999999999999")):
-        found.load_group(0, {}, [("X-PERP", "0.01", cash)])
+        found.ledger.load_group(0, {}, [("X-PERP", "0.01", cash)])
         health = evaluate(found.group(0), found.marks, found.parameters)
         assert health.health_ratio == Decimal(ratio)
         assert health.liquidatable == (cash < "0")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from schemas.parameters import AssetParameters, CollateralTier, InstrumentParameters, MarginTier, Scale
 from streams.errors import InputError, ParameterError
-from streams.margin.parameters import RiskParameters, ScaleRules
+from streams.margin.parameters import RiskParameters
+from streams.margin.rules import ScaleRules
 from streams.margin.scales import largest_change, step_scale, target_scale
 from tests.margin.conftest import decimals, rules
 

@@ -41,8 +41,8 @@ def hedged(count: int, seed: int, scanned: int | None = None) -> Portfolio:
         held = chosen.sample(scans, chosen.randint(1, 4))
         lots = {symbol: chosen.choice([-1, 1]) * chosen.randint(1, 300) for symbol, _ in held}
         equity = chosen.uniform(0.01, 0.4) * sum(map(abs, lots.values())) * 100
-        portfolio.load_group(
-            portfolio.open_group(f"account-{number}", "cross"),
+        portfolio.ledger.load_group(
+            portfolio.ledger.open_group(f"account-{number}", "cross"),
             {"USD": f"{equity:.2f}"},
             [(symbol, str(quantity), str(-quantity * 100)) for symbol, quantity in lots.items()],
         )
@@ -91,7 +91,7 @@ def test_a_book_that_grows_dearer_as_it_loses_is_woken_where_it_crosses(lots: di
     policy = PolicyParameters(portfolio_margin_accounts=("a",))
     portfolio = Portfolio(RiskParameters.build([policy, AssetParameters(asset="USD"), *instruments]))
     positions = [(symbol, lot, str(-100 * int(lot))) for symbol, lot in lots.items()]
-    portfolio.load_group(portfolio.open_group("a", "cross"), {"USD": "70"}, positions)
+    portfolio.ledger.load_group(portfolio.ledger.open_group("a", "cross"), {"USD": "70"}, positions)
     for distance, crosses in (("1", False), ("13.2", False), ("13.34", True)):
         portfolio.set_mark("A", "100", True)
         portfolio.set_mark("B", "100", True)

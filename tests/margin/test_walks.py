@@ -18,7 +18,8 @@ from streams.errors import InputError
 from streams.margin.bands import REACH, TriggerIndex
 from streams.margin.fixed_point import format_decimal
 from streams.margin.parameters import RiskParameters
-from streams.margin.portfolio import Portfolio, Rows
+from streams.margin.portfolio import Portfolio
+from streams.margin.slots import Rows
 from tests.margin.conftest import SYMBOLS, Book, books, decimals, parameter_sets, underwater
 from tests.margin.test_bands import FACTOR, LEVELS, PRICED, bracket, bracket_of
 from tests.properties import examples
@@ -77,10 +78,12 @@ class Desk:
                 rule = portfolio.parameters.instruments[symbol]
                 price = (portfolio.marks[symbol] // rule.price_increment + 1) * rule.price_increment
                 quantity = format_decimal(lots * rule.quantity_increment)
-                self.touch(row, lambda touched: portfolio.apply_fill(touched, symbol, quantity, str(price), "0.01"))
+                self.touch(
+                    row, lambda touched: portfolio.ledger.apply_fill(touched, symbol, quantity, str(price), "0.01")
+                )
             case "transfer":
                 row, asset, amount = detail
-                self.touch(row, lambda touched: portfolio.apply_transfer(touched, asset, str(amount)))
+                self.touch(row, lambda touched: portfolio.ledger.apply_transfer(touched, asset, str(amount)))
             case "live":
                 symbol, live = detail
                 self.live[symbol] = live
@@ -191,7 +194,7 @@ def opened(found: list[Book]) -> Portfolio:
             if p.quantity // lots[p.symbol]
         ]
         balances = {asset: format_decimal(amount) for asset, amount in book.group.balances.items()}
-        portfolio.load_group(portfolio.open_group(f"a{number}", "cross"), balances, positions)
+        portfolio.ledger.load_group(portfolio.ledger.open_group(f"a{number}", "cross"), balances, positions)
     return portfolio
 
 

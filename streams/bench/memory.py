@@ -1,6 +1,6 @@
 """Whether memory stays flat: the resident set of every role under steady load.
 
-``python -m infra.bench.memory [seconds]`` starts a local Kafka and Valkey and the three roles as processes, trades
+``python -m streams.bench.memory [seconds]`` starts a local Kafka and Valkey and the three roles as processes, trades
 between a fixed population at a steady rate while prices move, and prints each role's resident set every ten seconds.
 It ends with exit code 1 if a role holds over ``GROWTH_MAX`` more at the end than when a third of the time had passed.
 """

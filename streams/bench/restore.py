@@ -1,6 +1,6 @@
 """How long the other shards stand still while an engine takes a large one, from the changelog and from Redis.
 
-``python -m infra.bench.restore [accounts]`` starts a local Kafka and Valkey, writes the accounts of shard 0 to the
+``python -m streams.bench.restore [accounts]`` starts a local Kafka and Valkey, writes the accounts of shard 0 to the
 changelog, and runs an engine that owns four shards. Shard 0 is dropped and taken again while the others go on; printed
 is the longest cycle meanwhile, which is what the other shards wait at most, and how long the taking took as a whole.
 """

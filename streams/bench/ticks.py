@@ -208,15 +208,15 @@ def _population(accounts: int, positions: int, symbols: int, generator: np.rando
     lots = np.maximum(1, np.exp(generator.normal(9, 1.5, held.shape))).astype(np.int64)
     side = generator.choice([-1, 1], held.shape)
     distance = generator.uniform(0.0, 0.5, accounts)
-    rows = [portfolio.open_group(f"account-{number}", CROSS) for number in range(accounts)]
+    rows = [portfolio.ledger.open_group(f"account-{number}", CROSS) for number in range(accounts)]
     for row, symbol, quantity in zip(
         np.repeat(rows, positions).tolist(), held.ravel().tolist(), (lots * side).ravel().tolist(), strict=True
     ):
-        portfolio.apply_fill(row, f"S{symbol}-PERP", f"{quantity / 1000:.3f}", f"{_MARK:.2f}", "0")
+        portfolio.ledger.apply_fill(row, f"S{symbol}-PERP", f"{quantity / 1000:.3f}", f"{_MARK:.2f}", "0")
     gross = lots.sum(axis=1) * _MARK / 1000
     collateral = portfolio.evaluate().maintenance + distance * gross
     for row, amount in zip(rows, collateral.tolist(), strict=True):
-        portfolio.apply_transfer(row, "USDC", f"{amount:.6f}")
+        portfolio.ledger.apply_transfer(row, "USDC", f"{amount:.6f}")
     return portfolio
 
 
