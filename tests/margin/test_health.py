@@ -32,6 +32,7 @@ from tests.margin.conftest import (
     rules,
     value_less_margin,
 )
+from tests.properties import examples
 
 LAST_PLACE = Decimal(1).scaleb(-LIQUIDATION_PRICE_PLACES)
 MARK = decimals("0.01", "5000", 2)

@@ -19,6 +19,7 @@ from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
 from streams.margin.rules import DECIMALS_DEFAULT
+from tests.properties import examples
 
 MOST = "999999999999999999.999999999999999999"
 LEAST = "0.000000000000000001"
@@ -389,12 +390,13 @@ def test_many_small_steps_do_not_pass_the_border_that_one_may_not(decimals: int)
     for _ in range(2):
         found.ledger.apply_fill(row, "S0", "1", "1", f"-{step}")
     assert found.balances(row) == {"USD": format_decimal(most)}
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: found.ledger.apply_fill(row, "S0", "1", "1", f"-{unit}"),
         lambda: found.ledger.apply_fill(row, "S0", "1", "1", f"-{step}"),
         lambda: found.ledger.apply_transfer(row, "USD", unit),
         lambda: found.ledger.apply_transfer(row, "USD", step),
-    ):
+    )
+    for change in changes:
         with pytest.raises(InputError, match="leaves the ledger"):
             change()
     assert found.balances(row) == {"USD": format_decimal(most)}

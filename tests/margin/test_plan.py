@@ -29,6 +29,7 @@ from tests.margin.conftest import (
     rules,
     underwater,
 )
+from tests.properties import examples
 
 MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
 
@@ -240,7 +241,12 @@ def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more
 
 def test_a_thin_scanned_book_is_planned_in_few_steps_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step asks the model once what this one position releases, so that must not grow with the quantity."""
-    fields = {"scan_range": "0.1", "scan_floor_rate": "0.01", "depth_notional": "1000000", "impact_rate": "0.01"}
+    fields: dict[str, Any] = {
+        "scan_range": "0.1",
+        "scan_floor_rate": "0.01",
+        "depth_notional": "1000000",
+        "impact_rate": "0.01",
+    }
     parameters = rules(quantity_increment="0.000001", liquidation_fee="0.005", **fields).with_record(
         PolicyParameters(portfolio_margin_accounts=("a",), liquidation_buffer_rate="0.002")
     )
@@ -539,7 +545,7 @@ def test_debt_without_a_position_is_paid_by_selling_collateral(usd: str, stage: 
 def test_collateral_of_an_insolvent_group_is_sold_at_its_mark_or_better() -> None:
     parameters, held = lent("-120")
     (order,) = planned(held, {"BTC-USD": Decimal(100)}, parameters).orders
-    assert (order.limit_price, order.quantity) == (100, 1)
+    assert (order.limit_price, order.quantity) == (Decimal(100), Decimal(1))
 
 
 @pytest.mark.parametrize(
