@@ -10,29 +10,23 @@ import contextlib
 import logging
 import os
 import signal
-import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable
 from typing import Any
 
 import faust
 from faust.types import StreamT
 from prometheus_client import Counter
 
-from schemas.messages import MarkFrame
-from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_letter_topic
+from schemas.topics import EVENTS, MARKS, ORACLE, PRICES, dead_letter_topic
 from streams import probes
-from streams.broker.admin import require_topics
-from streams.broker.reader import Follower, LogReader
-from streams.feeds.journal import JournalFollower
-from streams.feeds.marks import last_full_frame
-from streams.feeds.parameters import ParameterFeed
+from streams.broker.kafka import Kafka
 from streams.logs import event
-from streams.machine_clock import MachineClock
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
 from streams.oracle.faust_app import faust_app
 from streams.oracle.leadership import Leadership
 from streams.oracle.publisher import PriceRecord, PriceResult, Publisher, TableRow
+from streams.oracle.wiring import open_publisher, read_last_frame
 from streams.settings import Settings
 from streams.watchdog import Watchdog
 
@@ -49,28 +43,24 @@ _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 class Oracle:
     """One oracle process: stands by, publishes, and ends when ``stop`` is set or anything fails.
 
-    Args:
-        app: the Faust app, not started.
-        last_frame: reads the last full frame that is in force, once the app has its table.
+    ``app`` is the Faust app, not started. The leadership is given up at the end; what else is given stays the caller's.
     """
 
     def __init__(
         self,
-        settings: Settings,
         app: faust.App,
+        kafka: Kafka,
         publisher: Publisher,
         leadership: Leadership,
         offset: BrokerOffset,
-        last_frame: Callable[[], MarkFrame | None],
         stop: asyncio.Event,
         watchdog: Watchdog,
     ) -> None:
-        self._ready_age_ms = settings.service.ready_age_ms
         self._app = app
+        self._kafka = kafka
         self._publisher = publisher
         self._leadership = leadership
         self._offset = offset
-        self._last_frame = last_frame
         self._stop = stop
         self._watchdog = watchdog
         self._restored = False
@@ -82,7 +72,7 @@ class Oracle:
             key_type=bytes,
             value_type=bytes,
             changelog_topic=app.topic(ORACLE, value_type=bytes, key_type=bytes, compacting=True),
-            options={faust_store.OPTION: settings.redis},
+            options={faust_store.OPTION: kafka.settings.redis},
         )
         app.agent(app.topic(PRICES, value_type=bytes, key_type=bytes), name="prices")(self._on_prices)
 
@@ -106,11 +96,12 @@ class Oracle:
 
     def readiness(self) -> list[probes.Condition]:
         """Whether it does its work now; may be asked from any thread at any time."""
+        limit_ms = self._kafka.settings.service.ready_age_ms
         if self._publisher.epoch is None:
-            return [_standing_by(round(1000 * self._leadership.age_s), self._ready_age_ms)]
+            return [_standing_by(round(1000 * self._leadership.age_s), limit_ms)]
         age_s = self._publisher.heartbeat_age_s
         age_ms = None if age_s is None else round(1000 * age_s)
-        conditions = [probes.Condition("heartbeat_age_ms", age_ms, self._ready_age_ms)]
+        conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
         if (offset_ms := self._offset.offset_ms) is not None:
             conditions.append(probes.Condition("clock_offset_ms", abs(offset_ms), OFFSET_MS_MAX))
         return conditions
@@ -179,7 +170,7 @@ class Oracle:
     def _restore(self) -> None:
         if not self._restored:
             self._restored = True
-            self._publisher.restore(self._table.items(), self._last_frame())
+            self._publisher.restore(self._table.items(), read_last_frame(self._kafka))
 
     async def _send(self, result: PriceResult) -> None:
         if result.letter is not None:
@@ -211,14 +202,16 @@ def _standing_by(age_ms: int | None, limit_ms: int) -> probes.Condition:
 
 def run(settings: Settings) -> None:
     """Run one oracle process until SIGTERM or SIGINT; exits with code 1 on a failure."""
-    counts = require_topics(settings)
+    kafka = Kafka(settings)
+    shards = kafka.partition_counts()[EVENTS]
     for name in _SILENCE_FAUST:
         logging.getLogger(name).setLevel(logging.WARNING)
-    asyncio.run(_run(settings, counts[EVENTS]))
+    asyncio.run(_run(kafka, shards))
 
 
-async def _run(settings: Settings, shards: int) -> None:
-    """The one place that gives an oracle the real Kafka, the signals, the watchdog and the probes."""
+async def _run(kafka: Kafka, shards: int) -> None:
+    """The one place that gives an oracle signals, watchdog and probes."""
+    settings = kafka.settings
     app = faust_app(settings)
     watchdog = Watchdog(settings.service.watchdog_ms / 1000)
     built: list[Oracle] = []
@@ -232,37 +225,10 @@ async def _run(settings: Settings, shards: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     watchdog.beat(_HEART, "starting")
-    kafka, app_id = settings.kafka, settings.oracle.app_id
-
-    def last_frame() -> MarkFrame | None:
-        with LogReader(kafka, app_id) as reader:
-            return last_full_frame(reader)
-
-    leadership, offset = Leadership(settings), BrokerOffset()
-    with (
-        contextlib.closing(JournalFollower(kafka, f"{app_id}-journals", shards)) as journals,
-        contextlib.closing(ParameterFeed(Follower(kafka, app_id, PARAMETERS))) as parameters,
-    ):
-        _catch_up(settings, parameters)
-        publisher = Publisher(
-            heartbeat_ms=settings.oracle.heartbeat_ms,
-            shards=shards,
-            right=leadership,
-            parameters=parameters,
-            journals=journals,
-            clock=MachineClock(),
-            offset=offset,
-            monotonic=time.monotonic,
-        )
-        built.append(Oracle(settings, app, publisher, leadership, offset, last_frame, stop, watchdog))
+    leadership, offset = Leadership(kafka), BrokerOffset()
+    with open_publisher(kafka, leadership, shards, offset) as publisher:
+        built.append(Oracle(app, kafka, publisher, leadership, offset, stop, watchdog))
         code = await built[0].run()
     if code:
         logging.shutdown()
         os._exit(code)  # what Faust started may never stop by itself
-
-
-def _catch_up(settings: Settings, parameters: ParameterFeed) -> None:
-    """Put every parameter record in force that the topic has now, and follow from there."""
-    parameters.restart()
-    with LogReader(settings.kafka, settings.oracle.app_id) as reader:
-        parameters.catch_up(reader, lambda records: [parameters.add(record) for record in records])

@@ -5,35 +5,38 @@ ends the process: another one has begun to publish. What a process sends after i
 void, because its claim stands before its successor's in the log (:meth:`Leadership.claim`).
 """
 
-import time
+from collections.abc import Callable
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import MarkFrame
 from schemas.topics import MARKS
-from streams.broker import config
 from streams.broker.group import GroupPlace, leave_group
-from streams.broker.producer import TransactionalProducer, group_metadata
+from streams.broker.kafka import Kafka
+from streams.broker.producer import group_metadata
 from streams.broker.reader import poll_batch
-from streams.settings import Settings
 
 
 class Leadership:
-    """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes."""
+    """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._name = f"{settings.oracle.app_id}-{settings.worker_name}"
+    ``membership`` is what a claim is bound to: the consumer's membership at that moment.
+    """
+
+    def __init__(self, kafka: Kafka, membership: Callable[[Consumer], Any] = group_metadata) -> None:
+        settings = kafka.settings
+        self._kafka = kafka
+        self._membership = membership
+        self._name = f"{settings.oracle.app_id}-{kafka.worker}"
         self._held = False
         self._lost = False
-        self._polled = time.monotonic()
+        self._polled = kafka.runtime.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
-        self._group = GroupPlace(settings.outside_group_s_max)
-        properties = config.consumer(
-            settings.kafka, self._name, f"{settings.oracle.app_id}-leader", instance_id=settings.service.instance_id
-        )
-        self._consumer = config.created(Consumer, properties | self._group.properties())
+        self._group = GroupPlace(settings.outside_group_s_max, kafka.runtime)
+        group_id = f"{settings.oracle.app_id}-leader"
+        self._consumer = kafka.group_consumer(self._name, group_id, self._group.properties())
         self._consumer.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 
     def poll(self) -> bool:
@@ -42,10 +45,10 @@ class Leadership:
         Raises:
             BrokerError: it is no member of the group any more and never will be.
         """
-        paused = time.monotonic() - self._polled > self._lease_s
+        paused = self.age_s > self._lease_s
         poll_batch(self._consumer, 0, 1)
         self._group.require_member()
-        self._polled = time.monotonic()
+        self._polled = self._kafka.runtime.monotonic()
         if paused and self._held:
             self._lost = True
         return self._held and not self._lost
@@ -53,7 +56,7 @@ class Leadership:
     @property
     def age_s(self) -> float:
         """Seconds since the last poll."""
-        return time.monotonic() - self._polled
+        return self._kafka.runtime.monotonic() - self._polled
 
     def claim(self) -> int:
         """Claim the right to publish in the marks' log; the epoch, to be carried by every frame of this process.
@@ -70,13 +73,13 @@ class Leadership:
             if error is None:
                 offsets.append(message.offset() or 0)
 
-        producer = TransactionalProducer(self._settings.kafka, self._name)
+        producer = self._kafka.transactional_producer(self._name)
         try:
             producer.init()
             producer.begin()
-            frame = MarkFrame(time=time.time_ns() // 1000, marks=())
+            frame = MarkFrame(time=self._kafka.runtime.time_ns() // 1000, marks=())
             producer.produce(MARKS, encode(frame), partition=0, on_delivery=claimed)
-            producer.send_offsets([TopicPartition(MARKS, 0, 0)], group_metadata(self._consumer))
+            producer.send_offsets([TopicPartition(MARKS, 0, 0)], self._membership(self._consumer))
             producer.commit()
         finally:
             producer.close()
@@ -88,7 +91,9 @@ class Leadership:
         return self._lost
 
     def close(self) -> None:
-        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
+        """Leave the group at once."""
+        settings = self._kafka.settings
+        leave_group(self._consumer, settings.service.instance_id, settings.kafka.handover_s, self._kafka.runtime)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)
