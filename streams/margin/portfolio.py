@@ -741,6 +741,8 @@ class Portfolio:
                 settle = self._parameters.assets[self._parameters.instruments[symbol].settle_asset].price_symbol
                 found.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
         for account in self._ledger_by_id:
+            if account.asset not in self._parameters.assets:  # taken back, so nobody holds any
+                continue
             of = slice(0, self.row_count) if rows is None else rows
             units = account.amounts.doubles(of, fine_step(account.decimals))
             needing = self._prices.dim(account.asset, units)

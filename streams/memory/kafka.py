@@ -1,6 +1,6 @@
 """What a role is given in memory: Kafka's clients on the in-memory cluster, and Redis, for one simulated process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import redis
@@ -19,15 +19,18 @@ from streams.tables.tables import Connect
 class MemoryClients(Clients):
     """Clients of ``cluster`` that live and die with ``process``."""
 
-    def __init__(self, cluster: Cluster, process: Process, rates: Rates) -> None:
+    def __init__(
+        self, cluster: Cluster, process: Process, rates: Rates, new_consumer: Callable[..., FakeConsumer] = FakeConsumer
+    ) -> None:
         super().__init__(VirtualRuntime(process.scheduler))
         self._cluster = cluster
         self._process = process
         self._rates = rates
+        self._new_consumer = new_consumer
 
     def consumer(self, properties: Mapping[str, Any]) -> Consumer:
         self._process.alive()
-        return cast(Consumer, FakeConsumer(self._cluster, self._process, self._rates, dict(properties)))
+        return cast(Consumer, self._new_consumer(self._cluster, self._process, self._rates, dict(properties)))
 
     def producer(self, properties: Mapping[str, Any]) -> Producer:
         self._process.alive()
@@ -37,8 +40,15 @@ class MemoryClients(Clients):
 class MemoryKafka(Kafka):
     """The in-memory cluster as ``process`` sees it. ``rates`` says what goes wrong; without it, nothing does."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, process: Process, rates: Rates | None = None) -> None:
-        clients = MemoryClients(cluster, process, rates or Rates())
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        process: Process,
+        rates: Rates | None = None,
+        new_consumer: Callable[..., FakeConsumer] = FakeConsumer,
+    ) -> None:
+        clients = MemoryClients(cluster, process, rates or Rates(), new_consumer)
         super().__init__(settings, clients.runtime, clients, settings.service.instance_id or f"host-{process.name}")
         self._cluster = cluster
         self._process = process

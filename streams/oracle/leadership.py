@@ -22,21 +22,21 @@ from streams.broker.reader import poll_batch
 class Leadership:
     """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes.
 
-    ``membership`` is what a claim is bound to: the consumer's membership at that moment.
+    ``membership`` tells what a claim is bound to: the consumer's membership at that moment.
     """
 
     def __init__(self, kafka: Kafka, membership: Callable[[Consumer], Any] = group_metadata) -> None:
-        settings = kafka.settings
         self._kafka = kafka
         self._membership = membership
+        self._settings = settings = kafka.settings
+        self._runtime = kafka.runtime
         self._name = f"{settings.oracle.app_id}-{kafka.worker}"
         self._held = False
         self._lost = False
-        self._polled = kafka.runtime.monotonic()
+        self._polled = self._runtime.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
         self._group = GroupPlace(settings.outside_group_s_max, kafka.runtime)
-        group_id = f"{settings.oracle.app_id}-leader"
-        self._consumer = kafka.group_consumer(self._name, group_id, self._group.properties())
+        self._consumer = kafka.group_consumer(self._name, f"{settings.oracle.app_id}-leader", self._group.properties())
         self._consumer.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 
     def poll(self) -> bool:
@@ -48,7 +48,7 @@ class Leadership:
         paused = self.age_s > self._lease_s
         poll_batch(self._consumer, 0, 1)
         self._group.require_member()
-        self._polled = self._kafka.runtime.monotonic()
+        self._polled = self._runtime.monotonic()
         if paused and self._held:
             self._lost = True
         return self._held and not self._lost
@@ -56,7 +56,7 @@ class Leadership:
     @property
     def age_s(self) -> float:
         """Seconds since the last poll."""
-        return self._kafka.runtime.monotonic() - self._polled
+        return self._runtime.monotonic() - self._polled
 
     def claim(self) -> int:
         """Claim the right to publish in the marks' log; the epoch, to be carried by every frame of this process.
@@ -77,7 +77,7 @@ class Leadership:
         try:
             producer.init()
             producer.begin()
-            frame = MarkFrame(time=self._kafka.runtime.time_ns() // 1000, marks=())
+            frame = MarkFrame(time=self._runtime.time_ns() // 1000, marks=())
             producer.produce(MARKS, encode(frame), partition=0, on_delivery=claimed)
             producer.send_offsets([TopicPartition(MARKS, 0, 0)], self._membership(self._consumer))
             producer.commit()
@@ -92,8 +92,7 @@ class Leadership:
 
     def close(self) -> None:
         """Leave the group at once."""
-        settings = self._kafka.settings
-        leave_group(self._consumer, settings.service.instance_id, settings.kafka.handover_s, self._kafka.runtime)
+        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s, self._runtime)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)

@@ -23,7 +23,7 @@ def open_publisher(kafka: Kafka, right: Right, shards: int, offset: BrokerOffset
     """
     settings, app_id = kafka.settings, kafka.settings.oracle.app_id
     with (
-        closing(JournalFollower(settings.kafka, f"{app_id}-journals", shards, clients=kafka.clients)) as journals,
+        closing(JournalFollower(kafka, f"{app_id}-journals", shards)) as journals,
         closing(ParameterFeed(kafka.follower(app_id, PARAMETERS))) as parameters,
     ):
         parameters.restart()

@@ -42,6 +42,13 @@ class Machines:
         """Let time pass."""
         self.scheduler.run(self.scheduler.now + round(seconds * 1e6), self.scheduler.steps + STEPS_MAX)
 
+    def run_until(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+        """Let time pass until ``condition`` holds; fails with ``what`` after ``seconds``."""
+        deadline_us = self.scheduler.now + round(seconds * 1e6)
+        while not condition():
+            assert self.scheduler.now < deadline_us, f"not within {seconds:g} s: {what}"
+            self.run(0.01)
+
     def freeze(self, process: Process, seconds: float) -> None:
         """Let a process stand still; its groups expel it when its session has timed out."""
         process.go_silent(frozen_us=round(seconds * 1e6))

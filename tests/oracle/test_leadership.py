@@ -21,6 +21,7 @@ class Candidate:
     """Stands by, claims when it may, and holds until it is told to leave or loses."""
 
     epochs: list[int] = field(default_factory=list)
+    holds: bool = False
     lost: bool = False
     leave: bool = False
     pause_s_before_claim: float = 0.0
@@ -29,6 +30,7 @@ class Candidate:
         leadership = Leadership(kafka)
         while not leadership.poll():
             kafka.runtime.sleep(0.1)
+        self.holds = True
         kafka.runtime.sleep(self.pause_s_before_claim)
         self.epochs.append(leadership.claim())
         while not self.leave and leadership.poll():
@@ -68,21 +70,21 @@ def test_whoever_was_frozen_for_longer_than_its_session_has_lost(machines: Machi
     machines.run(10)
     machines.start("second", second.run)
     machines.run(10)
-    machines.freeze(process, 2 * SESSION_S)
-    machines.run(2 * SESSION_S - 10)
+    machines.freeze(process, 4 * SESSION_S)
+    machines.run(3 * SESSION_S)
     assert second.epochs > first.epochs, "the other has taken over"
-    machines.run(20)
+    machines.run(2 * SESSION_S)
     assert first.lost
     assert not second.lost
 
 
 def test_whoever_was_frozen_before_it_claimed_cannot_claim_after_the_next(machines: Machines) -> None:
-    first, second = Candidate(pause_s_before_claim=3), Candidate()
+    first, second = Candidate(pause_s_before_claim=SESSION_S), Candidate()
     process = machines.start("first", first.run)
-    machines.run(5)
+    machines.run_until(lambda: first.holds, "the first to hold the right")
     machines.start("second", second.run)
-    machines.freeze(process, 2 * SESSION_S)
-    machines.run(3 * SESSION_S)
+    machines.freeze(process, 4 * SESSION_S)
+    machines.run(5 * SESSION_S)
     assert (first.epochs, len(second.epochs)) == ([], 1)
     assert isinstance(machines.broken["first"], BrokerError)
     assert not second.lost
