@@ -11,6 +11,7 @@
         ├── SettingsError          settings that are missing, malformed or contradict each other
         ├── TopicError             a topic is missing or not as the contract needs it
         ├── BrokerError            Kafka refused something and trying again will not help
+        │   ├── LeadershipLost     another oracle process publishes marks now; this one must end
         │   ├── TransactionAborted the transaction must be dropped; the producer is still good
         │   └── ProducerFenced     another process took over, or the outcome is unknown; the producer must be dropped
         └── TableError             Redis refused a write or holds something unexpected
@@ -58,6 +59,10 @@ class ParameterError(InputError):
 
 class BrokerError(QuotingError):
     """Kafka refused something and trying again will not help."""
+
+
+class LeadershipLost(BrokerError):
+    """Another oracle process publishes marks now: this one must end."""
 
 
 class TransactionAborted(BrokerError):

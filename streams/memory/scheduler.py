@@ -171,7 +171,7 @@ class Scheduler:
         task = self.current
         assert task is not None
         time_us = self.now + delay_us
-        alone = self._heap[0][0] > time_us <= self._until_us
+        alone = (not self._heap or self._heap[0][0] > time_us) and time_us <= self._until_us
         if alone and task.process.frozen_until <= time_us and self.failure is None and not task.process.dead:
             self.now = time_us
             self.steps += 1

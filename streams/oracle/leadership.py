@@ -5,6 +5,9 @@ ends the process: another one has begun to publish. What a process sends after i
 void, because its claim stands before its successor's in the log (:meth:`Leadership.claim`).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.codec import encode
@@ -17,10 +20,14 @@ from streams.broker.reader import poll_batch
 
 
 class Leadership:
-    """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes."""
+    """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes.
 
-    def __init__(self, kafka: Kafka) -> None:
+    ``membership`` tells what a claim is bound to: the consumer's membership at that moment.
+    """
+
+    def __init__(self, kafka: Kafka, membership: Callable[[Consumer], Any] = group_metadata) -> None:
         self._kafka = kafka
+        self._membership = membership
         self._settings = settings = kafka.settings
         self._runtime = kafka.runtime
         self._name = f"{settings.oracle.app_id}-{kafka.worker}"
@@ -38,7 +45,7 @@ class Leadership:
         Raises:
             BrokerError: it is no member of the group any more and never will be.
         """
-        paused = self._runtime.monotonic() - self._polled > self._lease_s
+        paused = self.age_s > self._lease_s
         poll_batch(self._consumer, 0, 1)
         self._group.require_member()
         self._polled = self._runtime.monotonic()
@@ -72,7 +79,7 @@ class Leadership:
             producer.begin()
             frame = MarkFrame(time=self._runtime.time_ns() // 1000, marks=())
             producer.produce(MARKS, encode(frame), partition=0, on_delivery=claimed)
-            producer.send_offsets([TopicPartition(MARKS, 0, 0)], group_metadata(self._consumer))
+            producer.send_offsets([TopicPartition(MARKS, 0, 0)], self._membership(self._consumer))
             producer.commit()
         finally:
             producer.close()
@@ -84,6 +91,7 @@ class Leadership:
         return self._lost
 
     def close(self) -> None:
+        """Leave the group at once."""
         leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s, self._runtime)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

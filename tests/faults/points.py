@@ -89,10 +89,10 @@ def lay(ambush: Ambush, role: str) -> None:
     """
     if role == "oracle":
         from streams.oracle.app import Oracle
-        from streams.tables.faust_store import Store
+        from streams.oracle.faust_store import Store
 
-        _wrap(Oracle, "_send", _around_coroutine(ambush, "before_send", "after_send"))
-        _wrap(Oracle, "_remember", _around(ambush, "before_table", "after_table"))
+        _wrap(Oracle, "_send_frame", _around_coroutine(ambush, "before_send", "after_send"))
+        _wrap(Oracle, "_write_row", _around(ambush, "before_table", "after_table"))
         _wrap(Store, "_flush", _around_coroutine(ambush, "before_redis_write", "after_redis_write"))
         return
     from streams.broker.producer import TransactionalProducer

@@ -7,9 +7,9 @@ import faust
 import pytest
 
 from streams import redaction
-from streams.oracle.app import faust_app
+from streams.oracle import faust_store
+from streams.oracle.faust_app import faust_app
 from streams.settings import RedisSettings, load
-from streams.tables import faust_store
 
 SASL = {
     "MARGIN_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",

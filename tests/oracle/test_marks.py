@@ -7,7 +7,7 @@ from schemas.codec import Decoder
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.parameters import OracleParameters
 from streams.errors import InputError
-from streams.oracle.app import encoded_frame
+from streams.oracle.frames import encoded_frame
 from streams.oracle.marks import MarkBook, SymbolState
 
 T0 = 1_700_000_000_000_000

@@ -1,0 +1,81 @@
+"""The Faust app of the oracle: told what every other client is told, and nothing by the environment.
+
+Owns how Faust and aiokafka are configured. What the app does is :mod:`streams.oracle.app`.
+"""
+
+import logging
+from typing import Any
+
+import faust
+
+from streams.access import tls
+from streams.logs import event
+from streams.oracle import faust_store
+from streams.oracle.faust_store import Store
+from streams.settings import KafkaSettings, Settings
+
+log = logging.getLogger(__name__)
+
+
+class _App(faust.App):
+    """Faust without its folders: it would make them in the working folder, and only its RocksDB store writes there."""
+
+    def _create_directories(self) -> None:
+        pass
+
+
+def faust_app(settings: Settings) -> faust.App:
+    """The app, told what every other client is told. Redis is none of its business: a table's options say where it is.
+
+    Raises:
+        SettingsError: a certificate or key cannot be used.
+    """
+    kafka = settings.kafka
+    stores = faust.stores.STORES
+    stores.get_alias("memory")  # reads the stores that installed packages have, which go before what is there already
+    stores.aliases["redis"] = f"{Store.__module__}:{Store.__name__}"
+    session_s = kafka.session_timeout_ms / 1000
+    given = kafka.properties
+    if given.tuning:
+        event(log, logging.INFO, "options_of_librdkafka_alone", names=sorted(given.tuning))
+    client: dict[str, Any] = {"broker_request_timeout": 90.0} | given.faust
+    # Faust refuses a session that is longer than a request may take.
+    client["broker_request_timeout"] = max(client["broker_request_timeout"], session_s)
+    return _App(
+        settings.oracle.app_id,
+        env={},  # else BROKER_URL, TOPIC_PARTITIONS and their like in the environment go before what is given here
+        broker=[f"aiokafka://{server}" for server in kafka.servers],
+        broker_credentials=_credentials(kafka),
+        store=faust_store.URL,
+        key_serializer="raw",
+        value_serializer="raw",
+        web_enabled=bool(settings.oracle.web_port),
+        web_port=settings.oracle.web_port or 6066,
+        web_tables_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        table_standby_replicas=0,
+        producer_linger=0.0,
+        producer_acks=-1,
+        consumer_auto_offset_reset="latest",
+        broker_commit_interval=1.0,
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=max(0.1, kafka.session_timeout_ms / 10_000),
+        broker_max_poll_records=500,
+        stream_wait_empty=False,
+        autodiscover=False,
+        **client,
+    )
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    """What Faust hands to aiokafka for every client of its own; None is PLAINTEXT."""
+    context = None if kafka.tls is None else tls.context(kafka.tls)
+    if kafka.sasl_mechanism:
+        return faust.SASLCredentials(
+            username=kafka.sasl_username,
+            password=kafka.sasl_password,
+            mechanism=kafka.sasl_mechanism,
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context=context)

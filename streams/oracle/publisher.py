@@ -1,0 +1,306 @@
+"""What an oracle does, without Faust, sockets or threads: records in, what must be sent out.
+
+Owns the mark book, the scales, when a row of the prices table is written, and when a heartbeat is due. Whoever runs it
+hands it the records of prices, sends what comes back in the order of its fields, and says when Kafka has a heartbeat:
+:mod:`streams.oracle.app` with Faust in production, a run in memory without.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+from prometheus_client import Counter, Gauge
+
+from schemas import headers
+from schemas.codec import DecodeError, Decoder, encode
+from schemas.headers import Headers
+from schemas.messages import Mark, MarkFrame, OraclePrice
+from schemas.topics import PRICES
+from streams.broker.records import Record
+from streams.errors import LeadershipLost
+from streams.logs import event
+from streams.machine_clock import MachineClock
+from streams.margin.parameters import RiskParameters
+from streams.oracle.clock import BrokerOffset
+from streams.oracle.frames import encoded_frame
+from streams.oracle.marks import HEARD, MarkBook
+from streams.oracle.outcomes import OutcomeLog
+from streams.oracle.scales import ScaleBook
+from streams.oracle.symbols import Outcome, SymbolState
+
+log = logging.getLogger(__name__)
+
+MARKS_LIVE = Gauge("margin_oracle_marks_live", "Marks that are live")
+DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could not be read")
+
+_PRICE = Decoder[OraclePrice](OraclePrice)
+_SYMBOL = Decoder[SymbolState](SymbolState)
+
+
+class Right(Protocol):
+    """The right to publish; :class:`streams.oracle.leadership.Leadership` is the one that Kafka gives."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was held and is gone."""
+        ...
+
+    def poll(self) -> bool:
+        """Whether it is held now; to be asked often."""
+        ...
+
+    def claim(self) -> int:
+        """Claim it in the marks' log; the epoch, to be carried by every frame."""
+        ...
+
+
+class ParameterSource(Protocol):
+    """The parameters in force; :class:`streams.feeds.parameters.ParameterFeed` follows those of the topic."""
+
+    @property
+    def rules(self) -> RiskParameters:
+        """Those that the records added so far form."""
+        ...
+
+    def poll(self) -> Sequence[Record]:
+        """The records that have come, without waiting."""
+        ...
+
+    def add(self, record: Record) -> object:
+        """Put a record in force, or refuse it."""
+        ...
+
+
+class OpenInterestSource(Protocol):
+    """What the shards hold; :class:`streams.feeds.journal.JournalFollower` follows their journals."""
+
+    def open_interest(self) -> Iterable[tuple[int, Mapping[str, str]]]:
+        """(shard, quantity of long positions by symbol) of the records that have come, without waiting."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRecord:
+    """A record of ``oracle.prices.v1``, its timestamp in milliseconds."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record for the dead letters of ``oracle.prices.v1``."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row of the prices table: the key is a symbol, the value its :class:`SymbolState`."""
+
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PriceResult:
+    """What comes of a price record, to be sent in this order: a dead letter, a mark frame, a row of the table.
+
+    ``outcome`` is None if the record is no price.
+    """
+
+    outcome: Outcome | None = None
+    letter: DeadLetter | None = None
+    frame: bytes | None = None
+    row: TableRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A full mark frame, formed at ``time`` (microseconds of the machine's clock)."""
+
+    frame: bytes
+    time: int
+
+
+class Publisher:
+    """One oracle process's part of the work. Not thread-safe, but for ``epoch`` and ``heartbeat_age_s``.
+
+    In order: :meth:`claim`, :meth:`restore`, then prices and heartbeats as they come. What is given stays the caller's,
+    to be closed by it.
+
+    Args:
+        heartbeat_ms: the time from heartbeat to heartbeat.
+        shards: so many shards tell their open interest.
+        parameters: caught up with the topic; followed from there on with every heartbeat.
+        clock: stamps the frames, and decides which prices are fresh.
+        offset: is told how far that clock is from the broker's.
+        monotonic: seconds since some moment, for the pace of the heartbeats.
+    """
+
+    def __init__(
+        self,
+        *,
+        heartbeat_ms: int,
+        shards: int,
+        right: Right,
+        parameters: ParameterSource,
+        journals: OpenInterestSource,
+        clock: MachineClock,
+        offset: BrokerOffset,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.epoch: int | None = None
+        """The epoch of this process's frames; None before :meth:`claim`."""
+        self._heartbeat_ms = heartbeat_ms
+        self._right = right
+        self._parameters = parameters
+        self._journals = journals
+        self._clock = clock
+        self._offset = offset
+        self._monotonic = monotonic
+        self._book = MarkBook()
+        self._scales = ScaleBook(shards)
+        self._outcomes = OutcomeLog()
+        self._written: dict[str, int] = {}
+        self._due: float | None = None
+        self._acknowledged: float | None = None
+        self._set_rules()
+
+    # --- before the first price --------------------------------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Claim the right to publish, once it is held.
+
+        Raises:
+            BrokerError: Kafka refuses the claim or does not answer.
+        """
+        self.epoch = self._right.claim()
+        event(log, logging.INFO, "oracle_leads", epoch=self.epoch)
+
+    def restore(self, rows: Iterable[tuple[bytes, bytes]], last_frame: MarkFrame | None) -> None:
+        """Go on from the prices table, and from the last full frame that is in force, if there is one."""
+        for key, value in rows:
+            symbol = key.decode("utf-8", "replace")
+            try:
+                state = _SYMBOL(value)
+            except DecodeError as error:  # what it said is heard again, and the mark's last price is in the frame
+                event(log, logging.ERROR, "symbol_unreadable", symbol=symbol, reason=str(error))
+                continue
+            self._book.restore(symbol, state)
+            if state.volatility is not None:
+                self._scales.restore_volatility(symbol, state.volatility)
+        if last_frame is not None:
+            self._scales.restore(last_frame.scales)
+            for mark in last_frame.marks:
+                self._book.remember(mark)
+        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._parameters.rules.oracle))
+
+    # --- prices in, marks out ----------------------------------------------------------------------------------------
+
+    def on_price(self, record: PriceRecord) -> PriceResult:
+        """Take in a record of prices.
+
+        Raises:
+            LeadershipLost: its mark must not be published by this process any more.
+        """
+        try:
+            price = _PRICE(record.value)
+        except DecodeError as error:
+            return PriceResult(letter=_dead_letter(record, error))
+        clock = self._clock.now_us()
+        outcome = self._book.accept(price, clock)
+        self._outcomes.tell(price, outcome, clock)
+        if outcome not in HEARD:
+            return PriceResult(outcome)
+        mark = self._book.form(price.symbol, clock)
+        frame = None if mark is None else self._frame(clock, (mark,))
+        row = self._row(price.symbol, clock, at_once=mark is not None and mark.status != "live")
+        return PriceResult(outcome, frame=frame, row=row)
+
+    def _row(self, symbol: str, clock: int, *, at_once: bool) -> TableRow | None:
+        """A symbol's state for the table, at most once a heartbeat: each write is a record of the changelog.
+
+        After a crash the prices since the last write are read again, or forgotten; either way newer ones follow. The
+        price that ended a live mark is written at once, because it may be the last one before a silence.
+        """
+        age = clock - self._written.get(symbol, 0)
+        if not at_once and 0 <= age < 1000 * self._heartbeat_ms:
+            return None
+        self._written[symbol] = clock
+        state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
+        return TableRow(symbol.encode(), encode(state))
+
+    def beat(self) -> Heartbeat:
+        """Follow the parameters and the journals, and form a frame of all marks; the first one is due when asked for.
+
+        Raises:
+            LeadershipLost: another process publishes now.
+            BrokerError: Kafka refuses for good.
+        """
+        if self._due is None:
+            self._due = self._monotonic()
+        self.follow_parameters()
+        if not self._right.poll():
+            raise LeadershipLost("another oracle process publishes now")
+        marks = self._book.form_all(clock := self._clock.now_us())
+        MARKS_LIVE.set(sum(mark.status == "live" for mark in marks))
+        for shard, quantities in self._journals.open_interest():
+            self._scales.observe_open_interest(shard, quantities)
+        self._scales.observe_marks(marks, clock)
+        self._scales.step(marks, clock)
+        frame = self._frame(clock, marks, full=True, scales=self._scales.scales, uncounted=self._book.uncounted(clock))
+        return Heartbeat(frame, clock)
+
+    def acknowledge(self, heartbeat: Heartbeat, timestamp_ms: int | None, timestamp_type: int) -> None:
+        """Kafka has ``heartbeat``, with this timestamp of this type; the next one is due a heartbeat after it was."""
+        assert self._due is not None, "a heartbeat that was formed was due"
+        self._offset.observe(heartbeat.time, self._clock.now_us(), timestamp_ms, timestamp_type)
+        self._acknowledged = now = self._monotonic()
+        self._due = max(self._due + self._heartbeat_ms / 1000, now)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until the next heartbeat is due."""
+        return 0.0 if self._due is None else max(0.0, self._due - self._monotonic())
+
+    @property
+    def heartbeat_age_s(self) -> float | None:
+        """Seconds since Kafka had the last heartbeat."""
+        return None if self._acknowledged is None else self._monotonic() - self._acknowledged
+
+    def follow_parameters(self) -> None:
+        """Put the parameters that have come in force. To say what is wrong with one is the engine's business."""
+        records = self._parameters.poll()
+        for record in records:
+            self._parameters.add(record)
+        if records:
+            self._set_rules()
+
+    def _set_rules(self) -> None:
+        rules = self._parameters.rules
+        priced = {asset.price_symbol for asset in rules.assets.values() if asset.price_symbol is not None}
+        self._book.set_rules(rules.oracle, kept={*rules.instruments, *priced})
+        self._scales.set_parameters(rules)
+
+    def _frame(self, clock: int, marks: Sequence[Mark], **fields: Any) -> bytes:
+        assert self.epoch is not None, "a frame carries the epoch of a claim"
+        if self._right.lost:
+            raise LeadershipLost("another oracle process publishes now")
+        return encoded_frame(MarkFrame(time=clock, marks=tuple(marks), epoch=self.epoch, **fields))
+
+
+def _dead_letter(record: PriceRecord, error: DecodeError) -> DeadLetter:
+    DEAD_LETTERS.inc()
+    event(log, logging.WARNING, "dead_letter", topic=PRICES, offset=record.offset, reason=str(error))
+    about = headers.dead_letter(
+        PRICES, record.partition, record.offset, record.timestamp_ms, type(error).__name__, str(error)
+    )
+    return DeadLetter(record.key, record.value, about)
