@@ -5,6 +5,7 @@
     │   ├── ContradictionError     an event with the number of another one and other content
     │   └── ParameterError         a parameter record that breaks a rule; the version in force stays
     ├── ShardError                 a shard's state and its log disagree
+    ├── ScenarioError              a scenario that cannot be read or run
     ├── AuditError                 a log does not hold what an audit needs, or there is no such thing to audit
     └── QuotingError               may quote a server or a setting: its text is masked
         ├── SettingsError          settings that are missing, malformed or contradict each other
@@ -81,3 +82,7 @@ class ShardError(MarginClearingError):
 
 class AuditError(MarginClearingError):
     """A log does not hold what an audit needs (any more), or there is no such thing to audit."""
+
+
+class ScenarioError(MarginClearingError):
+    """A scenario that cannot be read or run; the text names the line and the field."""

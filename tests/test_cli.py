@@ -12,7 +12,7 @@ from streams.settings import Settings
 
 COMMANDS = [
     "router", "oracle", "engine", "topics", "account", "status", "replay", "explain", "verify", "evaluate", "demo",
-    "local", "settings", "bench",
+    "scenario", "local", "settings", "bench",
 ]  # fmt: skip
 
 

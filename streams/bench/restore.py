@@ -19,9 +19,14 @@ from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier
 from schemas.topics import ACCOUNTS, EVENTS, MARKS, PARAMETERS
 from streams.broker import config
 from streams.broker.admin import ensure_topics
+from streams.broker.kafka import Kafka
 from streams.clearing.engine import Engine
+from streams.runtime import Event
 from streams.settings import Settings, load
 from streams.tables.reader import TableReader
+from streams.tables.restore_point import RestorePoint
+from streams.tables.write_behind import TableWriter
+from streams.watchdog import Watchdog
 
 SHARD = 0
 SYMBOLS = 20
@@ -41,8 +46,10 @@ class Taking:
 class MeasuredEngine(Engine):
     """An engine that notes how long its cycles take, and can be told to take a shard again."""
 
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
-        super().__init__(settings, stop)
+    def __init__(
+        self, kafka: Kafka, tables: TableWriter, restore_point: RestorePoint, stop: Event, watchdog: Watchdog
+    ) -> None:
+        super().__init__(kafka, tables, restore_point, stop, watchdog)
         self.again = threading.Event()
         self.durations_s: list[float] = []
         self.takes = threading.Semaphore(0)
@@ -51,7 +58,7 @@ class MeasuredEngine(Engine):
     def ready(self) -> bool:
         return len(self._shards) == self._settings.topics.shards
 
-    def _cycle(self) -> None:
+    def cycle(self) -> None:
         if self.again.is_set():
             self.again.clear()
             self.durations_s.clear()
@@ -60,7 +67,7 @@ class MeasuredEngine(Engine):
             self._wait_to_take([SHARD])
         taking = SHARD in self._to_take
         started = time.perf_counter()
-        super()._cycle()
+        super().cycle()
         if taking:
             self.durations_s.append(time.perf_counter() - started)
             if SHARD not in self._to_take:
@@ -74,7 +81,7 @@ def bench_restore(accounts: int = 100_000) -> list[Taking]:
         ensure_topics(settings)
         _publish(settings, accounts)
         stop, beating = threading.Event(), threading.Event()
-        engine = MeasuredEngine(settings, stop)
+        engine = MeasuredEngine.build(Kafka(settings), stop, Watchdog())
         threads = [threading.Thread(target=engine.run), threading.Thread(target=_beat, args=(settings, beating))]
         for thread in threads:
             thread.start()

@@ -4,7 +4,6 @@ Kafka may not say for a while what a group has committed: its coordinator moves,
 is still open. Here is the one list of what passes by itself, and the one wait for it.
 """
 
-import time
 from collections.abc import Generator, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -12,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from streams.broker import config
 from streams.broker.client_log import in_words
 from streams.errors import BrokerError
+from streams.runtime import SYSTEM, Runtime
 from streams.settings import KafkaSettings
 
 _PAUSE_FIRST_S = 0.05
@@ -41,7 +41,12 @@ transaction that is still open."""
 
 
 def committed_steps(
-    consumer: Consumer, places: Sequence[TopicPartition], timeout_s: float, *, call_s_max: float | None = None
+    consumer: Consumer,
+    places: Sequence[TopicPartition],
+    timeout_s: float,
+    *,
+    call_s_max: float | None = None,
+    runtime: Runtime = SYSTEM,
 ) -> Generator[float, None, list[TopicPartition]]:
     """The group's committed offsets of ``places``; yields, after every call that got no answer, the seconds to pause.
 
@@ -53,10 +58,10 @@ def committed_steps(
     Raises:
         BrokerError: Kafka does not say in time, or never will.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = runtime.monotonic() + timeout_s
     pause_s = _PAUSE_FIRST_S
     while True:
-        left_s = max(_CALL_MIN_S, deadline - time.monotonic())
+        left_s = max(_CALL_MIN_S, deadline - runtime.monotonic())
         try:
             found = consumer.committed(list(places), timeout=left_s if call_s_max is None else min(pause_s, call_s_max))
             error = next((place.error for place in found if place.error is not None), None)
@@ -64,25 +69,27 @@ def committed_steps(
             error = raised.args[0]
         if error is None:
             return found
-        if error.code() not in RETRIABLE or time.monotonic() > deadline:
+        if error.code() not in RETRIABLE or runtime.monotonic() > deadline:
             raise BrokerError(f"the group's committed offsets cannot be read: {in_words(error)}")
         yield pause_s
         pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
 
-def committed_offsets(consumer: Consumer, places: Sequence[TopicPartition], timeout_s: float) -> list[TopicPartition]:
+def committed_offsets(
+    consumer: Consumer, places: Sequence[TopicPartition], timeout_s: float, runtime: Runtime = SYSTEM
+) -> list[TopicPartition]:
     """The group's committed offsets of ``places``, waited for; a negative one where there is none.
 
     Raises:
         BrokerError: Kafka does not say in time, or never will.
     """
-    steps = committed_steps(consumer, places, timeout_s)
+    steps = committed_steps(consumer, places, timeout_s, runtime=runtime)
     while True:
         try:
             pause_s = next(steps)
         except StopIteration as done:
             return list(done.value)
-        time.sleep(pause_s)
+        runtime.sleep(pause_s)
 
 
 def group_offsets(kafka: KafkaSettings, client_id: str, group_id: str, topic: str, timeout_s: float) -> list[int]:
@@ -104,19 +111,19 @@ def group_offsets(kafka: KafkaSettings, client_id: str, group_id: str, topic: st
         consumer.close()
 
 
-def seek(consumer: Consumer, place: TopicPartition, timeout_s: float) -> None:
+def seek(consumer: Consumer, place: TopicPartition, timeout_s: float, runtime: Runtime = SYSTEM) -> None:
     """Let ``consumer`` fetch ``place`` from its offset on. A partition just assigned takes a moment to begin.
 
     Raises:
         BrokerError: it is not assigned, or has not begun in time.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = runtime.monotonic() + timeout_s
     while True:
         try:
             consumer.seek(place)
             return
         except KafkaException as error:
             cause = error.args[0]
-            if cause.code() != KafkaError._STATE or time.monotonic() > deadline:
+            if cause.code() != KafkaError._STATE or runtime.monotonic() > deadline:
                 raise BrokerError(f"{place.topic}[{place.partition}]: cannot seek: {in_words(cause)}") from error
-            time.sleep(_SEEK_AGAIN_S)
+            runtime.sleep(_SEEK_AGAIN_S)

@@ -3,8 +3,7 @@
 :class:`GroupPlace` reads librdkafka's own statistics, so asking it costs no request and waits for nobody.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException
 
 from streams.errors import BrokerError
+from streams.runtime import SYSTEM, Runtime
 
 _STATISTICS_MS = 1_000
 _MEMBER = "steady"
@@ -58,9 +58,9 @@ class GroupPlace:
         outside_s_max: seconds that it may be outside its group while a broker is connected.
     """
 
-    def __init__(self, outside_s_max: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, outside_s_max: float, runtime: Runtime = SYSTEM) -> None:
         self._outside_s_max = outside_s_max
-        self._monotonic = monotonic
+        self._runtime = runtime
         self._outside_since: float | None = None
         self._outside_state = ""
         self._partitions: Mapping[tuple[str, int], _PartitionStatistics] = {}
@@ -83,7 +83,7 @@ class GroupPlace:
         else:
             self._outside_state = f"{said.cgrp.state}, {said.cgrp.join_state}"
             if self._outside_since is None:
-                self._outside_since = self._monotonic()
+                self._outside_since = self._runtime.monotonic()
 
     def lag(self, topic: str, partition: int) -> int | None:
         """How many records of an owned partition are committed in its log and were not consumed yet.
@@ -105,14 +105,14 @@ class GroupPlace:
             BrokerError: it has been outside its group for longer than a rebalance can take; only a new process helps.
         """
         since = self._outside_since
-        if since is not None and (outside_s := self._monotonic() - since) > self._outside_s_max:
+        if since is not None and (outside_s := self._runtime.monotonic() - since) > self._outside_s_max:
             raise BrokerError(
                 f"this consumer has been outside its group for {outside_s:.0f} s while Kafka answers (librdkafka's "
                 f"state: {self._outside_state}) and will not come back by itself; a new process joins again"
             )
 
 
-def leave_group(consumer: Consumer, instance_id: str, timeout_s: float) -> None:
+def leave_group(consumer: Consumer, instance_id: str, timeout_s: float, runtime: Runtime = SYSTEM) -> None:
     """Leave the group at once and let go of the consumer, after the rebalance callbacks have given up what it owned.
 
     ``close`` alone leaves only as a dynamic member. A static one is kept a place until its session ends, and its
@@ -121,7 +121,7 @@ def leave_group(consumer: Consumer, instance_id: str, timeout_s: float) -> None:
     if instance_id:
         with suppress(KafkaException):  # a consumer that was fenced has no place to give up
             consumer.unsubscribe()
-            deadline = time.monotonic() + timeout_s
-            while consumer.assignment() and time.monotonic() < deadline:
+            deadline = runtime.monotonic() + timeout_s
+            while consumer.assignment() and runtime.monotonic() < deadline:
                 consumer.poll(0.01)
     consumer.close()

@@ -9,8 +9,6 @@ librdkafka may wait for ever for the broker that it knew before. So it is called
 behind with its producer when time is up.
 """
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from schemas.headers import Headers
 from schemas.topics import Compression
 from streams.broker import config
+from streams.broker.clients import CLIENTS, Clients
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.settings import KafkaSettings
 
@@ -47,13 +46,21 @@ class TransactionalProducer:
     ``compression`` holds for all that it writes; see :func:`streams.broker.config.producer`.
     """
 
-    def __init__(self, kafka: KafkaSettings, transactional_id: str, *, compression: Compression = "none") -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        transactional_id: str,
+        *,
+        compression: Compression = "none",
+        clients: Clients = CLIENTS,
+    ) -> None:
+        self._runtime = clients.runtime
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
         self._init_timeout_s = kafka.call_ms_max / 1000
         self._until = float("inf")
-        self._producer: Producer | None = config.created(
-            Producer, config.producer(kafka, transactional_id, transactional_id, compression=compression)
+        self._producer: Producer | None = clients.producer(
+            config.producer(kafka, transactional_id, transactional_id, compression=compression)
         )
         self._in_transaction = False
         self._lost = False
@@ -61,7 +68,7 @@ class TransactionalProducer:
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Calls in this block give up, as if Kafka had not answered, when ``seconds`` have passed."""
-        self._until = time.monotonic() + seconds
+        self._until = self._runtime.monotonic() + seconds
         try:
             yield
         finally:
@@ -92,13 +99,13 @@ class TransactionalProducer:
     ) -> None:
         """Queue one record in the transaction; waits while the local queue is full, up to the transaction's timeout."""
         arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
-        deadline = min(time.monotonic() + self._timeout_s, self._until)
+        deadline = min(self._runtime.monotonic() + self._timeout_s, self._until)
         while True:
             try:
                 self._live.produce(topic, value, **arguments)
                 return
             except BufferError:
-                if time.monotonic() > deadline:
+                if self._runtime.monotonic() > deadline:
                     raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full") from None
                 self._live.poll(0.05)
             except KafkaException as error:
@@ -144,9 +151,9 @@ class TransactionalProducer:
         return self._producer
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, timed: bool = True) -> None:
-        deadline = min(time.monotonic() + timeout_s, self._until)
+        deadline = min(self._runtime.monotonic() + timeout_s, self._until)
         while True:
-            left = max(deadline - time.monotonic(), 0.001)
+            left = max(deadline - self._runtime.monotonic(), 0.001)
             try:
                 if name == "send_offsets_to_transaction":
                     self._send_offsets_within(left, *arguments)
@@ -157,15 +164,15 @@ class TransactionalProducer:
                 cause = error.args[0]
                 if not cause.retriable():
                     raise self._classified(name, cause) from error
-                if time.monotonic() >= deadline:
+                if self._runtime.monotonic() >= deadline:
                     self._lost = True
                     raise ProducerFenced(
                         f"{self.transactional_id}: {name}: no answer in time, its outcome is unknown: {cause.str()}"
                     ) from error
-                time.sleep(0.002)
+                self._runtime.sleep(0.002)
 
     def _send_offsets_within(self, seconds: float, offsets: list[TopicPartition], group_metadata: Any) -> None:
-        ended = threading.Event()
+        ended = self._runtime.event()
         failures: list[BaseException] = []
 
         def send() -> None:
@@ -175,7 +182,7 @@ class TransactionalProducer:
                 failures.append(error)
             ended.set()
 
-        threading.Thread(target=send, name="send-offsets", daemon=True).start()
+        self._runtime.thread(send, "send-offsets").start()
         if not ended.wait(seconds):
             self._lost = True
             raise ProducerFenced(f"{self.transactional_id}: send_offsets_to_transaction does not return; left behind")

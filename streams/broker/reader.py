@@ -4,7 +4,6 @@
 Both see committed records only.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
@@ -13,6 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised, last_reasons
+from streams.broker.clients import CLIENTS, Clients
 from streams.broker.records import Record
 from streams.errors import BrokerError
 from streams.settings import KafkaSettings
@@ -27,15 +27,21 @@ class LogReader:
     """
 
     def __init__(
-        self, kafka: KafkaSettings, client_id: str, *, on_progress: Callable[[], object] = lambda: None
+        self,
+        kafka: KafkaSettings,
+        client_id: str,
+        *,
+        on_progress: Callable[[], object] = lambda: None,
+        clients: Clients = CLIENTS,
     ) -> None:
+        self._runtime = clients.runtime
         self._timeout_s = kafka.call_ms_max / 1000
         self._on_progress = on_progress
         self._known: set[str] = set()
         properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
-        self._consumer = config.created(Consumer, properties)
+        self._consumer = clients.consumer(properties)
         # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
-        self._uncommitted = config.created(Consumer, properties | {"isolation.level": "read_uncommitted"})
+        self._uncommitted = clients.consumer(properties | {"isolation.level": "read_uncommitted"})
 
     def __enter__(self) -> Self:
         return self
@@ -54,20 +60,20 @@ class LogReader:
             BrokerError: no answer in time, or no such partition.
         """
         self._on_progress()
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self._runtime.monotonic() + self._timeout_s
         place = TopicPartition(topic, partition)
         while True:
             try:
                 low, high = self._uncommitted.get_watermark_offsets(
-                    place, timeout=max(0.1, deadline - time.monotonic())
+                    place, timeout=max(0.1, deadline - self._runtime.monotonic())
                 )
                 return int(low), int(high)
             except KafkaException as error:
                 cause = error.args[0]
-                if cause.code() in _FOR_GOOD or time.monotonic() > deadline:
+                if cause.code() in _FOR_GOOD or self._runtime.monotonic() > deadline:
                     self._uncommitted.poll(0)  # never assigned: it only serves what the client has to say
                     raise BrokerError(f"{topic}[{partition}]: watermarks: {in_words(cause)}") from error
-                time.sleep(_LOOK_AGAIN_S)
+                self._runtime.sleep(_LOOK_AGAIN_S)
 
     def partitions(self, topic: str, timeout_s: float = 30.0) -> int:
         """The partition count of ``topic``.
@@ -106,7 +112,7 @@ class LogReader:
         self._learn(topic)
         self._consumer.assign([place])
         try:
-            deadline = time.monotonic() + timeout_s
+            deadline = self._runtime.monotonic() + timeout_s
             while position < stop:
                 reached = position
                 for message in self._consumer.consume(1000, timeout=0.02):
@@ -120,8 +126,8 @@ class LogReader:
                     yield record
                 if reached > position:
                     self._on_progress()
-                    position, deadline = reached, time.monotonic() + timeout_s
-                elif time.monotonic() > deadline:
+                    position, deadline = reached, self._runtime.monotonic() + timeout_s
+                elif self._runtime.monotonic() > deadline:
                     raise BrokerError(
                         f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s{_why()}"
                     )
@@ -160,10 +166,12 @@ def _end_of_partition(message: Message) -> int:
 class Follower:
     """Follows one partition from an offset on; never in a group, never commits."""
 
-    def __init__(self, kafka: KafkaSettings, client_id: str, topic: str, partition: int = 0) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, client_id: str, topic: str, partition: int = 0, *, clients: Clients = CLIENTS
+    ) -> None:
         self.topic, self.partition = topic, partition
-        self._consumer = config.created(
-            Consumer, config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
+        self._consumer = clients.consumer(
+            config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
         )
 
     def start(self, offset: int = OFFSET_BEGINNING) -> None:

@@ -17,12 +17,9 @@ cannot be committed by then is dropped, and the next owner takes it from the log
 """
 
 import logging
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import FrameType
+from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from prometheus_client import Counter, Gauge, Histogram
@@ -32,13 +29,12 @@ from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import EventFrame, MarkFrame
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, dead_letter_topic
 from streams import probes
-from streams.broker import config
-from streams.broker.admin import admin_client, require_topics
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import GroupPlace, leave_group
+from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.broker.reader import poll_batch
 from streams.broker.records import UNSTAMPED, Record
 from streams.clearing.clock import is_off
 from streams.clearing.restore import Steps, TakenShard, take_shard
@@ -49,8 +45,12 @@ from streams.feeds.parameters import ParameterFeed
 from streams.feeds.unreached import KINDS
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
+from streams.runtime import Event
+from streams.service import run_role
 from streams.settings import Settings
+from streams.tables.connection import connect
 from streams.tables.restore_point import RestorePoint
+from streams.tables.tables import Connect, Tables
 from streams.tables.write_behind import TableWriter
 from streams.watchdog import Watchdog
 
@@ -97,13 +97,25 @@ _DEAD_LETTER_SHARD = 0
 class Engine:
     """One engine process. :meth:`run` returns when ``stop`` is set and everything has been handed over."""
 
-    def __init__(self, settings: Settings, stop: threading.Event, watchdog: Watchdog | None = None) -> None:
-        self._settings = settings
+    def __init__(
+        self, kafka: Kafka, tables: TableWriter, restore_point: RestorePoint, stop: Event, watchdog: Watchdog
+    ) -> None:
+        self._kafka = kafka
+        self._settings = settings = kafka.settings
+        self._runtime = kafka.runtime
         self._stop = stop
-        self._watchdog = watchdog or Watchdog()
-        self._group = GroupPlace(settings.outside_group_s_max)
-        self._worker = settings.worker_name
+        self._watchdog = watchdog
+        self._group = GroupPlace(settings.outside_group_s_max, kafka.runtime)
+        self._worker = kafka.worker
         self._client_id = f"{settings.engine.group_id}-{self._worker}"
+        self._tables = tables
+        self._restore_point = restore_point
+        self._producer = kafka.transactional_producer(self._client_id)
+        self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading a log"))
+        self._restoring = kafka.log_reader(self._client_id, lambda: self._beat("restoring"))
+        self._parameter_log = ParameterFeed(kafka.follower(self._client_id, PARAMETERS))
+        self._marks_log = MarkFeed(kafka.follower(self._client_id, MARKS))
+        self._consumer = kafka.group_consumer(self._client_id, settings.engine.group_id, self._group.properties())
         self._shards: dict[int, Shard] = {}
         self._to_take: list[int] = []
         self._taking: Steps | None = None
@@ -120,42 +132,47 @@ class Engine:
         self._last_journal = 0.0
         self._retakes = 0
 
+    @classmethod
+    def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog, connect: Connect = connect) -> Self:
+        """An engine of ``kafka`` whose tables are in the Redis that ``connect`` gives.
+
+        Raises:
+            TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
+        """
+        watchdog.beat(_LOOP, "starting")
+        shards = kafka.partition_counts()[EVENTS]
+        tables = Tables(kafka, kafka.cluster_id(), shards, connect=connect)
+        return cls(kafka, TableWriter(tables, watchdog), RestorePoint(tables), stop, watchdog)
+
     def run(self) -> None:
         """Own shards until told to stop.
 
         Raises:
             MarginClearingError: what cannot be mended by taking the shards again; the process should exit and restart.
         """
-        settings = self._settings
-        self._beat("starting")
-        counts = require_topics(settings)
-        cluster_id = admin_client(settings).list_topics(timeout=30).cluster_id or ""
-        self._producer = self._new_producer()
-        self._reader = LogReader(settings.kafka, self._client_id, on_progress=lambda: self._beat("reading a log"))
-        self._restoring = LogReader(settings.kafka, self._client_id, on_progress=lambda: self._beat("restoring"))
-        self._parameter_log = ParameterFeed(Follower(settings.kafka, self._client_id, PARAMETERS))
-        self._marks_log = MarkFeed(Follower(settings.kafka, self._client_id, MARKS))
-        self._tables = TableWriter(settings, cluster_id, counts[EVENTS], watchdog=self._watchdog)
-        self._restore_point = RestorePoint(settings, cluster_id, counts[EVENTS])
-        properties = config.consumer(
-            settings.kafka, self._client_id, settings.engine.group_id, instance_id=settings.service.instance_id
-        )
-        self._consumer = config.created(Consumer, properties | self._group.properties())
+        self.register()
         try:
-            self._marks_log.start(self._reader.watermarks(MARKS, 0)[1])
-            self._parameter_log.restart()
-            self._catch_up_parameters()
-            self._consumer.subscribe(
-                [EVENTS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            self.join()
             while not self._stop.is_set():
-                self._cycle()
+                self.cycle()
             self._hand_over()
         except BaseException:
             self._abandon()
             raise
         finally:
             self._close()
+
+    def register(self) -> None:
+        """Register the transactional id, which ends the transaction of whoever had it, and begin to write tables."""
+        self._producer.init()
+        self._tables.start()
+
+    def join(self) -> None:
+        """Learn the parameters in force and join the group; :meth:`cycle` takes what it assigns."""
+        self._marks_log.start(self._reader.watermarks(MARKS, 0)[1])
+        self._parameter_log.restart()
+        self._catch_up_parameters()
+        self._consumer.subscribe([EVENTS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _abandon(self) -> None:
         """Forget everything uncommitted: what stopped half-way must not be committed on the way out."""
@@ -169,7 +186,7 @@ class Engine:
     def _close(self) -> None:
         """Hand over: leaving the group revokes every shard, which commits and releases it."""
         self._beat("leaving the group")
-        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
+        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s, self._runtime)
         self._beat("closing the producer")
         self._producer.close()
         self._beat("closing the tables")
@@ -181,7 +198,7 @@ class Engine:
         event(log, logging.INFO, "engine_stopped")
 
     def _new_producer(self) -> TransactionalProducer:
-        producer = TransactionalProducer(self._settings.kafka, self._client_id)
+        producer = self._kafka.transactional_producer(self._client_id)
         producer.init()
         return producer
 
@@ -190,7 +207,7 @@ class Engine:
     def readiness(self) -> list[probes.Condition]:
         """Whether it does its work now; may be asked from any thread at any time."""
         service, seen = self._settings.service, self._marks_seen
-        age_ms = None if seen is None else round(1000 * (time.monotonic() - seen))
+        age_ms = None if seen is None else round(1000 * (self._runtime.monotonic() - seen))
         lags = [self._group.lag(EVENTS, shard) for shard in tuple(self._shards)]
         return [
             probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
@@ -206,9 +223,9 @@ class Engine:
 
     def _look_at_shards(self) -> None:
         """Tell the watchdog of every shard that moves, or has nothing to move for."""
-        if time.monotonic() - self._places_seen < _LOOK_AT_SHARDS_S:
+        if self._runtime.monotonic() - self._places_seen < _LOOK_AT_SHARDS_S:
             return
-        self._places_seen = time.monotonic()
+        self._places_seen = self._runtime.monotonic()
         for number, shard in self._shards.items():
             marks, events = _places(number)
             self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks_log.next_offset)
@@ -226,7 +243,8 @@ class Engine:
 
     # --- the cycle ---------------------------------------------------------------------------------------------------
 
-    def _cycle(self) -> None:
+    def cycle(self) -> None:
+        """Once round: what has come is applied, decided, and committed when it is due."""
         try:
             if self._broken is not None:
                 self._mend_producer(self._broken)
@@ -298,7 +316,7 @@ class Engine:
 
     def _walk(self, offset: int, frame: MarkFrame, appended: int) -> None:
         MARK_FRAMES.inc()
-        self._marks_seen = time.monotonic()
+        self._marks_seen = self._runtime.monotonic()
         self._count_skew("marks", frame.time, appended)
         for shard in self._shards.values():
             if offset >= shard.marks_next:
@@ -384,7 +402,7 @@ class Engine:
     # --- committing --------------------------------------------------------------------------------------------------
 
     def _commit_if_due(self) -> None:
-        now = time.monotonic()
+        now = self._runtime.monotonic()
         interval_s = self._settings.engine.commit_interval_ms / 1000
         if any(shard.has_command for shard in self._shards.values()) or now - self._last_commit >= interval_s:
             self._commit(journal_idle=now - self._last_journal >= self._settings.engine.journal_interval_ms / 1000)
@@ -400,7 +418,7 @@ class Engine:
         waiting = [shard for shard in self._shards.values() if shard.has_output or journal_idle]
         if not waiting:
             return
-        started = time.monotonic()
+        started = self._runtime.monotonic()
         producer = self._producer
         self._beat("producing")
         producer.begin()
@@ -419,7 +437,7 @@ class Engine:
         self._letters.clear()
         if not self._to_take:
             self._retakes = 0
-        self._last_commit = time.monotonic()
+        self._last_commit = self._runtime.monotonic()
         if journal_idle:
             self._last_journal = self._last_commit
             self._show_unreached()
@@ -554,6 +572,7 @@ class Engine:
                 restore_point=self._restore_point,
                 worker=self._worker,
                 timeout_s=self._settings.kafka.call_ms_max / 1000,
+                runtime=self._runtime,
             )
         try:
             next(self._taking)
@@ -599,7 +618,7 @@ class Engine:
         """Let the consumer fetch the shard's events from where its log says."""
         place = TopicPartition(EVENTS, shard.shard, shard.events_next)
         try:
-            seek(self._consumer, place, self._settings.kafka.call_ms_max / 1000)
+            seek(self._consumer, place, self._settings.kafka.call_ms_max / 1000, self._runtime)
         except BrokerError as error:
             raise ShardError(f"shard {shard.shard}: {error}") from error
         self._consumer.resume([place])
@@ -646,19 +665,7 @@ class Engine:
 
 def run(settings: Settings) -> None:
     """Run one engine process until SIGTERM or SIGINT."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    watchdog = Watchdog(settings.service.watchdog_ms / 1000)
-    engine = Engine(settings, stop, watchdog)
-    probes.serve(settings.service.metrics_port, watchdog, engine.readiness)
-    watchdog.start()
-    engine.run()
+    run_role(settings, Engine.build)
 
 
 def _places(shard: int) -> tuple[str, str]:

@@ -6,7 +6,6 @@ further, so that an engine goes on with its other shards meanwhile.
 """
 
 import logging
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from streams.feeds.marks import first_needed, read_marks
 from streams.feeds.parameters import parameter_steps
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
+from streams.runtime import Runtime
 from streams.tables.restore_point import RestorePoint
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def take_shard(
     restore_point: RestorePoint,
     worker: str,
     timeout_s: float,
+    runtime: Runtime,
 ) -> Steps:
     """Take a shard of the group's assignment. Nobody else may use ``reader`` meanwhile.
 
@@ -90,8 +91,8 @@ def take_shard(
         ShardError: the logs disagree with each other.
         BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
     """
-    started = time.monotonic()
-    committed = yield from _committed_offset(consumer, shard_id, timeout_s)
+    started = runtime.monotonic()
+    committed = yield from _committed_offset(consumer, shard_id, timeout_s, runtime)
     last = journal_end(reader, shard_id)
     first = _first_record(shard_id, max(committed, 0), marks_next(), parameters_next)
     offset = -1 if last is None else last.last.offset()
@@ -122,14 +123,17 @@ def take_shard(
         events_next=shard.events_next,
         marks_next=shard.marks_next,
         from_redis=from_redis,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(runtime.monotonic() - started, 3),
     )
     return TakenShard(shard, refused, parameters_first)
 
 
-def _committed_offset(consumer: Consumer, shard_id: int, timeout_s: float) -> Generator[None, None, int]:
+def _committed_offset(
+    consumer: Consumer, shard_id: int, timeout_s: float, runtime: Runtime
+) -> Generator[None, None, int]:
     """The group's committed offset; an owner that died may have left a transaction that must time out first."""
-    steps = committed_steps(consumer, [TopicPartition(EVENTS, shard_id)], timeout_s, call_s_max=_COMMITTED_CALL_S)
+    places = [TopicPartition(EVENTS, shard_id)]
+    steps = committed_steps(consumer, places, timeout_s, call_s_max=_COMMITTED_CALL_S, runtime=runtime)
     while True:
         try:
             next(steps)

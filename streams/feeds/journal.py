@@ -8,17 +8,17 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import JournalRecord
 from schemas.topics import JOURNAL
 from streams.broker import config
-from streams.broker.reader import LogReader, poll_batch
+from streams.broker.kafka import Kafka
+from streams.broker.reader import poll_batch
 from streams.broker.records import Log, Record
 from streams.broker.tail import search_tail
 from streams.logs import event
-from streams.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +102,12 @@ def _end_of(records: Iterator[Record], shard: int) -> JournalEnd | None:
 class JournalFollower:
     """Follows the journals of all shards from their ends on; never in a group."""
 
-    def __init__(self, kafka: KafkaSettings, client_id: str, shards: int) -> None:
-        with LogReader(kafka, client_id) as reader:
+    def __init__(self, kafka: Kafka, client_id: str, shards: int) -> None:
+        with kafka.log_reader(client_id) as reader:
             places = [TopicPartition(JOURNAL, shard, reader.watermarks(JOURNAL, shard)[1]) for shard in range(shards)]
-        self._consumer = config.created(Consumer, config.reader(kafka, client_id) | {"enable.partition.eof": False})
+        self._consumer = kafka.clients.consumer(
+            config.reader(kafka.settings.kafka, client_id) | {"enable.partition.eof": False}
+        )
         self._consumer.assign(places)
 
     def open_interest(self) -> Iterator[tuple[int, Mapping[str, str]]]:

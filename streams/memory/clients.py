@@ -115,9 +115,7 @@ class FakeMessage:
 
 
 class _Metadata:
-    """What ``list_topics`` answers: the topics with their partitions, and the cluster's id."""
-
-    cluster_id = "simulated"
+    """What ``list_topics`` answers: the topics with their partitions."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.topics = {name: _TopicMetadata(len(found)) for name, found in cluster.topics.items()}
@@ -128,16 +126,6 @@ class _TopicMetadata:
 
     def __init__(self, count: int) -> None:
         self.partitions = dict.fromkeys(range(count))
-
-
-class FakeAdmin:
-    """The part of ``AdminClient`` that the engine uses."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    def list_topics(self, topic: str | None = None, timeout: float = -1) -> _Metadata:
-        return _Metadata(self._cluster)
 
 
 # --- the producer ----------------------------------------------------------------------------------------------------

@@ -127,7 +127,12 @@ class _Identity:
 
 
 class Cluster:
-    """The brokers. ``on_decided`` is told of every transaction when its coordinator has decided it."""
+    """The brokers, with the cluster id ``name``.
+
+    ``on_decided`` is told of every transaction when its coordinator has decided it.
+    """
+
+    name = "in-memory"
 
     def __init__(
         self, scheduler: Scheduler, partitions: Mapping[str, int], on_decided: Callable[[Transaction], None]

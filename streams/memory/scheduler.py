@@ -254,20 +254,20 @@ class Scheduler:
             raise Killed
 
 
-# --- what stands in for the modules `time` and `threading` -----------------------------------------------------------
+# --- time and threads ------------------------------------------------------------------------------------------------
 
 
-class FakeTime:
-    """The functions of ``time`` that the pipeline uses, on the virtual clock."""
+class VirtualRuntime:
+    """:class:`streams.runtime.Runtime` on the virtual clock: a thread is a greenlet of the process that starts it.
+
+    Sleeping and starting threads are for running tasks only.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
     def monotonic(self) -> float:
         return 1000.0 + self._scheduler.now / 1e6
-
-    def time(self) -> float:
-        return self.time_ns() / 1e9
 
     def time_ns(self) -> int:
         task = self._scheduler.current
@@ -280,24 +280,17 @@ class FakeTime:
         task.process.alive()
         self._scheduler.sleep(int(seconds * 1e6))
 
+    def event(self) -> "VirtualEvent":
+        return VirtualEvent(self._scheduler)
 
-class FakeThreading:
-    """The classes of ``threading`` that the pipeline uses: a thread is a greenlet of the process that starts it."""
+    def condition(self) -> "VirtualCondition":
+        return VirtualCondition(self._scheduler)
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        def event() -> FakeEvent:
-            return FakeEvent(scheduler)
-
-        def condition() -> FakeCondition:
-            return FakeCondition(scheduler)
-
-        def thread(*, target: Callable[[], None], name: str, daemon: bool) -> FakeThread:
-            return FakeThread(scheduler, target, name)
-
-        self.Event, self.Condition, self.Thread = event, condition, thread
+    def thread(self, target: Callable[[], None], name: str) -> "VirtualThread":
+        return VirtualThread(self._scheduler, target, name)
 
 
-class FakeEvent:
+class VirtualEvent:
     """``threading.Event``."""
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -318,14 +311,14 @@ class FakeEvent:
         return self._set
 
 
-class FakeCondition:
+class VirtualCondition:
     """``threading.Condition``. Nothing switches while its lock is held, so taking the lock is only a switch point."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._waiters: list[Task] = []
 
-    def __enter__(self) -> "FakeCondition":
+    def __enter__(self) -> "VirtualCondition":
         task = self._scheduler.current
         if task is not None:
             task.process.alive()
@@ -350,7 +343,7 @@ class FakeCondition:
         return True
 
 
-class FakeThread:
+class VirtualThread:
     """``threading.Thread``."""
 
     def __init__(self, scheduler: Scheduler, target: Callable[[], None], name: str) -> None:

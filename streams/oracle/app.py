@@ -26,6 +26,7 @@ from schemas.topics import EVENTS, MARKS, ORACLE, PARAMETERS, PRICES, dead_lette
 from streams import probes
 from streams.access import tls
 from streams.broker.admin import require_topics
+from streams.broker.kafka import Kafka
 from streams.broker.reader import Follower, LogReader
 from streams.broker.records import Record
 from streams.errors import InputError
@@ -63,6 +64,7 @@ class Oracle:
 
     def __init__(self, settings: Settings, shards: int, watchdog: Watchdog | None = None) -> None:
         self._settings = settings
+        self._kafka = Kafka(settings)
         self._watchdog = watchdog or Watchdog()
         self._leadership: Leadership | None = None
         self._epoch: int | None = None
@@ -96,8 +98,8 @@ class Oracle:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._watchdog.beat(_HEART, "starting")
-        self._leadership = leadership = Leadership(self._settings)
-        self._journals = JournalFollower(self._settings.kafka, f"{self._settings.oracle.app_id}-journals", self._shards)
+        self._leadership = leadership = Leadership(self._kafka)
+        self._journals = JournalFollower(self._kafka, f"{self._settings.oracle.app_id}-journals", self._shards)
         self._parameters = ParameterFeed(Follower(self._settings.kafka, self._settings.oracle.app_id, PARAMETERS))
         self._read_parameters_from_the_beginning()
         try:

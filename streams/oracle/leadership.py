@@ -5,35 +5,31 @@ ends the process: another one has begun to publish. What a process sends after i
 void, because its claim stands before its successor's in the log (:meth:`Leadership.claim`).
 """
 
-import time
-
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import MarkFrame
 from schemas.topics import MARKS
-from streams.broker import config
 from streams.broker.group import GroupPlace, leave_group
-from streams.broker.producer import TransactionalProducer, group_metadata
+from streams.broker.kafka import Kafka
+from streams.broker.producer import group_metadata
 from streams.broker.reader import poll_batch
-from streams.settings import Settings
 
 
 class Leadership:
     """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._name = f"{settings.oracle.app_id}-{settings.worker_name}"
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+        self._settings = settings = kafka.settings
+        self._runtime = kafka.runtime
+        self._name = f"{settings.oracle.app_id}-{kafka.worker}"
         self._held = False
         self._lost = False
-        self._polled = time.monotonic()
+        self._polled = self._runtime.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
-        self._group = GroupPlace(settings.outside_group_s_max)
-        properties = config.consumer(
-            settings.kafka, self._name, f"{settings.oracle.app_id}-leader", instance_id=settings.service.instance_id
-        )
-        self._consumer = config.created(Consumer, properties | self._group.properties())
+        self._group = GroupPlace(settings.outside_group_s_max, kafka.runtime)
+        self._consumer = kafka.group_consumer(self._name, f"{settings.oracle.app_id}-leader", self._group.properties())
         self._consumer.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 
     def poll(self) -> bool:
@@ -42,10 +38,10 @@ class Leadership:
         Raises:
             BrokerError: it is no member of the group any more and never will be.
         """
-        paused = time.monotonic() - self._polled > self._lease_s
+        paused = self._runtime.monotonic() - self._polled > self._lease_s
         poll_batch(self._consumer, 0, 1)
         self._group.require_member()
-        self._polled = time.monotonic()
+        self._polled = self._runtime.monotonic()
         if paused and self._held:
             self._lost = True
         return self._held and not self._lost
@@ -53,7 +49,7 @@ class Leadership:
     @property
     def age_s(self) -> float:
         """Seconds since the last poll."""
-        return time.monotonic() - self._polled
+        return self._runtime.monotonic() - self._polled
 
     def claim(self) -> int:
         """Claim the right to publish in the marks' log; the epoch, to be carried by every frame of this process.
@@ -70,11 +66,11 @@ class Leadership:
             if error is None:
                 offsets.append(message.offset() or 0)
 
-        producer = TransactionalProducer(self._settings.kafka, self._name)
+        producer = self._kafka.transactional_producer(self._name)
         try:
             producer.init()
             producer.begin()
-            frame = MarkFrame(time=time.time_ns() // 1000, marks=())
+            frame = MarkFrame(time=self._runtime.time_ns() // 1000, marks=())
             producer.produce(MARKS, encode(frame), partition=0, on_delivery=claimed)
             producer.send_offsets([TopicPartition(MARKS, 0, 0)], group_metadata(self._consumer))
             producer.commit()
@@ -88,7 +84,7 @@ class Leadership:
         return self._lost
 
     def close(self) -> None:
-        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
+        leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s, self._runtime)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)

@@ -5,7 +5,6 @@ committed offset and the memory row come from one transaction. Writing them is t
 """
 
 import logging
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.logs import event
 from streams.routing.trade_ids import TradeIds
+from streams.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ class Owned:
 class Ownership:
     """Every owned partition by topic and number. Not thread-safe. ``timeout_s`` bounds each wait for Kafka."""
 
-    def __init__(self, reader: LogReader, timeout_s: float) -> None:
+    def __init__(self, reader: LogReader, timeout_s: float, runtime: Runtime) -> None:
         self._reader = reader
+        self._runtime = runtime
         self._timeout_s = timeout_s
         self._owned: dict[tuple[str, int], Owned] = {}
 
@@ -61,7 +62,7 @@ class Ownership:
             TopicError: a partition has no place for its memory.
         """
         begun = []
-        for found in committed_offsets(consumer, partitions, self._timeout_s) if partitions else []:
+        for found in committed_offsets(consumer, partitions, self._timeout_s, self._runtime) if partitions else []:
             place = (found.topic, found.partition)
             first = self._next_offset(found)
             memory = self._trade_ids(found.partition) if found.topic == TRADES else TradeIds()
@@ -106,7 +107,7 @@ class Ownership:
             raise TopicError(
                 f"{TRADES} has a partition {partition} and {ROUTER} has {count} partitions: give it as many"
             )
-        started = time.monotonic()
+        started = self._runtime.monotonic()
         memory, prefix = TradeIds(), memory_key(partition)
         low, high = self._reader.watermarks(ROUTER, partition)
         for message in self._reader.read_range(ROUTER, partition, low, high):
@@ -115,7 +116,7 @@ class Ownership:
                 memory.recall_old(message.value())
             elif owner == prefix:
                 memory.recall(symbol.decode("utf-8", "replace"), message.value())
-        self._tell(partition, memory, high - low, time.monotonic() - started)
+        self._tell(partition, memory, high - low, self._runtime.monotonic() - started)
         return memory
 
     def _tell(self, partition: int, memory: TradeIds, records: int, seconds: float) -> None:

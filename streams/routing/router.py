@@ -18,22 +18,19 @@ If 3 or 4 fails, everything in memory is forgotten and read again from Kafka, be
 """
 
 import logging
-import signal
-import threading
-import time
-from types import FrameType
+from functools import partial
+from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, ROUTER, TRADES
 from streams import probes
-from streams.broker import config
-from streams.broker.admin import require_topics
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import GroupPlace, leave_group
+from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import LogReader, poll_batch
+from streams.broker.reader import poll_batch
 from streams.broker.records import Record
 from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.logs import event
@@ -42,6 +39,8 @@ from streams.routing import metrics
 from streams.routing.ownership import Owned, Ownership, memory_key
 from streams.routing.split import Counts, RefusedRecord, Splitter
 from streams.routing.trade_ids import RefusedTrade
+from streams.runtime import Event
+from streams.service import run_role
 from streams.settings import Settings
 from streams.watchdog import Watchdog
 
@@ -58,16 +57,38 @@ _BACKOFF_MAX_S = 2.0
 class Router:
     """One router process. :meth:`run` returns when ``stop`` is set and the batch in hand is committed."""
 
-    def __init__(self, settings: Settings, stop: threading.Event, watchdog: Watchdog | None = None) -> None:
-        self._settings = settings
+    def __init__(self, kafka: Kafka, shards: int, stop: Event, watchdog: Watchdog) -> None:
+        self._kafka = kafka
+        self._settings = settings = kafka.settings
+        self._runtime = kafka.runtime
         self._stop = stop
-        self._watchdog = watchdog or Watchdog()
+        self._watchdog = watchdog
         self._timeout_s = settings.kafka.call_ms_max / 1000
-        self._group = GroupPlace(settings.outside_group_s_max)
+        self._group = GroupPlace(settings.outside_group_s_max, kafka.runtime)
         self._joined = False
-        self._client_id = f"{settings.router.group_id}-{settings.worker_name}"
-        self._clock = MachineClock(time.time_ns)
+        self._client_id = f"{settings.router.group_id}-{kafka.worker}"
+        self._clock = MachineClock(kafka.runtime.time_ns)
         self._failures = 0
+        self._shards = shards
+        self._splitter = Splitter(shards)
+        # Only we read the frames and the memory; dead letters are stored without compression by their topics.
+        self._new_producer = partial(kafka.transactional_producer, self._client_id, compression="lz4")
+        self._producer = self._new_producer()
+        self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
+        self._ownership = Ownership(self._reader, self._timeout_s, kafka.runtime)
+        # It refuses to go on elsewhere when the log no longer holds what comes next.
+        properties = self._group.properties() | {"auto.offset.reset": "error"}
+        self._consumer = kafka.group_consumer(self._client_id, settings.router.group_id, properties)
+
+    @classmethod
+    def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
+        """A router into the shards that ``kafka`` has.
+
+        Raises:
+            TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
+        """
+        watchdog.beat(_LOOP, "starting")
+        return cls(kafka, kafka.partition_counts()[EVENTS], stop, watchdog)
 
     def run(self) -> None:
         """Route until told to stop.
@@ -75,30 +96,34 @@ class Router:
         Raises:
             MarginClearingError: what cannot be mended by reading the log again; the process should exit and restart.
         """
-        self._beat("starting")
-        shards = require_topics(self._settings)[EVENTS]
-        self._splitter = Splitter(shards)
-        self._producer = self._new_producer()
-        self._reader = LogReader(
-            self._settings.kafka, self._client_id, on_progress=lambda: self._beat("reading where a partition goes on")
-        )
-        self._ownership = Ownership(self._reader, self._timeout_s)
-        self._consumer = self._new_consumer()
+        self.register()
         try:
-            self._consumer.subscribe(
-                list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
-            event(log, logging.INFO, "router_started", shards=shards, transactional_id=self._client_id)
+            self.join()
             while not self._stop.is_set():
-                self._cycle()
+                self.cycle()
         finally:
-            self._beat("leaving the group")
-            leave_group(self._consumer, self._settings.service.instance_id, self._settings.kafka.handover_s)
-            self._beat("closing the producer")
-            self._producer.close()
-            self._reader.close()
-            self._watchdog.forget(_LOOP)
-            event(log, logging.INFO, "router_stopped")
+            self._close()
+
+    def register(self) -> None:
+        """Register the transactional id, which ends the transaction of whoever had it."""
+        _registered(self._producer)
+
+    def join(self) -> None:
+        """Join the group; :meth:`cycle` takes what it assigns."""
+        self._consumer.subscribe(
+            list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+        event(log, logging.INFO, "router_started", shards=self._shards, transactional_id=self._client_id)
+
+    def _close(self) -> None:
+        service, kafka = self._settings.service, self._settings.kafka
+        self._beat("leaving the group")
+        leave_group(self._consumer, service.instance_id, kafka.handover_s, self._runtime)
+        self._beat("closing the producer")
+        self._producer.close()
+        self._reader.close()
+        self._watchdog.forget(_LOOP)
+        event(log, logging.INFO, "router_stopped")
 
     def readiness(self) -> list[probes.Condition]:
         """Whether it does its work now; may be asked from any thread at any time."""
@@ -115,10 +140,11 @@ class Router:
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
-    def _cycle(self) -> None:
+    def cycle(self) -> None:
+        """Route one batch, if there is one."""
         self._beat("collecting a batch")
         self._group.require_member()
-        batch = self._collect()
+        batch = self.collect()
         if not batch:
             return
         try:
@@ -128,13 +154,13 @@ class Router:
         except (TransactionAborted, ProducerFenced) as error:
             self._recover(error)
 
-    def _collect(self) -> list[Record]:
+    def collect(self) -> list[Record]:
         """Records for one batch. Partitions may come and go while it is collected."""
         router = self._settings.router
         batch = poll_batch(self._consumer, _IDLE_POLL_S, min(_RECORDS_PER_POLL, router.batch_records_max))
         size, found = 0, batch
-        deadline = time.monotonic() + router.linger_ms / 1000
-        while batch and len(batch) < router.batch_records_max and (left := deadline - time.monotonic()) > 0:
+        deadline = self._runtime.monotonic() + router.linger_ms / 1000
+        while batch and len(batch) < router.batch_records_max and (left := deadline - self._runtime.monotonic()) > 0:
             size += sum(len(message.value() or b"") for message in found)
             if size >= 1024 * router.batch_kbytes_max:
                 break
@@ -148,9 +174,9 @@ class Router:
         if not touched:
             return
         frames, counts = self._splitter.take(self._clock.now_us())
-        started = time.monotonic()
+        started = self._runtime.monotonic()
         self._commit(frames, letters, touched)
-        metrics.COMMITS.observe(time.monotonic() - started)
+        metrics.COMMITS.observe(self._runtime.monotonic() - started)
         self._count(touched, letters, counts)
 
     def _add(self, message: Record) -> RefusedRecord | None:
@@ -268,7 +294,7 @@ class Router:
         places = self._consumer.assignment()
         self._ownership.drop(places)
         for place in self._ownership.begin(self._consumer, places):
-            seek(self._consumer, place, self._timeout_s)
+            seek(self._consumer, place, self._timeout_s, self._runtime)
 
     def _end_transaction(self, error: BrokerError) -> None:
         try:
@@ -278,25 +304,7 @@ class Router:
         except (ProducerFenced, TransactionAborted):
             self._producer.close()
             self._beat("registering a producer")
-            self._producer = self._new_producer()
-
-    def _new_producer(self) -> TransactionalProducer:
-        # Only we read the frames and the memory; dead letters are stored without compression by their topics.
-        producer = TransactionalProducer(self._settings.kafka, self._client_id, compression="lz4")
-        try:
-            producer.init()
-        except BrokerError:
-            producer.close()
-            raise
-        return producer
-
-    def _new_consumer(self) -> Consumer:
-        """A consumer that refuses to go on elsewhere when the log no longer holds what comes next."""
-        settings = self._settings
-        properties = config.consumer(
-            settings.kafka, self._client_id, settings.router.group_id, instance_id=settings.service.instance_id
-        )
-        return config.created(Consumer, properties | self._group.properties() | {"auto.offset.reset": "error"})
+            self._producer = _registered(self._new_producer())
 
 
 def run(settings: Settings) -> None:
@@ -305,16 +313,13 @@ def run(settings: Settings) -> None:
     Raises:
         MarginClearingError: what cannot be mended by reading the log again; the process should exit and restart.
     """
-    stop = threading.Event()
+    run_role(settings, Router.build)
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
-        stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    watchdog = Watchdog(settings.service.watchdog_ms / 1000)
-    router = Router(settings, stop, watchdog)
-    probes.serve(settings.service.metrics_port, watchdog, router.readiness)
-    watchdog.start()
-    router.run()
+def _registered(producer: TransactionalProducer) -> TransactionalProducer:
+    try:
+        producer.init()
+    except BrokerError:
+        producer.close()
+        raise
+    return producer

@@ -4,14 +4,12 @@ Owns the decision whether the table's rows can be built upon; writing is the tab
 """
 
 import logging
-import time
 from collections.abc import Generator, Iterable, Iterator
 
-from streams.broker.reader import LogReader
+from streams.broker.kafka import Kafka
 from streams.broker.records import Record
 from streams.errors import TableError
 from streams.logs import event
-from streams.settings import KafkaSettings
 from streams.tables.writer import AccountTable, TableState, WriteOutcome
 
 log = logging.getLogger(__name__)
@@ -23,7 +21,7 @@ TOMBSTONES_KEPT_MS = 12 * 3_600_000
 (``delete.retention.ms`` is a day unless it was changed)."""
 
 
-def catch_up(table: AccountTable, kafka: KafkaSettings, shard: int, token: int) -> Generator[int, None, None]:
+def catch_up(table: AccountTable, kafka: Kafka, shard: int, token: int) -> Generator[int, None, None]:
     """Open the table and bring it to the changelog's end, a step at a time; yields the stamp reached after each.
 
     Everything committed before the first step is in the table after the last one.
@@ -32,11 +30,11 @@ def catch_up(table: AccountTable, kafka: KafkaSettings, shard: int, token: int) 
         TableFenced: the shard has a newer owner. TableError: Redis does not answer, or lost the table on the way.
         BrokerError: Kafka does not answer.
     """
-    started = time.monotonic()
+    started = kafka.runtime.monotonic()
     state = table.open(shard, token)
     table.publish_layout()
-    with LogReader(kafka, "margin-tables") as reader:
-        as_of_ms = time.time_ns() // 1_000_000
+    with kafka.log_reader("margin-tables") as reader:
+        as_of_ms = kafka.runtime.time_ns() // 1_000_000
         low, end = reader.watermarks(table.topic, shard)
         if not can_be_built_upon(state, low, end, as_of_ms):
             event(log, logging.WARNING, "table_built_anew", shard=shard, stamp=state.stamp, log=[low, end])
@@ -55,7 +53,7 @@ def catch_up(table: AccountTable, kafka: KafkaSettings, shard: int, token: int) 
         shard=shard,
         first=first,
         end=end,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(kafka.runtime.monotonic() - started, 3),
     )
     yield end
 

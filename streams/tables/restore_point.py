@@ -6,14 +6,14 @@ answers slowly: no shard waits for Redis when it could read the changelog.
 """
 
 import logging
-import time
 from collections.abc import Generator
 
 from streams.errors import BrokerError, TableError
 from streams.logs import event
-from streams.settings import Settings
+from streams.runtime import Runtime
+from streams.settings import RedisSettings
 from streams.tables.catch_up import can_be_built_upon
-from streams.tables.write_behind import account_table
+from streams.tables.tables import Tables
 from streams.tables.writer import AccountTable, ShardTable
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ AWAY_S = 10.0
 class RestorePoint:
     """Reads shards' tables for their new owner. Not thread-safe."""
 
-    def __init__(self, settings: Settings, cluster_id: str, shards: int) -> None:
-        self._settings = settings
-        self._cluster_id = cluster_id
-        self._shards = shards
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._settings: RedisSettings = tables.kafka.settings.redis
+        self._runtime: Runtime = tables.kafka.runtime
         self._table: AccountTable | None = None
         self._away_until = float("-inf")
 
@@ -39,17 +39,17 @@ class RestorePoint:
 
         ``low`` and ``end`` are the changelog's first offset and the one after its last. Yields between calls.
         """
-        if time.monotonic() < self._away_until:
+        if self._runtime.monotonic() < self._away_until:
             return None
         try:
             if self._table is None:
-                self._table = account_table(self._settings, self._cluster_id, self._shards, attempts=1)
+                self._table = self._tables.connected(attempts=1)
             state = self._table.open(shard, token)
-            if not state.stamp or not can_be_built_upon(state, low, end, time.time_ns() // 1_000_000):
+            if not state.stamp or not can_be_built_upon(state, low, end, self._runtime.time_ns() // 1_000_000):
                 return None
             return (yield from self._read(self._table, shard))
         except (TableError, BrokerError) as error:
-            self._away_until = time.monotonic() + AWAY_S
+            self._away_until = self._runtime.monotonic() + AWAY_S
             event(log, logging.WARNING, "no_restore_point", shard=shard, reason=str(error))
             return None
 
@@ -58,14 +58,14 @@ class RestorePoint:
         waited_s = 0.0
         steps = table.read_in_steps(shard)
         while True:
-            asked = time.monotonic()
+            asked = self._runtime.monotonic()
             try:
                 rows = next(steps)
             except StopIteration as done:
                 found: ShardTable | None = done.value
                 return found
-            waited_s += time.monotonic() - asked
-            allowed_s = self._settings.redis.timeout_ms / 1000 + rows / ROWS_PER_S_MIN
+            waited_s += self._runtime.monotonic() - asked
+            allowed_s = self._settings.timeout_ms / 1000 + rows / ROWS_PER_S_MIN
             if waited_s > allowed_s:
                 raise TableError(f"Redis is slow: {rows:,} rows took {waited_s:.1f} s")
             yield

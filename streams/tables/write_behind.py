@@ -7,8 +7,6 @@ and never reach the engine; anything else ends the thread, and :meth:`TableWrite
 """
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,12 +14,10 @@ from prometheus_client import Counter, Gauge
 
 from schemas.codec import encode
 from schemas.messages import Mark
-from schemas.topics import ACCOUNTS, JOURNAL
-from streams.broker.admin import topic_ids
 from streams.errors import BrokerError, TableError, TableFenced
 from streams.logs import event
-from streams.settings import Settings
 from streams.tables.catch_up import KAFKA_SILENCE_S, catch_up
+from streams.tables.tables import Tables
 from streams.tables.writer import AccountTable, WriteOutcome
 from streams.watchdog import Watchdog
 
@@ -48,10 +44,10 @@ class _Shard:
     """What waits for one shard. ``behind``: nothing is written before the table was caught up from the changelog."""
 
     token: int
+    waiting_since: float
     stamp: int = 0
     as_of_ms: int = 0
     rows: dict[str, bytes | None] = field(default_factory=dict)
-    waiting_since: float = field(default_factory=time.monotonic)
     written: int = -1
     written_at: float = 0.0
     behind: bool = True
@@ -65,38 +61,32 @@ class _Shard:
 
 
 class TableWriter:
-    """Owns the connection and the thread. Every method but :meth:`close` returns at once."""
+    """Owns the connection and the thread, from :meth:`start` on. Every method but :meth:`close` returns at once."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        cluster_id: str,
-        shards: int,
-        *,
-        topic: str = ACCOUNTS,
-        watchdog: Watchdog | None = None,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, tables: Tables, watchdog: Watchdog | None = None) -> None:
+        self._tables = tables
+        self._settings = settings = tables.kafka.settings
+        self._runtime = runtime = tables.kafka.runtime
         self._watchdog = watchdog or Watchdog()
-        self._cluster_id = cluster_id
-        self._shard_count = shards
-        self._topic = topic
         self._backlog_max = settings.engine.redis_backlog_rows_max
         self._table: AccountTable | None = None
-        self._wake = threading.Condition()
+        self._wake = runtime.condition()
         self._shards: dict[int, _Shard] = {}
         self._marks: dict[str, bytes] = {}
         self._steps: tuple[_Shard, Generator[int, None, None]] | None = None
-        self._closing = threading.Event()
+        self._closing = runtime.event()
         self._deadline = float("inf")
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="table-writer", daemon=True)
+        self._thread = runtime.thread(self._run, "table-writer")
+
+    def start(self) -> None:
+        """Begin to write."""
         self._thread.start()
 
     def restore(self, shard: int, token: int) -> None:
         """Begin to keep the table of a shard that was just taken with the claim at offset ``token``."""
         with self._wake:
-            self._shards[shard] = _Shard(token)
+            self._shards[shard] = _Shard(token, self._runtime.monotonic())
             self._wake.notify_all()
 
     def submit(self, shard: int, token: int, stamp: int, rows: Mapping[str, bytes | None]) -> None:
@@ -109,8 +99,8 @@ class TableWriter:
             if waiting is None or waiting.token != token or waiting.lost:
                 return
             if not waiting.rows and waiting.current:
-                waiting.waiting_since = time.monotonic()
-            waiting.stamp, waiting.as_of_ms = stamp, _now_ms()
+                waiting.waiting_since = self._runtime.monotonic()
+            waiting.stamp, waiting.as_of_ms = stamp, self._now_ms()
             waiting.rows.update(rows)
             self._bound_backlog()
             self._wake.notify_all()
@@ -142,7 +132,7 @@ class TableWriter:
     def close(self, deadline_s: float = 5.0) -> None:
         """Write what is waiting and can be written by then, and stop. A table that is behind stays behind."""
         with self._wake:
-            self._deadline = time.monotonic() + deadline_s
+            self._deadline = self._runtime.monotonic() + deadline_s
             self._closing.set()
             self._wake.notify_all()
         self._thread.join(deadline_s + KAFKA_SILENCE_S + 4 * self._settings.redis.timeout_ms / 1000)
@@ -204,7 +194,7 @@ class TableWriter:
         with self._wake:
             if not self._closing.is_set():
                 self._wake.wait_for(lambda: self._closing.is_set() or self._has_rows() or self._is_behind(), CONFIRM_S)
-            return not self._closing.is_set() or (self._has_rows() and time.monotonic() < self._deadline)
+            return not self._closing.is_set() or (self._has_rows() and self._runtime.monotonic() < self._deadline)
 
     def _has_rows(self) -> bool:
         return bool(self._marks) or any(shard.rows and shard.current for shard in self._shards.values())
@@ -214,7 +204,7 @@ class TableWriter:
 
     def _pause(self, seconds: float) -> None:
         if self._closing.wait(seconds):
-            time.sleep(max(0.0, min(seconds, self._deadline - time.monotonic())))
+            self._runtime.sleep(max(0.0, min(seconds, self._deadline - self._runtime.monotonic())))
 
     def _work(self) -> None:
         """One round: the marks, the rows of every table that is current, a step of catching up one that is not."""
@@ -231,14 +221,11 @@ class TableWriter:
 
     def _connected_table(self) -> AccountTable:
         if self._table is None:
-            self._table = account_table(
-                self._settings,
-                self._cluster_id,
-                self._shard_count,
-                self._topic,
-                on_call=lambda: self._beat("calling Redis"),
-            )
+            self._table = self._tables.connected(on_call=lambda: self._beat("calling Redis"))
         return self._table
+
+    def _now_ms(self) -> int:
+        return self._runtime.time_ns() // 1_000_000
 
     def _measure(self) -> None:
         with self._wake:
@@ -246,7 +233,7 @@ class TableWriter:
             BACKLOG.set(sum(len(shard.rows) for shard in shards))
             SHARDS_BEHIND.set(sum(not shard.current for shard in shards))
             oldest = min((shard.waiting_since for shard in shards if shard.rows or not shard.current), default=None)
-        LAG.set(0.0 if oldest is None else time.monotonic() - oldest)
+        LAG.set(0.0 if oldest is None else self._runtime.monotonic() - oldest)
 
     def _write_marks(self, table: AccountTable) -> None:
         with self._wake:
@@ -264,8 +251,8 @@ class TableWriter:
         """Write what is waiting for a table that is current; now and then confirm it if nothing is."""
         with self._wake:
             rows, shard.rows = shard.rows, {}
-            stamp, as_of_ms = (shard.stamp, shard.as_of_ms) if rows else (shard.written, _now_ms())
-        if not rows and time.monotonic() - shard.written_at < CONFIRM_S:
+            stamp, as_of_ms = (shard.stamp, shard.as_of_ms) if rows else (shard.written, self._now_ms())
+        if not rows and self._runtime.monotonic() - shard.written_at < CONFIRM_S:
             return
         outcome = table.write(number, shard.token, stamp, rows, after=shard.written, as_of_ms=as_of_ms)
         if outcome is WriteOutcome.LOST:
@@ -296,7 +283,7 @@ class TableWriter:
         with self._wake:
             shard.rows = {}  # they are in the changelog, before the end that is read next
             shard.behind, shard.catching_up = False, True
-        self._steps = (shard, catch_up(table, self._settings.kafka, number, shard.token))
+        self._steps = (shard, catch_up(table, self._tables.kafka, number, shard.token))
 
     def _step(self, shard: _Shard) -> None:
         assert self._steps is not None
@@ -314,10 +301,10 @@ class TableWriter:
             steps.close()
             with self._wake:
                 shard.catching_up = False
-                shard.waiting_since = time.monotonic()
+                shard.waiting_since = self._runtime.monotonic()
 
     def _written(self, shard: _Shard, stamp: int) -> None:
-        shard.written, shard.written_at = stamp, time.monotonic()
+        shard.written, shard.written_at = stamp, self._runtime.monotonic()
         LAST_WRITE.set_to_current_time()
 
     def _fall_behind(self, shard: _Shard) -> None:
@@ -343,33 +330,3 @@ class TableWriter:
             if shard.leaving:
                 self._forget(number, shard)
             raise
-
-
-def account_table(
-    settings: Settings,
-    cluster_id: str,
-    shards: int,
-    topic: str = ACCOUNTS,
-    *,
-    attempts: int = 2,
-    on_call: Callable[[], object] = lambda: None,
-) -> AccountTable:
-    """The tables in the settings' Redis as copies of ``topic`` in the settings' Kafka.
-
-    Raises:
-        BrokerError: Kafka does not say which topics these are.
-    """
-    ids = topic_ids(settings, (topic, JOURNAL))  # tokens are offsets of the journal
-    return AccountTable(
-        settings.redis,
-        cluster_id,
-        shards,
-        topic=topic,
-        topic_id=f"{ids[topic]}/{ids[JOURNAL]}",
-        attempts=attempts,
-        on_call=on_call,
-    )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -6,7 +6,6 @@ has opened it), a stamp that is not newer is ignored, and a table that is not wh
 flushed or went back to an older snapshot) is reported, never papered over.
 """
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -18,8 +17,7 @@ import redis
 
 from schemas.topics import ACCOUNTS
 from streams.errors import TableError, TableFenced
-from streams.settings import RedisSettings
-from streams.tables.connection import connect
+from streams.runtime import SYSTEM, Runtime
 from streams.tables.keys import LAYOUT, MARKS, accounts_key, meta_key
 
 ROWS_PER_SCRIPT_MAX = 1_000
@@ -61,26 +59,27 @@ class ShardTable:
 
 
 class AccountTable:
-    """The tables of all shards in one Redis, as copies of one log.
+    """The tables of all shards in one Redis, as copies of one log. Owns ``client``. Not thread-safe.
 
     ``topic_id`` tells a topic from one of the same name that was created anew. ``on_call`` is called before each call
-    of Redis, which takes at most ``attempts`` times the settings' timeout. Not thread-safe.
+    of Redis.
     """
 
     def __init__(
         self,
-        settings: RedisSettings,
+        client: redis.Redis,
         cluster_id: str,
         shards: int,
         *,
         topic: str = ACCOUNTS,
         topic_id: str = "",
-        attempts: int = 2,
         on_call: Callable[[], object] = lambda: None,
+        runtime: Runtime = SYSTEM,
     ) -> None:
         self.topic = topic
         self._on_call = on_call
-        self._redis = connect(settings, attempts)
+        self._runtime = runtime
+        self._redis = client
         self._log = (cluster_id, topic, topic_id, str(shards))
         self._open_script = self._redis.register_script(_script("open.lua"))
         self._write_script = self._redis.register_script(_script("write.lua"))
@@ -135,7 +134,7 @@ class AccountTable:
         Raises:
             TableFenced: a newer owner has it. TableError: Redis does not answer or refuses.
         """
-        as_of_ms = time.time_ns() // 1_000_000 if as_of_ms is None else as_of_ms
+        as_of_ms = self._runtime.time_ns() // 1_000_000 if as_of_ms is None else as_of_ms
         for number, (part, last) in enumerate(_parts(rows)):
             removed = [account for account, row in part if row is None]
             arguments: list[str | bytes | int] = [token, after, stamp, as_of_ms, int(last), int(complete), number]

@@ -13,12 +13,15 @@ from schemas.messages import EventFrame, MarkFrame
 from schemas.parameters import Parameter
 from schemas.partitioning import partition_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, TRANSFERS
+from streams.broker.kafka import Kafka
 from streams.broker.records import Record
 from streams.clearing.engine import Engine
 from streams.errors import TransactionAborted
-from streams.feeds.marks import MarkFeed
-from streams.feeds.parameters import ParameterFeed
+from streams.runtime import SYSTEM
 from streams.settings import load
+from streams.tables.restore_point import RestorePoint
+from streams.tables.write_behind import TableWriter
+from streams.watchdog import Watchdog
 
 COUNTS = {COMMANDS: 3, ALERTS: 3, TRANSFERS: 2}
 
@@ -240,14 +243,11 @@ class MemoryEngine:
     def start(self) -> None:
         """A new process: nothing in memory."""
         log = self.log
-        engine: Any = Engine(load({}, {"topics.shards": log.shards, "service.instance_id": "memory"}), Event())
+        self.settings = load({}, {"topics.shards": log.shards, "service.instance_id": "memory"})
         self.producer = _Producer(log, self.committed)
-        engine._producer = self.producer
-        engine._consumer = _Consumer(log, self.committed)
-        engine._reader = engine._restoring = log
-        engine._parameter_log = ParameterFeed(cast(Any, _Follower(log, PARAMETERS)))
-        engine._marks_log = MarkFeed(cast(Any, _Follower(log, MARKS)))
-        engine._tables, engine._restore_point = _Tables(), _NoRestorePoint()
+        engine: Any = Engine(
+            cast(Kafka, self), cast(TableWriter, _Tables()), cast(RestorePoint, _NoRestorePoint()), Event(), Watchdog()
+        )
         engine._marks_log.start(log.watermarks(MARKS, 0)[1])
         engine._catch_up_parameters()
         engine._to_take = list(range(log.shards))
@@ -255,12 +255,29 @@ class MemoryEngine:
         while engine._to_take:
             self.cycle(commit=False)
 
+    # --- what the engine takes for Kafka
+
+    runtime = SYSTEM
+    worker = "memory"
+
+    def transactional_producer(self, transactional_id: str) -> _Producer:
+        return self.producer
+
+    def log_reader(self, *_: Any) -> MemoryLog:
+        return self.log
+
+    def follower(self, client_id: str, topic: str) -> _Follower:
+        return _Follower(self.log, topic)
+
+    def group_consumer(self, *_: Any) -> _Consumer:
+        return _Consumer(self.log, self.committed)
+
     def cycle(self, *, commit: bool = True, idle: bool = False) -> None:
         """One turn; ``commit``: what waits is due, ``idle``: quiet shards journal as well."""
         engine = cast(Any, self._engine)
         engine._last_commit = time.monotonic() + (-1e6 if commit else 1e6)
         engine._last_journal = time.monotonic() + (-1e6 if idle else 1e6)
-        engine._cycle()
+        engine.cycle()
 
     def settle(self) -> None:
         """Turn until everything in the logs is applied and committed."""

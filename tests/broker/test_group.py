@@ -8,6 +8,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from streams.broker.group import GroupPlace, leave_group
 from streams.errors import BrokerError
+from streams.runtime import SystemRuntime
 
 
 class Fenced:
@@ -31,12 +32,15 @@ def test_a_member_that_was_fenced_lets_go_without_hiding_why_it_ends() -> None:
 # --- being a member --------------------------------------------------------------------------------------------------
 
 
-class Observed:
+class Observed(SystemRuntime):
     """A place in a group that is told, at a time of the test's choosing, what librdkafka says."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.place = GroupPlace(80.0, lambda: self.now)
+        self.place = GroupPlace(80.0, self)
+
+    def monotonic(self) -> float:
+        return self.now
 
     def says(self, join_state: str, *, after_s: float, state: str = "up", broker: str = "UP") -> None:
         self.now += after_s

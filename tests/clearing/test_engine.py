@@ -15,15 +15,18 @@ from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, TransferC
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
 from schemas.topics import EVENTS, MARKS, PARAMETERS
 from streams.broker import records
+from streams.broker.kafka import Kafka
 from streams.clearing import engine as engine_module
 from streams.clearing.engine import Engine
 from streams.clearing.restore import TakenShard
 from streams.clearing.shard import Shard
 from streams.errors import ProducerFenced, ShardError, TransactionAborted
-from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import REFUSED_MAX, ParameterFeed
 from streams.margin.parameters import RiskParameters
+from streams.runtime import SYSTEM
 from streams.settings import load
+from streams.tables.restore_point import RestorePoint
+from streams.tables.write_behind import TableWriter
 from streams.watchdog import Watchdog
 
 T0 = 1_700_000_000_000_000
@@ -121,6 +124,8 @@ class Producer:
         yield
         self.deadline_s = None
 
+    def init(self) -> None: ...
+
     def begin(self) -> None:
         self.calls.append("begin")
 
@@ -177,18 +182,34 @@ class Bench:
         self.settings = load({}, {"engine.commit_interval_ms": 1} | changes)
         self.watchdog = Watchdog()
         self.stop = threading.Event()
-        self.engine = engine = Engine(self.settings, self.stop, self.watchdog)
         self.marks, self.events, self.parameters = Log(), Log(), Log()
-        self.producer, self.tables = Producer(), Tables()
+        self.new_producer = self.producer = Producer()
+        self.tables = Tables()
+        self.engine = engine = Engine(
+            cast(Kafka, self), cast(TableWriter, self.tables), cast(RestorePoint, None), self.stop, self.watchdog
+        )
         found = cast(Any, engine)
-        found._producer, found._tables, found._consumer = self.producer, self.tables, self.events
-        found._marks_log = MarkFeed(cast(Any, self.marks))
         found._parameter_log = ParameterFeed(cast(Any, self.parameters), RULES)
-        found._reader = SimpleNamespace(watermarks=lambda topic, partition: (0, 0))
-        found._restoring = found._restore_point = None
-        found._new_producer = Producer
         self.inside: Any = engine
         monkeypatch.setattr(engine_module, "poll_batch", self._poll_batch)
+
+    # --- what the engine takes for Kafka
+
+    runtime = SYSTEM
+    worker = "engine-0"
+
+    def transactional_producer(self, transactional_id: str) -> Producer:
+        found, self.new_producer = self.new_producer, Producer()
+        return found
+
+    def log_reader(self, *_: Any) -> Any:
+        return SimpleNamespace(watermarks=lambda topic, partition: (0, 0))
+
+    def follower(self, client_id: str, topic: str) -> Log:
+        return self.marks if topic == MARKS else self.parameters
+
+    def group_consumer(self, *_: Any) -> Log:
+        return self.events
 
     def _poll_batch(self, consumer: Log, timeout_s: float, records_max: int) -> list[Message]:
         found, consumer.waiting = consumer.waiting[:records_max], consumer.waiting[records_max:]
@@ -217,7 +238,7 @@ class Bench:
     def cycle(self) -> None:
         self.inside._last_commit = 0.0
         self.inside._places_seen = 0.0
-        self.inside._cycle()
+        self.inside.cycle()
 
     def conditions(self) -> dict[str, bool]:
         return {condition.name: condition.holds for condition in self.engine.readiness()}
@@ -492,8 +513,8 @@ def test_a_full_batch_is_committed_instead_of_held(monkeypatch: pytest.MonkeyPat
         bench.frame(0, offset)
     longest = 0
     for _ in range(200):
-        bench.inside._last_commit = engine_module.time.monotonic()  # no commit is due
-        bench.inside._cycle()
+        bench.inside._last_commit = SYSTEM.monotonic()  # no commit is due
+        bench.inside.cycle()
         longest = max(longest, len(bench.inside._held))
     assert bench.inside._shards[0].events_next >= 96
     assert longest <= 4

@@ -286,7 +286,7 @@ def same_rows(shard: Shard, rows: dict[str, bytes]) -> None:
     again = Shard(0, shard.parameters)
     for account, row in rows.items():
         again.restore(account, row)
-        kept = account_row(again.accounts[account], again.portfolio)
+        kept = account_row(again.accounts[account], again.portfolio.ledger)
         assert kept is not None
         assert encode(kept) == row
     assert again.unread == {}

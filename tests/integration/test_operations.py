@@ -17,6 +17,7 @@ import pytest
 
 from schemas import topics
 from streams.broker.admin import group_state
+from streams.broker.kafka import Kafka
 from streams.broker.producer import group_metadata
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError
@@ -183,12 +184,12 @@ def test_a_later_oracle_has_a_higher_epoch_and_a_replaced_one_cannot_claim(
             "oracle.app_id": f"oracle-of-{os.getpid()}",
         },
     )
-    first = Leadership(own)
+    first = Leadership(Kafka(own))
     eventually(first.poll, "the first to lead")
     epoch = first.claim()
     before = group_metadata(first._consumer)
     first.close()
-    second = Leadership(own)
+    second = Leadership(Kafka(own))
     eventually(second.poll, "the second to lead")
     monkeypatch.setattr(leadership, "group_metadata", lambda _: before)
     with pytest.raises(BrokerError):

@@ -1,18 +1,22 @@
 """The router's loop beside its partitions: how large a batch may grow, and what it says of itself."""
 
+import threading
+from collections.abc import Iterable
 from typing import Any, cast
 
-import pytest
-from confluent_kafka import Message
+from confluent_kafka import TopicPartition
 
 from schemas.topics import TRADES, TRANSFERS
-from streams.routing import router as router_module
+from streams.broker.kafka import Kafka
+from streams.broker.records import Record
 from streams.routing.router import Router
-from streams.settings import load
+from streams.runtime import SYSTEM
+from streams.settings import Settings, load
+from streams.watchdog import Watchdog
 
 
-class Record:
-    """A record of so many bytes."""
+class Message:
+    """A record of so many bytes, as a client delivers it."""
 
     def __init__(self, size: int) -> None:
         self._value = b"x" * size
@@ -20,44 +24,106 @@ class Record:
     def value(self) -> bytes:
         return self._value
 
+    def error(self) -> None:
+        return None
 
-def collected(monkeypatch: pytest.MonkeyPatch, sizes: list[int], **changes: int) -> list[Message]:
+
+class Group:
+    """A consumer: what has arrived, and the group's side of a membership."""
+
+    def __init__(self, properties: dict[str, Any]) -> None:
+        self.waiting: list[Message] = []
+        self.note_statistics = properties["stats_cb"]
+
+    def poll(self, timeout: float) -> Message | None:
+        return next(iter(self.consume(1, timeout)), None)
+
+    def consume(self, num_messages: int, timeout: float) -> list[Message]:
+        arrived = self.waiting[:num_messages]
+        del self.waiting[:num_messages]
+        return arrived
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None:
+        self.callbacks = callbacks
+
+    def assign(self, *places: tuple[str, int]) -> None:
+        self.callbacks["on_assign"](self, [TopicPartition(*place) for place in places])
+
+    def incremental_assign(self, places: list[TopicPartition]) -> None: ...
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        return [TopicPartition(place.topic, place.partition, 0) for place in places]
+
+
+class EmptyLogs:
+    """A reader of logs that hold nothing."""
+
+    def partitions(self, topic: str) -> int:
+        return 4
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        return 0, 0
+
+    def read_range(self, *_: Any) -> Iterable[Record]:
+        return ()
+
+
+class Stub:
+    """A Kafka whose topics are empty; the router's only consumer is at ``group``."""
+
+    runtime = SYSTEM
+    worker = "router-0"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def partition_counts(self) -> dict[str, int]:
+        return {"margin.events.v1": 4}
+
+    def transactional_producer(self, *_: Any, **__: Any) -> None: ...
+
+    def log_reader(self, *_: Any) -> EmptyLogs:
+        return EmptyLogs()
+
+    def group_consumer(self, client_id: str, group_id: str, properties: dict[str, Any]) -> Group:
+        self.group = Group(properties)
+        return self.group
+
+
+def built(**changes: int) -> tuple[Router, Group]:
+    kafka = Stub(load({}, {f"router.{name}": value for name, value in changes.items()}))
+    router = Router.build(cast(Kafka, kafka), threading.Event(), Watchdog())
+    return router, kafka.group
+
+
+def collected(sizes: list[int], **changes: int) -> list[Record]:
     """The batch that a router collects of records of these sizes, all of which have arrived."""
-    waiting = [Record(size) for size in sizes]
-
-    def poll_batch(consumer: object, timeout_s: float, records_max: int) -> list[Record]:
-        found = waiting[:records_max]
-        del waiting[:records_max]
-        return found
-
-    settings = load({}, {"router.linger_ms": 1_000} | {f"router.{name}": value for name, value in changes.items()})
-    router = Router(settings, cast(Any, None))
-    router._consumer = cast(Any, None)
-    monkeypatch.setattr(router_module, "poll_batch", poll_batch)
-    return router._collect()
+    router, group = built(linger_ms=1_000, **changes)
+    group.waiting = [Message(size) for size in sizes]
+    return router.collect()
 
 
-def test_a_batch_ends_at_its_most_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(collected(monkeypatch, [10] * 5_000, batch_records_max=2_500)) == 2_500
+def test_a_batch_ends_at_its_most_records() -> None:
+    assert len(collected([10] * 5_000, batch_records_max=2_500)) == 2_500
 
 
-def test_a_batch_ends_at_its_most_bytes_but_for_one_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collected(monkeypatch, [1_000] * 20_000, batch_kbytes_max=2_000)
+def test_a_batch_ends_at_its_most_bytes_but_for_one_poll() -> None:
+    batch = collected([1_000] * 20_000, batch_kbytes_max=2_000)
     assert 2_000 * 1024 <= sum(len(message.value() or b"") for message in batch) < 2_000 * 1024 + 1_000 * 1_000
 
 
 def test_it_is_ready_in_its_group_with_little_to_route() -> None:
-    router = Router(load({}, {"router.ready_lag_records_max": 10}), cast(Any, None))
-    router._ownership = cast(Any, type("Owns", (), {"places": lambda _: [(TRADES, 0), (TRANSFERS, 1)]})())
+    router, group = built(ready_lag_records_max=10)
 
     def conditions() -> dict[str, bool]:
         return {condition.name: condition.holds for condition in router.readiness()}
 
+    router.join()
     assert not conditions()["is_in_group"]
-    router._joined = True
+    group.assign((TRADES, 0), (TRANSFERS, 1))
     assert conditions() == {"is_in_group": True, "inputs_lag_records": False}, "its lag is not known yet"
     place = '{"partitions":{"%d":{"app_offset":%d,"ls_offset":20}}}'
     for consumed, ready in ((14, False), (15, True)):
         topics = f'"{TRADES}":{place % (0, 15)},"{TRANSFERS}":{place % (1, consumed)}'
-        router._group.note(f'{{"topics":{{{topics}}}}}')
+        group.note_statistics(f'{{"topics":{{{topics}}}}}')
         assert conditions()["inputs_lag_records"] is ready

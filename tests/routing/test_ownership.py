@@ -13,6 +13,7 @@ from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.routing.ownership import Ownership, memory_key
 from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds
+from streams.runtime import SYSTEM
 
 T0 = 1_700_000_000_000_000
 
@@ -63,7 +64,7 @@ class Group:
 def begin(
     log: Log, group: Group, topic: str = REPORTS, partition: int = 0, timeout_s: float = 30.0
 ) -> tuple[Ownership, int]:
-    owned = Ownership(cast(LogReader, log), timeout_s)
+    owned = Ownership(cast(LogReader, log), timeout_s, SYSTEM)
     (place,) = owned.begin(cast(Consumer, group), [TopicPartition(topic, partition)])
     return owned, place.offset
 
@@ -258,4 +259,4 @@ def test_a_dropped_partition_is_owned_no_more() -> None:
 
 
 def test_no_partitions_are_asked_about_when_none_are_assigned() -> None:
-    assert Ownership(cast(LogReader, None), 1).begin(cast(Any, None), []) == []
+    assert Ownership(cast(LogReader, None), 1, SYSTEM).begin(cast(Any, None), []) == []

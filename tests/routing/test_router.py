@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +21,10 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
 from schemas.partitioning import partition_of, shard_of
-from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS, dead_letter_topic
+from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS, Compression, dead_letter_topic
 from streams.broker import config
 from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
+from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
@@ -31,7 +32,9 @@ from streams.routing import router as router_module
 from streams.routing.concerned import concerned
 from streams.routing.ownership import memory_key
 from streams.routing.router import Router
+from streams.runtime import SystemRuntime
 from streams.settings import Settings
+from streams.watchdog import Watchdog
 
 DEADLINE_S = 60.0
 _FRAME = Decoder[EventFrame](EventFrame)
@@ -257,16 +260,16 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Process]
 class InThread:
     """A router in a thread of the test's process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, kafka: Kafka) -> None:
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self.router = Router(settings, self._stop)
+        self._kafka = kafka
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self.router.run()
+            Router.build(self._kafka, self._stop, Watchdog()).run()
         except Exception as error:
             self._error = error
 
@@ -292,8 +295,8 @@ def run(settings: Settings) -> Iterator[Callable[..., InThread]]:
     """Runs routers in threads, which end with the test."""
     started: list[InThread] = []
 
-    def thread(given: Settings = settings) -> InThread:
-        started.append(InThread(given))
+    def thread(given: Settings | Kafka = settings) -> InThread:
+        started.append(InThread(given if isinstance(given, Kafka) else Kafka(given)))
         return started[-1]
 
     yield thread
@@ -461,7 +464,7 @@ def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
     exchange: Exchange, run: Callable[..., InThread], start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kafka checks only that the group's member is a present one, so an old owner could commit what is not its own."""
-    collect = Router._collect
+    collect = Router.collect
     second: list[Process] = []
 
     def until_partitions_move(self: Router) -> list[Message]:
@@ -473,7 +476,7 @@ def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
                 batch += poll_batch(self._consumer, 0.05, 1000)
         return batch
 
-    monkeypatch.setattr(Router, "_collect", until_partitions_move)
+    monkeypatch.setattr(Router, "collect", until_partitions_move)
     accounts = [f"{number}-{exchange.name}" for number in range(60)]
     for account in accounts:
         exchange.send(TRANSFERS, exchange.records.transfer(account), key=account)
@@ -519,12 +522,14 @@ def test_offsets_are_not_sent_without_a_membership() -> None:
 
 
 class FaultyProducer(TransactionalProducer):
-    """Ends its transactions as ``script`` says, then well."""
+    """Ends its transactions as its Kafka's ``script`` says, then well."""
 
-    script: Iterator[str] = iter(())
+    def __init__(self, script: Iterator[str], *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._script = script
 
     def send_offsets(self, *arguments: Any) -> None:
-        self._outcome = next(FaultyProducer.script, "ok")
+        self._outcome = next(self._script, "ok")
         if self._outcome == "no offsets":
             raise TransactionAborted("the group has moved on")
         super().send_offsets(*arguments)
@@ -537,6 +542,17 @@ class FaultyProducer(TransactionalProducer):
         super().commit()
         if self._outcome == "unknown":
             raise ProducerFenced("no answer, but it did commit")
+
+
+class FaultyKafka(Kafka):
+    """A Kafka whose transactions end as ``script`` says."""
+
+    def __init__(self, settings: Settings, script: Iterable[str]) -> None:
+        super().__init__(settings)
+        self._script = iter(script)
+
+    def transactional_producer(self, transactional_id: str, *, compression: Compression = "none") -> FaultyProducer:
+        return FaultyProducer(self._script, self.settings.kafka, transactional_id, compression=compression)
 
 
 @pytest.mark.parametrize(
@@ -553,14 +569,11 @@ def test_however_transactions_end_each_trade_is_routed_once(
     exchange: Exchange,
     settings: Settings,
     run: Callable[..., InThread],
-    monkeypatch: pytest.MonkeyPatch,
     script: list[str],
 ) -> None:
-    monkeypatch.setattr(router_module, "TransactionalProducer", FaultyProducer)
-    monkeypatch.setattr(FaultyProducer, "script", iter(script))
     exchange.trades([*range(1, 301), *range(200, 501)])
     exchange.transfers(range(1, 201))
-    router = run(in_small_batches(settings))
+    router = run(FaultyKafka(in_small_batches(settings), script))
     exchange.wait_for_trade(500)
     exchange.wait_for_transfer(200)
     router.close()
@@ -585,16 +598,13 @@ def test_a_router_that_is_fenced_reads_the_log_again(
 def test_a_router_that_can_never_commit_gives_up_and_says_why(
     exchange: Exchange, settings: Settings, run: Callable[..., InThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_module, "TransactionalProducer", FaultyProducer)
-    monkeypatch.setattr(FaultyProducer, "script", itertools.repeat("aborted"))
     monkeypatch.setattr(router_module, "_BACKOFF_MAX_S", 0.001)
     exchange.trades([1])
-    router = run()
+    router = run(FaultyKafka(settings, itertools.repeat("aborted")))
     eventually(router.ended, "the router's end")
     with pytest.raises(BrokerError, match="no batch could be committed in 10 attempts; the last: must abort"):
         router.close()
-    run().ended()
-    monkeypatch.setattr(FaultyProducer, "script", iter(()))
+    run()
     exchange.wait_for_trade(1)
 
 
@@ -602,11 +612,15 @@ def test_a_router_that_can_never_commit_gives_up_and_says_why(
 
 
 def test_the_clock_of_the_frames_never_goes_back(
-    exchange: Exchange, run: Callable[..., InThread], monkeypatch: pytest.MonkeyPatch
+    exchange: Exchange, settings: Settings, run: Callable[..., InThread]
 ) -> None:
-    times = itertools.cycle([1723161300000000_000, 1723161299000000_000])
-    monkeypatch.setattr(time, "time_ns", lambda: next(times))
-    run()
+    class Restless(SystemRuntime):
+        times = itertools.cycle([1723161300000000_000, 1723161299000000_000])
+
+        def time_ns(self) -> int:
+            return next(self.times)
+
+    run(Kafka(settings, Restless()))
     for trade_id in (1, 2, 3):
         exchange.trades([trade_id])
         exchange.wait_for_trade(trade_id)
@@ -619,7 +633,7 @@ def test_the_clock_of_the_frames_never_goes_back(
 def test_topics_that_are_not_as_the_contract_says_stop_the_router(settings: Settings) -> None:
     topics = msgspec.structs.replace(settings.topics, shards=settings.topics.shards + 1)
     with pytest.raises(TopicError, match=r"margin\.events\.v1 has 4 partitions and MARGIN_TOPICS__SHARDS is 5"):
-        Router(msgspec.structs.replace(settings, topics=topics), threading.Event()).run()
+        Router.build(Kafka(msgspec.structs.replace(settings, topics=topics)), threading.Event(), Watchdog())
 
 
 def test_gaps_and_repeats_are_logged_once_a_batch(

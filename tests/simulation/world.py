@@ -5,7 +5,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from msgspec.structs import replace
@@ -13,12 +12,14 @@ from msgspec.structs import replace
 from schemas.topics import MARKS, TRADES, all_topics
 from streams.clearing.engine import Engine
 from streams.errors import MarginClearingError
-from streams.memory.clients import FakeAdmin, FakeConsumer, FakeProducer
-from streams.memory.redis import FakeRedis, Server
-from streams.memory.scheduler import FakeEvent, FakeThreading, FakeTime, Process, Scheduler, Violation
+from streams.memory.clients import FakeProducer
+from streams.memory.kafka import MemoryKafka, memory_redis
+from streams.memory.redis import Server
+from streams.memory.scheduler import Process, Scheduler, Violation, VirtualEvent
 from streams.routing.router import Router
+from streams.watchdog import Watchdog
 from tests.simulation.invariants import Watch
-from tests.simulation.production import remembered_parameters, replaced
+from tests.simulation.production import remembered_parameters, with_constants
 from tests.simulation.scenario import SETTLE_US, Fault, Mode, Scenario, Slot
 from tests.simulation.workload import Workload
 
@@ -65,7 +66,7 @@ def run(
         for name, rate in (rates or {}).items():
             setattr(scenario.rates, name, rate)
         world = World(scenario, trace_lines)
-        with replaced(world.stand_ins(), world.scenario.constants):
+        with with_constants(world.scenario.constants):
             collecting = gc.isenabled()
             gc.disable()
             try:
@@ -270,40 +271,6 @@ class World:
         for group in self.cluster.groups.values():
             group.watch(process)
 
-    # --- stand-ins ---------------------------------------------------------------------------------------------------
-
-    def stand_ins(self) -> Mapping[str, Any]:
-        """What takes the place of what is real, by the names of ``production.REAL``."""
-        scheduler, cluster, rates = self.scheduler, self.cluster, self.rates
-        counts = {topic: len(found) for topic, found in cluster.topics.items()}
-
-        def process() -> Process:
-            task = scheduler.current
-            assert task is not None
-            task.process.alive()
-            return task.process
-
-        def topic_ids(_: Any, names: tuple[str, ...]) -> dict[str, str]:
-            process().call("topic ids")
-            return {name: f"id-of-{name}" for name in names}
-
-        def require_topics(_: Any) -> dict[str, int]:
-            process().call("topics")
-            return counts
-
-        return {
-            "time": FakeTime(scheduler),
-            "threading": FakeThreading(scheduler),
-            "os": SimpleNamespace(getpid=lambda: process().name),
-            "socket": SimpleNamespace(gethostname=lambda: "host"),
-            "Consumer": lambda properties: FakeConsumer(cluster, process(), rates, properties),
-            "Producer": lambda properties: FakeProducer(cluster, process(), rates, properties),
-            "connect": lambda *_: FakeRedis(self.redis, process(), rates),
-            "admin_client": lambda _: FakeAdmin(cluster),
-            "require_topics": require_topics,
-            "topic_ids": topic_ids,
-        }
-
 
 class Deployed:
     """One deployed process: started again whenever it ends, as a supervisor does."""
@@ -313,7 +280,7 @@ class Deployed:
         self._world = world
         self._starts = 0
         self.process: Process | None = None
-        self._stop: FakeEvent | None = None
+        self._stop: VirtualEvent | None = None
 
     def start(self) -> None:
         """Start the process, unless it runs."""
@@ -322,15 +289,23 @@ class Deployed:
         self._starts += 1
         world, slot = self._world, self.slot
         settings = self._settings()
-        stop = self._stop = FakeEvent(world.scheduler)
-        role: Any = Engine if slot.role == "engine" else Router
+        stop = self._stop = VirtualEvent(world.scheduler)
         process: Process | None = None
+
+        def body() -> None:
+            assert process is not None
+            kafka = MemoryKafka(settings, world.cluster, process, world.rates)
+            if slot.role == "router":
+                Router.build(kafka, stop, Watchdog()).run()
+            else:
+                redis = memory_redis(world.redis, process, world.rates)
+                Engine.build(kafka, stop, Watchdog(), redis).run()
 
         def ended(_: BaseException | None) -> None:
             if self.process is process:
                 world.scheduler.after(world.scheduler.random.randrange(5_000, 150_000), self.start)
 
-        process = world.spawn(f"{slot.name}.{self._starts}", lambda: role(settings, stop).run(), ended)
+        process = world.spawn(f"{slot.name}.{self._starts}", body, ended)
         self.process = process
 
     def _settings(self) -> Any:

@@ -11,8 +11,10 @@ from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.local.valkey import ValkeyServer
+from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer
 from streams.settings import RedisSettings, Settings, load
+from streams.tables.tables import Tables
 from streams.tables.write_behind import TableWriter
 
 DEADLINE_S = 30.0
@@ -125,7 +127,8 @@ def new_writer(settings: Settings, valkey: ValkeyServer) -> Iterator[Callable[..
             {"kafka.bootstrap_servers": settings.kafka.bootstrap_servers, "redis.url": valkey.url}
             | {name.replace("__", "."): value for name, value in overrides.items()},
         )
-        started.append(TableWriter(own, "cluster", 2, topic=changelog.topic))
+        started.append(TableWriter(Tables(Kafka(own), "cluster", 2, topic=changelog.topic)))
+        started[-1].start()
         return started[-1]
 
     yield start

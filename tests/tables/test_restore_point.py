@@ -3,14 +3,16 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, cast
 
 import pytest
 
-from streams.settings import Settings, load
-from streams.tables import restore_point
+from streams.runtime import SYSTEM, Runtime, SystemRuntime
+from streams.settings import load
+from streams.tables.connection import connect
 from streams.tables.restore_point import AWAY_S, ROWS_PER_S_MIN, RestorePoint
+from streams.tables.tables import Tables
 from streams.tables.writer import AccountTable, ShardTable, TableState
 
 TIMEOUT_MS = 200
@@ -36,14 +38,23 @@ def stalled() -> Iterator[str]:
             connection.close()
 
 
-def point(url: str, monkeypatch: pytest.MonkeyPatch, table: Callable[..., Any] | None = None) -> RestorePoint:
-    settings = load({}, {"redis.url": url, "redis.timeout_ms": TIMEOUT_MS})
+class Point:
+    """What a restore point is given: how tables are connected to, and time."""
 
-    def account_table(settings: Settings, cluster_id: str, shards: int, *, attempts: int) -> AccountTable:
-        return AccountTable(settings.redis, cluster_id, shards, attempts=attempts)
+    def __init__(self, url: str, table: Any = None, runtime: Runtime = SYSTEM) -> None:
+        self.settings = load({}, {"redis.url": url, "redis.timeout_ms": TIMEOUT_MS})
+        self.kafka = self
+        self.runtime = runtime
+        self._table = table
 
-    monkeypatch.setattr(restore_point, "account_table", table or account_table)
-    return RestorePoint(settings, "cluster", 4)
+    def connected(self, *, attempts: int) -> AccountTable:
+        if self._table is not None:
+            return cast(AccountTable, self._table)
+        return AccountTable(connect(self.settings.redis, attempts), "cluster", 4)
+
+
+def point(url: str, table: Any = None, runtime: Runtime = SYSTEM) -> RestorePoint:
+    return RestorePoint(cast(Tables, Point(url, table, runtime)))
 
 
 def read(found: RestorePoint, shard: int = 0) -> ShardTable | None:
@@ -56,8 +67,8 @@ def read(found: RestorePoint, shard: int = 0) -> ShardTable | None:
             return table
 
 
-def test_a_stalled_redis_costs_its_timeout_once(stalled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = point(stalled, monkeypatch)
+def test_a_stalled_redis_costs_its_timeout_once(stalled: str) -> None:
+    found = point(stalled)
     started = time.monotonic()
     assert read(found) is None
     first = time.monotonic() - started
@@ -68,7 +79,7 @@ def test_a_stalled_redis_costs_its_timeout_once(stalled: str, monkeypatch: pytes
     found.close()
 
 
-class Crawling:
+class Crawling(SystemRuntime):
     """A table that answers each call after ``call_s`` of a clock that is its own."""
 
     def __init__(self, call_s: float, rows: int) -> None:
@@ -96,10 +107,9 @@ class Crawling:
         pass
 
 
-def test_a_redis_that_crawls_is_given_up_for_the_changelog(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_that_crawls_is_given_up_for_the_changelog() -> None:
     table = Crawling(call_s=0.15, rows=1_000_000)
-    found = point("redis://nowhere", monkeypatch, lambda *_, **__: table)
-    monkeypatch.setattr(restore_point, "time", table)
+    found = point("redis://nowhere", table, table)
     table.now = 100.0
     assert read(found) is None
     assert table.now - 100.0 < 2.5 * TIMEOUT_MS / 1000
@@ -111,8 +121,7 @@ def test_a_redis_that_crawls_is_given_up_for_the_changelog(monkeypatch: pytest.M
     assert table.calls > calls, "but later"
 
 
-def test_a_large_table_of_a_healthy_redis_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_table_of_a_healthy_redis_is_read() -> None:
     table = Crawling(call_s=0.9 * 1000 / ROWS_PER_S_MIN, rows=1_000_000)
-    found = point("redis://nowhere", monkeypatch, lambda *_, **__: table)
-    monkeypatch.setattr(restore_point, "time", table)
+    found = point("redis://nowhere", table, table)
     assert read(found) is not None

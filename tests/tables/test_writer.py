@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from streams.errors import TableError, TableFenced
 from streams.settings import RedisSettings
 from streams.tables import writer as writer_module
+from streams.tables.connection import connect
 from streams.tables.keys import LAYOUT, accounts_key, meta_key
 from streams.tables.writer import ROWS_PER_SCRIPT_MAX, AccountTable, WriteOutcome
 
@@ -25,7 +26,7 @@ def new_table(redis_settings: RedisSettings) -> Iterator[Callable[..., AccountTa
     made = []
 
     def make(cluster: str = "cluster", shards: int = 4, **log: str) -> AccountTable:
-        made.append(AccountTable(redis_settings, cluster, shards, **log))
+        made.append(AccountTable(connect(redis_settings), cluster, shards, **log))
         return made[-1]
 
     yield make
@@ -177,7 +178,7 @@ def test_a_table_that_redis_lost_a_part_of_is_lost_and_built_anew(
 
 
 def test_redis_away_is_a_table_error() -> None:
-    away = AccountTable(RedisSettings(url="redis://127.0.0.1:1/0"), "cluster", 4)
+    away = AccountTable(connect(RedisSettings(url="redis://127.0.0.1:1/0")), "cluster", 4)
     with pytest.raises(TableError, match="refused"):
         away.open(SHARD, 1)
     away.close()

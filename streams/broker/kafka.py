@@ -1,0 +1,81 @@
+"""The one factory of a role's Kafka clients.
+
+Production gives a role :class:`Kafka`; a run in memory gives it one whose clients are those of an in-memory cluster.
+Everything above it (readers, producers, groups) is the same code either way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer
+
+from schemas.topics import Compression
+from streams.broker import config
+from streams.broker.admin import admin_client, require_topics, topic_ids
+from streams.broker.clients import Clients
+from streams.broker.producer import TransactionalProducer
+from streams.broker.reader import Follower, LogReader
+from streams.runtime import SYSTEM, Runtime
+from streams.settings import Settings
+
+_ANSWER_S_MAX = 30.0
+
+
+class Kafka:
+    """Clients of the cluster in ``settings`` for the process ``worker``, which others know by that name.
+
+    What it returns is the caller's, to be closed by it.
+    """
+
+    def __init__(
+        self, settings: Settings, runtime: Runtime = SYSTEM, clients: Clients | None = None, worker: str = ""
+    ) -> None:
+        self.settings = settings
+        self.worker = worker or settings.worker_name
+        self.runtime = runtime
+        self.clients = clients or Clients(runtime)
+
+    def group_consumer(self, client_id: str, group_id: str, properties: Mapping[str, Any] | None = None) -> Consumer:
+        """A consumer of a group, static if the settings name the instance; ``properties`` go over the usual ones."""
+        usual = config.consumer(self.settings.kafka, client_id, group_id, instance_id=self.settings.service.instance_id)
+        return self.clients.consumer(usual | dict(properties or {}))
+
+    def transactional_producer(
+        self, transactional_id: str, *, compression: Compression = "none"
+    ) -> TransactionalProducer:
+        """A producer that is not registered yet; its id is its client id, too."""
+        return TransactionalProducer(
+            self.settings.kafka, transactional_id, compression=compression, clients=self.clients
+        )
+
+    def log_reader(self, client_id: str, on_progress: Callable[[], object] = lambda: None) -> LogReader:
+        """A reader of any log by offset."""
+        return LogReader(self.settings.kafka, client_id, on_progress=on_progress, clients=self.clients)
+
+    def follower(self, client_id: str, topic: str, partition: int = 0) -> Follower:
+        """A reader that follows one partition."""
+        return Follower(self.settings.kafka, client_id, topic, partition, clients=self.clients)
+
+    def partition_counts(self) -> dict[str, int]:
+        """The partitions of every topic of the contract.
+
+        Raises:
+            TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
+        """
+        return require_topics(self.settings)
+
+    def cluster_id(self) -> str:
+        """The cluster's own id.
+
+        Raises:
+            KafkaException: Kafka does not answer.
+        """
+        return admin_client(self.settings).list_topics(timeout=_ANSWER_S_MAX).cluster_id or ""
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        """The ids of topics, which tell one from another of the same name.
+
+        Raises:
+            BrokerError: Kafka does not say.
+        """
+        return topic_ids(self.settings, topics)

@@ -1,0 +1,74 @@
+"""What a role is given in memory: Kafka's clients on the in-memory cluster, and Redis, for one simulated process."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import redis
+from confluent_kafka import Consumer, Producer
+
+from streams.broker.clients import Clients
+from streams.broker.kafka import Kafka
+from streams.memory.clients import FakeConsumer, FakeProducer, Rates
+from streams.memory.log import Cluster
+from streams.memory.redis import FakeRedis, Server
+from streams.memory.scheduler import Process, VirtualRuntime
+from streams.settings import RedisSettings, Settings
+from streams.tables.tables import Connect
+
+
+class MemoryClients(Clients):
+    """Clients of ``cluster`` that live and die with ``process``."""
+
+    def __init__(
+        self, cluster: Cluster, process: Process, rates: Rates, new_consumer: Callable[..., FakeConsumer] = FakeConsumer
+    ) -> None:
+        super().__init__(VirtualRuntime(process.scheduler))
+        self._cluster = cluster
+        self._process = process
+        self._rates = rates
+        self._new_consumer = new_consumer
+
+    def consumer(self, properties: Mapping[str, Any]) -> Consumer:
+        self._process.alive()
+        return cast(Consumer, self._new_consumer(self._cluster, self._process, self._rates, dict(properties)))
+
+    def producer(self, properties: Mapping[str, Any]) -> Producer:
+        self._process.alive()
+        return cast(Producer, FakeProducer(self._cluster, self._process, self._rates, dict(properties)))
+
+
+class MemoryKafka(Kafka):
+    """The in-memory cluster as ``process`` sees it. ``rates`` says what goes wrong; without it, nothing does."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        process: Process,
+        rates: Rates | None = None,
+        new_consumer: Callable[..., FakeConsumer] = FakeConsumer,
+    ) -> None:
+        clients = MemoryClients(cluster, process, rates or Rates(), new_consumer)
+        super().__init__(settings, clients.runtime, clients, settings.service.instance_id or f"host-{process.name}")
+        self._cluster = cluster
+        self._process = process
+
+    def partition_counts(self) -> dict[str, int]:
+        self._process.call("topics")
+        return {topic: len(found) for topic, found in self._cluster.topics.items()}
+
+    def cluster_id(self) -> str:
+        return self._cluster.name
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        self._process.call("topic ids")
+        return {name: f"id-of-{name}" for name in topics}
+
+
+def memory_redis(server: Server, process: Process, rates: Rates | None = None) -> Connect:
+    """Connections of ``process`` to ``server``."""
+
+    def connect(_: RedisSettings, attempts: int) -> redis.Redis:
+        return cast(redis.Redis, FakeRedis(server, process, rates or Rates()))
+
+    return connect
