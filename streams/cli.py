@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +125,21 @@ _FLAGS = {
     "replication_factor": "topics.replication_factor",
 }
 """The setting of each flag."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"margin-clearing {version('margin-clearing')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def _settings(**flags: Any) -> Settings:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,8 @@ def test_kafka_away_is_said() -> None:
     done = run("topics", MARGIN_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1")
     assert done.returncode == 2
     assert "MARGIN_KAFKA__BOOTSTRAP_SERVERS" in done.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"margin-clearing {version('margin-clearing')}\n")
