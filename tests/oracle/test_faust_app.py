@@ -1,6 +1,8 @@
 """What Faust is told: the same servers, credentials and limits as every other client, and no secret that it prints."""
 
 import ssl
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -65,3 +67,15 @@ def test_the_store_is_told_by_options_where_redis_is() -> None:
     assert isinstance(table.data, faust_store.Store)
     for shown in (repr(table.data), table.data.label, str(table.info()), str(table.app.conf.store)):
         assert "Mrk9Qz" not in shown
+
+
+def test_the_store_is_ours_whatever_another_package_calls_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(faust.stores.STORES.aliases, "redis", "another.package:Store")
+    table = app().Table("prices", options={faust_store.OPTION: RedisSettings()})
+    assert isinstance(table.data, faust_store.Store)
+
+
+def test_the_store_is_where_the_package_says_that_it_is() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    store = faust_store.Store
+    assert project["entry-points"]["faust.stores"]["redis"] == f"{store.__module__}:{store.__name__}"
