@@ -1,7 +1,8 @@
 """``python -m infra.check``: every check that needs no server, in one go.
 
-All of them run even if one fails; the last lines name what failed and how to mend it, and the exit code is 1. It installs
-and removes nothing. ``--fix`` first lets the formatter, the linter and the generator write what they would ask for.
+All of them run even if one fails; the last lines name what failed and how to mend it, and the exit code is 1. It
+installs and removes nothing. ``--fix`` first lets the formatter, the linter and the generator write what they would ask
+for.
 """
 
 import argparse
