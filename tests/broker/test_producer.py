@@ -2,18 +2,25 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from streams.broker import producer as producer_module
+from streams.broker.clients import Clients
 from streams.broker.producer import TransactionalProducer
 from streams.errors import ProducerFenced, TransactionAborted
 from streams.settings import KafkaSettings
 
 PLACES = [TopicPartition("t", 0, 1)]
+
+
+class Own(Clients):
+    """Makes the client of this test."""
+
+    def producer(self, properties: Mapping[str, Any]) -> Producer:
+        return cast(Producer, Client())
 
 
 class Client:
@@ -22,9 +29,6 @@ class Client:
     hang: ClassVar = threading.Event()
     failures: ClassVar[list[KafkaError]] = []
     aborted = 0
-
-    def __init__(self, properties: dict[str, Any]) -> None:
-        pass
 
     def begin_transaction(self) -> None:
         pass
@@ -39,10 +43,9 @@ class Client:
 
 
 @pytest.fixture
-def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransactionalProducer]:
+def producer() -> Iterator[TransactionalProducer]:
     Client.hang, Client.failures, Client.aborted = threading.Event(), [], 0
-    monkeypatch.setattr(producer_module, "Producer", Client)
-    found = TransactionalProducer(KafkaSettings(transaction_timeout_ms=200), "test")
+    found = TransactionalProducer(KafkaSettings(transaction_timeout_ms=200), "test", clients=Own())
     found.begin()
     yield found
     Client.hang.set()
