@@ -12,14 +12,17 @@ PORT_MAX = 65_535
 _FIRST = 20_000
 _OUTGOING_FIRST_USUAL = 32_768
 _ATTEMPTS = 200
+_draw = random.SystemRandom()  # others seed the shared generator, and would draw the same ports again
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that nobody listens on now and that this process was not given before: its server may not listen yet."""
     beyond = _outgoing_first()
     for _ in range(_ATTEMPTS if beyond > _FIRST else 0):
-        port = random.randrange(_FIRST, beyond)
-        if is_free(port):
+        port = _draw.randrange(_FIRST, beyond)
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

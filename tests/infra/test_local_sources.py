@@ -1,5 +1,6 @@
 """Where Java, Kafka's jars and ports come from: what is there is used, what is missing is said, nothing is half."""
 
+import random
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,15 @@ def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(MissingError, match="set XDG_CACHE_HOME"):
         jars.kafka_jars(lambda _: None)
+
+
+def test_no_port_is_given_twice_whoever_seeds_the_shared_generator() -> None:
+    """A broker's two listeners take theirs one after the other, before it listens on either."""
+    ports = []
+    for _ in range(200):
+        random.seed(7)
+        ports.append(free_port())
+    assert len(set(ports)) == len(ports)
 
 
 def test_a_free_port_is_free_until_it_is_taken() -> None:
