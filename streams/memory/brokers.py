@@ -34,18 +34,6 @@ class VisibleCluster(Cluster):
         self._seen: dict[Partition, int] = {}
         self._sleepers: dict[Place, list[list[Task]]] = {}
 
-    def write(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        number: int = 0,
-        headers: Headers | None = None,
-    ) -> Record:
-        """Write a record outside any transaction."""
-        return self._append(self.topics[topic][number], key, value, headers, None)
-
     def sleep_until_visible(self, places: list[Place], sleepers: list[Task], timeout_s: float) -> None:
         """Suspend the running task until a record may have come to one of ``places``, or ``sleepers`` are woken."""
         for place in places:

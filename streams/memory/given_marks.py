@@ -37,12 +37,12 @@ class GivenMarks:
         try:
             frame = _FRAME(value)
         except DecodeError:
-            self._cluster.write(MARKS, value, key=record.key)
+            self._cluster.append(MARKS, record.key, value, 0)
             return
         if frame.full:
             self._last = frame
         self._marks |= {mark.symbol: mark for mark in frame.marks}
-        self._cluster.write(MARKS, encode(frame), key=record.key)
+        self._cluster.append(MARKS, record.key, encode(frame), 0)
 
     def _completed(self, message: Any) -> Any:
         """``message`` with what a mark and a frame may leave away: time, status, publish time."""
@@ -61,7 +61,6 @@ class GivenMarks:
 
     def _beat(self) -> None:
         marks = tuple(mark for _, mark in sorted(self._marks.items()))
-        self._cluster.write(
-            MARKS, encode(msgspec.structs.replace(self._last, time=self._now_us, marks=marks, full=True))
-        )
+        frame = msgspec.structs.replace(self._last, time=self._now_us, marks=marks, full=True)
+        self._cluster.append(MARKS, None, encode(frame), 0)
         self._cluster.scheduler.after(self._heartbeat_us, self._beat)

@@ -173,9 +173,11 @@ class Cluster:
         found = self.topics[topic]
         return found[number if number >= 0 else _partition_of(key or b"", len(found))]
 
-    def append(self, topic: str, key: bytes | None, value: bytes | None, number: int = -1) -> Record:
+    def append(
+        self, topic: str, key: bytes | None, value: bytes | None, number: int = -1, headers: Headers | None = None
+    ) -> Record:
         """Write a record outside any transaction."""
-        return self._append(self.partition(topic, key, number), key, value, None, None)
+        return self._append(self.partition(topic, key, number), key, value, headers, None)
 
     def _append(
         self,

@@ -56,7 +56,7 @@ class MemoryOracle:
                 self._send(publisher.on_price(_price_record(record)))
             if publisher.wait_s <= 0:
                 heartbeat = publisher.beat()
-                written = self._cluster.write(MARKS, heartbeat.frame)
+                written = self._cluster.append(MARKS, None, heartbeat.frame, 0)
                 publisher.acknowledge(heartbeat, written.time_ms, TIMESTAMP_LOG_APPEND_TIME)
 
     def _rows(self) -> Iterator[tuple[bytes, bytes]]:
@@ -76,12 +76,11 @@ class MemoryOracle:
     def _send(self, result: PriceResult) -> None:
         if result.letter is not None:
             letter = result.letter
-            self._cluster.write(dead_letter_topic(PRICES), letter.value, key=letter.key, headers=letter.headers)
+            self._cluster.append(dead_letter_topic(PRICES), letter.key, letter.value, 0, letter.headers)
         if result.frame is not None:
-            self._cluster.write(MARKS, result.frame)
+            self._cluster.append(MARKS, None, result.frame, 0)
         if result.row is not None:
-            place = self._cluster.partition(ORACLE, result.row.key)
-            self._cluster.write(ORACLE, result.row.value, key=result.row.key, number=place.number)
+            self._cluster.append(ORACLE, result.row.key, result.row.value)
 
 
 def _price_record(record: Record) -> PriceRecord:

@@ -183,7 +183,7 @@ class Pipeline:
             ScenarioError: it is one of marks, and the oracle runs.
         """
         if record.topic != MARKS:
-            self._cluster.write(record.topic, record.value, key=record.key, number=record.partition)
+            self._cluster.append(record.topic, record.key, record.value, record.partition)
         elif self._marks is not None:
             self._marks.give(record)
         else:
