@@ -12,10 +12,9 @@ from confluent_kafka import Consumer
 from schemas.topics import Compression
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics, topic_ids
-from streams.broker.clients import Clients
+from streams.broker.clients import CLIENTS, Clients
 from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import Follower, LogReader
-from streams.runtime import SYSTEM, Runtime
 from streams.settings import Settings
 
 _ANSWER_S_MAX = 30.0
@@ -27,13 +26,11 @@ class Kafka:
     What it returns is the caller's, to be closed by it.
     """
 
-    def __init__(
-        self, settings: Settings, runtime: Runtime = SYSTEM, clients: Clients | None = None, worker: str = ""
-    ) -> None:
+    def __init__(self, settings: Settings, clients: Clients = CLIENTS, worker: str = "") -> None:
         self.settings = settings
         self.worker = worker or settings.worker_name
-        self.runtime = runtime
-        self.clients = clients or Clients(runtime)
+        self.clients = clients
+        self.runtime = clients.runtime
 
     def group_consumer(self, client_id: str, group_id: str, properties: Mapping[str, Any] | None = None) -> Consumer:
         """A consumer of a group, static if the settings name the instance; ``properties`` go over the usual ones."""

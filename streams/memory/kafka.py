@@ -49,7 +49,7 @@ class MemoryKafka(Kafka):
         new_consumer: Callable[..., FakeConsumer] = FakeConsumer,
     ) -> None:
         clients = MemoryClients(cluster, process, rates or Rates(), new_consumer)
-        super().__init__(settings, clients.runtime, clients, settings.service.instance_id or f"host-{process.name}")
+        super().__init__(settings, clients, settings.service.instance_id or f"host-{process.name}")
         self._cluster = cluster
         self._process = process
 

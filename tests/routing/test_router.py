@@ -23,6 +23,7 @@ from schemas.messages import EventFrame
 from schemas.partitioning import partition_of, shard_of
 from schemas.topics import EVENTS, REPORTS, ROUTER, TRADES, TRANSFERS, Compression, dead_letter_topic
 from streams.broker import config
+from streams.broker.clients import Clients
 from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
 from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
@@ -621,7 +622,7 @@ def test_the_clock_of_the_frames_never_goes_back(
         def time_ns(self) -> int:
             return next(self.times)
 
-    run(Kafka(settings, Restless()))
+    run(Kafka(settings, Clients(Restless())))
     for trade_id in (1, 2, 3):
         exchange.trades([trade_id])
         exchange.wait_for_trade(trade_id)
