@@ -11,20 +11,7 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, JOURNAL, MARKS, PARAMETER
 from streams.errors import ScenarioError
 from streams.memory import Pipeline, pipeline
 from streams.memory.scheduler import EPOCH_US
-
-TIER = {"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}
-PARAMETER_RECORDS: list[dict[str, Any]] = [
-    {"type": "asset", "asset": "USDC", "decimals": 6},
-    {
-        "type": "instrument",
-        "symbol": "BTC-PERP",
-        "settle_asset": "USDC",
-        "price_increment": "0.1",
-        "quantity_increment": "0.001",
-        "margin_tiers": [TIER],
-    },
-    {"type": "oracle", "symbol": "BTC-PERP", "sources": {"a": "1"}, "max_jump": "0.5"},
-]
+from tests.memory.market import PARAMETER_RECORDS
 
 
 def deposit(account: str, amount: str, sequence: int = 1) -> dict[str, Any]:

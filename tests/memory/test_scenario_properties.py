@@ -10,6 +10,7 @@ from streams.errors import ScenarioError
 from streams.memory.given_records import INPUTS
 from streams.memory.pipeline import BrokenProcess
 from streams.memory.scenario import ScenarioOptions, run_scenario
+from tests.memory.market import PARAMETER_RECORDS, TIER
 
 ACCOUNTS = st.sampled_from(["ada", "bob", "cyd", "x" * 128, "margin-clearing:x"])
 SYMBOLS = st.sampled_from(["BTC-PERP", "ETH-PERP", "BTC-USD"])
@@ -22,7 +23,6 @@ ANYTHING = st.recursive(
     max_leaves=5,
 )
 SIDE = st.fixed_dictionaries({"account": ACCOUNTS, "order_id": st.just("o"), "fee": DECIMALS})
-TIER = {"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}
 VALUES: dict[str, Any] = {
     "trades.v1": st.fixed_dictionaries(
         {
@@ -110,21 +110,7 @@ FAULTS = st.one_of(
     st.fixed_dictionaries({"clock": WORKER, "ahead_ms": st.sampled_from([-3_600_000, 0, 90_000])}),
 )
 STEPS = st.one_of(FAULTS, *(records(topic) for topic in INPUTS))
-PARAMETERS: list[dict[str, Any]] = [
-    {"topic": "risk.parameters.v1", "value": value}
-    for value in (
-        {"type": "asset", "asset": "USDC", "decimals": 6},
-        {
-            "type": "instrument",
-            "symbol": "BTC-PERP",
-            "settle_asset": "USDC",
-            "price_increment": "0.1",
-            "quantity_increment": "0.001",
-            "margin_tiers": [TIER],
-        },
-        {"type": "oracle", "symbol": "BTC-PERP", "sources": {"a": "1"}, "max_jump": "0.5"},
-    )
-]
+PARAMETERS: list[dict[str, Any]] = [{"topic": "risk.parameters.v1", "value": value} for value in PARAMETER_RECORDS]
 SCENARIOS = st.lists(st.tuples(st.integers(0, 700), STEPS), min_size=1, max_size=25)
 OPTIONS = ScenarioOptions(shards=2, partitions=2, routers=2, engines=2)
 
