@@ -5,6 +5,7 @@ within calls, rebalance callbacks run within ``poll`` and ``consume``, and error
 drawn here, from the rates of the seed.
 """
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
+    OFFSET_INVALID,
     TIMESTAMP_CREATE_TIME,
     TIMESTAMP_LOG_APPEND_TIME,
     KafkaError,
@@ -50,21 +52,30 @@ class Rates:
     redis_answer_lost: float = 0.0
     slow_markers: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
+    due: Counter[str] = field(default_factory=Counter)
+    """How many times each is yet to happen whatever its rate; see :meth:`once`."""
+
+    def once(self, name: str) -> None:
+        """Let the fault ``name`` happen at its next opportunity, whatever its rate."""
+        self.due[name] += 1
 
     def stop(self) -> None:
         """No more faults."""
+        self.due.clear()
         for name in FAULTS:
             setattr(self, name, 0.0)
 
     def strikes(self, name: str, draw: float) -> bool:
         """Whether a draw from [0, 1) makes the fault ``name`` happen; counts it."""
-        if draw >= getattr(self, name):
+        if self.due[name] > 0:
+            self.due[name] -= 1
+        elif draw >= getattr(self, name):
             return False
         self.counts[name] += 1
         return True
 
 
-FAULTS = tuple(name for name in Rates.__slots__ if name != "counts")
+FAULTS = tuple(name for name in Rates.__slots__ if name not in ("counts", "due"))
 """What :class:`Rates` can do."""
 
 
@@ -400,7 +411,9 @@ class FakeProducer:
         self, on_delivery: Any, found: KafkaError | None, place: Partition, record: Record | None
     ) -> None:
         if on_delivery is not None:
-            message = FakeMessage((place.topic, place.number), record, -1001 if record is None else record.offset)
+            message = FakeMessage(
+                (place.topic, place.number), record, OFFSET_INVALID if record is None else record.offset
+            )
             self._reports.append((on_delivery, found, message))
 
     def _report(self) -> int:
@@ -438,6 +451,9 @@ class FakeConsumer:
         self._says_end = bool(properties["enable.partition.eof"])
         self._earliest = properties["auto.offset.reset"] == "earliest"
         self._session_us = int(properties["session.timeout.ms"]) * 1000
+        self._tell_statistics: Callable[[str], object] | None = properties.get("stats_cb")
+        self._statistics_us = int(properties.get("statistics.interval.ms", 0)) * 1000
+        self._statistics_at = cluster.scheduler.now + self._statistics_us
         self._positions: dict[Place, _Position] = {}
         self._callbacks: dict[str, Any] = {}
         self._waiting: deque[tuple[str, list[Place]]] = deque()
@@ -485,7 +501,7 @@ class FakeConsumer:
         found = []
         for place in places:
             position = self._positions.get((place.topic, place.partition))
-            offset = -1001 if position is None or position.next is None else position.next
+            offset = OFFSET_INVALID if position is None or position.next is None else position.next
             found.append(TopicPartition(place.topic, place.partition, offset))
         return found
 
@@ -535,7 +551,7 @@ class FakeConsumer:
         if self._fenced:
             self._fenced = False
             fenced = KafkaError(KafkaError.FENCED_INSTANCE_ID, "replaced by another of this instance", fatal=True)
-            return [FakeMessage(("", -1), None, -1001, fenced)]
+            return [FakeMessage(("", -1), None, OFFSET_INVALID, fenced)]
         found: list[FakeMessage] = []
         places = list(self._positions.items())
         if len(places) > 1:
@@ -543,7 +559,8 @@ class FakeConsumer:
         for place, position in places:
             if position.paused or len(found) >= most:
                 continue
-            if self._rates.slow_fetch and self._rates.strikes("slow_fetch", self._random.random()):
+            may_be_slow = self._rates.slow_fetch or self._rates.due["slow_fetch"]
+            if may_be_slow and self._rates.strikes("slow_fetch", self._random.random()):
                 continue
             if position.next is None and not self._begin_at_committed(place, position):
                 continue
@@ -564,6 +581,18 @@ class FakeConsumer:
                 ended = KafkaError(KafkaError._PARTITION_EOF, "end")
                 found.append(FakeMessage(place, None, position.next, ended))
         return found
+
+    def _statistics(self) -> str:
+        """librdkafka's statistics, as far as they tell of partitions: what was consumed, and where each log ends."""
+        topics: dict[str, dict[str, dict[str, Any]]] = {}
+        for (topic, number), position in self._positions.items():
+            offset = OFFSET_INVALID if position.next is None else position.next
+            topics.setdefault(topic, {"partitions": {}})["partitions"][str(number)] = {
+                "app_offset": offset,
+                "next_offset": offset,
+                "ls_offset": self._cluster.topics[topic][number].stable_end,
+            }
+        return json.dumps({"topics": topics})
 
     def _begin_at_committed(self, place: Place, position: _Position) -> bool:
         offsets = self._cluster.committed_offsets(self._group_id, [place])
@@ -596,7 +625,7 @@ class FakeConsumer:
             if offsets is not None:
                 self.process.call("committed offsets answered")
                 return [
-                    TopicPartition(*place, offset if offset >= 0 else -1001)
+                    TopicPartition(*place, offset if offset >= 0 else OFFSET_INVALID)
                     for place, offset in zip(asked, offsets, strict=True)
                 ]
             if scheduler.now > deadline:
@@ -708,7 +737,10 @@ class FakeConsumer:
         group.background(self, self._random.randrange(1_000, HEARTBEAT_US // 2), join)
 
     def _serve(self) -> None:
-        """Run the rebalance callbacks that wait, as librdkafka does within the application's poll."""
+        """Run the callbacks that wait, as librdkafka does within the application's poll: statistics, rebalances."""
+        if self._tell_statistics is not None and self._now() >= self._statistics_at:
+            self._statistics_at = self._now() + self._statistics_us
+            self._tell_statistics(self._statistics())
         if not self._waiting or self._serving:
             return
         self._serving = True

@@ -36,9 +36,9 @@ class InvalidState(Exception):
 
 
 class Record:
-    """A record of a partition; ``control`` records take an offset and are never delivered."""
+    """A record of a partition; ``control`` and ``compacted`` ones take an offset and are never delivered."""
 
-    __slots__ = ("control", "decoded", "headers", "key", "offset", "time_ms", "txn", "value")
+    __slots__ = ("compacted", "control", "decoded", "headers", "key", "offset", "time_ms", "txn", "value")
 
     def __init__(
         self,
@@ -57,12 +57,13 @@ class Record:
         self.time_ms = time_ms
         self.txn = txn
         self.control = control
+        self.compacted = False
         self.decoded: Any = None
 
     @property
     def readable(self) -> bool:
         """Whether a reader of committed records gets it, once it is below the last stable offset."""
-        return not self.control and (self.txn is None or self.txn.state == COMMITTED)
+        return not (self.control or self.compacted) and (self.txn is None or self.txn.state == COMMITTED)
 
 
 class Partition:
@@ -95,6 +96,14 @@ class Partition:
             if record.readable:
                 found.append(record)
         return found, position
+
+    def compact(self) -> None:
+        """Let only the last committed record of every key stay, as log compaction does; offsets do not change."""
+        last: dict[bytes | None, Record] = {}
+        for record in self.committed(end=self.stable_end):
+            if record.key is not None and record.key in last:
+                last[record.key].compacted = True
+            last[record.key] = record
 
     def committed(self, first: int = 0, end: int | None = None) -> Iterator[Record]:
         """The committed records in a range, decided or not being the coordinator's word, markers or not."""

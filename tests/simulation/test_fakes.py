@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import redis
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, TopicPartition
 
 from infra.local.valkey import ValkeyServer
+from streams.broker import config
+from streams.broker.group import GroupPlace
+from streams.memory.clients import FakeConsumer, Rates
 from streams.memory.log import ABORTED, COMMITTED, Cluster, Concurrent, Fenced, InvalidState
 from streams.memory.redis import Server
 from streams.memory.scheduler import Process, Scheduler, VirtualEvent
+from streams.settings import KafkaSettings
 from streams.tables.keys import accounts_key, meta_key
 from streams.tables.writer import _script
 
@@ -116,6 +120,48 @@ def test_offsets_of_a_member_that_is_none_are_refused_but_those_of_nobody_are_ta
 ) -> None:
     epoch = cluster.init("one")
     assert cluster.add_offsets("one", epoch, TIMEOUT_US, "group", {("topic", 0): 7}, member) == refused
+
+
+def test_compaction_leaves_the_last_committed_record_of_every_key_at_its_offset(cluster: Cluster) -> None:
+    (log,) = cluster.topics["topic"]
+    for value in (b"first", b"second"):
+        cluster.append("topic", b"key", value)
+        cluster.append("topic", None, value)
+    epoch = cluster.init("one")
+    cluster.produce("one", epoch, TIMEOUT_US, log, b"key", b"open", None)
+    log.compact()
+    assert [(record.offset, record.key) for record in log.committed()] == [(1, None), (2, b"key"), (3, None)]
+
+
+def test_a_fault_that_is_due_happens_once_whatever_its_rate() -> None:
+    rates = Rates()
+    rates.once("fatal")
+    assert [rates.strikes("fatal", 0.5) for _ in range(3)] == [True, False, False]
+    rates.once("fatal")
+    rates.stop()
+    assert not rates.strikes("fatal", 0.5)
+    assert rates.counts == {"fatal": 1}
+
+
+def test_statistics_say_how_far_a_partition_was_consumed_and_where_it_ends(cluster: Cluster) -> None:
+    place = GroupPlace(1.0)
+    process = Process(cluster.scheduler, "process")
+    consumer = FakeConsumer(cluster, process, Rates(), config.reader(KafkaSettings(), "client") | place.properties())
+    for value in (b"first", b"second", b"third"):
+        cluster.append("topic", None, value)
+    lags: list[int | None] = []
+
+    def consume() -> None:
+        consumer.assign([TopicPartition("topic", 0, 0)])
+        consumer.consume(1)
+        lags.append(place.lag("topic", 0))
+        cluster.scheduler.sleep(1_000_000)
+        consumer.consume(0)
+        lags.append(place.lag("topic", 0))
+
+    cluster.scheduler.spawn(process, "main", consume)
+    cluster.scheduler.run(2_000_000, 100)
+    assert lags == [None, 2], "once a second"
 
 
 def test_a_thread_that_ends_gives_way_to_the_scheduler_not_to_who_started_it() -> None:
