@@ -1,0 +1,408 @@
+"""Production's engines on the in-memory cluster, one cycle at a time: inputs go into its logs, outputs are read there.
+
+Faults happen at the clients: :class:`streams.memory.clients.Rates` strikes their calls, ``cut`` keeps a process from
+the coordinators, ``late`` withholds what polls would bring. Time is the scheduler's: nothing waits for a real clock.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from confluent_kafka import TopicPartition
+
+from schemas.codec import Decoder, encode
+from schemas.messages import (
+    AccountRow,
+    Alert,
+    EventFrame,
+    FillColumns,
+    JournalRecord,
+    LiquidationCommand,
+    Mark,
+    MarkFrame,
+    TransferColumns,
+)
+from schemas.parameters import (
+    AssetParameters,
+    InstrumentParameters,
+    MarginTier,
+    OracleParameters,
+    Parameter,
+    PolicyParameters,
+)
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, dead_letter_topic
+from streams.audit.replay import Replayed, replay
+from streams.clearing.engine import Engine
+from streams.memory.clients import FakeConsumer, FakeMessage, Rates
+from streams.memory.kafka import MemoryKafka, memory_redis
+from streams.memory.log import Cluster, Partition, Record
+from streams.memory.pipeline import partition_counts
+from streams.memory.redis import Server
+from streams.memory.scheduler import EPOCH_US, Process, Scheduler, VirtualEvent
+from streams.settings import load
+from streams.watchdog import Watchdog
+
+SYMBOL = "BTC-PERP"
+SEED = 1
+STEPS_MAX = 1_000_000_000
+DUE_MS = 100
+"""A commit is due, and quiet shards journal, so long after the last one."""
+WAIT_S = 120
+"""Virtual seconds within which whatever is waited for must have come about."""
+
+T = TypeVar("T")
+
+
+def instrument(rate: str = "0.05", **changes: Any) -> InstrumentParameters:
+    """The contract's parameters with a maintenance rate of ``rate``."""
+    values: dict[str, Any] = {
+        "symbol": SYMBOL,
+        "settle_asset": "USDC",
+        "price_increment": "0.1",
+        "quantity_increment": "0.001",
+        "margin_tiers": (MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.3"),),
+        "liquidation_fee": "0.005",
+        "insurance_fee": "0.001",
+    }
+    return InstrumentParameters(**values | changes)
+
+
+RECORDS: tuple[Parameter, ...] = (
+    AssetParameters(asset="USDC", decimals=6),
+    instrument(),
+    PolicyParameters(liquidation_buffer_rate="0.002"),
+    OracleParameters(symbol=SYMBOL, sources={"a": "1"}, max_age_ms=60_000),
+)
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    COMMANDS: Decoder[LiquidationCommand](LiquidationCommand),
+    ALERTS: Decoder[Alert](Alert),
+    ACCOUNTS: Decoder[AccountRow](AccountRow),
+    JOURNAL: Decoder[JournalRecord](JournalRecord),
+}
+
+
+class CountingWatchdog(Watchdog):
+    """A watchdog that counts the beats of each loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beats: Counter[str] = Counter()
+
+    def beat(self, name: str, doing: str = "") -> None:
+        super().beat(name, doing)
+        self.beats[name] += 1
+
+    @property
+    def watched(self) -> set[str]:
+        """The engine's own loops."""
+        return {loop.name for loop in self.loops()} - {"table writer"}
+
+
+class LateConsumer(FakeConsumer):
+    """A consumer whose polls bring nothing yet of the topics in ``late``. Reading a range is not a poll."""
+
+    def __init__(self, late: set[str], *rest: Any) -> None:
+        super().__init__(*rest)
+        self._late = late
+        self._assigned: set[str] = set()
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self._assigned = {place.topic for place in places}
+        super().assign(places)
+
+    def poll(self, timeout: float = -1) -> FakeMessage | None:
+        return None if self._late & self._assigned else super().poll(timeout)
+
+
+class EngineProcess:
+    """A process with one engine, which goes through its cycle when it is told to, or by itself from :meth:`run` on."""
+
+    def __init__(self, bench: "Bench", name: str) -> None:
+        self.name = name
+        self.rates = Rates()
+        self.late: set[str] = set()
+        self.watchdog = CountingWatchdog()
+        self.stop = VirtualEvent(bench.scheduler)
+        self.process = Process(bench.scheduler, name)
+        self._bench = bench
+        self._kafka = MemoryKafka(
+            bench.settings, bench.cluster, self.process, self.rates, partial(LateConsumer, self.late)
+        )
+        redis = memory_redis(bench.redis, self.process, self.rates)
+        self.engine = self.do(lambda: Engine.build(self._kafka, self.stop, self.watchdog, redis))
+
+    def do(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns, or raises, in the process."""
+        return self._bench.do(self.process, function)
+
+    def join(self) -> Self:
+        """Register and join the group; :meth:`cycle` takes what it assigns."""
+        self.do(self.engine.register)
+        self.do(self.engine.join)
+        return self
+
+    def run(self) -> Self:
+        """Go through the cycle from now on whenever time passes."""
+        self._bench.scheduler.spawn(self.process, "main", self.engine.run)
+        return self
+
+    def cycle(self, times: int = 1, *, due: bool = True) -> None:
+        """Go through the cycle; ``due``: what waits is to be committed."""
+        for _ in range(times):
+            if due:
+                self._bench.advance(DUE_MS)
+            self.do(self.engine.cycle)
+
+    def cycle_until(self, holds: Callable[[], bool], what: str = "") -> None:
+        """Go through the cycle until ``holds``."""
+        deadline_us = self._bench.scheduler.now + 1_000_000 * WAIT_S
+        while not holds():
+            assert self._bench.scheduler.now < deadline_us, f"not in {WAIT_S} s: {what or holds}"
+            self.cycle()
+
+    def settle(self) -> None:
+        """Go through the cycle until everything in the logs is applied and committed."""
+        self.cycle_until(self._bench.is_settled, "everything is applied and committed")
+        self.cycle()
+
+    def leave(self) -> None:
+        """Stop as a process does that is told to."""
+        self.stop.set()
+        self.do(self.engine.run)
+
+    def kill(self) -> None:
+        """End at once."""
+        self.process.kill("by the test")
+        self._bench.watch(self.process)
+
+    def cut(self, for_ms: float) -> None:
+        """Keep the process from the coordinators for so long; when its session ends it is expelled."""
+        self.process.go_silent(cut_us=int(1000 * for_ms))
+        self._bench.watch(self.process)
+
+    def conditions(self) -> dict[str, bool]:
+        """Whether each condition of its readiness holds."""
+        return {condition.name: condition.holds for condition in self.engine.readiness()}
+
+    @property
+    def to_take(self) -> int:
+        """How many shards it has still to take."""
+        values = {condition.name: condition.value for condition in self.engine.readiness()}
+        return int(values["shards_to_take"] or 0)
+
+    def calls(self) -> list[str]:
+        """What its clients were asked, and told it, since :meth:`Bench.forget_calls`."""
+        return [what for _, who, what in self._bench.scheduler.lines if who == self.name]
+
+
+class Bench:
+    """An in-memory cluster of ``shards`` with an empty Redis; the settings of its engines, changed by ``changes``."""
+
+    def __init__(self, shards: int = 1, **changes: Any) -> None:
+        usual = {
+            "topics.shards": shards,
+            "topics.partitions": 1,
+            "engine.commit_interval_ms": DUE_MS,
+            "engine.journal_interval_ms": DUE_MS,
+        }
+        self.settings = load({}, usual | {name.replace("__", "."): value for name, value in changes.items()})
+        self.scheduler = Scheduler(SEED, trace_lines=None)
+        self.cluster = Cluster(self.scheduler, partition_counts(shards, 1), lambda _: None)
+        self.redis = Server(self.scheduler)
+        self.epoch = 0
+        self._trade_id = 0
+        self._sequence = 0
+        self._engines: list[EngineProcess] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for engine in self._engines:
+            engine.process.dead = True
+            engine.process.unwind()
+
+    # --- time and processes ------------------------------------------------------------------------------------------
+
+    @property
+    def now_us(self) -> int:
+        """The brokers' time, microseconds since 1970."""
+        return EPOCH_US + self.scheduler.now
+
+    def advance(self, ms: float) -> None:
+        """Let time pass."""
+        self.scheduler.run(self.scheduler.now + int(1000 * ms), STEPS_MAX)
+
+    def wait(self, holds: Callable[[], bool], what: str) -> None:
+        """Let time pass until ``holds``."""
+        deadline_us = self.scheduler.now + 1_000_000 * WAIT_S
+        while not holds():
+            assert self.scheduler.now < deadline_us, f"not in {WAIT_S} s: {what}"
+            self.advance(0.1)
+
+    def do(self, process: Process, function: Callable[[], T]) -> T:
+        """What ``function`` returns, or raises, in ``process``."""
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        def body() -> None:
+            try:
+                results.append(function())
+            except Exception as error:
+                errors.append(error)
+
+        task = self.scheduler.spawn(process, "main", body)
+        self.wait(lambda: task.done, f"{process.name} has done what it was told to")
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def engine(self, name: str = "engine") -> EngineProcess:
+        """A new process; of processes with the same name a later one is the earlier one started again."""
+        started = EngineProcess(self, name)
+        self._engines.append(started)
+        return started
+
+    def owner(self, name: str = "engine") -> EngineProcess:
+        """A new process that has joined and taken every shard."""
+        started = self.engine(name).join()
+        started.cycle_until(lambda: all(self.is_taken(shard, started) for shard in self.shards), "it has every shard")
+        return started
+
+    def watch(self, process: Process) -> None:
+        """Let the groups expel the process when its session has ended."""
+        for group in self.cluster.groups.values():
+            group.watch(process)
+
+    def forget_calls(self) -> None:
+        """Begin a new trace of what clients are asked."""
+        self.scheduler.lines.clear()
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def parameters(self, *records: Parameter) -> None:
+        """Put records into the topic."""
+        for record in records:
+            self.cluster.append(PARAMETERS, record.key.encode(), encode(record))
+
+    def market(self, price: str = "10000") -> Self:
+        """Put the parameters of the market and a first mark into the topics."""
+        self.parameters(*RECORDS)
+        self.mark(price)
+        return self
+
+    def mark(self, price: str, *, full: bool = True, epoch: int | None = None) -> None:
+        """The oracle publishes a live mark."""
+        mark = Mark(symbol=SYMBOL, price=price, status="live", publish_time=self.now_us, sources={"a": price})
+        epoch = self.epoch if epoch is None else epoch
+        frame = MarkFrame(time=self.now_us, marks=(mark,), full=full, epoch=epoch)
+        self.cluster.append(MARKS, None, encode(frame))
+
+    def transfer(
+        self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", shard: int = 0
+    ) -> None:
+        """A collateral transfer comes to a shard."""
+        self._sequence += 1
+        columns = TransferColumns(
+            account=[account],
+            margin=[margin],
+            asset=[asset],
+            amount=[amount],
+            sequence=[self._sequence],
+            transfer_id=[f"t{self._sequence}"],
+        )
+        self._events(EventFrame(time=self.now_us, transfers=columns), shard)
+
+    def fill(
+        self,
+        account: str,
+        quantity: str,
+        price: str = "10000",
+        *,
+        symbol: str = SYMBOL,
+        margin: str = "cross",
+        shard: int = 0,
+        rows: int = 1,
+    ) -> None:
+        """A frame of ``rows`` equal fills comes to a shard."""
+        first, self._trade_id = self._trade_id + 1, self._trade_id + rows
+        values = {"account": account, "margin": margin, "symbol": symbol, "quantity": quantity, "price": price}
+        columns: dict[str, Any] = {name: [value] * rows for name, value in values.items()}
+        columns |= {"fee": ["0"] * rows, "order_id": ["o"] * rows, "trade_id": [*range(first, self._trade_id + 1)]}
+        self._events(EventFrame(time=self.now_us, fills=FillColumns(**columns)), shard)
+
+    def _events(self, frame: EventFrame, shard: int) -> None:
+        self.cluster.append(EVENTS, None, encode(frame), shard)
+
+    # --- outputs -----------------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> range:
+        return range(len(self.cluster.topics[EVENTS]))
+
+    def partition(self, topic: str, number: int = 0) -> Partition:
+        """A log of the cluster."""
+        return self.cluster.topics[topic][number]
+
+    def records(self, topic: str, partition: int | None = None) -> list[Record]:
+        """What a reader of committed records sees, of one partition or of all."""
+        found = self.cluster.topics[topic]
+        return [record for log in (found if partition is None else [found[partition]]) for record in log.committed()]
+
+    def _decoded(self, topic: str, partition: int | None = None) -> list[Any]:
+        return [_DECODERS[topic](record.value) for record in self.records(topic, partition) if record.value is not None]
+
+    def journal(self, shard: int = 0) -> list[JournalRecord]:
+        """A shard's journal."""
+        return self._decoded(JOURNAL, shard)
+
+    def stands(self, shard: int = 0) -> JournalRecord:
+        """The last record of a shard's journal."""
+        return self.journal(shard)[-1]
+
+    def claims(self, shard: int = 0) -> list[str]:
+        """The processes that have claimed a shard, in order."""
+        return [record.worker.removeprefix("host-") for record in self.journal(shard) if record.kind == "claim"]
+
+    def is_taken(self, shard: int, by: EngineProcess) -> bool:
+        """Whether the last to claim a shard, and to commit in it, is ``by``."""
+        journal = self.journal(shard)
+        return bool(journal) and (journal[-1].kind, journal[-1].worker) == ("commit", f"host-{by.name}")
+
+    def is_settled(self) -> bool:
+        """Whether the journals say that everything in the logs is applied."""
+        marks_end, parameters_end = self.partition(MARKS).end, self.partition(PARAMETERS).end
+        return all(
+            bool(self.journal(shard))
+            and self.stands(shard).kind == "commit"
+            and self.stands(shard).events.next == self.partition(EVENTS, shard).end
+            and self.stands(shard).marks.next == marks_end
+            and self.stands(shard).parameters.next == parameters_end
+            for shard in self.shards
+        )
+
+    def committed(self, shard: int = 0) -> int:
+        """The group's committed offset of a shard's events."""
+        return self.cluster.offsets.get(self.settings.engine.group_id, {}).get((EVENTS, shard), -1)
+
+    def commands(self) -> list[LiquidationCommand]:
+        return self._decoded(COMMANDS)
+
+    def alerts(self) -> list[Alert]:
+        return self._decoded(ALERTS)
+
+    def row(self, account: str) -> AccountRow:
+        """An account's last row in the changelog."""
+        found: AccountRow = [row for row in self._decoded(ACCOUNTS) if row.account == account][-1]
+        return found
+
+    def dead_letters(self, topic: str) -> list[Record]:
+        return self.records(dead_letter_topic(topic))
+
+    def replayed(self, shard: int = 0) -> Replayed:
+        """What an audit finds that runs the journal again."""
+        process = Process(self.scheduler, "auditor")
+        kafka = MemoryKafka(self.settings, self.cluster, process)
+        return self.do(process, lambda: replay(kafka.log_reader("audit"), shard))
