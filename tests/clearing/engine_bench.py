@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from confluent_kafka import TopicPartition
+from msgspec.structs import replace
 
 from schemas.codec import Decoder, encode
 from schemas.messages import (
@@ -39,7 +40,7 @@ from streams.memory.kafka import MemoryKafka, memory_redis
 from streams.memory.log import Cluster, Partition, Record
 from streams.memory.pipeline import partition_counts
 from streams.memory.redis import Server
-from streams.memory.scheduler import EPOCH_US, Process, Scheduler, VirtualEvent
+from streams.memory.scheduler import EPOCH_US, Process, Scheduler, Task, VirtualEvent
 from streams.settings import load
 from streams.watchdog import Watchdog
 
@@ -68,14 +69,9 @@ def instrument(rate: str = "0.05", **changes: Any) -> InstrumentParameters:
     return InstrumentParameters(**values | changes)
 
 
-RECORDS: tuple[Parameter, ...] = (
-    AssetParameters(asset="USDC", decimals=6),
-    instrument(),
-    PolicyParameters(liquidation_buffer_rate="0.002"),
-    OracleParameters(symbol=SYMBOL, sources={"a": "1"}, max_age_ms=60_000),
-)
+POLICY = PolicyParameters(liquidation_buffer_rate="0.002")
 
-_DECODERS: dict[str, Callable[[bytes], Any]] = {
+_DECODERS: dict[str, Callable[[bytes | None], Any]] = {
     COMMANDS: Decoder[LiquidationCommand](LiquidationCommand),
     ALERTS: Decoder[Alert](Alert),
     ACCOUNTS: Decoder[AccountRow](AccountRow),
@@ -126,12 +122,13 @@ class EngineProcess:
         self.watchdog = CountingWatchdog()
         self.stop = VirtualEvent(bench.scheduler)
         self.process = Process(bench.scheduler, name)
+        self.began = {shard: bench.partition(JOURNAL, shard).end for shard in bench.shards}
         self._bench = bench
-        self._kafka = MemoryKafka(
-            bench.settings, bench.cluster, self.process, self.rates, partial(LateConsumer, self.late)
-        )
+        self._running: Task | None = None
+        settings = replace(bench.settings, service=replace(bench.settings.service, instance_id=name))
+        kafka = MemoryKafka(settings, bench.cluster, self.process, self.rates, partial(LateConsumer, self.late))
         redis = memory_redis(bench.redis, self.process, self.rates)
-        self.engine = self.do(lambda: Engine.build(self._kafka, self.stop, self.watchdog, redis))
+        self.engine = self.do(lambda: Engine.build(kafka, self.stop, self.watchdog, redis))
 
     def do(self, function: Callable[[], T]) -> T:
         """What ``function`` returns, or raises, in the process."""
@@ -144,8 +141,8 @@ class EngineProcess:
         return self
 
     def run(self) -> Self:
-        """Go through the cycle from now on whenever time passes."""
-        self._bench.scheduler.spawn(self.process, "main", self.engine.run)
+        """Join, and go through the cycle by itself whenever time passes, until :meth:`leave`."""
+        self._running = self._bench.scheduler.spawn(self.process, "main", self.engine.run)
         return self
 
     def cycle(self, times: int = 1, *, due: bool = True) -> None:
@@ -153,7 +150,8 @@ class EngineProcess:
         for _ in range(times):
             if due:
                 self._bench.advance(DUE_MS)
-            self.do(self.engine.cycle)
+            if self._running is None:
+                self.do(self.engine.cycle)
 
     def cycle_until(self, holds: Callable[[], bool], what: str = "") -> None:
         """Go through the cycle until ``holds``."""
@@ -168,14 +166,21 @@ class EngineProcess:
         self.cycle()
 
     def leave(self) -> None:
-        """Stop as a process does that is told to."""
+        """End as a process that runs does when it is told to."""
+        running = self._running
+        assert running is not None
         self.stop.set()
-        self.do(self.engine.run)
+        self._bench.wait(lambda: running.done, f"{self.name} has ended")
 
     def kill(self) -> None:
         """End at once."""
         self.process.kill("by the test")
         self._bench.watch(self.process)
+
+    def restart(self) -> "EngineProcess":
+        """End at once; the process of the same name that owns every shard next."""
+        self.kill()
+        return self._bench.owner(self.name)
 
     def cut(self, for_ms: float) -> None:
         """Keep the process from the coordinators for so long; when its session ends it is expelled."""
@@ -287,10 +292,13 @@ class Bench:
         for record in records:
             self.cluster.append(PARAMETERS, record.key.encode(), encode(record))
 
-    def market(self, price: str = "10000") -> Self:
-        """Put the parameters of the market and a first mark into the topics."""
-        self.parameters(*RECORDS)
-        self.mark(price)
+    def market(self, policy: PolicyParameters = POLICY) -> Self:
+        """Put the parameters of the market, and a first mark of 10,000, into the topics."""
+        asset = AssetParameters(asset="USDC", decimals=6)
+        self.parameters(
+            asset, instrument(), policy, OracleParameters(symbol=SYMBOL, sources={"a": "1"}, max_age_ms=60_000)
+        )
+        self.mark("10000")
         return self
 
     def mark(self, price: str, *, full: bool = True, epoch: int | None = None) -> None:
@@ -351,12 +359,13 @@ class Bench:
         found = self.cluster.topics[topic]
         return [record for log in (found if partition is None else [found[partition]]) for record in log.committed()]
 
-    def _decoded(self, topic: str, partition: int | None = None) -> list[Any]:
-        return [_DECODERS[topic](record.value) for record in self.records(topic, partition) if record.value is not None]
+    def _decoded(self, topic: str) -> list[Any]:
+        return [_DECODERS[topic](record.value) for record in self.records(topic) if record.value is not None]
 
-    def journal(self, shard: int = 0) -> list[JournalRecord]:
-        """A shard's journal."""
-        return self._decoded(JOURNAL, shard)
+    def journal(self, shard: int = 0, since: EngineProcess | None = None) -> list[JournalRecord]:
+        """A shard's journal; with ``since`` what came after that process was started."""
+        first = 0 if since is None else since.began[shard]
+        return [_DECODERS[JOURNAL](record.value) for record in self.records(JOURNAL, shard) if record.offset >= first]
 
     def stands(self, shard: int = 0) -> JournalRecord:
         """The last record of a shard's journal."""
@@ -364,12 +373,12 @@ class Bench:
 
     def claims(self, shard: int = 0) -> list[str]:
         """The processes that have claimed a shard, in order."""
-        return [record.worker.removeprefix("host-") for record in self.journal(shard) if record.kind == "claim"]
+        return [record.worker for record in self.journal(shard) if record.kind == "claim"]
 
     def is_taken(self, shard: int, by: EngineProcess) -> bool:
-        """Whether the last to claim a shard, and to commit in it, is ``by``."""
-        journal = self.journal(shard)
-        return bool(journal) and (journal[-1].kind, journal[-1].worker) == ("commit", f"host-{by.name}")
+        """Whether ``by`` has claimed a shard, and committed in it since."""
+        journal = self.journal(shard, since=by)
+        return bool(journal) and (journal[-1].kind, journal[-1].worker) == ("commit", by.name)
 
     def is_settled(self) -> bool:
         """Whether the journals say that everything in the logs is applied."""
