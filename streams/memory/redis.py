@@ -20,6 +20,8 @@ class Server:
         self.scheduler = scheduler
         self.hashes: dict[bytes, Hash] = {}
         self.down_until = 0
+        self.slow_us = 0
+        """How much longer than usual every command takes."""
         self.on_write: Callable[[bytes], None] = lambda _: None
         self.on_token: Callable[[bytes, int, int | None], None] = lambda *_: None
         """Meta key, the token of the writer that was let in, the table's own before."""
@@ -183,6 +185,8 @@ class FakeRedis:
         server, random = self._server, self._server.scheduler.random
         for attempt in (1, 2):
             self._process.call("redis")
+            if server.slow_us:
+                server.scheduler.sleep(server.slow_us)
             if server.down_until > server.scheduler.now or self._rates.strikes("redis_error", random.random()):
                 if attempt == 2:
                     raise RedisConnectionError("simulated: Redis is away")

@@ -49,6 +49,8 @@ SEED = 1
 STEPS_MAX = 1_000_000_000
 DUE_MS = 100
 """A commit is due, and quiet shards journal, so long after the last one."""
+LOOK_MS = 1_100
+"""The engine looks at its shards for the watchdog, and librdkafka tells its statistics, once a second."""
 WAIT_S = 120
 """Virtual seconds within which whatever is waited for must have come about."""
 
@@ -187,6 +189,17 @@ class EngineProcess:
         self.process.go_silent(cut_us=int(1000 * for_ms))
         self._bench.watch(self.process)
 
+    def be_expelled(self) -> None:
+        """Lose the group by silence for a session: the engine learns it when it polls, and joins again later."""
+        session_ms = self._bench.settings.kafka.session_timeout_ms
+        self.cut(session_ms + 5_000)
+        self._bench.advance(session_ms + 1_000)
+
+    def look(self) -> None:
+        """Go through a cycle in which statistics come, and the engine looks at its shards for the watchdog."""
+        self._bench.advance(LOOK_MS)
+        self.do(self.engine.cycle)
+
     def conditions(self) -> dict[str, bool]:
         """Whether each condition of its readiness holds."""
         return {condition.name: condition.holds for condition in self.engine.readiness()}
@@ -216,7 +229,6 @@ class Bench:
         self.scheduler = Scheduler(SEED, trace_lines=None)
         self.cluster = Cluster(self.scheduler, partition_counts(shards, 1), lambda _: None)
         self.redis = Server(self.scheduler)
-        self.epoch = 0
         self._trade_id = 0
         self._sequence = 0
         self._engines: list[EngineProcess] = []
@@ -301,10 +313,9 @@ class Bench:
         self.mark("10000")
         return self
 
-    def mark(self, price: str, *, full: bool = True, epoch: int | None = None) -> None:
+    def mark(self, price: str, *, full: bool = True, epoch: int = 0) -> None:
         """The oracle publishes a live mark."""
         mark = Mark(symbol=SYMBOL, price=price, status="live", publish_time=self.now_us, sources={"a": price})
-        epoch = self.epoch if epoch is None else epoch
         frame = MarkFrame(time=self.now_us, marks=(mark,), full=full, epoch=epoch)
         self.cluster.append(MARKS, None, encode(frame))
 

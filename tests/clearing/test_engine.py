@@ -1,570 +1,455 @@
 """The engine's loop beside its shards: what it says of itself, what it gives up, and what it never lets grow."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from decimal import Decimal
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message, TopicPartition
+from msgspec.structs import replace
+from prometheus_client import REGISTRY
 
-from schemas.codec import encode
-from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, TransferColumns
-from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
 from schemas.topics import EVENTS, MARKS, PARAMETERS
-from streams.broker import records
-from streams.broker.kafka import Kafka
-from streams.clearing import engine as engine_module
-from streams.clearing.engine import Engine
-from streams.clearing.restore import TakenShard
 from streams.clearing.shard import Shard
-from streams.errors import ProducerFenced, ShardError, TransactionAborted
-from streams.feeds.parameters import REFUSED_MAX, ParameterFeed
-from streams.margin.parameters import RiskParameters
-from streams.runtime import SYSTEM
-from streams.settings import load
-from streams.tables.restore_point import RestorePoint
-from streams.tables.write_behind import TableWriter
-from streams.watchdog import Watchdog
+from streams.errors import ShardError
+from streams.feeds.parameters import REFUSED_MAX
+from streams.tables.keys import MARKS as MARKS_KEY
+from streams.tables.keys import accounts_key, meta_key
+from tests.clearing.engine_bench import POLICY, SYMBOL, Bench, EngineProcess
 
-T0 = 1_700_000_000_000_000
-RULES = RiskParameters.build(
-    [
-        AssetParameters(asset="USDC", decimals=6),
-        InstrumentParameters(
-            symbol="BTC-PERP",
-            settle_asset="USDC",
-            price_increment="0.1",
-            quantity_increment="0.001",
-            margin_tiers=(MarginTier(notional_floor="0", maintenance_rate="0.05", initial_rate="0.1"),),
-        ),
-        PolicyParameters(),
-        OracleParameters(symbol="BTC-PERP", sources={"a": "1"}, max_age_ms=5000),
-    ]
-)
-
-
-class Record(records.Record):
-    """A record as the consumer hands it over."""
-
-    def __init__(self, topic: str, partition: int, offset: int, value: bytes, key: bytes | None = None) -> None:
-        self._all = (topic, partition, offset, value, key)
-
-    def topic(self) -> str:
-        return self._all[0]
-
-    def partition(self) -> int:
-        return self._all[1]
-
-    def offset(self) -> int:
-        return self._all[2]
-
-    def value(self) -> bytes:
-        return self._all[3]
-
-    def key(self) -> bytes | None:
-        return self._all[4]
-
-    def error(self) -> None:
-        return None
-
-    def timestamp(self) -> tuple[int, int]:
-        return (TIMESTAMP_LOG_APPEND_TIME, T0 // 1000)
-
-
-class Log:
-    """A followed log or a consumer: hands over what was put in."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Record] = []
-        self.started: int | None = None
-        self.paused: list[int] = []
-
-    def start(self, offset: int) -> None:
-        self.started = offset
-
-    def poll(self, timeout_s: float = 0, records_max: int = 1000) -> list[Record]:
-        found, self.waiting = self.waiting, []
-        return found
-
-    def pause(self, places: list[TopicPartition]) -> None:
-        self.paused = [place.partition for place in places]
-
-    def seek(self, place: TopicPartition) -> None:
-        pass
-
-    def resume(self, places: list[TopicPartition]) -> None:
-        pass
-
-    def incremental_assign(self, places: list[TopicPartition]) -> None:
-        pass
-
-    def consumer_group_metadata(self) -> str:
-        return "generation"
-
-    def memberid(self) -> str:
-        return "me"
-
-
-class Producer:
-    """A transactional producer whose calls can be made to fail."""
-
-    def __init__(self) -> None:
-        self.failure: Exception | None = None
-        self.calls: list[str] = []
-        self.deadline_s: float | None = None
-        self.produced: list[tuple[str, bytes | None]] = []
-        self._deliveries: list[Callable[[], None]] = []
-
-    @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        self.deadline_s = seconds
-        yield
-        self.deadline_s = None
-
-    def init(self) -> None: ...
-
-    def begin(self) -> None:
-        self.calls.append("begin")
-
-    def produce(self, topic: str, value: bytes | None, *, on_delivery: Any = None, **_: Any) -> None:
-        self.produced.append((topic, value))
-        if on_delivery is not None:
-            self._deliveries.append(lambda: on_delivery(None, Record(topic, 0, len(self.produced), b"")))
-
-    def send_offsets(self, *_: Any) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.calls.append("offsets")
-
-    def commit(self) -> None:
-        for deliver in self._deliveries:
-            deliver()
-        self._deliveries.clear()
-        self.calls.append("commit")
-
-    def abort(self) -> None:
-        self.calls.append("abort")
-
-    def close(self) -> None:
-        self.calls.append("close")
-
-
-class Tables:
-    """The table writer's part that the engine calls."""
-
-    def __init__(self) -> None:
-        self.released: list[tuple[int, bool]] = []
-        self.marks: list[str] = []
-
-    def submit(self, *_: Any) -> None:
-        pass
-
-    def submit_marks(self, marks: tuple[Mark, ...]) -> None:
-        self.marks += [mark.price for mark in marks]
-
-    def restore(self, shard: int, token: int) -> None:
-        pass
-
-    def release(self, shard: int, *, flush: bool = True) -> None:
-        self.released.append((shard, flush))
-
-    def check(self) -> None:
-        pass
-
-
-class Bench:
-    """An engine with everything round it replaced. Shards are put in, not taken, unless the test says how."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-        self.settings = load({}, {"engine.commit_interval_ms": 1} | changes)
-        self.watchdog = Watchdog()
-        self.stop = threading.Event()
-        self.marks, self.events, self.parameters = Log(), Log(), Log()
-        self.new_producer = self.producer = Producer()
-        self.tables = Tables()
-        self.engine = engine = Engine(
-            cast(Kafka, self), cast(TableWriter, self.tables), cast(RestorePoint, None), self.stop, self.watchdog
-        )
-        found = cast(Any, engine)
-        found._parameter_log = ParameterFeed(cast(Any, self.parameters), RULES)
-        self.inside: Any = engine
-        monkeypatch.setattr(engine_module, "poll_batch", self._poll_batch)
-
-    # --- what the engine takes for Kafka
-
-    runtime = SYSTEM
-    worker = "engine-0"
-
-    def transactional_producer(self, transactional_id: str) -> Producer:
-        found, self.new_producer = self.new_producer, Producer()
-        return found
-
-    def log_reader(self, *_: Any) -> Any:
-        return SimpleNamespace(watermarks=lambda topic, partition: (0, 0))
-
-    def follower(self, client_id: str, topic: str) -> Log:
-        return self.marks if topic == MARKS else self.parameters
-
-    def group_consumer(self, *_: Any) -> Log:
-        return self.events
-
-    def _poll_batch(self, consumer: Log, timeout_s: float, records_max: int) -> list[Message]:
-        found, consumer.waiting = consumer.waiting[:records_max], consumer.waiting[records_max:]
-        return cast(list[Message], found)
-
-    def own(self, *shards: int) -> None:
-        for shard in shards:
-            self.inside._shards[shard] = Shard(shard, RULES)
-
-    def frame(self, shard: int, offset: int, account: str = "alice") -> None:
-        transfers = TransferColumns(
-            account=[account],
-            margin=["cross"],
-            asset=["USDC"],
-            amount=["10"],
-            sequence=[offset + 1],
-            transfer_id=["t"],
-        )
-        self.events.waiting.append(Record(EVENTS, shard, offset, encode(EventFrame(time=T0, transfers=transfers))))
-
-    def mark(self, offset: int, price: str = "100", epoch: int = -1) -> None:
-        mark = Mark(symbol="BTC-PERP", price=price, status="live", publish_time=T0)
-        frame = MarkFrame(time=T0, marks=(mark,), full=True, epoch=epoch)
-        self.marks.waiting.append(Record(MARKS, 0, offset, encode(frame)))
-
-    def cycle(self) -> None:
-        self.inside._last_commit = 0.0
-        self.inside._places_seen = 0.0
-        self.inside.cycle()
-
-    def conditions(self) -> dict[str, bool]:
-        return {condition.name: condition.holds for condition in self.engine.readiness()}
-
-    def watched(self) -> set[str]:
-        return {loop.name for loop in self.watchdog.loops()}
+FRAMES_PER_POLL = 16
+ONE_SHARD = {"engine", "marks of shard 0", "events of shard 0"}
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(monkeypatch)
+def bench() -> Iterator[Bench]:
+    with Bench() as started:
+        yield started.market()
 
 
-def taken(bench: Bench, shard: int) -> TakenShard:
-    return TakenShard(Shard(shard, RULES), [], bench.inside._parameter_log.next_offset)
+@pytest.fixture
+def two_shards() -> Iterator[Bench]:
+    with Bench(shards=2) as started:
+        yield started.market()
 
 
-def take_in_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch, steps: int, error: Exception | None = None) -> None:
-    """Let every taking last ``steps`` steps, and then fail with ``error`` if there is one."""
+def metric(name: str) -> float:
+    value = REGISTRY.get_sample_value(name)
+    assert value is not None, name
+    return value
 
-    def take_shard(shard_id: int, **_: Any) -> Iterator[None]:
-        for _step in range(steps):
-            yield
-        if error is not None:
-            raise error
-        return taken(bench, shard_id)  # type: ignore[return-value]
 
-    monkeypatch.setattr(engine_module, "take_shard", take_shard)
+def hold_taking(engine: EngineProcess) -> None:
+    """Let no taking get further: the group's coordinator does not say what was committed."""
+    engine.rates.committed_error = 1.0
+
+
+def let_go(engine: EngineProcess) -> None:
+    engine.rates.committed_error = 0.0
+
+
+def watch_table(bench: Bench, shard: int) -> list[tuple[str, set[bytes]]]:
+    """From now on: who wrote to the table of a shard, and the accounts in it then."""
+    written: list[tuple[str, set[bytes]]] = []
+
+    def on_write(key: bytes) -> None:
+        task = bench.scheduler.current
+        if key == meta_key(shard).encode() and task is not None:
+            written.append((task.process.name, set(bench.redis.hashes.get(accounts_key(shard).encode(), {}))))
+
+    bench.redis.on_write = on_write
+    return written
+
+
+def sizes(bench: Bench) -> list[int]:
+    """How many event frames each commit covers that covers any."""
+    found = [record.events.next - record.events.first for record in bench.journal()]
+    return [size for size in found if size]
 
 
 # --- taking ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_other_shards_go_on_while_one_is_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.own(0)
-    take_in_steps(bench, monkeypatch, 10)
-    bench.inside._on_assign(bench.events, [TopicPartition(EVENTS, 1)])
-    for offset in range(10):
-        bench.frame(0, offset)
-        bench.mark(offset)
-        bench.cycle()
-    shard = bench.inside._shards[0]
-    assert (shard.events_next, shard.marks_next) == (10, 10)
-    assert 1 not in bench.inside._shards
-    bench.cycle()
-    assert sorted(bench.inside._shards) == [0, 1]
-    assert bench.inside._to_take == []
+def test_the_other_shards_go_on_while_one_is_taken(two_shards: Bench) -> None:
+    bench = two_shards
+    engine = bench.engine().join()
+    engine.cycle_until(lambda: engine.to_take == 1)
+    hold_taking(engine)
+    bench.transfer("carol", "5", shard=1)
+    for number in range(10):
+        bench.transfer("alice", "10")
+        bench.mark("10000")
+        engine.cycle()
+        assert (bench.committed(), bench.stands().events.next) == (number + 1, number + 1)
+        assert bench.stands().marks.next == bench.partition(MARKS).end
+    assert bench.journal(1) == []
+    assert engine.to_take == 1
+    let_go(engine)
+    engine.settle()
+    assert engine.to_take == 0
+    assert bench.row("carol").groups[0].balances == {"USDC": "5"}
 
 
-def test_a_shard_that_goes_away_while_it_is_taken_is_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.own(0)
-    take_in_steps(bench, monkeypatch, 3)
-    bench.inside._on_assign(bench.events, [TopicPartition(EVENTS, 1), TopicPartition(EVENTS, 2)])
-    bench.cycle()
-    bench.inside._on_revoke(bench.events, [TopicPartition(EVENTS, 1)])
-    for _ in range(5):
-        bench.cycle()
-    assert sorted(bench.inside._shards) == [0, 2]
-    assert "taking of shard 1" not in bench.watched()
+def test_a_shard_that_goes_away_while_it_is_taken_is_left_alone() -> None:
+    with Bench(shards=3) as bench:
+        first = bench.market().engine("first").run()
+        first.settle()
+        engine = bench.engine().join()
+        hold_taking(engine)
+        engine.cycle_until(lambda: engine.to_take == 1)
+        first.leave()
+        engine.cycle_until(lambda: engine.to_take == 3)
+        assert "taking of shard 2" in engine.watchdog.watched
+        other = bench.engine("other").run()
+        engine.cycle_until(lambda: engine.to_take == 2)
+        assert engine.watchdog.watched == {"engine", "taking of shard 0", "taking of shard 1"}
+        let_go(engine)
+        engine.cycle_until(lambda: bench.is_taken(0, engine) and bench.is_taken(1, engine) and bench.is_taken(2, other))
+        assert engine.to_take == 0
+        assert "engine" not in bench.claims(2)
 
 
-def test_a_member_that_was_expelled_hears_of_it_before_it_takes_a_shard(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_member_that_was_expelled_hears_of_it_before_it_takes_a_shard(bench: Bench) -> None:
     """As long as it does not poll it cannot join again, and every claim is refused."""
-    take_in_steps(bench, monkeypatch, 0, TransactionAborted("the group has expelled this member"))
-    places = [TopicPartition(EVENTS, 1)]
-    bench.inside._on_assign(bench.events, places)
+    engine = bench.engine().join()
+    engine.cycle_until(lambda: engine.to_take == 1)
+    engine.be_expelled()
+    retakes = metric("margin_engine_retakes_total")
+    bench.forget_calls()
+    engine.cycle(due=False)
+    assert engine.to_take == 0
+    assert not {"committed offsets", "send offsets"} & set(engine.calls())
+    assert metric("margin_engine_retakes_total") == retakes
+    engine.settle()
+    assert set(bench.claims()) == {"engine"}
 
-    def poll_batch(consumer: Log, *_: Any) -> list[Message]:
-        if bench.inside._to_take:
-            bench.inside._on_lost(consumer, places)
-        return []
 
-    monkeypatch.setattr(engine_module, "poll_batch", poll_batch)
-    bench.cycle()
-    assert (bench.inside._to_take, bench.inside._retakes) == ([], 0)
-
-
-def test_parameters_that_came_while_a_shard_was_taken_are_in_force_in_it(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_in_steps(bench, monkeypatch, 3)
-    bench.inside._on_assign(bench.events, [TopicPartition(EVENTS, 0)])
-    bench.cycle()
-    value = encode(PolicyParameters(margin_call_levels=("3",), version=2))
-    bench.parameters.waiting.append(Record(PARAMETERS, 0, 7, value, b"policy:default"))
-    bench.parameters.waiting.append(Record(PARAMETERS, 0, 8, b"nonsense", b"policy:default"))
-    for _ in range(4):
-        bench.cycle()
-    shard = bench.inside._shards[0]
-    assert shard.parameters.policy.margin_call_levels == (Decimal(3),)
-    assert shard.parameters_next == 9
-    bench.cycle()
-    letters = [value for topic, value in bench.producer.produced if topic == f"{PARAMETERS}.dlq"]
+def test_parameters_that_came_while_a_shard_was_taken_are_in_force_in_it(bench: Bench) -> None:
+    engine = bench.owner()
+    bench.transfer("alice", "1000")
+    bench.fill("alice", "1")
+    engine.settle()
+    engine.kill()
+    engine = bench.engine().join()
+    hold_taking(engine)
+    engine.cycle_until(lambda: engine.to_take == 1)
+    engine.cycle(2)
+    bench.parameters(replace(POLICY, margin_call_levels=("3",)))
+    bench.cluster.append(PARAMETERS, b"policy:default", b"nonsense")
+    engine.cycle(4)
+    assert engine.to_take == 1
+    assert bench.alerts() == []
+    let_go(engine)
+    engine.settle()
+    assert [(alert.account, alert.kind, alert.level) for alert in bench.alerts()] == [("alice", "margin_call", "3")]
+    assert bench.stands().rules_next == bench.partition(PARAMETERS).end
+    engine.cycle(2)
+    letters = [letter.value for letter in bench.dead_letters(PARAMETERS)]
     assert letters == [b"nonsense"], "written once, by the owner of shard 0"
 
 
-def test_a_shard_that_cannot_be_taken_ends_the_engine_though_others_can(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def take_shard(shard_id: int, **_: Any) -> Iterator[None]:
-        yield
-        if shard_id == 1:
-            raise ShardError("shard 1: its rows cannot be restored")
-        return taken(bench, shard_id)  # type: ignore[return-value]
-
-    monkeypatch.setattr(engine_module, "take_shard", take_shard)
-    bench.stop.set()  # no backing off
-    bench.inside._on_assign(bench.events, [TopicPartition(EVENTS, 0), TopicPartition(EVENTS, 1)])
+def test_a_shard_that_cannot_be_taken_ends_the_engine_though_others_can(two_shards: Bench) -> None:
+    bench = two_shards
+    engine = bench.owner()
+    bench.transfer("bob", "10", shard=1)
+    engine.settle()
+    engine.kill()
+    bench.cluster.offsets[bench.settings.engine.group_id][EVENTS, 1] = 0  # as an operator may set it
+    engine = bench.engine().join()
 
     def run() -> None:
-        for offset in range(1000):
-            bench.frame(0, offset)
-            bench.cycle()
+        for _ in range(1000):
+            bench.transfer("alice", "10")
+            engine.cycle()
 
-    with pytest.raises(ShardError, match=r"could not be kept in 10 attempts; .* shard 1: its rows"):
+    with pytest.raises(ShardError, match=r"could not be kept in 10 attempts; .* shard 1: the group's offset"):
         run()
+    assert bench.claims().count("engine") > 10, "the other shard was taken each time"
+    assert bench.committed() > 0
 
 
 # --- handing over ----------------------------------------------------------------------------------------------------
 
 
-def test_a_revoke_commits_within_its_deadline_and_releases_the_shard(bench: Bench) -> None:
-    bench.own(0, 1)
-    seen: list[float | None] = []
-    commit = bench.producer.commit
+class Revoked:
+    """An engine that has two shards, with uncommitted events in both, and is about to learn that shard 1 goes to
+    another; it does when it polls."""
 
-    def commit_seen() -> None:
-        seen.append(bench.producer.deadline_s)
-        commit()
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.engine = bench.owner()
+        self.written = watch_table(bench, 1)
+        for shard, account in enumerate(("alice", "bob")):
+            bench.transfer(account, "10", shard=shard)
+        self.engine.cycle(due=False)
+        assert [bench.committed(shard) for shard in bench.shards] == [0, 0]
+        self.other = bench.engine("other").run()
+        bench.advance(300)
+        bench.forget_calls()
 
-    bench.producer.commit = commit_seen  # type: ignore[method-assign]
-    bench.inside._on_revoke(bench.events, [TopicPartition(EVENTS, 1)])
-    assert seen == [bench.settings.kafka.handover_s]
-    assert bench.settings.kafka.handover_s * 1000 < bench.settings.kafka.session_timeout_ms
-    assert bench.tables.released == [(1, True)]
-    assert list(bench.inside._shards) == [0]
-
-
-@pytest.mark.parametrize("error", [ProducerFenced("no answer in time"), TransactionAborted("aborted")])
-def test_a_revoke_that_cannot_commit_asks_nothing_more_of_kafka(bench: Bench, error: Exception) -> None:
-    bench.own(0, 1)
-    bench.producer.failure = error
-    bench.inside._on_revoke(bench.events, [TopicPartition(EVENTS, 1)])
-    assert bench.producer.calls == ["begin"], "neither an abort nor a new producer while the group waits"
-    assert bench.inside._shards == {}
-    assert bench.inside._to_take == [0], "what stays is taken again from the log; what goes is its next owner's"
-    assert (1, True) not in bench.tables.released
-    assert 0 in bench.events.paused
+    def hear_of_it(self) -> list[str]:
+        """Go through the cycle; what Kafka is asked from the rebalance on."""
+        self.engine.cycle(due=False)
+        calls = self.engine.calls()
+        return calls[calls.index(f"on_revoke {[(EVENTS, 1)]}") :]
 
 
-def test_the_cycle_after_it_mends_the_producer_and_takes_the_rest(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_in_steps(bench, monkeypatch, 1)
-    bench.own(0)
-    bench.producer.failure = TransactionAborted("aborted")
-    bench.inside._hand_over()
-    bench.producer.failure = None
-    bench.cycle()
-    assert bench.producer.calls == ["begin", "abort"]
-    bench.cycle()
-    assert list(bench.inside._shards) == [0]
+@pytest.fixture
+def revoked() -> Iterator[Revoked]:
+    with Bench(shards=2, engine__commit_interval_ms=2_000, engine__journal_interval_ms=2_000) as bench:
+        yield Revoked(bench.market())
 
 
-def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(**_: Any) -> None:
-        raise TransactionAborted("aborted")
+def test_a_revoke_commits_and_releases_the_shard(revoked: Revoked) -> None:
+    bench, engine = revoked.bench, revoked.engine
+    assert "commit" in revoked.hear_of_it()
+    assert [bench.committed(shard) for shard in bench.shards] == [1, 1]
+    assert bench.stands(1).worker == "engine"
+    bench.wait(lambda: ("engine", {b"bob"}) in revoked.written, "what was waiting is in Redis")
+    assert engine.watchdog.watched == ONE_SHARD
+    engine.cycle_until(lambda: bench.is_taken(1, revoked.other))
+    assert engine.to_take == 0
 
-    commands = iter([False, True])
-    monkeypatch.setattr(Shard, "has_command", property(lambda _: next(commands, True)))
-    monkeypatch.setattr(bench.inside, "_commit", fails)
-    bench.own(0)
-    for offset in range(3):
-        bench.mark(offset)
-    bench.cycle()
-    assert bench.marks.started == 2, "the third mark was polled, and not walked"
+
+def test_a_revoke_waits_for_kafka_until_its_deadline(revoked: Revoked) -> None:
+    bench, engine = revoked.bench, revoked.engine
+    kafka = bench.settings.kafka
+    assert kafka.handover_s * 1000 < kafka.session_timeout_ms
+    engine.cut(kafka.session_timeout_ms - 1_000)
+    started_us = bench.scheduler.now
+    assert "send offsets" in revoked.hear_of_it()
+    took_s = (bench.scheduler.now - started_us) / 1e6
+    assert kafka.handover_s <= took_s < kafka.handover_s + 0.5
+    engine.settle()
+    assert [bench.row(account).groups[0].balances for account in ("alice", "bob")] == [{"USDC": "10"}] * 2
+
+
+@pytest.mark.parametrize("fault", ["fatal", "abortable"])
+def test_a_revoke_that_cannot_commit_asks_nothing_more_of_kafka(revoked: Revoked, fault: str) -> None:
+    bench, engine = revoked.bench, revoked.engine
+    engine.rates.once(fault)
+    calls = revoked.hear_of_it()
+    assert engine.rates.counts[fault] == 1
+    assert not {"abort", "init"} & set(calls), "neither an abort nor a new producer while the group waits"
+    assert "pause" in calls, "shard 0 is not read on"
+    assert engine.to_take == 1, "what stays is taken again from the log; what goes is its next owner's"
+    assert engine.watchdog.watched == {"engine", "taking of shard 0"}
+    bench.wait(lambda: bench.is_taken(1, revoked.other), "the other has shard 1")
+    assert [bench.committed(shard) for shard in bench.shards] == [0, 1]
+    assert bench.claims(1).count("engine") == 1
+
+
+def test_a_revoke_that_cannot_commit_leaves_the_rows_that_wait_for_redis_to_the_next_owner(two_shards: Bench) -> None:
+    bench = two_shards
+    engine = bench.owner()
+    written = watch_table(bench, 1)
+    bench.transfer("alice", "10", shard=1)
+    engine.settle()
+    bench.wait(lambda: ("engine", {b"alice"}) in written, "the table is current")
+    written.clear()
+    bench.redis.slow_us = 3_000_000
+    bench.mark("10000")
+    engine.cycle()
+    bench.transfer("bob", "10", shard=1)
+    engine.cycle()
+    other = bench.engine("other").run()
+    bench.advance(300)
+    bench.forget_calls()
+    engine.rates.once("abortable")
+    engine.cycle(due=False)
+    assert f"on_revoke {[(EVENTS, 1)]}" in engine.calls()
+    assert engine.rates.counts["abortable"] == 1
+    engine.cycle_until(lambda: ("other", {b"alice", b"bob"}) in written)
+    assert {writer for writer, _ in written} == {"other"}, "Bob's row waited until Redis had taken the mark"
+    assert bench.is_taken(1, other)
+
+
+@pytest.mark.parametrize(("fault", "mended"), [("fatal", "init"), ("abortable", "abort")])
+def test_the_cycle_after_it_mends_the_producer_and_takes_the_rest(revoked: Revoked, fault: str, mended: str) -> None:
+    bench, engine = revoked.bench, revoked.engine
+    engine.rates.once(fault)
+    revoked.hear_of_it()
+    bench.forget_calls()
+    engine.cycle(due=False)
+    assert {"init", "abort"} & set(engine.calls()) == {mended}
+    engine.settle()
+    assert engine.to_take == 0
+    assert bench.claims()[:2] == ["engine", "engine"]
+    assert bench.row("alice").groups[0].balances == {"USDC": "10"}
+
+
+def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(bench: Bench) -> None:
+    engine = bench.owner()
+    bench.transfer("alice", "1000")
+    bench.fill("alice", "1")
+    engine.settle()
+    for price in ("10000", "9450", "9900"):
+        bench.mark(price)
+    engine.rates.once("abortable")
+    walked = metric("margin_engine_mark_frames_total")
+    engine.cycle(due=False)
+    assert metric("margin_engine_mark_frames_total") == walked + 2, "the third mark was polled, and not walked"
+    engine.settle()
+    assert metric("margin_engine_mark_frames_total") == walked + 3
+    assert [command.evidence.marks[SYMBOL] for command in bench.commands()] == ["9450"]
 
 
 # --- watching itself -------------------------------------------------------------------------------------------------
 
 
+def beaten(engine: EngineProcess) -> set[str]:
+    """Which loops are beaten for in the next cycle in which the engine looks at its shards."""
+    before = engine.watchdog.beats.copy()
+    engine.look()
+    return {name for name in engine.watchdog.watched if engine.watchdog.beats[name] > before[name]}
+
+
 def test_a_shard_that_moves_or_has_nothing_to_move_for_is_beaten_for(bench: Bench) -> None:
-    bench.own(3)
-    bench.cycle()
-    assert {"engine", "marks of shard 3", "events of shard 3"} <= bench.watched()
-    before = dict(bench.watchdog._beats)
-    bench.mark(0)
-    bench.cycle()
-    assert all(bench.watchdog._beats[name] > before[name] for name in before)
+    engine = bench.owner()
+    engine.look()
+    assert engine.watchdog.watched == ONE_SHARD
+    assert beaten(engine) == ONE_SHARD
+    bench.mark("10000")
+    bench.transfer("alice", "10")
+    assert beaten(engine) == ONE_SHARD
 
 
-def test_a_shard_whose_marks_do_not_move_while_marks_arrive_is_not(bench: Bench) -> None:
-    bench.own(3)
-    bench.cycle()
-    bench.inside._shards[3].apply_marks = lambda offset, frame, appended: None
-    bench.mark(0)
-    bench.cycle()
-    before = bench.watchdog._beats["marks of shard 3"]
-    bench.cycle()
-    assert bench.watchdog._beats["marks of shard 3"] == before
+def test_a_shard_whose_marks_do_not_move_while_marks_arrive_is_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.owner()
+    engine.look()
+    monkeypatch.setattr(Shard, "apply_marks", lambda *_: None)
+    bench.mark("10000")
+    assert beaten(engine) == ONE_SHARD - {"marks of shard 0"}
+    assert beaten(engine) == ONE_SHARD - {"marks of shard 0"}
 
 
 def test_a_shard_whose_events_do_not_move_while_events_wait_is_not(bench: Bench) -> None:
-    bench.own(3)
-    bench.cycle()
-    statistics = '{"topics":{"margin.events.v1":{"partitions":{"3":{"app_offset":%d,"ls_offset":9}}}}}'
-    bench.inside._group.note(statistics % 0)
-    before = bench.watchdog._beats["events of shard 3"]
-    bench.cycle()
-    assert bench.watchdog._beats["events of shard 3"] == before
-    bench.inside._group.note(statistics % 9)
-    bench.cycle()
-    assert bench.watchdog._beats["events of shard 3"] > before
+    engine = bench.owner()
+    engine.look()
+    engine.rates.slow_fetch = 1.0
+    bench.transfer("alice", "10")
+    assert beaten(engine) == ONE_SHARD - {"events of shard 0"}
+    assert beaten(engine) == ONE_SHARD - {"events of shard 0"}
+    engine.rates.slow_fetch = 0.0
+    assert beaten(engine) == ONE_SHARD
 
 
-def test_nothing_is_expected_of_a_shard_that_has_left(bench: Bench) -> None:
-    bench.own(3)
-    bench.cycle()
-    bench.inside._on_revoke(bench.events, [TopicPartition(EVENTS, 3)])
-    assert bench.watched() == {"engine"}
+def test_nothing_is_expected_of_a_shard_that_has_left(two_shards: Bench) -> None:
+    engine = two_shards.owner()
+    engine.look()
+    assert engine.watchdog.watched == ONE_SHARD | {"marks of shard 1", "events of shard 1"}
+    two_shards.engine("other").run()
+    engine.cycle_until(lambda: "shard 1" not in " ".join(engine.watchdog.watched))
+    engine.look()
+    assert engine.watchdog.watched == ONE_SHARD
+    engine.be_expelled()
+    engine.cycle(due=False)
+    assert engine.watchdog.watched == {"engine"}
 
 
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_ready_when_its_shards_are_restored_and_its_inputs_fresh(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_in_steps(bench, monkeypatch, 1)
-    assert not any(bench.conditions()[name] for name in ("is_in_group", "marks_age_ms")), (
-        "nothing is known before the start"
-    )
-    bench.inside._on_assign(bench.events, [TopicPartition(EVENTS, 0)])
-    assert not bench.conditions()["shards_to_take"]
-    bench.mark(0)
-    bench.cycle()
-    bench.cycle()
-    assert bench.conditions() == {
-        "is_in_group": True,
-        "shards_to_take": True,
-        "marks_age_ms": True,
-        "events_lag_frames": False,
-    }, "the lag is not known before the first statistics"
-    statistics = '{"topics":{"margin.events.v1":{"partitions":{"0":{"app_offset":0,"ls_offset":%d}}}}}'
-    bench.inside._group.note(statistics % 0)
-    assert all(bench.conditions().values())
-    bench.inside._group.note(statistics % 1001)
-    assert not bench.conditions()["events_lag_frames"]
+def test_it_is_ready_when_its_shards_are_restored_and_its_inputs_fresh() -> None:
+    with Bench(engine__ready_lag_frames_max=3) as bench:
+        engine = bench.market().engine()
+        assert not any(engine.conditions()[name] for name in ("is_in_group", "marks_age_ms")), (
+            "nothing is known before the start"
+        )
+        engine.join()
+        engine.cycle_until(lambda: engine.to_take == 1)
+        assert not engine.conditions()["shards_to_take"]
+        bench.mark("10000")
+        while engine.to_take:
+            engine.cycle(due=False)
+        assert engine.conditions() == {
+            "is_in_group": True,
+            "shards_to_take": True,
+            "marks_age_ms": True,
+            "events_lag_frames": False,
+        }, "the lag is not known before the first statistics"
+        engine.look()
+        assert all(engine.conditions().values())
+        engine.rates.slow_fetch = 1.0
+        for lag in range(1, 5):
+            bench.transfer("alice", "10")
+            engine.look()
+            assert engine.conditions()["events_lag_frames"] == (lag <= 3)
 
 
-def test_marks_that_stop_make_it_not_ready(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.mark(0)
-    bench.cycle()
-    assert bench.conditions()["marks_age_ms"]
-    bench.inside._marks_seen -= 1 + bench.settings.service.ready_age_ms / 1000
-    assert not bench.conditions()["marks_age_ms"]
+def test_marks_that_stop_make_it_not_ready(bench: Bench) -> None:
+    engine = bench.owner()
+    bench.mark("10000")
+    engine.cycle()
+    assert engine.conditions()["marks_age_ms"]
+    bench.advance(1_000 + bench.settings.service.ready_age_ms)
+    assert not engine.conditions()["marks_age_ms"]
 
 
 def test_an_engine_that_lost_its_group_is_not_ready(bench: Bench) -> None:
-    bench.inside._on_assign(bench.events, [])
-    assert bench.conditions()["is_in_group"], "a spare one without shards is"
-    bench.inside._on_lost(bench.events, [])
-    assert not bench.conditions()["is_in_group"]
+    engine, spare = bench.owner(), bench.engine("spare").join()
+    spare.cycle_until(lambda: spare.conditions()["is_in_group"])
+    assert set(bench.claims()) == {"engine"}, "a spare one without shards is"
+    assert engine.conditions()["is_in_group"]
+    engine.be_expelled()
+    engine.cycle(due=False)
+    assert not engine.conditions()["is_in_group"]
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_batch_is_committed_instead_of_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, **{"engine.batch_frames_max": 4, "engine.commit_interval_ms": 2000})
-    bench.own(0)
-    for offset in range(100):
-        bench.frame(0, offset)
-    longest = 0
-    for _ in range(200):
-        bench.inside._last_commit = SYSTEM.monotonic()  # no commit is due
-        bench.inside.cycle()
-        longest = max(longest, len(bench.inside._held))
-    assert bench.inside._shards[0].events_next >= 96
-    assert longest <= 4
+def test_a_full_batch_is_committed_instead_of_held() -> None:
+    with Bench(engine__batch_frames_max=4, engine__commit_interval_ms=2_000) as bench:
+        engine = bench.market().owner()
+        for _ in range(100):
+            bench.transfer("alice", "10")
+        begun_us = bench.scheduler.now
+        while bench.committed() < 96:
+            engine.cycle(due=False)
+            assert bench.scheduler.now - begun_us < 1_000_000, "no commit is due"
+        assert max(sizes(bench)) <= 4 + FRAMES_PER_POLL
 
 
-def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, **{"engine.batch_kbytes_max": 1})
-    bench.own(0)
-    values: dict[str, Any] = {
-        "account": "alice",
-        "margin": "cross",
-        "symbol": "BTC-PERP",
-        "quantity": "0.001",
-        "price": "100",
-    }
-    values |= {"fee": "0", "order_id": "o", "trade_id": 1}
-    columns = FillColumns(**{name: [value] * 60 for name, value in values.items()})
-    for offset in range(64):
-        bench.events.waiting.append(Record(EVENTS, 0, offset, encode(EventFrame(time=T0, fills=columns))))
-    bench.inside._hold_events()
-    assert len(bench.inside._held) == 16, "one poll's worth, not all there is"
+def test_a_batch_is_bounded_in_bytes() -> None:
+    with Bench(engine__batch_kbytes_max=1) as bench:
+        engine = bench.market().owner()
+        bench.transfer("alice", "1000000")
+        engine.settle()
+        for _ in range(64):
+            bench.fill("alice", "0.001", rows=60)
+        engine.settle()
+        assert bench.committed() == 65
+        assert max(sizes(bench)) == FRAMES_PER_POLL, "one poll's worth, not all there is"
 
 
 def test_refused_parameters_are_kept_up_to_a_bound(bench: Bench) -> None:
-    for offset in range(3 * REFUSED_MAX):
-        bench.parameters.waiting.append(Record(PARAMETERS, 0, offset, b"nonsense", b"policy:default"))
-    bench.cycle()
-    assert len(bench.inside._parameter_log.refused(0, 3 * REFUSED_MAX)) == REFUSED_MAX
+    bench.owner().kill()
+    for _ in range(3 * REFUSED_MAX):
+        bench.cluster.append(PARAMETERS, b"policy:default", b"nonsense")
+    bench.owner().settle()
+    end = bench.partition(PARAMETERS).end
+    offsets = [int(dict(letter.headers or ())["dlq.offset"]) for letter in bench.dead_letters(PARAMETERS)]
+    assert offsets == list(range(end - REFUSED_MAX, end))
 
 
 # --- marks -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_tables_do_not_get_the_marks_of_a_replaced_oracle(bench: Bench) -> None:
-    bench.own(0)
-    bench.mark(0, "100", epoch=20)
-    bench.mark(1, "50", epoch=10)
-    bench.mark(2, "101", epoch=20)
-    bench.cycle()
-    assert bench.tables.marks == ["100", "101"]
+    engine = bench.owner()
+    engine.settle()
+    for price, epoch, known in (("100", 20, "100"), ("50", 10, "100"), ("101", 20, "101")):
+        bench.mark(price, epoch=epoch)
+        engine.settle()
+        engine.cycle()
+        assert f'"price":"{known}"'.encode() in bench.redis.hashes[MARKS_KEY.encode()][SYMBOL.encode()]
 
 
 def test_a_mark_record_that_is_no_frame_is_walked_and_dead_lettered_with_its_offset(bench: Bench) -> None:
-    bench.own(0)
-    bench.marks.waiting.append(Record(MARKS, 0, 5, b"nonsense"))
-    bench.cycle()
-    assert bench.inside._shards[0].marks_next == 6
-    assert (f"{MARKS}.dlq", b"nonsense") in bench.producer.produced
+    engine = bench.owner()
+    offset = bench.cluster.append(MARKS, None, b"nonsense", 0).offset
+    engine.settle()
+    assert bench.stands().marks.next == offset + 1
+    (letter,) = bench.dead_letters(MARKS)
+    assert letter.value == b"nonsense"
+    assert dict(letter.headers or ())["dlq.offset"] == str(offset).encode()
