@@ -1,8 +1,8 @@
 """``python -m infra.check``: every check that needs no server, in one go.
 
 All of them run even if one fails; the last lines name what failed and how to mend it, and the exit code is 1. It
-installs and removes nothing. ``--fix`` first lets the formatter, the linter and the generator write what they would ask
-for.
+installs and removes nothing. ``--fix`` first lets the formatter, the linter and the generators write what they would
+ask for.
 """
 
 import argparse
@@ -40,6 +40,12 @@ CHECKS = (
         ("python", "-m", "schemas.generate"),
         "python -m infra.check --fix",
     ),
+    Check(
+        "table of settings",
+        ("python", "-m", "streams.settings_table", "--check"),
+        ("python", "-m", "streams.settings_table"),
+        "python -m infra.check --fix",
+    ),
 )
 
 
@@ -74,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Run every check that needs no server: " + ", ".join(check.name for check in CHECKS) + ".",
         epilog="Exit codes: 0 every check holds; 1 one does not, and the last lines say which and how to mend it.",
     )
-    parser.add_argument("--fix", action="store_true", help="first write what linter, formatter and generator would")
+    parser.add_argument("--fix", action="store_true", help="first write what linter, formatter and generators would")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree to check (default: this one)")
     options = parser.parse_args(arguments)
     failed = check_all(CHECKS, options.root, fix=options.fix)

@@ -28,7 +28,7 @@ from streams import interruption, logs
 from streams.access.redis_address import holds_password
 from streams.errors import MarginClearingError, SettingsError, TableError
 from streams.redaction import redacted
-from streams.settings import Loaded, Settings, describe, read, variable
+from streams.settings import Loaded, Settings, describe, read, schema, variable
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +62,24 @@ REDIS = ("--redis-url", "MARGIN_REDIS__URL")
 _DEFAULTS = Settings()
 
 
-def _set_by(path: str, text: str) -> Any:
+def _set_by(path: str) -> Any:
     """The option of a setting; its help names the variable and the default that are in force without it."""
     section, field = path.split(".")
     default = getattr(getattr(_DEFAULTS, section), field)
-    return typer.Option(
-        help=f"{text} [env: MARGIN_{section.upper()}__{field.upper()}; default: {default if default != '' else 'none'}]"
-    )
+    return typer.Option(help=_help(section, field, str(default) if default != "" else "none"))
 
 
-def _told(variable: str, text: str) -> Any:
+def _told(path: str) -> Any:
     """The option of where a command writes, which has no default."""
-    return typer.Option(help=f"{text} [env: {variable}; default: none, it must be given]")
+    section, field = path.split(".")
+    return typer.Option(help=_help(section, field, "none, it must be given"))
+
+
+def _help(section: str, field: str, default: str) -> str:
+    found = schema(section, field)
+    meaning = found["description"].replace("`", "")
+    choices = f": {', '.join(found['enum'])}" if "enum" in found else ""
+    return f"{meaning[0].upper()}{meaning[1:]}{choices} [env: {variable(section, field)}; default: {default}]"
 
 
 def _else(default: str, text: str, *names: str, **rules: Any) -> Any:
@@ -81,23 +87,15 @@ def _else(default: str, text: str, *names: str, **rules: Any) -> Any:
     return typer.Option(*names, help=f"{text} [default: {default}]", show_default=False, **rules)
 
 
-BootstrapServers = Annotated[str | None, _set_by("kafka.bootstrap_servers", "Kafka's addresses, host:port,host:port")]
-RedisUrl = Annotated[
-    str | None, _set_by("redis.url", "Redis or Valkey, redis://host:port/db; rediss:// with TLS, unix:// for a socket")
-]
-WriteTo = Annotated[str | None, _told(KAFKA[1], "Kafka's addresses, host:port,host:port")]
-WriteTables = Annotated[
-    str | None, _told(REDIS[1], "Redis or Valkey, redis://host:port/db; rediss:// with TLS, unix:// for a socket")
-]
-InstanceId = Annotated[
-    str | None, _set_by("service.instance_id", "A name that survives restarts: static group membership")
-]
-MetricsPort = Annotated[
-    int | None, _set_by("service.metrics_port", "Serve /metrics, /livez and /readyz here; 0 serves nothing")
-]
-LogLevel = Annotated[str | None, _set_by("service.log_level", "DEBUG, INFO, WARNING or ERROR")]
-LogFormat = Annotated[str | None, _set_by("service.log_format", "json or text")]
-Shards = Annotated[int | None, _set_by("topics.shards", "Partitions of margin.events.v1")]
+BootstrapServers = Annotated[str | None, _set_by("kafka.bootstrap_servers")]
+RedisUrl = Annotated[str | None, _set_by("redis.url")]
+WriteTo = Annotated[str | None, _told("kafka.bootstrap_servers")]
+WriteTables = Annotated[str | None, _told("redis.url")]
+InstanceId = Annotated[str | None, _set_by("service.instance_id")]
+MetricsPort = Annotated[int | None, _set_by("service.metrics_port")]
+LogLevel = Annotated[str | None, _set_by("service.log_level")]
+LogFormat = Annotated[str | None, _set_by("service.log_format")]
+Shards = Annotated[int | None, _set_by("topics.shards")]
 RecordedTrades = Annotated[
     Path | None, _else("the carried one", "Recorded trades, CSV (.gz) as in the carried recording")
 ]
@@ -329,13 +327,8 @@ def engine(
 def topics(
     bootstrap_servers: WriteTo = None,
     shards: Shards = None,
-    partitions: Annotated[
-        int | None,
-        _set_by("topics.partitions", "Partitions of the exchange's topics, if created here"),
-    ] = None,
-    replication_factor: Annotated[
-        int | None, _set_by("topics.replication_factor", "Replicas; -1 is the broker's default")
-    ] = None,
+    partitions: Annotated[int | None, _set_by("topics.partitions")] = None,
+    replication_factor: Annotated[int | None, _set_by("topics.replication_factor")] = None,
     verify: Annotated[bool, _else("create what is missing", "Create nothing, only compare", "--verify")] = False,
 ) -> None:
     """Create the topics that are missing and verify the rest.

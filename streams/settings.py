@@ -26,8 +26,13 @@ from streams.errors import SettingsError
 
 PREFIX = "MARGIN_"
 
+UNIT = "x-unit"
+"""Under which name the JSON Schema of the settings says what a number counts."""
+
 Positive = Annotated[int, Meta(ge=1)]
-Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
+Partitions = Annotated[int, Meta(ge=1, le=1024)]
+Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000, extra_json_schema={UNIT: "ms"})]
+Kibibytes = Annotated[int, Meta(ge=1, le=1_000_000, extra_json_schema={UNIT: "KiB"})]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 ABORT_CHECK_MS = 10_000
@@ -50,24 +55,39 @@ class _SettingsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class KafkaSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to reach Kafka. ``ssl_…_location`` name files in PEM form; certificate and key are the client's own.
+    """How to reach Kafka.
 
-    ``options`` holds further librdkafka properties as ``name=value,name=value``; which may stand there, and for which
-    client each holds, is in :mod:`streams.access.kafka_properties`.
+    Which properties may stand in ``options``, and for which client each holds, is in
+    :mod:`streams.access.kafka_properties`.
     """
 
-    bootstrap_servers: str = "localhost:9092"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
-    sasl_username: str = ""
-    sasl_password: str = ""
-    ssl_ca_location: str = ""
-    ssl_certificate_location: str = ""
-    ssl_key_location: str = ""
-    ssl_key_password: str = ""
-    options: str = ""
-    transaction_timeout_ms: Milliseconds = 10_000
-    session_timeout_ms: Milliseconds = 10_000
+    bootstrap_servers: Annotated[str, Meta(description="Kafka's addresses, `host:port,host:port`")] = "localhost:9092"
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Meta(description="how connections are secured: TLS, a user, both or neither"),
+    ] = "PLAINTEXT"
+    sasl_mechanism: Annotated[
+        Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        Meta(description="how the user is proved; the `SASL_` protocols need it"),
+    ] = ""
+    sasl_username: Annotated[str, Meta(description="the user, with a mechanism")] = ""
+    sasl_password: Annotated[str, Meta(description="the user's password, with a mechanism")] = ""
+    ssl_ca_location: Annotated[
+        str,
+        Meta(description="PEM file, or folder of hashed certificates, that is trusted; the system's without"),
+    ] = ""
+    ssl_certificate_location: Annotated[
+        str, Meta(description="PEM file of this client's certificate, for mutual TLS; with its key")
+    ] = ""
+    ssl_key_location: Annotated[str, Meta(description="PEM file of the certificate's key")] = ""
+    ssl_key_password: Annotated[str, Meta(description="the key's password, if it has one")] = ""
+    options: Annotated[
+        str, Meta(description="further librdkafka properties, `name=value,name=value`; which: see Security")
+    ] = ""
+    transaction_timeout_ms: Annotated[Milliseconds, Meta(description="after this a transaction is given up")] = 10_000
+    session_timeout_ms: Annotated[Milliseconds, Meta(description="after this a silent worker loses its partitions")] = (
+        10_000
+    )
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -121,16 +141,21 @@ class KafkaSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_
 
 
 class RedisSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to reach Redis (or Valkey). User and password stand in the URL or by themselves."""
+    """How to reach Redis (or Valkey)."""
 
-    url: str = "redis://localhost:6379/0"
-    username: str = ""
-    password: str = ""
-    ssl_ca_location: str = ""
-    ssl_certificate_location: str = ""
-    ssl_key_location: str = ""
-    ssl_key_password: str = ""
-    timeout_ms: Milliseconds = 1_000
+    url: Annotated[
+        str,
+        Meta(description="Redis or Valkey: `redis://host:port/db`, `rediss://` with TLS, or `unix:///path?db=0`"),
+    ] = "redis://localhost:6379/0"
+    username: Annotated[
+        str, Meta(description="the user, if `user:password@` is not in the URL; a password alone is the default user's")
+    ] = ""
+    password: Annotated[str, Meta(description="the user's password")] = ""
+    ssl_ca_location: Annotated[str, Meta(description="as for Kafka, with `rediss://`")] = ""
+    ssl_certificate_location: Annotated[str, Meta(description="as for Kafka, with `rediss://`")] = ""
+    ssl_key_location: Annotated[str, Meta(description="as for Kafka, with `rediss://`")] = ""
+    ssl_key_password: Annotated[str, Meta(description="as for Kafka, with `rediss://`")] = ""
+    timeout_ms: Annotated[Milliseconds, Meta(description="longest wait for one answer of Redis")] = 1_000
 
     @property
     def address(self) -> RedisAddress:
@@ -163,59 +188,108 @@ class RedisSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_
 
 
 class TopicsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What ``margin-clearing topics`` creates. ``shards`` is the partition count of ``margin.events.v1``."""
+    """What ``margin-clearing topics`` creates."""
 
-    shards: Annotated[int, Meta(ge=1, le=1024)] = 4
-    partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
-    replication_factor: Annotated[int, Meta(ge=-1, le=9)] = -1
+    shards: Annotated[
+        Partitions,
+        Meta(description="partitions of `margin.events.v1`, `margin.accounts.v1` and `margin.journal.v1`"),
+    ] = 4
+    partitions: Annotated[
+        Partitions, Meta(description="partitions of the other topics, for `margin-clearing topics`")
+    ] = 4
+    replication_factor: Annotated[
+        int,
+        Meta(
+            ge=-1, le=9, description="replicas of each topic, for `margin-clearing topics`; -1 is the broker's default"
+        ),
+    ] = -1
 
 
 class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The router. A batch ends at ``batch_records_max`` records, ``batch_kbytes_max`` or ``linger_ms`` after its first.
+    """The router."""
 
-    With more than ``ready_lag_records_max`` records to route it is not ready.
-    """
-
-    group_id: str = "margin-router"
-    batch_records_max: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
-    batch_kbytes_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 16_384
-    linger_ms: Milliseconds = 20
-    ready_lag_records_max: Positive = 100_000
+    group_id: Annotated[str, Meta(description="the routers' consumer group")] = "margin-router"
+    batch_records_max: Annotated[int, Meta(ge=1, le=100_000, description="with so many records a batch ends")] = 20_000
+    batch_kbytes_max: Annotated[Kibibytes, Meta(description="with so many bytes a batch ends")] = 16_384
+    linger_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="so long after its first record a batch ends; at most a quarter of Kafka's transaction timeout"
+        ),
+    ] = 20
+    ready_lag_records_max: Annotated[Positive, Meta(description="with more records to route a router is not ready")] = (
+        100_000
+    )
 
 
 class OracleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The oracle. ``heartbeat_ms`` is the period of the full mark frames, the pipeline's clock."""
+    """The oracle."""
 
-    app_id: str = "margin-oracle"
-    heartbeat_ms: Milliseconds = 250
-    web_port: Port = 0
+    app_id: Annotated[
+        str, Meta(description="Faust's application id, the oracles' consumer group; `-leader` is another")
+    ] = "margin-oracle"
+    heartbeat_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="period of the full mark frames, the pipeline's clock; at most half of Kafka's session "
+            "timeout, `READY_AGE_MS` and `WATCHDOG_MS`"
+        ),
+    ] = 250
+    web_port: Annotated[Port, Meta(description="port of Faust's web server; 0 is none")] = 0
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The engine. Commands are committed at once, everything else at the latest ``commit_interval_ms`` later."""
+    """The engine."""
 
-    group_id: str = "margin-engine"
-    commit_interval_ms: Milliseconds = 50
-    batch_frames_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
-    batch_kbytes_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 16_384
-    journal_interval_ms: Milliseconds = 5_000
-    redis_backlog_rows_max: Positive = 1_000_000
-    ready_lag_frames_max: Positive = 1_000
+    group_id: Annotated[str, Meta(description="the engines' consumer group")] = "margin-engine"
+    commit_interval_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="longest time between commits, at most a quarter of Kafka's transaction timeout; "
+            "a command is committed at once"
+        ),
+    ] = 50
+    batch_frames_max: Annotated[int, Meta(ge=1, le=10_000, description="with so many frames a batch ends")] = 256
+    batch_kbytes_max: Annotated[Kibibytes, Meta(description="with so many bytes a batch ends")] = 16_384
+    journal_interval_ms: Annotated[
+        Milliseconds, Meta(description="how often a quiet shard journals how far it has walked the marks")
+    ] = 5_000
+    redis_backlog_rows_max: Annotated[
+        Positive, Meta(description="with more rows waiting for Redis they are read again from the changelog instead")
+    ] = 1_000_000
+    ready_lag_frames_max: Annotated[
+        Positive, Meta(description="with a shard further behind an engine is not ready")
+    ] = 1_000
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every process has. An empty ``instance_id`` becomes host name and process id (dynamic membership).
+    """What every process has."""
 
-    ``metrics_port`` serves ``/metrics``, ``/livez`` and ``/readyz``; 0 serves nothing. A loop without progress for
-    ``watchdog_ms`` ends the process; without a mark frame (the oracle: a beat) for ``ready_age_ms`` it is not ready.
-    """
-
-    instance_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._\-]{0,200}$")] = ""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["json", "text"] = "json"
-    metrics_port: Port = 0
-    watchdog_ms: Milliseconds = 60_000
-    ready_age_ms: Milliseconds = 5_000
+    instance_id: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9._\-]{0,200}$",
+            description="a name that survives restarts: static group membership; without, host name and process id",
+        ),
+    ] = ""
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="the least that is logged")] = (
+        "INFO"
+    )
+    log_format: Annotated[Literal["json", "text"], Meta(description="how log lines are written")] = "json"
+    metrics_port: Annotated[
+        Port, Meta(description="port that serves `/metrics`, `/livez` and `/readyz`; 0 serves nothing")
+    ] = 0
+    watchdog_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="a loop or shard without progress for so long ends the process (exit code 70); at least 1.25 "
+            "times the longest wait for Kafka or Redis, at most 300,000"
+        ),
+    ] = 60_000
+    ready_age_ms: Annotated[
+        Milliseconds,
+        Meta(description="without a mark frame (the oracle: a heartbeat) for so long a process is not ready"),
+    ] = 5_000
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -301,7 +375,7 @@ def read(
     except msgspec.ValidationError as error:
         raise SettingsError(_in_words(str(error))) from None
     _check(settings)
-    return Loaded(settings, {place: set_by.get(place, DEFAULT) for place in _places()})
+    return Loaded(settings, {place: set_by.get(place, DEFAULT) for place in places()})
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -318,6 +392,12 @@ def variable(section: str, field: str) -> str:
     return f"{PREFIX}{section.upper()}__{field.upper()}"
 
 
+def schema(section: str, field: str) -> dict[str, Any]:
+    """The JSON Schema of a setting: type, default and limits, ``description`` in Markdown, and :data:`UNIT`."""
+    found: dict[str, Any] = msgspec.json.schema(type(getattr(Settings(), section)))
+    return next(iter(found["$defs"].values()))["properties"][field]  # type: ignore[no-any-return]
+
+
 def is_injected(name: str, value: str) -> bool:
     """Whether a variable is one that Kubernetes sets for a Service (the form of Docker's links), not a setting.
 
@@ -328,7 +408,8 @@ def is_injected(name: str, value: str) -> bool:
     return name.endswith("_PORT") and _INJECTED_ADDRESS.match(value) is not None
 
 
-def _places() -> list[tuple[str, str]]:
+def places() -> list[tuple[str, str]]:
+    """(section, field) of every setting, in their order."""
     return [
         (section, field)
         for section in Settings.__struct_fields__
@@ -337,7 +418,7 @@ def _places() -> list[tuple[str, str]]:
 
 
 def _variables() -> list[str]:
-    names = [variable(*place) for place in _places()]
+    names = [variable(*place) for place in places()]
     return [*names, *(f"{variable(*place)}{_FILE_SUFFIX.upper()}" for place in sorted(SECRETS))]
 
 
@@ -463,15 +544,15 @@ def _servers(text: str) -> tuple[str, ...]:
 
 
 def _refuse_unknown(values: Mapping[str, Mapping[str, Any]]) -> None:
-    places = _places()
+    known_places = places()
     for section, fields in values.items():
         for field in fields:
-            if (section, field) in places:
+            if (section, field) in known_places:
                 continue
             name = variable(section, field)
             alike = difflib.get_close_matches(name, _variables(), 1)
             meant = f"is {alike[0]} meant? " if alike else ""
-            known = [each for of, each in places if of == section]
+            known = [each for of, each in known_places if of == section]
             if not known:
                 raise SettingsError(
                     f"{name}: no such section; {meant}there are {', '.join(Settings.__struct_fields__)}"

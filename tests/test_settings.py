@@ -112,13 +112,6 @@ def test_the_manifests_have_nothing_injected() -> None:
     assert all(pod["enableServiceLinks"] is False for pod in pods)
 
 
-def test_the_readme_has_every_setting() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## Settings") : text.index("## Security")]
-    for group, field in PLACES:
-        assert variable(group, field) in section or f"…__{field.upper()}`" in section
-
-
 # --- what set a value ------------------------------------------------------------------------------------------------
 
 
