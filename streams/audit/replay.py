@@ -284,7 +284,7 @@ class _Replay:
         if self._last is None:
             return True
         if account == shard_account(self._shard):
-            return number <= self._rerun.shard.alert_sequence
+            return number <= self._rerun.shard.cursor.alert_sequence
         state = self._rerun.shard.accounts.get(account)
         reached = (0, 0) if state is None else (state.liquidation_sequence, state.alert_sequence)
         return number <= reached[kind]

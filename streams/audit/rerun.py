@@ -16,10 +16,8 @@ from schemas.messages import EventFrame, FillColumns, JournalRecord, Mark, MarkF
 from schemas.topics import EVENTS, MARKS, PARAMETERS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
-from streams.clearing.restore import (
-    claim_record,
-    recall_from,
-)
+from streams.clearing.journal import Cursor
+from streams.clearing.restore import recall_from
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
 from streams.feeds.marks import mark_records, read_marks
@@ -74,23 +72,16 @@ class Rerun:
         if record.kind == "claim":
             self.claim(record, offset)
             return
-        self._restore(record)
-        self.shard.claim, self.shard.journal_previous = record.claim, offset
-        self._last = (record, offset)
+        self._restore(record, offset)
 
     def expected_claim(self, found: JournalRecord) -> JournalRecord:
         """The claim that must follow the last record, with the worker that ``found`` names."""
         assert self._last is not None
-        before = Shard(self._id)
-        before.resume(self._last[0])
-        before.journal_previous = self._last[1]
-        return claim_record(before, found.worker)
+        return Cursor(self._id).resume(*self._last).claim_record(found.worker)
 
     def claim(self, record: JournalRecord, offset: int) -> None:
         """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``."""
-        self._restore(record)
-        self.shard.claim = self.shard.journal_previous = offset
-        self._last = (record, offset)
+        self._restore(record, offset)
 
     def commit(self, record: JournalRecord, offset: int) -> Output:
         """Run what one commit covered; its output, which is not yet in :attr:`rows`."""
@@ -103,8 +94,8 @@ class Rerun:
         self._walk(record.marks.next)
         output = shard.take(record.worker, with_open_interest=record.open_interest is not None)
         if self._known is not None:  # which symbols are awaited depends on all accounts
-            shard.awaited.resume(record.not_live, record.told_not_live)
-        shard.journal_previous = offset
+            shard.cursor.awaited.resume(record.not_live, record.told_not_live)
+        shard.cursor.committed(offset)
         self._last = (record, offset)
         for account, row in output.rows.items():
             if row is None:
@@ -122,13 +113,14 @@ class Rerun:
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
-    def _restore(self, record: JournalRecord) -> None:
+    def _restore(self, record: JournalRecord, offset: int) -> None:
         rules_next = record.rules_next if record.rules_next >= 0 else record.parameters.next
         self.shard = Shard(self._id, self._rules.at(rules_next))
-        self.shard.resume(record)
+        self.shard.resume(record, offset)
+        self._last = (record, offset)
         for account in sorted(self.rows):
             self.shard.restore(account, self.rows[account])
-        first, end = recall_from(self.shard), self.shard.marks_next
+        first, end = recall_from(self.shard.cursor), self.shard.marks_next
         for found in read_marks(self._log, first, end):
             if found.frame is not None:  # what is none was refused when it was walked
                 self._remember(found.offset, found.frame, found.appended_us)
@@ -156,7 +148,7 @@ class Rerun:
             self._remember(found.offset, found.frame, found.appended_us)
             shard.apply_marks(found.offset, found.frame, found.appended_us)
             self._observe(MARKS, found.offset)
-        shard.marks_next = max(shard.marks_next, end)
+        shard.skip_marks(end - 1)
 
     def _adopt_parameters(self, end: int) -> bool:
         """Put the records below ``end`` in force one by one; whether there were any."""

@@ -1,31 +1,29 @@
-"""How long the other shards stand still while an engine takes a large one, from the changelog and from Redis.
+"""How long an engine takes to restore a large shard, from the changelog and from Redis, and in what steps.
 
-``python -m streams.bench.restore [accounts]`` starts a local Kafka and Valkey, writes the accounts of shard 0 to the
-changelog, and runs an engine that owns four shards. Shard 0 is dropped and taken again while the others go on; printed
-is the longest cycle meanwhile, which is what the other shards wait at most, and how long the taking took as a whole.
+``python -m streams.bench.restore [accounts]`` starts a local Kafka and Valkey, writes the accounts of one shard to the
+changelog, and runs an engine that restores it, then another one that does so from Redis. Printed is the longest cycle
+meanwhile, which is what other shards of the engine would wait at most, and how long the restoring took as a whole.
 """
 
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Producer
 
 from infra.local.stack import LocalStack
 from schemas.codec import encode
 from schemas.messages import AccountRow, GroupRow, Mark, MarkFrame, PositionRow
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
-from schemas.topics import ACCOUNTS, EVENTS, MARKS, PARAMETERS
+from schemas.topics import ACCOUNTS, MARKS, PARAMETERS
 from streams.broker import config
 from streams.broker.admin import ensure_topics
 from streams.broker.kafka import Kafka
 from streams.clearing.engine import Engine
-from streams.runtime import Event
 from streams.settings import Settings, load
 from streams.tables.reader import TableReader
-from streams.tables.restore_point import RestorePoint
-from streams.tables.write_behind import TableWriter
 from streams.watchdog import Watchdog
 
 SHARD = 0
@@ -44,73 +42,63 @@ class Taking:
 
 
 class MeasuredEngine(Engine):
-    """An engine that notes how long its cycles take, and can be told to take a shard again."""
+    """An engine that notes how long its cycles take while it has a shard to restore (``durations_s``)."""
 
-    def __init__(
-        self, kafka: Kafka, tables: TableWriter, restore_point: RestorePoint, stop: Event, watchdog: Watchdog
-    ) -> None:
-        super().__init__(kafka, tables, restore_point, stop, watchdog)
-        self.again = threading.Event()
-        self.durations_s: list[float] = []
-        self.takes = threading.Semaphore(0)
+    durations_s: tuple[float, ...] = ()
 
     @property
-    def ready(self) -> bool:
-        return len(self._shards) == self._settings.topics.shards
+    def has_to_take(self) -> bool:
+        """Whether a shard that is assigned does not run yet."""
+        return any(condition.name == "shards_to_take" and not condition.holds for condition in self.readiness())
 
     def cycle(self) -> None:
-        if self.again.is_set():
-            self.again.clear()
-            self.durations_s.clear()
-            self._drop([SHARD], release=True)
-            self._consumer.pause([TopicPartition(EVENTS, SHARD)])
-            self._wait_to_take([SHARD])
-        taking = SHARD in self._to_take
-        started = time.perf_counter()
+        is_taking, started = self.has_to_take, time.perf_counter()
         super().cycle()
-        if taking:
-            self.durations_s.append(time.perf_counter() - started)
-            if SHARD not in self._to_take:
-                self.takes.release()
+        if is_taking:
+            self.durations_s += (time.perf_counter() - started,)
 
 
 def bench_restore(accounts: int = 100_000) -> list[Taking]:
-    """Take a shard of ``accounts`` accounts from the changelog, and again from Redis."""
+    """Restore a shard of ``accounts`` accounts from the changelog, and again from Redis."""
     with LocalStack.start() as stack:
-        settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+        settings = load(
+            {},
+            {
+                "kafka.bootstrap_servers": stack.bootstrap_servers,
+                "redis.url": stack.redis_url,
+                "topics.shards": "1",
+            },
+        )
         ensure_topics(settings)
         _publish(settings, accounts)
-        stop, beating = threading.Event(), threading.Event()
-        engine = MeasuredEngine.build(Kafka(settings), stop, Watchdog())
-        threads = [threading.Thread(target=engine.run), threading.Thread(target=_beat, args=(settings, beating))]
-        for thread in threads:
-            thread.start()
+        beating = threading.Event()
+        heartbeats = threading.Thread(target=_beat, args=(settings, beating))
+        heartbeats.start()
         try:
-            _await(lambda: engine.ready, "the shards")
-            engine.takes.acquire()
-            takings = [_take(engine, "changelog")]
-            _await(lambda: _is_in_redis(settings), "the table")
-            takings.append(_take(engine, "Redis"))
+            return [_take(settings, source) for source in ("changelog", "Redis")]
         finally:
-            stop.set()
             beating.set()
-            for thread in threads:
-                thread.join()
-    return takings
+            heartbeats.join()
 
 
-def _take(engine: MeasuredEngine, source: str) -> Taking:
-    started = time.perf_counter()
-    engine.again.set()
-    if not engine.takes.acquire(timeout=_WAIT_S):
-        raise TimeoutError("the shard was not taken")
-    seconds = time.perf_counter() - started
-    return Taking(source, seconds, len(engine.durations_s), 1000 * max(engine.durations_s))
+def _take(settings: Settings, source: str) -> Taking:
+    """Let an engine restore the shard, and end it when its table is in Redis."""
+    stop = threading.Event()
+    engine = MeasuredEngine.build(Kafka(settings), stop, Watchdog())
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    try:
+        _await(lambda: bool(engine.durations_s) and not engine.has_to_take, "the shard")
+        _await(lambda: _is_in_redis(settings), "the table")
+    finally:
+        stop.set()
+        thread.join()
+    return Taking(source, sum(engine.durations_s), len(engine.durations_s), 1000 * max(engine.durations_s))
 
 
-def _await(condition: object, what: str) -> None:
+def _await(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _WAIT_S
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {_WAIT_S:g} s: {what}")
         time.sleep(0.05)

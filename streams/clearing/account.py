@@ -185,6 +185,24 @@ class AccountState:
         """Whether events wait for parameters."""
         return bool(self.parked or self.waiting_fills)
 
+    def take_back(self, *, credit: bool) -> None:
+        """A repaired event has been applied: one less is in the dead letters."""
+        if self.unapplied_credits and (credit or not self.unapplied):
+            self.unapplied_credits -= 1
+        elif self.unapplied:
+            self.unapplied -= 1
+
+    def has_ordered(self, order_id: str) -> bool:
+        """Whether this is the id of an order of one of the account's commands, past ones included."""
+        account, _, rest = order_id.rpartition(":")
+        account, _, sequence = account.rpartition(":")
+        return (
+            account == self.account
+            and rest.isdigit()
+            and sequence.isdigit()
+            and 0 < int(sequence) <= self.liquidation_sequence
+        )
+
     def net_parked(self, margin: str, asset: str) -> Decimal:
         """What the parked transfers of a group and asset add up to."""
         amounts = (Decimal(held.amount) for held in self.parked if (held.margin, held.asset) == (margin, asset))

@@ -48,9 +48,13 @@ class _Grids:
 
 
 class Admission:
-    """What one set of parameters admits."""
+    """What the parameters in force admit."""
 
     def __init__(self, parameters: RiskParameters) -> None:
+        self.set_parameters(parameters)
+
+    def set_parameters(self, parameters: RiskParameters) -> None:
+        """From now on these are in force."""
         self._parameters = parameters
         self._grids: dict[str, _Grids] = {}
 

@@ -1,4 +1,16 @@
-"""Taking a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
+"""Restoring a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
+
+1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
+2. Find the last record of the shard's journal; its event offset and the committed offset must agree. Behind a record
+   that cannot be read the shard stands at the committed offset and at the marks of now.
+3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
+   group that has moved on refuses it.
+4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog; under
+   the parameters that were in force as of the last journal record. A row that cannot be read suspends its account.
+5. Learn the prices as of the last journal record.
+6. Put the parameter records in force that have come since, and decide everything once if any have.
+7. Walk every mark from the last journal record to where the others are, which moves on meanwhile, deciding as if the
+   shard had never been without an owner.
 
 Owns the procedure and its order; promises that what it returns agrees with the log or raises :class:`ShardError`.
 Deciding and committing belong to the engine. The procedure is a generator that yields whenever it has got a little
@@ -14,12 +26,13 @@ import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
 from schemas.codec import encode
-from schemas.messages import JournalRecord, Range
+from schemas.messages import JournalRecord
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL
 from streams.broker.committed import committed_steps
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
+from streams.clearing.journal import Cursor, first_record
 from streams.clearing.shard import Shard
 from streams.errors import BrokerError, InputError, ShardError
 from streams.feeds.journal import JournalEnd, journal_end
@@ -41,11 +54,14 @@ FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
 _COMMITTED_CALL_S = 0.25
 
 
-Steps = Generator[None, None, "TakenShard"]
-"""A taking under way: yields after every step, returns the shard."""
+Restoring = Generator[None, None, "TakenShard"]
+"""A restoration under way: yields after every step, returns the shard."""
+
+Rules = list[tuple[int, RiskParameters]]
+"""Parameters by the offset of their newest record, in the order of the records."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TakenShard:
     """A restored shard.
 
@@ -58,74 +74,131 @@ class TakenShard:
     parameters_first: int
 
 
-def take_shard(
-    shard_id: int,
-    *,
-    reader: LogReader,
-    producer: TransactionalProducer,
-    consumer: Consumer,
-    rules: RiskParameters,
-    parameters_next: int,
-    marks_next: Callable[[], int],
-    restore_point: RestorePoint,
-    worker: str,
-    timeout_s: float,
-    runtime: Runtime,
-) -> Steps:
-    """Take a shard of the group's assignment. Nobody else may use ``reader`` meanwhile.
+class ShardRestorer:
+    """Restores shards of the group's assignment, one at a time. Nobody else may use ``reader`` meanwhile.
 
-    1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
-    2. Find the last record of the shard's journal; its event offset and the committed offset must agree. Behind a
-       record that cannot be read the shard stands at the committed offset and at the marks of now.
-    3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
-       group that has moved on refuses it.
-    4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog;
-       under the parameters that were in force as of the last journal record. A row that cannot be read suspends its
-       account.
-    5. Learn the prices as of the last journal record.
-    6. Put the records up to ``parameters_next`` in force that have come since, and decide everything once if any have.
-    7. Walk every mark from the last journal record to ``marks_next``, which moves on meanwhile, deciding as if the
-       shard had never been without an owner.
-
-    Raises:
-        ShardError: the logs disagree with each other.
-        BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
+    ``marks_next`` tells the offset up to which the other shards have walked the marks.
     """
-    started = runtime.monotonic()
-    committed = yield from _committed_offset(consumer, shard_id, timeout_s, runtime)
-    last = journal_end(reader, shard_id)
-    first = _first_record(shard_id, max(committed, 0), marks_next(), parameters_next)
-    offset = -1 if last is None else last.last.offset()
-    record = first if last is None else _stand(last, committed, first)
-    in_force, newer = _rules_since(reader, record, rules, parameters_next)
-    shard = _standing(record, offset, in_force)
-    _claim(shard, producer, consumer, worker)
-    rows, from_redis = yield from _read_rows(shard, reader, restore_point)
-    yield from _load_rows(shard, rows)
-    if shard.unread and in_force is not rules:
-        other = _standing(record, offset, rules, claimed=shard)
-        yield from _load_rows(other, rows)
-        if len(other.unread) < len(shard.unread):
-            event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
-            shard = other  # compaction took what was in force then
-    yield from _recall_marks(shard, reader)
-    shard.stand()
-    parameters_first = shard.parameters_next
-    _adopt_parameters(shard, newer)
-    refused = yield from _walk_marks(shard, reader, marks_next)
-    event(
-        log,
-        logging.INFO,
-        "shard_taken",
-        shard=shard_id,
-        claim=shard.claim,
-        accounts=len(shard.accounts),
-        events_next=shard.events_next,
-        marks_next=shard.marks_next,
-        from_redis=from_redis,
-        seconds=round(runtime.monotonic() - started, 3),
-    )
-    return TakenShard(shard, refused, parameters_first)
+
+    def __init__(
+        self,
+        reader: LogReader,
+        consumer: Consumer,
+        restore_point: RestorePoint,
+        marks_next: Callable[[], int],
+        *,
+        worker: str,
+        timeout_s: float,
+        runtime: Runtime,
+    ) -> None:
+        self._reader = reader
+        self._consumer = consumer
+        self._restore_point = restore_point
+        self._marks_next = marks_next
+        self._worker = worker
+        self._timeout_s = timeout_s
+        self._runtime = runtime
+
+    def restore(
+        self, shard_id: int, producer: TransactionalProducer, rules: RiskParameters, parameters_next: int
+    ) -> Restoring:
+        """Restore a shard. ``rules`` are the parameters of all records below ``parameters_next``.
+
+        Raises:
+            ShardError: the logs disagree with each other.
+            BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
+        """
+        started = self._runtime.monotonic()
+        committed = yield from _committed_offset(self._consumer, shard_id, self._timeout_s, self._runtime)
+        record, offset = self._last_record(shard_id, committed, parameters_next)
+        in_force, newer = _rules_since(self._reader, record, rules, parameters_next)
+        shard = _standing(record, offset, in_force)
+        claim = self._claim(shard, producer)
+        rows, from_redis = yield from self._read_rows(shard)
+        yield from _load_rows(shard, rows)
+        if shard.unread and in_force is not rules:
+            other = _standing(record, offset, rules)
+            other.cursor.claimed(claim, shard.cursor.claim)
+            yield from _load_rows(other, rows)
+            if len(other.unread) < len(shard.unread):
+                event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
+                shard = other  # compaction took what was in force then
+        yield from _recall_marks(shard, self._reader)
+        shard.stand()
+        parameters_first = shard.parameters_next
+        _adopt_parameters(shard, newer)
+        refused = yield from self._walk_marks(shard)
+        event(
+            log,
+            logging.INFO,
+            "shard_taken",
+            shard=shard_id,
+            claim=shard.cursor.claim,
+            accounts=len(shard.accounts),
+            events_next=shard.events_next,
+            marks_next=shard.marks_next,
+            from_redis=from_redis,
+            seconds=round(self._runtime.monotonic() - started, 3),
+        )
+        return TakenShard(shard, refused, parameters_first)
+
+    def _last_record(self, shard_id: int, committed: int, parameters_next: int) -> tuple[JournalRecord, int]:
+        """The record at which the shard stands, and the offset of the last one of its journal."""
+        last = journal_end(self._reader, shard_id)
+        first = first_record(
+            shard_id, events_next=max(committed, 0), marks_next=self._marks_next(), parameters_next=parameters_next
+        )
+        return (first, -1) if last is None else (stand(last, committed, first), last.last.offset())
+
+    def _claim(self, shard: Shard, producer: TransactionalProducer) -> JournalRecord:
+        """Write a claim with the group's offset unchanged: a group that has moved on refuses it."""
+        record = shard.cursor.claim_record(self._worker)
+        offsets: list[int] = []
+        producer.begin()
+        producer.produce(
+            JOURNAL,
+            encode(record),
+            partition=shard.shard,
+            on_delivery=lambda _, message: offsets.append(message.offset() or 0),
+        )
+        producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], group_metadata(self._consumer))
+        producer.commit()
+        shard.cursor.claimed(record, offsets[0])
+        return record
+
+    def _read_rows(self, shard: Shard) -> Generator[None, None, tuple[dict[str, bytes], int]]:
+        """Every account's last row, and how many came from Redis."""
+        low, end = self._reader.watermarks(ACCOUNTS, shard.shard)
+        table = yield from self._restore_point.read(shard.shard, shard.cursor.claim, low, end)
+        rows: dict[str, bytes] = {} if table is None else dict(table.rows)
+        first = 0 if table is None else table.stamp
+        for count, record in enumerate(self._reader.read_range(ACCOUNTS, shard.shard, first, end)):
+            account, value = record.key_text, record.value()
+            if account is None:
+                where = f"{ACCOUNTS}[{shard.shard}] offset {record.offset()}"
+                event(log, logging.ERROR, "row_of_nobody", shard=shard.shard, reason=f"{where}: the key is no account")
+            elif value is None:
+                rows.pop(account, None)
+            else:
+                rows[account] = bytes(value)
+            if count % (4 * ROWS_PER_STEP) == 0:
+                yield
+        return rows, 0 if table is None else len(table.rows)
+
+    def _walk_marks(self, shard: Shard) -> Generator[None, None, list[tuple[Record, Exception]]]:
+        """Walk the marks that came while nobody owned the shard; those that are no frames, with the reason."""
+        refused: list[tuple[Record, Exception]] = []
+        while shard.marks_next < (end := self._marks_next()):
+            is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
+            for count, mark in enumerate(read_marks(self._reader, shard.marks_next, end)):
+                if mark.frame is not None:
+                    shard.apply_marks(mark.offset, mark.frame, mark.appended_us)
+                elif mark.refused is not None:
+                    refused.append((mark.record, mark.refused))
+                if count % FRAMES_PER_STEP == 0 and not is_last:
+                    yield
+            shard.skip_marks(end - 1)
+        return refused
 
 
 def _committed_offset(
@@ -144,7 +217,7 @@ def _committed_offset(
         yield
 
 
-def _stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalRecord:
+def stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalRecord:
     """The record at which the shard stands: the journal's last, or one made up for what cannot be read.
 
     ``first`` is where a shard without a journal would stand now.
@@ -174,35 +247,16 @@ def _stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalRec
     return record
 
 
-def _first_record(shard_id: int, events_next: int, marks_next: int, parameters_next: int) -> JournalRecord:
-    """Where a shard starts that has no journal yet: nothing happened before now."""
-    return JournalRecord(
-        kind="claim",
-        shard=shard_id,
-        claim=-1,
-        sequence=0,
-        previous=-1,
-        events=Range(first=events_next, next=events_next),
-        marks=Range(first=marks_next, next=marks_next),
-        parameters=Range(first=parameters_next, next=parameters_next),
-        rules_next=parameters_next,
-    )
-
-
-def _standing(record: JournalRecord, offset: int, rules: RiskParameters, claimed: Shard | None = None) -> Shard:
-    """A shard without accounts that stands at ``record``, with the claim of another one, if given."""
+def _standing(record: JournalRecord, offset: int, rules: RiskParameters) -> Shard:
+    """A shard without accounts that stands at ``record``, the last of its journal, at ``offset`` of it."""
     shard = Shard(record.shard, rules)
-    shard.resume(record)
-    shard.journal_previous = offset
-    if claimed is not None:
-        shard.claim, shard.journal_previous = claimed.claim, claimed.journal_previous
-        shard.journal_sequence = claimed.journal_sequence
+    shard.resume(record, offset)
     return shard
 
 
 def _rules_since(
     reader: LogReader, record: JournalRecord, rules: RiskParameters, parameters_next: int
-) -> tuple[RiskParameters, list[tuple[int, RiskParameters]]]:
+) -> tuple[RiskParameters, Rules]:
     """The parameters in force as of ``record``, and those that each record since has made of them, by its offset.
 
     ``rules`` are those of all records below ``parameters_next``.
@@ -211,7 +265,7 @@ def _rules_since(
     if min(rules_next, record.parameters.next) >= parameters_next:
         return rules, []
     in_force = RiskParameters.empty()
-    newer = []
+    newer: Rules = []
     for step in parameter_steps(reader, parameters_next):
         if step.offset < rules_next:
             in_force = step.rules
@@ -220,7 +274,7 @@ def _rules_since(
     return (in_force if rules_next < parameters_next else rules), newer
 
 
-def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]]) -> None:
+def _adopt_parameters(shard: Shard, newer: Rules) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
     Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
@@ -242,72 +296,9 @@ def _adopt_parameters(shard: Shard, newer: Sequence[tuple[int, RiskParameters]])
     shard.decide_touched(everything=True)
 
 
-def claim_record(shard: Shard, worker: str) -> JournalRecord:
-    """The record with which ``worker`` claims ``shard``, which stands at the last record of its journal."""
-    return JournalRecord(
-        kind="claim",
-        shard=shard.shard,
-        claim=-1,
-        sequence=shard.journal_sequence + 1,
-        previous=shard.journal_previous,
-        events=Range(first=shard.events_next, next=shard.events_next),
-        marks=Range(first=shard.marks_next, next=shard.marks_next),
-        parameters=Range(first=shard.parameters_next, next=shard.parameters_next),
-        marks_before=shard.marks_next,
-        marks_full=shard.marks_full,
-        clock=shard.clock_us,
-        skewed=dict(sorted(shard.skewed.items())),
-        rules_next=shard.rules_next,
-        worker=worker,
-        alert_sequence=shard.alert_sequence,
-        not_live=shard.awaited.since,
-        told_not_live=shard.awaited.told,
-        unreached=shard.unreached_before,
-        unreached_notional=shard.unreached_notional,
-        unread=shard.journal_unread,
-    )
-
-
-def recall_from(shard: Shard) -> int:
+def recall_from(cursor: Cursor) -> int:
     """The first mark record that must be read to know the prices as of the shard's last journal record."""
-    return first_needed(shard.marks_full, shard.marks_next)
-
-
-def _claim(shard: Shard, producer: TransactionalProducer, consumer: Consumer, worker: str) -> None:
-    offsets: list[int] = []
-    producer.begin()
-    producer.produce(
-        JOURNAL,
-        encode(claim_record(shard, worker)),
-        partition=shard.shard,
-        on_delivery=lambda _, message: offsets.append(message.offset() or 0),
-    )
-    producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], group_metadata(consumer))
-    producer.commit()
-    shard.claim = shard.journal_previous = offsets[0]
-    shard.journal_sequence += 1
-
-
-def _read_rows(
-    shard: Shard, reader: LogReader, restore_point: RestorePoint
-) -> Generator[None, None, tuple[dict[str, bytes], int]]:
-    """Every account's last row, and how many came from Redis."""
-    low, end = reader.watermarks(ACCOUNTS, shard.shard)
-    table = yield from restore_point.read(shard.shard, shard.claim, low, end)
-    rows: dict[str, bytes] = {} if table is None else dict(table.rows)
-    first = 0 if table is None else table.stamp
-    for count, record in enumerate(reader.read_range(ACCOUNTS, shard.shard, first, end)):
-        account, value = record.key_text, record.value()
-        if account is None:
-            where = f"{ACCOUNTS}[{shard.shard}] offset {record.offset()}"
-            event(log, logging.ERROR, "row_of_nobody", shard=shard.shard, reason=f"{where}: the key is no account")
-        elif value is None:
-            rows.pop(account, None)
-        else:
-            rows[account] = bytes(value)
-        if count % (4 * ROWS_PER_STEP) == 0:
-            yield
-    return rows, 0 if table is None else len(table.rows)
+    return first_needed(cursor.marks_full, cursor.marks_next)
 
 
 def _load_rows(shard: Shard, rows: Mapping[str, bytes]) -> Generator[None, None, None]:
@@ -320,26 +311,8 @@ def _load_rows(shard: Shard, rows: Mapping[str, bytes]) -> Generator[None, None,
 
 def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None]:
     """Learn the prices as of the shard's last record."""
-    for count, found in enumerate(read_marks(reader, recall_from(shard), shard.marks_next)):
-        if found.frame is not None:  # what is none was refused when it was walked
-            shard.recall_marks(found.offset, found.frame, found.appended_us)
+    for count, mark in enumerate(read_marks(reader, recall_from(shard.cursor), shard.marks_next)):
+        if mark.frame is not None:  # what is none was refused when it was walked
+            shard.recall_marks(mark.offset, mark.frame, mark.appended_us)
         if count % FRAMES_PER_STEP == 0:
             yield
-
-
-def _walk_marks(
-    shard: Shard, reader: LogReader, marks_next: Callable[[], int]
-) -> Generator[None, None, list[tuple[Record, Exception]]]:
-    """Walk the marks that came while nobody owned the shard; those that are no frames, with the reason."""
-    refused: list[tuple[Record, Exception]] = []
-    while shard.marks_next < (end := marks_next()):
-        is_last = end - shard.marks_next <= FRAMES_AT_ONCE  # what came meanwhile would never end otherwise
-        for count, found in enumerate(read_marks(reader, shard.marks_next, end)):
-            if found.frame is not None:
-                shard.apply_marks(found.offset, found.frame, found.appended_us)
-            elif found.refused is not None:
-                refused.append((found.record, found.refused))
-            if count % FRAMES_PER_STEP == 0 and not is_last:
-                yield
-        shard.skip_marks(end - 1)
-    return refused

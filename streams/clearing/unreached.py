@@ -14,16 +14,26 @@ _NONE: Counts = (0, 0, 0, 0, 0, 0, 0)
 
 
 class Unreached:
-    """The counts of one shard. ``before`` are those of the last journal record when the shard was taken."""
+    """The counts of one shard.
+
+    ``before`` are those of the last journal record when the shard was taken; ``notional`` is what is at stake in each
+    kind as of the last idle journal record, in the unit of account.
+    """
 
     def __init__(self) -> None:
         self.before: Mapping[str, int] = {}
+        self.notional: dict[str, str] = {}
         self._by_account: dict[str, Counts] = {}
         self._totals = [0] * len(KINDS)
 
-    def resume(self, before: Mapping[str, int]) -> None:
+    def resume(self, before: Mapping[str, int], notional: Mapping[str, str]) -> None:
         """Remember what the journal said."""
-        self.before = dict(before)
+        self.before, self.notional = dict(before), dict(notional)
+
+    def set_notional(self, notional: Mapping[str, str]) -> None:
+        """What is at stake in each kind; a kind of which there is nothing left is left out."""
+        totals = self.totals()
+        self.notional = {kind: amount for kind, amount in notional.items() if kind in totals}
 
     @property
     def accounts(self) -> Collection[str]:

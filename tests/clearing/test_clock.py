@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
+from schemas.codec import encode
 from schemas.messages import Alert, EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, Suspension, TransferColumns
 from schemas.parameters import (
     AssetParameters,
@@ -19,6 +20,7 @@ from schemas.parameters import (
 from schemas.topics import TRADES, TRANSFERS
 from schemas.types import shard_account
 from streams.broker.records import UNSTAMPED
+from streams.clearing.account import account_row
 from streams.clearing.clock import CLOCK_RIGHT_US, bounded_us
 from streams.clearing.shard import Output, Shard
 from streams.margin.parameters import RiskParameters
@@ -97,10 +99,10 @@ class Pipeline:
         self.shard = shard
 
     def rows(self) -> Iterator[tuple[str, bytes]]:
-        self.shard._dirty.update(self.shard.accounts)
-        for account, row in self.taken().rows.items():
+        for account, state in self.shard.accounts.items():
+            row = account_row(state, self.shard.portfolio.ledger)
             if row is not None:
-                yield account, row
+                yield account, encode(row)
 
     def told(self) -> list[str]:
         return [alert.kind for alert in self.alerts if alert.account == shard_account(0)]
@@ -148,7 +150,7 @@ def test_nor_after_a_restart() -> None:
     pipeline.open()
     pipeline.event(off=YEAR, transfers=transfer("zed", "1"))
     pipeline.restart()
-    assert pipeline.shard.skewed.keys() == {"events"}
+    assert pipeline.shard.cursor.clock.skewed.keys() == {"events"}
     pipeline.mark("9000")
     assert pipeline.commands == ["alice:1"]
     assert pipeline.told() == ["clock_skew"], "told before the restart, and not again"

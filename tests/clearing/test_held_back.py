@@ -72,9 +72,8 @@ class Recorder(Driver):
 
     def restart(self) -> None:
         """The shard is taken anew, from its rows and its last journal record."""
-        before, self.shard = self.shard, Shard(0, self.rules)
+        self.shard = Shard(0, self.rules)
         self.shard.resume(self.journal)
-        self.shard.journal_sequence = before.journal_sequence
         for account in sorted(self.rows):
             self.shard.restore(account, self.rows[account])
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
+from schemas.codec import encode
 from schemas.messages import (
     EventFrame,
     FillColumns,
@@ -20,9 +21,13 @@ from schemas.messages import (
 )
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
 from schemas.types import ReportStatus
+from streams.clearing.account import account_row
 from streams.clearing.shard import Output, Shard
 from streams.errors import ShardError
+from streams.margin.bands import TriggerIndex
 from streams.margin.parameters import RiskParameters
+from streams.margin.portfolio import Portfolio
+from streams.margin.slots import Rows
 from tests.properties import examples
 
 T0 = 1_700_000_000_000_000
@@ -48,8 +53,8 @@ RULES = RiskParameters.build(
 class Driver:
     """A shard with the parameters in force, fed by hand; every step is taken as its own commit."""
 
-    def __init__(self, rules: RiskParameters = RULES) -> None:
-        self.shard = Shard(0, rules)
+    def __init__(self, rules: RiskParameters = RULES, index: type[TriggerIndex] = TriggerIndex) -> None:
+        self.shard = Shard(0, rules, index=index)
         self.time = T0
         self.sequence = 0
         self.scales: dict[str, str] = {}
@@ -354,11 +359,11 @@ def test_a_late_frame_of_a_replaced_oracle_changes_nothing(driver: Driver) -> No
     driver.long()
     shard = driver.shard
     shard.apply_marks(shard.marks_next, MarkFrame(time=driver.time, marks=(), epoch=20))
-    marks_next, clock, full = shard.marks_next, shard.clock_us, shard.marks_full
+    marks_next, clock, full = shard.marks_next, shard.clock_us, shard.cursor.marks_full
     shard.apply_marks(marks_next, frame_of(10, "5000", driver, after_ms=60_000))
     output = driver.commit()
     assert (output.commands, output.alerts, output.rows) == ([], [], {})
-    assert (shard.clock_us, shard.marks_full) == (clock, full)
+    assert (shard.clock_us, shard.cursor.marks_full) == (clock, full)
     assert shard.marks_next == marks_next + 1, "its offset is walked nevertheless"
     assert output.journal.marks.next == marks_next + 1
     shard.apply_marks(shard.marks_next, frame_of(20, "5000", driver))
@@ -429,8 +434,8 @@ def test_rows_restore_to_the_same_rows(driver: Driver) -> None:
     for account, row in rows.items():
         assert row is not None
         restored.restore(account, row)
-    restored._dirty |= set(rows)
-    assert restored.take().rows == rows
+    ledger = restored.portfolio.ledger
+    assert {name: encode(account_row(state, ledger)) for name, state in restored.accounts.items()} == rows
 
 
 def test_events_after_a_decision_wait_for_its_commit(driver: Driver) -> None:
@@ -456,16 +461,16 @@ def test_the_journal_says_which_marks_were_walked_before_the_events(driver: Driv
     assert (following.sequence, following.marks.first, following.events.first) == (journal.sequence + 1, 3, 1)
 
 
-class LooksAtEverything:
-    """Stands in for the trigger index: every mark wakes every group."""
+class LooksAtEverything(TriggerIndex):
+    """A trigger index without bands: every mark wakes every group."""
 
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
+    def __init__(self, portfolio: Portfolio) -> None:
+        self._rows_of = portfolio
 
-    def crossed_all(self, _: object) -> object:
-        return np.arange(self._shard.portfolio.row_count, dtype=np.int64)
+    def crossed_all(self, prices: object) -> Rows:
+        return np.arange(self._rows_of.row_count, dtype=np.int64)
 
-    def update(self, *_: object) -> None:
+    def update(self, rows: object, columns: object = None) -> None:
         """Nothing to keep."""
 
     def rebuild(self) -> None:
@@ -490,8 +495,7 @@ steps = st.lists(
 def test_waking_only_what_a_mark_crosses_decides_what_looking_at_everything_decides(
     walk: list[tuple[str, int, Any]],
 ) -> None:
-    woken, everything = Driver(), Driver()
-    everything.shard._index = LooksAtEverything(everything.shard)  # type: ignore[assignment]
+    woken, everything = Driver(), Driver(index=LooksAtEverything)
     for driver in (woken, everything):
         driver.mark("10000")
     for kind, number, other in walk:

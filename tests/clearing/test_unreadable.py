@@ -20,8 +20,9 @@ from schemas.messages import (
 )
 from schemas.parameters import AssetParameters, CollateralTier, InstrumentParameters, MarginTier, PolicyParameters
 from schemas.types import shard_account
-from streams.clearing.restore import ALERTS_LEFT_OPEN, _stand
-from streams.clearing.shard import COMMAND_NAMES_BYTES_MAX, Output, Shard
+from streams.clearing.journal import COMMAND_NAMES_BYTES_MAX
+from streams.clearing.restore import ALERTS_LEFT_OPEN, stand
+from streams.clearing.shard import Output, Shard
 from streams.feeds.journal import JournalEnd
 from streams.margin.parameters import RiskParameters
 
@@ -224,7 +225,7 @@ def test_behind_a_journal_that_cannot_be_read_everybody_is_decided_and_it_is_tol
     assert [alert.kind for alert in output.alerts] == ["unreadable", "liquidation_started"]
     assert len(output.commands) == 1
     assert output.journal.alert_sequence == 1
-    assert shard.journal_unread == 0
+    assert shard.cursor.unread == 0
 
 
 def test_a_journal_record_names_as_many_commands_as_it_has_room_for_and_counts_all() -> None:
@@ -276,6 +277,6 @@ def test_numbers_of_alerts_in_a_journal_that_cannot_be_read_are_left_open() -> N
     known = JournalRecord(
         kind="commit", shard=0, claim=1, sequence=9, previous=8, events=at, marks=at, parameters=at, alert_sequence=3
     )
-    stood = _stand(JournalEnd(known, None, 2), 7, known)  # type: ignore[arg-type]
+    stood = stand(JournalEnd(known, None, 2), 7, known)  # type: ignore[arg-type]
     assert (stood.kind, stood.unread, stood.sequence) == ("claim", 2, 11)
     assert stood.alert_sequence == 3 + 2 * ALERTS_LEFT_OPEN

@@ -33,7 +33,8 @@ from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier
 from schemas.types import TIME_US_MAX
 from streams.clearing.account import PARKED_MAX, REFUSED_PLACES_MAX, WAITING_FILLS_MAX, account_row
 from streams.clearing.awaited import AWAITED_MAX
-from streams.clearing.shard import COMMAND_NAMES_BYTES_MAX, Output, Shard
+from streams.clearing.journal import COMMAND_NAMES_BYTES_MAX
+from streams.clearing.shard import Output, Shard
 from streams.clearing.transfers import GAPS_MAX
 from streams.errors import ParameterError
 from streams.margin.limits import (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import generate
 from schemas.topics import CONTRACT, PARAMETERS, TRADES, all_topics
-from streams.clearing import engine
+from streams.clearing import commit
 
 DOCUMENT = generate.asyncapi()
 
@@ -69,7 +69,7 @@ def test_every_topic_is_received_and_sent_by_those_who_do() -> None:
 
 
 def test_the_event_types_are_those_the_engine_writes() -> None:
-    assert set(generate.EVENT_TYPES.values()) == {engine.COMMAND_EVENT, engine.ALERT_EVENT, engine.ACCOUNT_EVENT}
+    assert set(generate.EVENT_TYPES.values()) == {commit.COMMAND_EVENT, commit.ALERT_EVENT, commit.ACCOUNT_EVENT}
 
 
 @pytest.mark.parametrize("topic", generate.MESSAGE_TYPES)

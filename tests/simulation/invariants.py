@@ -398,7 +398,9 @@ class ShardTruth:
         for record in found.commands:
             self._see_command(record)
         self.journals.append(journal)
-        self._journal_offset = self._replay.journal_previous = written.offset
+        if journal.kind == "commit":
+            self._replay.cursor.committed(written.offset)
+        self._journal_offset = written.offset
 
     def _check_clock(self, journal: JournalRecord) -> None:
         """Whatever the clocks of routers and oracles say."""
@@ -426,8 +428,7 @@ class ShardTruth:
         self.claims.add(offset)
         if not self.journals:
             self._begin(journal)
-        self._replay.claim = offset
-        self._replay.journal_sequence = journal.sequence
+        self._replay.cursor.claimed(journal, offset)
 
     def _begin(self, journal: JournalRecord) -> None:
         """The first claim: the shard begins with the parameters and the prices of then."""
@@ -476,7 +477,7 @@ class ShardTruth:
         self._refused = []
         split = journal.marks_before
         self._walk(journal.marks.first, split)
-        shard.marks_next = split
+        shard.skip_marks(split - 1)
         if journal.parameters.first < journal.parameters.next:
             for offset in range(journal.parameters.first, journal.parameters.next):
                 with suppress(InputError):
@@ -497,7 +498,7 @@ class ShardTruth:
                 self.ledger.apply(frame)
             shard.decide_touched()
         self._walk(split, journal.marks.next)
-        shard.events_next, shard.marks_next = journal.events.next, journal.marks.next
+        shard.skip_marks(journal.marks.next - 1)
         return shard.take(journal.worker, with_open_interest=journal.open_interest is not None)
 
     def _walk(self, first: int, end: int) -> None:

@@ -11,16 +11,23 @@ from typing import Any
 from confluent_kafka import Consumer
 
 import streams.clearing.account as account_module
-import streams.clearing.engine as engine_module
+import streams.clearing.accounts as accounts_module
+import streams.clearing.clock as clock_module
+import streams.clearing.inbox as inbox_module
 import streams.clearing.restore as restore_module
-import streams.clearing.shard as shard_module
 import streams.routing.router as router_module
 from schemas.topics import ACCOUNTS, ROUTER
 from streams.broker import producer as producer_module
 from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import poll_batch
 from streams.clearing.account import AccountState
+from streams.clearing.assignment import Assignment
+from streams.clearing.commit import Committer
+from streams.clearing.decisions import Decisions
 from streams.clearing.engine import Engine
+from streams.clearing.held_back import HeldBack
+from streams.clearing.inbox import Inbox
+from streams.clearing.restore import ShardRestorer
 from streams.clearing.shard import Shard
 from streams.clearing.transfers import TransferSequences
 from streams.memory.redis import Server
@@ -95,7 +102,7 @@ def offsets_are_the_consumers_position() -> Iterator[None]:
         send(self, [known if at.offset < 0 else at for at, known in zip(positions, offsets, strict=True)], of)
 
     with _replaced(
-        (engine_module, "group_metadata", group_metadata), (TransactionalProducer, "send_offsets", send_offsets)
+        (inbox_module, "group_metadata", group_metadata), (TransactionalProducer, "send_offsets", send_offsets)
     ):
         yield
 
@@ -103,22 +110,23 @@ def offsets_are_the_consumers_position() -> Iterator[None]:
 @_mutation(*_JOURNAL, *_REPLAY)
 def a_revoked_shard_is_kept() -> Iterator[None]:
     """The old owner goes on: Kafka does not ask whose partition it is whose offset a member commits."""
-    with _replaced((Engine, "_drop", lambda *_, **__: None)):
+    with _replaced((Assignment, "_leave", lambda *_, **__: None)):
         yield
 
 
 @_mutation(*_REDIS)
 def redis_is_written_before_the_commit() -> Iterator[None]:
     """Rows go to Redis when they are produced."""
-    produce = Engine._produce
+    produce = Committer._produce
 
-    def _produce(self: Engine, shard: Shard, output: Any) -> Any:
+    def _produce(self: Committer, shard: Shard, output: Any) -> Any:
         offsets = produce(self, shard, output)
-        _, end = self._reader.watermarks(ACCOUNTS, shard.shard)
-        self._tables.submit(shard.shard, shard.claim, end + len(output.rows), output.rows)
+        with self._kafka.log_reader(self._client_id) as reader:
+            _, end = reader.watermarks(ACCOUNTS, shard.shard)
+        self._tables.submit(shard.shard, shard.cursor.claim, end + len(output.rows), output.rows)
         return offsets
 
-    with _replaced((Engine, "_produce", _produce)):
+    with _replaced((Committer, "_produce", _produce)):
         yield
 
 
@@ -133,7 +141,7 @@ def group_metadata_is_taken_once() -> Iterator[None]:
             taken[consumer] = metadata(consumer)
         return taken[consumer]
 
-    with _replaced((engine_module, "group_metadata", once), (restore_module, "group_metadata", once)):
+    with _replaced((inbox_module, "group_metadata", once), (restore_module, "group_metadata", once)):
         yield
 
 
@@ -144,7 +152,7 @@ def an_expelled_member_commits() -> Iterator[None]:
     def unchecked(consumer: Consumer) -> Any:
         return consumer.consumer_group_metadata()
 
-    modules = (engine_module, restore_module, router_module)
+    modules = (inbox_module, restore_module, router_module)
     with _replaced(*((module, "group_metadata", unchecked) for module in modules)):
         yield
 
@@ -209,7 +217,7 @@ def a_refused_record_tells_nobody() -> Iterator[None]:
 @_mutation("a shard's clock is the brokers'")
 def the_clocks_of_hosts_are_believed() -> Iterator[None]:
     """One router ahead by a year makes every mark stale for as long."""
-    with _replaced((shard_module, "bounded_us", lambda time_us, *_: time_us)):
+    with _replaced((clock_module, "bounded_us", lambda time_us, *_: time_us)):
         yield
 
 
@@ -217,12 +225,12 @@ def the_clocks_of_hosts_are_believed() -> Iterator[None]:
 def marks_are_not_walked_after_a_takeover() -> Iterator[None]:
     """Prices that came while nobody owned the shard liquidate nobody."""
 
-    def skip(shard: Shard, _: Any, marks_next: Callable[[], int]) -> Generator[None, None, list[Any]]:
-        shard.skip_marks(marks_next() - 1)
+    def skip(self: ShardRestorer, shard: Shard) -> Generator[None, None, list[Any]]:
+        shard.skip_marks(self._marks_next() - 1)
         yield from ()
         return []
 
-    with _replaced((restore_module, "_walk_marks", skip)):
+    with _replaced((ShardRestorer, "_walk_marks", skip)):
         yield
 
 
@@ -248,7 +256,7 @@ def an_overtaken_transfer_is_dropped() -> Iterator[None]:
 @_mutation("applied exactly once")
 def a_credit_that_cannot_be_applied_suspends() -> Iterator[None]:
     """Whoever deposits an asset that is not known yet cannot be liquidated."""
-    with _replaced((Shard, "_park", lambda *_: False)):
+    with _replaced((HeldBack, "park", lambda *_: False)):
         yield
 
 
@@ -262,7 +270,7 @@ def a_fill_overtakes_one_that_waits() -> Iterator[None]:
 @_mutation("applied exactly once", seeds=300)
 def what_waits_for_parameters_waits_for_ever() -> Iterator[None]:
     """A trade ahead of its finer tick suspends both accounts for good."""
-    with _replaced((Shard, "_apply_held_back", lambda *_: None)):
+    with _replaced((HeldBack, "apply", lambda *_: None)):
         yield
 
 
@@ -283,7 +291,7 @@ def what_waits_is_forgotten_at_a_restart() -> Iterator[None]:
 @_mutation("nobody is left out of reach", mode="liveness")
 def a_group_with_nothing_to_trade_is_not_told() -> Iterator[None]:
     """An account that owes and holds nothing is never seen."""
-    with _replaced((Shard, "_strand", lambda *_: None)):
+    with _replaced((Decisions, "_strand", lambda *_: None)):
         yield
 
 
@@ -292,9 +300,9 @@ def a_symbol_without_a_mark_is_forgotten_at_a_restart() -> Iterator[None]:
     """Whoever takes the shard counts anew how long a mark has been missing."""
     resume = Shard.resume
 
-    def forget(self: Shard, record: Any) -> None:
-        resume(self, record)
-        self.awaited.resume({}, ())
+    def forget(self: Shard, record: Any, offset: int = -1) -> None:
+        resume(self, record, offset)
+        self.cursor.awaited.resume({}, ())
 
     with _replaced((Shard, "resume", forget)):
         yield
@@ -307,10 +315,12 @@ def a_symbol_without_a_mark_is_forgotten_at_a_restart() -> Iterator[None]:
 def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
     """``self._held.extend(poll())``: the deque is looked up before the poll, in which a rebalance replaces it."""
 
-    def _hold(self: Engine, timeout_s: float, frames_max: int) -> None:
-        self._held.extend(poll_batch(self._consumer, timeout_s, frames_max))
+    def poll(self: Inbox, timeout_s: float, frames_max: int) -> int:
+        held = len(self._held)
+        self._held.extend(poll_batch(self.consumer, timeout_s, frames_max))
+        return len(self._held) - held
 
-    with _replaced((Engine, "_hold", _hold)):
+    with _replaced((Inbox, "poll", poll)):
         yield
 
 
@@ -333,29 +343,33 @@ def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
 @_mutation(*_REPLAY, *_JOURNAL, seeds=300, slow_fetch=0.8)
 def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
     """The shard's last owner had read further than the one that takes it."""
-    take = Engine._take
+    restore = Engine._restore
 
-    def _take(self: Engine, shard: int) -> None:
+    def _restore(self: Engine, shard: int) -> None:
         self._catch_up_parameters = lambda: None  # type: ignore[method-assign]
         try:
-            take(self, shard)
+            restore(self, shard)
         finally:
             del self._catch_up_parameters
 
-    with _replaced((Engine, "_take", _take)):
+    with _replaced((Engine, "_restore", _restore)):
         yield
 
 
 @_mutation("everything settles", mode="liveness", seeds=300)
 def an_expelled_member_does_not_hear_of_it() -> Iterator[None]:
     """It tries to take its shards again and again and never polls."""
-    hold = Engine._hold
+    cycle, poll = Engine.cycle, Inbox.poll
+    silent: set[Inbox] = set()
 
-    def _hold(self: Engine, timeout_s: float, frames_max: int) -> None:
-        if not self._to_take:
-            hold(self, timeout_s, frames_max)
+    def _cycle(self: Engine) -> None:
+        (silent.add if self._assignment.to_take else silent.discard)(self._inbox)
+        cycle(self)
 
-    with _replaced((Engine, "_hold", _hold)):
+    def _poll(self: Inbox, timeout_s: float, frames_max: int) -> int:
+        return 0 if self in silent else poll(self, timeout_s, frames_max)
+
+    with _replaced((Engine, "cycle", _cycle), (Inbox, "poll", _poll)):
         yield
 
 
@@ -364,9 +378,9 @@ def a_shards_clock_goes_back() -> Iterator[None]:
     """A restored shard knows the marks' time, but not that of the events it has seen."""
     resume = Shard.resume
 
-    def forget(self: Shard, record: Any) -> None:
-        resume(self, record)
-        self.clock_us = 0
+    def forget(self: Shard, record: Any, offset: int = -1) -> None:
+        resume(self, record, offset)
+        self.cursor.clock.now_us = 0
 
     with _replaced((Shard, "resume", forget)):
         yield
@@ -386,8 +400,8 @@ def groups_are_decided_by_row() -> Iterator[None]:
     def by_row(found: Any, *, key: Any = None) -> list[Any]:
         return list(found) if key is not None else sorted(found)
 
-    shard_module.sorted = by_row  # type: ignore[attr-defined]
+    accounts_module.sorted = by_row  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        del shard_module.sorted  # type: ignore[attr-defined]
+        del accounts_module.sorted  # type: ignore[attr-defined]

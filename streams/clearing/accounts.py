@@ -1,0 +1,175 @@
+"""The accounts of a shard and their margin groups: who is there, which row each group has, and which are to be decided.
+
+A group is a row of the ledger's columns. Which row it is depends on when it came, so nothing that is decided may depend
+on it.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from schemas.codec import encode
+from schemas.types import CROSS
+from streams.clearing.account import WITHOUT_ORDERS, AccountState, GroupState, account_row, read_account, set_aside
+from streams.clearing.admission import Admission
+from streams.clearing.outbox import REASON_MAX, Outbox
+from streams.errors import InputError
+from streams.logs import event
+from streams.margin.ledger import Ledger
+from streams.margin.limits import ISOLATED_GROUPS_MAX
+from streams.margin.slots import Rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Agenda:
+    """The rows that are to be decided, and why.
+
+    ``touched``: an event or a change of its account may have changed it. ``overdue``: its command has expired.
+    ``undone``: its shard has just been restored. ``watched``: whatever becomes of it must be told. ``stranded``: it is
+    below its requirement and has nothing that could be traded.
+    """
+
+    touched: set[int] = field(default_factory=set)
+    overdue: set[int] = field(default_factory=set)
+    undone: set[int] = field(default_factory=set)
+    watched: set[int] = field(default_factory=set)
+    stranded: set[int] = field(default_factory=set)
+
+    def watch(self, group: GroupState) -> None:
+        """Keep the group among the watched and the stranded ones as long as it is one."""
+        for rows, is_one in ((self.watched, group.is_watched), (self.stranded, group.status in WITHOUT_ORDERS)):
+            if is_one:
+                rows.add(group.row)
+            else:
+                rows.discard(group.row)
+
+    def forget(self, row: int) -> None:
+        """The row is nobody's any more."""
+        for rows in (self.touched, self.overdue, self.undone, self.watched, self.stranded):
+            rows.discard(row)
+
+
+class Accounts:
+    """The accounts of one shard, by name and by row.
+
+    ``levels`` (float[rows], at least) is the margin-call level of each row, infinite without one. ``holding_back``
+    names the accounts that have events waiting for parameters, ``unread`` those whose row cannot be read, with the
+    reason.
+    """
+
+    def __init__(self, shard: int, ledger: Ledger, admission: Admission, outbox: Outbox) -> None:
+        self._shard = shard
+        self._ledger = ledger
+        self._admission = admission
+        self._outbox = outbox
+        self.by_name: dict[str, AccountState] = {}
+        self.owner: dict[int, tuple[AccountState, GroupState]] = {}
+        self.levels = np.full(64, np.inf)
+        self.agenda = Agenda()
+        self.holding_back: set[str] = set()
+        self.unread: dict[str, str] = {}
+
+    def account(self, name: str) -> AccountState:
+        """The account of that name, made if it is not there."""
+        state = self.by_name.get(name)
+        if state is None:
+            state = self.by_name[name] = AccountState(name)
+        return state
+
+    def group(self, state: AccountState, margin: str) -> GroupState:
+        """The margin group of an account, made if it is not there.
+
+        Raises:
+            InputError: there can be no such group, or the account has too many.
+        """
+        group = state.groups.get(margin)
+        if group is None:
+            if state.unread is not None:
+                raise InputError(self.unread[state.account])
+            self._make_room(state, margin)
+            group = GroupState(row=self._ledger.open_group(state.account, margin), margin=margin)
+            state.groups[margin] = group
+            self._register(state, group)
+        return group
+
+    def in_order(self, rows: Rows | set[int]) -> list[tuple[AccountState, GroupState]]:
+        """Whose ``rows`` are, by name: which row a group has depends on when it was restored."""
+        owners = [self.owner[row] for row in (rows if isinstance(rows, set) else rows.tolist())]
+        return sorted(owners, key=lambda owner: (owner[0].account, owner[1].margin))
+
+    def touch(self, state: AccountState) -> None:
+        """Have every group of an account decided."""
+        self.agenda.touched.update(group.row for group in state.groups.values())
+
+    def set_level(self, group: GroupState) -> None:
+        """Note the margin-call level of a group in the column."""
+        self.levels[group.row] = np.inf if group.level is None else float(group.level)
+
+    # --- rows of the changelog ---------------------------------------------------------------------------------------
+
+    def restore(self, account: str, row: bytes) -> AccountState:
+        """Restore an account from its last row.
+
+        A row that cannot be read is kept as it is and its account suspended: what that row holds is not known, nothing
+        can be applied to it, and everybody else in the shard goes on.
+        """
+        try:
+            state = read_account(account, row, self._ledger)
+        except InputError as error:
+            reason = f"account {account}: its row cannot be read: {error}"[:REASON_MAX]
+            state, known = set_aside(account, row, reason)
+            self.unread[account] = reason
+            if not known:
+                self._outbox.alert_shard("unreadable", reason)
+                self._outbox.changed.add(account)
+            event(log, logging.ERROR, "row_unreadable", shard=self._shard, account=account, reason=reason)
+        else:
+            self.unread.pop(account, None)
+        self.by_name[account] = state
+        if state.holds_back:
+            self.holding_back.add(account)
+        for group in state.groups.values():
+            self._register(state, group)
+        return state
+
+    def row(self, account: str) -> bytes | None:
+        """The row of an account; None if nothing about it needs to be remembered."""
+        row = account_row(self.by_name[account], self._ledger)
+        return None if row is None else encode(row)
+
+    def forget(self, account: str) -> None:
+        """Drop an account about which nothing needs to be remembered."""
+        for group in self.by_name.pop(account).groups.values():
+            self._drop(group)
+
+    # --- groups ------------------------------------------------------------------------------------------------------
+
+    def _make_room(self, state: AccountState, margin: str) -> None:
+        if margin == CROSS:
+            return
+        if (reason := self._admission.refuses_margin(margin)) is not None:
+            raise InputError(reason)
+        isolated = [group for group in state.groups.values() if group.margin != CROSS]
+        if len(isolated) < ISOLATED_GROUPS_MAX:
+            return
+        for group in isolated:  # only those that a row would not name: a shard restored from rows does not know them
+            if group.status == "normal" and not group.is_watched and self._ledger.is_empty(group.row):
+                del state.groups[group.margin]
+                self._drop(group)
+        if sum(group.margin != CROSS for group in state.groups.values()) >= ISOLATED_GROUPS_MAX:
+            raise InputError(f"margin {margin}: an account has at most {ISOLATED_GROUPS_MAX} isolated groups")
+
+    def _register(self, state: AccountState, group: GroupState) -> None:
+        self.owner[group.row] = (state, group)
+        while group.row >= self.levels.size:
+            self.levels = np.concatenate([self.levels, np.full(self.levels.size, np.inf)])
+        self.set_level(group)
+        self.agenda.watch(group)
+
+    def _drop(self, group: GroupState) -> None:
+        del self.owner[group.row]
+        self.agenda.forget(group.row)
+        self._ledger.drop_group(group.row)

@@ -1,0 +1,155 @@
+"""Which shards this member owns, and how far it is with each: waiting for its turn, being restored, or running."""
+
+import logging
+from collections.abc import Callable, Iterable
+from enum import Enum
+
+from confluent_kafka import Consumer, TopicPartition
+from prometheus_client import Gauge
+
+from schemas.topics import EVENTS
+from streams.clearing.restore import Restoring, TakenShard
+from streams.clearing.shard import Shard
+from streams.errors import ShardError
+from streams.logs import event
+
+log = logging.getLogger(__name__)
+
+SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
+
+
+class Stage(Enum):
+    """How far a shard is; one that is not assigned has none."""
+
+    WAITING = "waiting"
+    RESTORING = "restoring"
+    RUNNING = "running"
+
+
+_MAY_BECOME: dict[Stage | None, frozenset[Stage]] = {
+    None: frozenset({Stage.WAITING}),
+    Stage.WAITING: frozenset({Stage.WAITING, Stage.RESTORING}),
+    Stage.RESTORING: frozenset({Stage.WAITING, Stage.RUNNING}),
+    Stage.RUNNING: frozenset({Stage.WAITING}),
+}
+"""Any shard may also leave, and whatever fails puts all of them back to waiting."""
+
+
+class Assignment:
+    """The shards that the group has assigned to this member.
+
+    ``hand_over`` is called before shards are revoked and commits what can be; ``let_go`` is called with each shard that
+    leaves and whether it is revoked in good order. Both are called inside a poll of the consumer.
+    """
+
+    def __init__(self, hand_over: Callable[[], None], let_go: Callable[[int, bool], None]) -> None:
+        self._hand_over = hand_over
+        self._let_go = let_go
+        self._stages: dict[int, Stage] = {}
+        self._restoring: Restoring | None = None
+        self.running: dict[int, Shard] = {}
+        self.has_joined = False
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> list[int]:
+        """All of them, in order."""
+        return sorted(self._stages)
+
+    @property
+    def to_take(self) -> list[int]:
+        """The shards that do not run yet, in the order of their turns: the one being restored is the first."""
+        return [shard for shard, stage in self._stages.items() if stage is not Stage.RUNNING]
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether a shard is being restored."""
+        return self._restoring is not None
+
+    @property
+    def has_events(self) -> bool:
+        """Whether events or parameters of a running shard wait to be committed."""
+        return any(shard.has_events for shard in self.running.values())
+
+    @property
+    def has_command(self) -> bool:
+        """Whether a command of a running shard waits to be committed."""
+        return any(shard.has_command for shard in self.running.values())
+
+    # --- rebalances --------------------------------------------------------------------------------------------------
+
+    def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Wait for the turn of each new shard; its events are not fetched before it runs."""
+        consumer.incremental_assign([TopicPartition(EVENTS, place.partition) for place in partitions])
+        consumer.pause(partitions)
+        self.has_joined = True
+        self._wait(place.partition for place in partitions)
+
+    def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Commit what waits, then let go."""
+        self._hand_over()
+        self._leave(partitions, in_order=True)
+
+    def on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Somebody else owns them already: nothing can be committed."""
+        event(log, logging.WARNING, "shards_lost", shards=[place.partition for place in partitions])
+        self.has_joined = False
+        self._leave(partitions, in_order=False)
+
+    def _leave(self, partitions: list[TopicPartition], *, in_order: bool) -> None:
+        for place in partitions:
+            shard = place.partition
+            if self._stages.get(shard) is Stage.RESTORING:
+                self._stop_restoring()
+            self._let_go(shard, in_order)
+            self._stages.pop(shard, None)
+            self.running.pop(shard, None)
+            event(log, logging.INFO, "shard_left", shard=shard)
+        SHARDS_OWNED.set(len(self.running))
+
+    # --- from one stage to the next ----------------------------------------------------------------------------------
+
+    def begin(self, shard: int, restoring: Restoring) -> None:
+        """Restore a shard whose turn it is."""
+        self._move(shard, Stage.RESTORING)
+        self._restoring = restoring
+
+    def restore(self) -> TakenShard | None:
+        """Go one step further with the shard being restored; the shard, which is running then, if it was the last."""
+        assert self._restoring is not None
+        try:
+            next(self._restoring)
+        except StopIteration as done:
+            taken: TakenShard = done.value
+            self._restoring = None
+            self._move(taken.shard.shard, Stage.RUNNING)
+            self.running[taken.shard.shard] = taken.shard
+            SHARDS_OWNED.set(len(self.running))
+            return taken
+        return None
+
+    def abandon(self) -> None:
+        """Forget what is in memory: no shard is running or being restored any more, and all of them wait."""
+        self._stop_restoring()
+        self.running.clear()
+        for shard in self.shards:
+            self._move(shard, Stage.WAITING)
+        self._stages = dict(sorted(self._stages.items()))
+        SHARDS_OWNED.set(0)
+
+    def _wait(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            self._move(shard, Stage.WAITING)
+
+    def _move(self, shard: int, stage: Stage) -> None:
+        before = self._stages.get(shard)
+        if stage not in _MAY_BECOME[before]:
+            was = "not assigned" if before is None else before.value
+            raise ShardError(f"shard {shard} is {was} and cannot be {stage.value}")
+        self._stages[shard] = stage
+
+    def _stop_restoring(self) -> None:
+        if self._restoring is not None:
+            self._restoring.close()
+            self._restoring = None

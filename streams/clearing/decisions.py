@@ -1,0 +1,288 @@
+"""From a verdict to what is done about a group: a command, a status, an alert, or nothing.
+
+The order of decisions is that of the accounts' names, and every one follows from the shard's inputs alone, so a replay
+gives the same to the byte.
+"""
+
+from decimal import Decimal
+
+from schemas.messages import CommandOrder, Evidence, LiquidationCommand
+from schemas.types import GroupStatus
+from streams.clearing.account import AccountState, CommandState, GroupState, OrderState
+from streams.clearing.accounts import Accounts
+from streams.clearing.candidates import Candidates
+from streams.clearing.journal import Cursor
+from streams.clearing.marks import Marks
+from streams.clearing.open_commands import OpenCommands
+from streams.clearing.outbox import REASON_MAX, Outbox
+from streams.margin.fixed_point import format_decimal
+from streams.margin.health import Health, evaluate, symbols_of
+from streams.margin.levels import margin_call_level
+from streams.margin.limits import ACCOUNT_ORDERS_MAX
+from streams.margin.plan import Plan, make_plan
+from streams.margin.portfolio import Portfolio
+from streams.margin.slots import Rows
+
+
+class Decisions:
+    """Decides the margin groups of one shard."""
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        portfolio: Portfolio,
+        marks: Marks,
+        accounts: Accounts,
+        candidates: Candidates,
+        commands: OpenCommands,
+        outbox: Outbox,
+    ) -> None:
+        self._cursor = cursor
+        self._portfolio = portfolio
+        self._marks = marks
+        self._accounts = accounts
+        self._candidates = candidates
+        self._commands = commands
+        self._outbox = outbox
+
+    def decide(self, rows: Rows) -> None:
+        """Screen ``rows`` (int64[n], distinct), decide exactly those that the screen cannot rule out."""
+        if not rows.size:
+            return
+        for state, group in self._accounts.in_order(self._candidates.screen(rows)):
+            if state.suspended:
+                self._decide_suspended(state, group)
+            else:
+                self.decide_exactly(state, group)
+
+    def due(self) -> set[int]:
+        """The rows whose command has expired, and those of a restored shard that have not been decided yet."""
+        agenda = self._accounts.agenda
+        undone, agenda.undone = agenda.undone, set()
+        return self._commands.expire(self._cursor.clock.now_us) | undone
+
+    def _decide_suspended(self, state: AccountState, group: GroupState) -> None:
+        """Nothing is done to an account whose state is not known; that it would be liquidated as it stands is told."""
+        self._accounts.agenda.overdue.discard(group.row)
+        if state.told_liquidatable:
+            return
+        health = self._evaluate(group)
+        if health.liquidatable:
+            state.told_liquidatable = True
+            reason = f"liquidatable as its ledger stands, and suspended: {state.suspended_reason}"
+            self._outbox.alert(state, group.margin, "suspended_liquidatable", health=health, reason=reason[:REASON_MAX])
+
+    def decide_exactly(self, state: AccountState, group: GroupState) -> None:
+        """Decide one group: liquidate it, leave it alone, or say why neither can be done.
+
+        1. A command that is out is waited for, until it is closed or has expired.
+        2. Below the requirement, as far as live marks and the bounds of the others show: the plan's orders become a
+           command, a plan without orders a status.
+        3. Not below it with every mark live: whatever was under way is over.
+        4. Not shown to be below it while marks are not live: nothing is over that only live marks can end.
+        """
+        command = group.command
+        expired = command is not None and command.expires_at < self._cursor.clock.now_us
+        if command is not None and not command.closed and not expired:
+            return
+        health = self._evaluate(group)
+        superseded = command.command_id if command is not None and expired and not command.closed else None
+        if health.liquidatable:
+            view, marks = self._portfolio.group(group.row), self._portfolio.marks
+            plan = make_plan(view, health, marks, self._portfolio.parameters, stale=self._not_live_of(group))
+            self._commands.end(state, group)
+            if plan.orders:
+                self._liquidate(state, group, health, plan, superseded)
+            else:
+                self._strand(state, group, health, plan.stage)
+        elif health.bounds or not health.bounded:
+            self._leave_undecided(state, group)
+        else:
+            self._commands.end(state, group)
+            self._settle(state, group, health)
+        self._accounts.agenda.watch(group)
+
+    def tell_below_at_last_prices(self, state: AccountState, group: GroupState) -> None:
+        """Tell of a group that is below its requirement at the last prices, if it is, while its marks are not live."""
+        if self._is_below_at_last_prices(group):
+            health = self._evaluate(group)
+            self._tell_undecided(state, group, health, "below its requirement at the last prices, not live: ")
+            group.status = "undecided"
+            self._accounts.agenda.watch(group)
+
+    # --- verdicts ----------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, group: GroupState) -> Health:
+        """The verdict on a group, with what the marks that are not live may be at best."""
+        view, marks = self._portfolio.group(group.row), self._portfolio.marks
+        return evaluate(view, marks, self._portfolio.parameters, stale=self._not_live_of(group))
+
+    def _is_below_at_last_prices(self, group: GroupState) -> bool:
+        unpriced = frozenset(symbol for symbol in self._priced_by(group) if self._marks.status(symbol) is None)
+        view, marks = self._portfolio.group(group.row), self._portfolio.marks
+        return evaluate(view, marks, self._portfolio.parameters, stale=unpriced).liquidatable
+
+    def _not_live_of(self, group: GroupState) -> frozenset[str]:
+        """The symbols that the group's figures need and that have no live mark."""
+        return frozenset(symbol for symbol in self._priced_by(group) if not self._marks.has_live(symbol))
+
+    def _priced_by(self, group: GroupState) -> set[str]:
+        """The symbols whose marks the group's figures depend on: not those of balances that count for nothing."""
+        return symbols_of(self._portfolio.group(group.row), self._portfolio.marks, self._portfolio.parameters)
+
+    def _scaled_by(self, group: GroupState) -> set[str]:
+        """The keys of the parameter records whose rates or haircuts the group's verdict depends on."""
+        held = [symbol for symbol, _, _ in self._portfolio.positions(group.row)]
+        return {f"instrument:{symbol}" for symbol in held} | {
+            f"asset:{asset}" for asset in self._portfolio.balances(group.row)
+        }
+
+    # --- below its requirement ---------------------------------------------------------------------------------------
+
+    def _liquidate(
+        self, state: AccountState, group: GroupState, health: Health, plan: Plan, superseded: str | None
+    ) -> None:
+        command = self._command(state, group, health, plan, superseded)
+        self._outbox.commands.append(command)
+        self._commands.open(
+            state,
+            group,
+            CommandState(
+                command_id=command.command_id,
+                stage=plan.stage,
+                expires_at=command.expires_at,
+                orders=[
+                    OrderState(order.order_id, Decimal(order.quantity), order.symbol, order.order_side)
+                    for order in command.orders
+                ],
+            ),
+        )
+        if not group.started:
+            group.started = True
+            self._outbox.alert(state, group.margin, "liquidation_started", health=health)
+        if plan.stage == "takeover" and group.status != "bankrupt":
+            self._outbox.alert(state, group.margin, "bankrupt", health=health)
+        group.status = "bankrupt" if plan.stage == "takeover" else "liquidating"
+        self._clear_undecided(state, group, health)
+        self._outbox.changed.add(state.account)
+
+    def _command(
+        self, state: AccountState, group: GroupState, health: Health, plan: Plan, superseded: str | None
+    ) -> LiquidationCommand:
+        """The account's next command: as many of the plan's orders as its row has room for."""
+        state.liquidation_sequence += 1
+        command_id = f"{state.account}:{state.liquidation_sequence}"
+        clock_us = self._cursor.clock.now_us
+        orders = tuple(
+            CommandOrder(
+                order_id=f"{command_id}:{index}",
+                symbol=order.symbol,
+                position_side=order.position_side,
+                order_side=order.order_side,
+                quantity=format_decimal(order.quantity),
+                reduce_only=True,
+                limit_price=format_decimal(order.limit_price),
+                mark_price=format_decimal(order.mark_price),
+            )
+            for index, order in enumerate(plan.orders[: _room_for_orders(state)])
+        )
+        assert orders, "a command without orders does nothing and is out for a whole time-to-live"
+        return LiquidationCommand(
+            command_id=command_id,
+            account=state.account,
+            margin=group.margin,
+            sequence=state.liquidation_sequence,
+            stage=plan.stage,  # type: ignore[arg-type]
+            supersedes=superseded,
+            cancel_open_orders=True,
+            issued_at=clock_us,
+            expires_at=clock_us + 1000 * self._portfolio.parameters.policy.command_ttl_ms,
+            orders=orders,
+            evidence=self._evidence(group, health),
+        )
+
+    def _evidence(self, group: GroupState, health: Health) -> Evidence:
+        marks, scales = self._portfolio.marks, self._marks.scales
+        return Evidence(
+            equity=format_decimal(health.equity),
+            maintenance_margin=format_decimal(health.maintenance_margin),
+            health_ratio=format_decimal(health.health_ratio or Decimal(0)),
+            shard=self._cursor.shard,
+            events_offset=self._cursor.events_next - 1,
+            marks_offset=self._cursor.marks_next - 1,
+            parameters_version=self._cursor.parameters_next - 1,
+            marks={
+                symbol: format_decimal(marks[symbol]) for symbol in sorted(self._priced_by(group)) if symbol in marks
+            },
+            reason="equity_not_positive" if health.equity <= 0 else "equity_below_maintenance",
+            scales={key: scale for key in sorted(self._scaled_by(group)) if (scale := scales.get(key))},
+            debt=format_decimal(health.debt),
+            unweighted_equity=format_decimal(health.unweighted_equity),
+            stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
+        )
+
+    def _strand(self, state: AccountState, group: GroupState, health: Health, stage: str) -> None:
+        """A group that is below its requirement and has nothing that could be traded: say so once."""
+        if stage == "undecided":
+            self._tell_undecided(state, group, health, "nothing that can be traded before these marks are live: ")
+        else:
+            self._clear_undecided(state, group, health)
+            if group.status != stage:
+                self._outbox.alert(state, group.margin, stage, health=health)  # type: ignore[arg-type]
+        if group.status != stage:
+            group.status = stage  # type: ignore[assignment]
+            self._outbox.changed.add(state.account)
+
+    # --- not shown to be below it ------------------------------------------------------------------------------------
+
+    def _tell_undecided(self, state: AccountState, group: GroupState, health: Health, why: str) -> None:
+        if not group.told_undecided:
+            group.told_undecided = True
+            reason = why + ", ".join(sorted(health.bounds))
+            self._outbox.alert(state, group.margin, "undecided", health=health, reason=reason[:REASON_MAX])
+
+    def _clear_undecided(self, state: AccountState, group: GroupState, health: Health | None) -> None:
+        if group.told_undecided:
+            group.told_undecided = False
+            self._outbox.alert(state, group.margin, "undecided_cleared", health=health)
+
+    def _leave_undecided(self, state: AccountState, group: GroupState) -> None:
+        """A group that is not shown to be below its requirement, and whose marks are not all live.
+
+        What only live marks can end goes on; that it is undecided is over when it is not below it at the last prices.
+        """
+        self._accounts.agenda.overdue.discard(group.row)  # its marks' liveness, or its bounds' edge, brings it back
+        if group.told_undecided and not self._is_below_at_last_prices(group):
+            self._clear_undecided(state, group, None)
+        if group.status == "undecided" and not group.told_undecided:
+            group.status = "normal" if group.level is None else "margin_call"
+            self._outbox.changed.add(state.account)
+
+    def _settle(self, state: AccountState, group: GroupState, health: Health) -> None:
+        """A group that need not be liquidated: leave behind whatever was, and set the margin-call level it is at."""
+        self._clear_undecided(state, group, health)
+        if group.started:
+            group.started = False
+            self._outbox.alert(state, group.margin, "liquidation_completed", health=health)
+        elif group.status in ("insolvent", "unsellable"):
+            self._outbox.alert(state, group.margin, "recovered", health=health)
+        levels = self._portfolio.parameters.policy.margin_call_levels
+        level = margin_call_level(health.health_ratio, levels, group.level)
+        if level != group.level:
+            if level is None:
+                self._outbox.alert(state, group.margin, "margin_call_cleared", health=health, level=group.level)
+            elif group.level is None or level < group.level:
+                self._outbox.alert(state, group.margin, "margin_call", health=health, level=level)
+            group.level = level
+            self._accounts.set_level(group)
+            self._outbox.changed.add(state.account)
+        status: GroupStatus = "normal" if level is None else "margin_call"
+        if group.status != status:
+            group.status = status
+            self._outbox.changed.add(state.account)
+
+
+def _room_for_orders(state: AccountState) -> int:
+    """How many orders a command may have beside those that are out for the account, so that its row holds them."""
+    out = sum(len(group.command.orders) for group in state.groups.values() if group.command is not None)
+    return max(ACCOUNT_ORDERS_MAX - out, 1)

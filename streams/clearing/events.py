@@ -1,0 +1,197 @@
+"""What the events of a frame do: suspensions, transfers, fills and reports, in this order."""
+
+import zlib
+from collections.abc import Iterable
+from decimal import Decimal
+
+from schemas.messages import EventFrame, FillColumns, ParkedTransfer, Suspension, TransferColumns, WaitingFill
+from streams.clearing.account import REFUSED_PLACES_MAX, WAITING_FILLS_MAX, AccountState
+from streams.clearing.accounts import Accounts
+from streams.clearing.held_back import HeldBack, is_readable
+from streams.clearing.open_commands import OpenCommands
+from streams.clearing.outbox import Outbox
+from streams.clearing.postings import Postings
+from streams.errors import ContradictionError, InputError
+from streams.margin.ledger import Ledger
+
+
+class Events:
+    """Applies event frames to the accounts of one shard; what cannot be applied is held back or refused."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        ledger: Ledger,
+        commands: OpenCommands,
+        postings: Postings,
+        held_back: HeldBack,
+        outbox: Outbox,
+    ) -> None:
+        self._accounts = accounts
+        self._ledger = ledger
+        self._commands = commands
+        self._postings = postings
+        self._held_back = held_back
+        self._outbox = outbox
+
+    def apply(self, offset: int, frame: EventFrame) -> None:
+        """Apply a frame; the groups it touches are on the agenda of the accounts."""
+        self._apply_suspensions(frame.suspensions)
+        self._apply_transfers(offset, frame.transfers, frame)
+        self._apply_fills(offset, frame.fills, frame)
+        self._commands.apply_reports(frame.reports)
+
+    def _apply_suspensions(self, suspensions: Iterable[Suspension]) -> None:
+        """Suspend the accounts that a record names which could not be read, each once for a record.
+
+        The records of a partition come in order, so the last one tells those that are read again.
+        """
+        for refused in suspensions:
+            state, place = self._accounts.account(refused.account), f"{refused.topic}:{refused.partition}"
+            if refused.offset >= 0:
+                if refused.offset <= state.refused.get(place, -1):
+                    continue
+                state.refused[place] = refused.offset
+                if len(state.refused) > REFUSED_PLACES_MAX:
+                    del state.refused[min(state.refused.keys() - {place})]
+            state.unapplied += 1
+            where = f"{refused.topic}[{refused.partition}] offset {refused.offset}"
+            self._held_back.suspend(state, f"{where}: {refused.reason}")
+
+    # --- transfers ---------------------------------------------------------------------------------------------------
+
+    def _apply_transfers(self, offset: int, columns: TransferColumns, frame: EventFrame) -> None:
+        for index, account in enumerate(columns.account):
+            state = self._accounts.account(account)
+            sequence = columns.sequence[index]
+            verdict, digest = state.transfers.take(sequence), _digest(columns, index)
+            if verdict == "repeat" and not frame.repaired:
+                if sequence == state.transfers.last and state.transfer_digest not in (0, digest):
+                    self._refuse_contradiction(state, offset, frame, index)
+                continue
+            if verdict == "new" and sequence == state.transfers.last:
+                state.transfer_digest = digest
+            self._outbox.changed.add(account)
+            self._apply_transfer(state, offset, frame, index, is_unknown=verdict == "unknown")
+
+    def _apply_transfer(
+        self, state: AccountState, offset: int, frame: EventFrame, index: int, *, is_unknown: bool
+    ) -> None:
+        """Apply a transfer that is no repeat, unless it ``is_unknown`` whether it is one."""
+        transfer = _transfer(frame.transfers, index, offset)
+        was_suspended = state.suspended
+        if frame.repaired:
+            self._held_back.replace_parked(state, transfer)
+        is_doubtful = is_unknown and not frame.repaired
+        try:
+            if is_doubtful:
+                raise InputError(
+                    f"transfer sequence {transfer.sequence} may be a repeat: which have come is known from "
+                    f"{state.transfers.floor} on"
+                )
+            self._postings.transfer(state, transfer)
+        except InputError as error:
+            if is_doubtful or not self._held_back.park(state, transfer, error):
+                credit = is_readable(transfer) and Decimal(transfer.amount) > 0
+                self._held_back.refuse(state, offset, frame, "transfers", index, error, credit=credit)
+                return
+        if frame.repaired:
+            state.take_back(credit=not transfer.amount.startswith("-"))
+        self._held_back.resume_if_whole(state, was_suspended)
+
+    def _refuse_contradiction(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
+        columns = frame.transfers
+        error = ContradictionError(
+            f"transfer {columns.transfer_id[index]} has sequence {columns.sequence[index]}, as one that was applied "
+            "and says something else"
+        )
+        credit = not columns.amount[index].startswith("-")
+        self._held_back.refuse(state, offset, frame, "transfers", index, error, credit=credit)
+
+    # --- fills -------------------------------------------------------------------------------------------------------
+
+    def _apply_fills(self, offset: int, columns: FillColumns, frame: EventFrame) -> None:
+        accounts, orders, ledger = self._accounts, self._commands.orders, self._ledger
+        by_name, touched, changed = accounts.by_name, accounts.agenda.touched, self._outbox.changed
+        for index, (account, margin, symbol, quantity, price, fee, order_id) in enumerate(
+            zip(
+                columns.account,
+                columns.margin,
+                columns.symbol,
+                columns.quantity,
+                columns.price,
+                columns.fee,
+                columns.order_id,
+                strict=True,
+            )
+        ):
+            state = by_name.get(account)
+            if state is None:
+                state = accounts.account(account)
+            changed.add(account)
+            if frame.repaired or state.waiting_fills:
+                self._apply_fill_in_turn(state, offset, frame, index)
+                continue
+            group = state.groups.get(margin)
+            try:
+                if group is None:
+                    group = accounts.group(state, margin)
+                ledger.apply_fill(group.row, symbol, quantity, price, fee)
+            except InputError as error:
+                if not self._held_back.keep_fill(state, _fill(columns, index, offset), error):
+                    self._held_back.refuse(state, offset, frame, "fills", index, error)
+            else:
+                touched.add(group.row)
+                if order_id in orders or ":" in order_id:
+                    self._commands.count_fill(state, group, symbol, quantity, order_id)
+
+    def _apply_fill_in_turn(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
+        """Apply a fill that is repaired, or whose account has fills that wait: behind those that it must follow."""
+        was_suspended = state.suspended
+        fill = _fill(frame.fills, index, offset)
+        if frame.repaired:
+            self._held_back.replace_fill(state, fill)
+        try:
+            if state.waits_behind(fill.margin, fill.symbol):
+                if len(state.waiting_fills) >= WAITING_FILLS_MAX:
+                    raise InputError(f"symbol {fill.symbol}: {WAITING_FILLS_MAX} fills wait for parameters already")
+                state.waiting_fills.append(fill)
+            else:
+                self._postings.fill(state, fill)
+        except InputError as error:
+            if not self._held_back.keep_fill(state, fill, error):
+                self._held_back.refuse(state, offset, frame, "fills", index, error)
+                return
+        if frame.repaired:
+            state.take_back(credit=False)
+        self._held_back.resume_if_whole(state, was_suspended)
+
+
+def _transfer(columns: TransferColumns, index: int, offset: int) -> ParkedTransfer:
+    return ParkedTransfer(
+        transfer_id=columns.transfer_id[index],
+        sequence=columns.sequence[index],
+        margin=columns.margin[index],
+        asset=columns.asset[index],
+        amount=columns.amount[index],
+        offset=offset,
+    )
+
+
+def _fill(columns: FillColumns, index: int, offset: int) -> WaitingFill:
+    return WaitingFill(
+        trade_id=columns.trade_id[index],
+        order_id=columns.order_id[index],
+        margin=columns.margin[index],
+        symbol=columns.symbol[index],
+        quantity=columns.quantity[index],
+        price=columns.price[index],
+        fee=columns.fee[index],
+        offset=offset,
+    )
+
+
+def _digest(columns: TransferColumns, index: int) -> int:
+    """The CRC-32 of what a transfer does, never 0. Who sends one again may give it another id."""
+    names = (columns.margin, columns.asset, columns.amount)
+    return zlib.crc32(" ".join(column[index] for column in names).encode()) or 1

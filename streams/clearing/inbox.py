@@ -1,0 +1,126 @@
+"""The events of the shards that run, gathered into batches: this member's place in the group and what it has polled.
+
+What a frame does, and when a batch is committed, is the engine's business.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import EventFrame
+from schemas.topics import EVENTS
+from streams.broker.committed import seek
+from streams.broker.group import GroupPlace, leave_group
+from streams.broker.kafka import Kafka
+from streams.broker.producer import group_metadata
+from streams.broker.reader import poll_batch
+from streams.broker.records import Record
+from streams.clearing.shard import Shard
+from streams.errors import BrokerError, ShardError
+
+Callback = Callable[[Consumer, list[TopicPartition]], None]
+
+_EVENT_FRAME = Decoder[EventFrame](EventFrame)
+
+
+class Inbox:
+    """The consumer of ``margin.events.v1`` and the records it has given that are not applied yet."""
+
+    def __init__(self, kafka: Kafka, client_id: str) -> None:
+        self._settings = kafka.settings
+        self._runtime = kafka.runtime
+        self._place = GroupPlace(kafka.settings.outside_group_s_max, kafka.runtime)
+        self.consumer = kafka.group_consumer(client_id, kafka.settings.engine.group_id, self._place.properties())
+        self._held: deque[Record] = deque()
+
+    # --- the group ---------------------------------------------------------------------------------------------------
+
+    def join(self, *, on_assign: Callback, on_revoke: Callback, on_lost: Callback) -> None:
+        """Join the group; the callbacks run inside :meth:`poll`."""
+        self.consumer.subscribe([EVENTS], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
+
+    def require_member(self) -> None:
+        """
+        Raises:
+            BrokerError: the group has been without this member for too long.
+        """
+        self._place.require_member()
+
+    def membership(self) -> Any:
+        """The membership under which offsets are sent (:func:`group_metadata`)."""
+        return group_metadata(self.consumer)
+
+    def lag(self, shard: int) -> int | None:
+        """How many records of a shard have not been polled; None if it is not known."""
+        return self._place.lag(EVENTS, shard)
+
+    def leave(self) -> None:
+        """Leave the group at once: every shard is revoked."""
+        leave_group(self.consumer, self._settings.service.instance_id, self._settings.kafka.handover_s, self._runtime)
+
+    # --- fetching ----------------------------------------------------------------------------------------------------
+
+    def resume(self, shard: Shard) -> None:
+        """Fetch the shard's events from where its log says.
+
+        Raises:
+            ShardError: it is not assigned, or its fetching has not begun in time.
+        """
+        self.drop([shard.shard])
+        place = TopicPartition(EVENTS, shard.shard, shard.events_next)
+        try:
+            seek(self.consumer, place, self._settings.kafka.call_ms_max / 1000, self._runtime)
+        except BrokerError as error:
+            raise ShardError(f"shard {shard.shard}: {error}") from error
+        self.consumer.resume([place])
+
+    def pause(self, shards: Iterable[int]) -> None:
+        """Fetch nothing of ``shards`` and forget everything that has been polled."""
+        self.consumer.pause([TopicPartition(EVENTS, shard) for shard in shards])
+        self._held.clear()
+
+    # --- batches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing polled is waiting."""
+        return not self._held
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is waiting is as large as a batch may be."""
+        engine = self._settings.engine
+        return (
+            len(self._held) >= engine.batch_frames_max
+            or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
+        )
+
+    def poll(self, timeout_s: float, frames_max: int) -> int:
+        """Poll for at most ``frames_max`` frames; how many have come.
+
+        Rebalance callbacks run inside the poll and may replace the deque, so it is read afterwards.
+        """
+        polled = poll_batch(self.consumer, timeout_s, frames_max)
+        self._held.extend(polled)
+        return len(polled)
+
+    def drain(self) -> list[tuple[Record, EventFrame | DecodeError]]:
+        """Everything that is waiting, in the order of the log of each shard, decoded."""
+        frames = [(message, _decoded(message)) for message in self._held]
+        self._held.clear()
+        return frames
+
+    def drop(self, shards: Iterable[int]) -> None:
+        """Forget what has been polled of ``shards``."""
+        gone = set(shards)
+        self._held = deque(message for message in self._held if message.partition() not in gone)
+
+
+def _decoded(message: Record) -> EventFrame | DecodeError:
+    try:
+        return _EVENT_FRAME(message.value())
+    except DecodeError as error:
+        return error

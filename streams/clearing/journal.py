@@ -1,0 +1,176 @@
+"""Where a shard stands in its inputs and in its journal, and the journal records that say so.
+
+A :class:`Cursor` holds what the next record of ``margin.journal.v1`` says beside the output of a commit. It writes the
+three kinds of records (the first one of all, a claim, a commit) and stands again where one of them left off. Finding
+records in the log is the business of ``streams.feeds.journal``.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+from schemas.messages import JournalRecord, Range
+from streams.clearing.awaited import AwaitedMarks
+from streams.clearing.clock import ShardClock
+from streams.clearing.unreached import Unreached
+
+COMMAND_NAMES_BYTES_MAX = 300_000
+"""Most bytes of command ids in one journal record, which with everything else in it must stay a readable message."""
+
+
+class Cursor:
+    """The place of one shard.
+
+    ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
+    ``rules_next`` is the offset after the newest parameter record in force, ``marks_full`` that of the last full mark
+    frame applied (-1: none). ``claim`` is the offset of the claim in force, the shard's fencing token; ``sequence`` and
+    ``previous`` are the number and the offset of the journal's last record. ``unread`` counts the records of the
+    journal that could not be read, until a commit has told of them.
+    """
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.events_next = 0
+        self.marks_next = 0
+        self.parameters_next = 0
+        self.rules_next = -1
+        self.marks_full = -1
+        self.clock = ShardClock()
+        self.claim = -1
+        self.sequence = 0
+        self.previous = -1
+        self.alert_sequence = 0
+        self.unread = 0
+        self.awaited = AwaitedMarks()
+        self.unreached = Unreached()
+        self._committed = (0, 0, 0)
+
+    def resume(self, record: JournalRecord, offset: int = -1) -> Self:
+        """Stand where ``record``, the last of the shard's journal, at ``offset`` of it, left off."""
+        self.claim = offset if record.kind == "claim" else record.claim
+        self.previous = offset
+        self.sequence = record.sequence
+        self.events_next = record.events.next
+        self.marks_next = record.marks.next
+        self.parameters_next = record.parameters.next
+        self.rules_next = record.rules_next
+        self.marks_full = record.marks_full
+        self.clock.resume(record.clock, record.skewed, is_journaled=record.clock > 0 and not record.unread)
+        self.alert_sequence = record.alert_sequence
+        self.awaited.resume(record.not_live, record.told_not_live)
+        self.unreached.resume(record.unreached, record.unreached_notional)
+        self.unread = record.unread
+        self._committed = (self.events_next, self.marks_next, self.parameters_next)
+        return self
+
+    def skip_marks(self, offset: int) -> None:
+        """Count the mark record at ``offset`` and all before it as walked."""
+        self.marks_next = max(self.marks_next, offset + 1)
+
+    def claim_record(self, worker: str) -> JournalRecord:
+        """The record with which ``worker`` claims the shard, which stands at the last record of its journal."""
+        return JournalRecord(
+            kind="claim",
+            shard=self.shard,
+            claim=-1,
+            sequence=self.sequence + 1,
+            previous=self.previous,
+            events=_nothing(self.events_next),
+            marks=_nothing(self.marks_next),
+            parameters=_nothing(self.parameters_next),
+            marks_before=self.marks_next,
+            marks_full=self.marks_full,
+            clock=self.clock.now_us,
+            skewed=dict(sorted(self.clock.skewed.items())),
+            rules_next=self.rules_next,
+            worker=worker,
+            alert_sequence=self.alert_sequence,
+            not_live=self.awaited.since,
+            told_not_live=self.awaited.told,
+            unreached=dict(self.unreached.before),
+            unreached_notional=self.unreached.notional,
+            unread=self.unread,
+        )
+
+    def claimed(self, record: JournalRecord, offset: int) -> None:
+        """The claim ``record`` stands in the journal at ``offset``."""
+        self.claim = self.previous = offset
+        self.sequence = record.sequence
+
+    def commit_record(
+        self,
+        worker: str,
+        *,
+        marks_before: int,
+        accounts: int,
+        commands: Sequence[str],
+        open_interest: dict[str, str] | None,
+    ) -> JournalRecord:
+        """The record of everything since the last one; the next one begins behind it.
+
+        ``marks_before`` is the offset of the first mark that was walked after the events and parameters, ``accounts``
+        how many rows changed, ``commands`` the ids of the commands given.
+        """
+        self.sequence += 1
+        named = _first_names(commands)
+        events_first, marks_first, parameters_first = self._committed
+        self._committed = (self.events_next, self.marks_next, self.parameters_next)
+        self.unread = 0
+        return JournalRecord(
+            kind="commit",
+            shard=self.shard,
+            claim=self.claim,
+            sequence=self.sequence,
+            previous=self.previous,
+            events=Range(first=events_first, next=self.events_next),
+            marks=Range(first=marks_first, next=self.marks_next),
+            parameters=Range(first=parameters_first, next=self.parameters_next),
+            marks_before=marks_before,
+            marks_full=self.marks_full,
+            clock=self.clock.now_us,
+            skewed=dict(sorted(self.clock.skewed.items())),
+            rules_next=self.rules_next,
+            accounts=accounts,
+            commands=named,
+            command_count=-1 if len(named) == len(commands) else len(commands),
+            alert_sequence=self.alert_sequence,
+            open_interest=open_interest,
+            worker=worker,
+            not_live=self.awaited.since,
+            told_not_live=self.awaited.told,
+            unreached=self.unreached.totals(),
+            unreached_notional=self.unreached.notional,
+        )
+
+    def committed(self, offset: int) -> None:
+        """The last record stands in the journal at ``offset``."""
+        self.previous = offset
+
+
+def first_record(shard: int, *, events_next: int, marks_next: int, parameters_next: int) -> JournalRecord:
+    """Where a shard starts that has no journal yet: nothing happened before now."""
+    return JournalRecord(
+        kind="claim",
+        shard=shard,
+        claim=-1,
+        sequence=0,
+        previous=-1,
+        events=_nothing(events_next),
+        marks=_nothing(marks_next),
+        parameters=_nothing(parameters_next),
+        rules_next=parameters_next,
+    )
+
+
+def _nothing(offset: int) -> Range:
+    """No records, at ``offset``."""
+    return Range(first=offset, next=offset)
+
+
+def _first_names(names: Sequence[str]) -> tuple[str, ...]:
+    """As many of ``names``, from the first on, as a journal record has room for."""
+    room = COMMAND_NAMES_BYTES_MAX
+    for index, name in enumerate(names):
+        room -= len(name) + 3
+        if room < 0:
+            return tuple(names[:index])
+    return tuple(names)

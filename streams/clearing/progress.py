@@ -1,0 +1,134 @@
+"""What the watchdog, ``/readyz`` and the metrics are told of an engine.
+
+It changes nothing. :meth:`Progress.readiness` may be asked from any thread at any time.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import Gauge
+
+from streams import probes
+from streams.clearing.assignment import Assignment
+from streams.clearing.inbox import Inbox
+from streams.clearing.shard import Shard
+from streams.feeds.marks import MarkFeed
+from streams.feeds.unreached import KINDS
+from streams.runtime import Runtime
+from streams.settings import Settings
+from streams.watchdog import Watchdog
+
+UNREACHED = Gauge(
+    "margin_engine_unreached",
+    "What liquidation does not reach in the owned shards: undecided, unsellable and insolvent groups, suspended "
+    "accounts, parked transfers, waiting fills, unapplied events",
+    ["kind"],
+)
+
+LOOP = "engine"
+"""What the watchdog knows the loop by."""
+
+_LOOK_AT_SHARDS_S = 1.0
+
+
+class Progress:
+    """How far an engine is."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runtime: Runtime,
+        watchdog: Watchdog,
+        assignment: Assignment,
+        inbox: Inbox,
+        marks: MarkFeed,
+    ) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._watchdog = watchdog
+        self._assignment = assignment
+        self._inbox = inbox
+        self._marks = marks
+        self._marks_seen: float | None = None
+        self._places: dict[str, int] = {}
+        self._places_seen = 0.0
+
+    # --- /readyz -----------------------------------------------------------------------------------------------------
+
+    def readiness(self) -> list[probes.Condition]:
+        """Whether the engine does its work now."""
+        service, seen = self._settings.service, self._marks_seen
+        age_ms = None if seen is None else round(1000 * (self._runtime.monotonic() - seen))
+        lags = [self._inbox.lag(shard) for shard in tuple(self._assignment.running)]
+        return [
+            probes.Condition("is_in_group", int(self._assignment.has_joined), 1, "at_least"),
+            probes.Condition("shards_to_take", len(self._assignment.to_take), 0),
+            probes.Condition("marks_age_ms", age_ms, service.ready_age_ms),
+            probes.Condition(
+                "events_lag_frames", _greatest(lags) if lags else 0, self._settings.engine.ready_lag_frames_max
+            ),
+        ]
+
+    def saw_marks(self) -> None:
+        """A mark frame has come."""
+        self._marks_seen = self._runtime.monotonic()
+
+    # --- the watchdog ------------------------------------------------------------------------------------------------
+
+    def beat(self, doing: str) -> None:
+        """The loop goes on, with this."""
+        self._watchdog.beat(LOOP, doing)
+
+    def look_at_shards(self) -> None:
+        """Tell the watchdog of every shard that moves, or has nothing to move for."""
+        if self._runtime.monotonic() - self._places_seen < _LOOK_AT_SHARDS_S:
+            return
+        self._places_seen = self._runtime.monotonic()
+        for number, shard in self._assignment.running.items():
+            marks, events = _places(number)
+            self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks.next_offset)
+            self._look_at(events, shard.events_next, waiting=bool(self._inbox.lag(number)))
+
+    def _look_at(self, place: str, offset: int, *, waiting: bool) -> None:
+        if not waiting or offset != self._places.get(place):
+            self._places[place] = offset
+            self._watchdog.beat(place, f"at offset {offset}")
+
+    def beat_waiting(self) -> None:
+        """Restoring has got further, and every shard that waits is nearer to its turn."""
+        waiting = self._assignment.to_take
+        for shard in waiting:
+            self._watchdog.beat(_taking(shard), f"shard {waiting[0]} is being taken")
+
+    def forget(self, shard: int) -> None:
+        """The shard runs from now on, or is gone: it is watched in another way, or not any more."""
+        for place in (*_places(shard), _taking(shard)):
+            self._places.pop(place, None)
+            self._watchdog.forget(place)
+
+    def end(self) -> None:
+        """The loop has ended in good order."""
+        self._watchdog.forget(LOOP)
+
+    # --- metrics -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def show_unreached(shards: Iterable[Shard]) -> None:
+        """Set the gauges of what liquidation does not reach in ``shards``."""
+        owned = list(shards)
+        for kind in KINDS:
+            UNREACHED.labels(kind).set(sum(shard.unreached.get(kind, 0) for shard in owned))
+
+
+def _places(shard: int) -> tuple[str, str]:
+    """What the watchdog knows an owned shard by: its walk of the marks, and its events."""
+    return f"marks of shard {shard}", f"events of shard {shard}"
+
+
+def _taking(shard: int) -> str:
+    return f"taking of shard {shard}"
+
+
+def _greatest(lags: list[int | None]) -> int | None:
+    """The greatest lag; None as long as one is not known."""
+    known = [lag for lag in lags if lag is not None]
+    return max(known, default=0) if len(known) == len(lags) else None
