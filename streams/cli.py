@@ -463,12 +463,13 @@ def replay(
     from streams.audit.log import KafkaLog
     from streams.audit.replay import replay_shards
     from streams.audit.show import progress_bar, show_replay
+    from streams.broker.kafka import Kafka
 
     if shard is None and (first is not None or last is not None):
         raise typer.BadParameter("sequences are those of one shard: give --shard as well")
     with (
         _tool(_settings(bootstrap_servers=bootstrap_servers)) as settings,
-        KafkaLog(settings.kafka) as log,
+        KafkaLog(Kafka(settings)) as log,
         progress_bar() as progress,
     ):
         results = replay_shards(log, shard, first=first, last=last, progress=progress)
@@ -502,10 +503,11 @@ def explain(
     from streams.audit.explain import explain as explain_command
     from streams.audit.log import KafkaLog
     from streams.audit.show import progress_bar, show_explanation
+    from streams.broker.kafka import Kafka
 
     with (
         _tool(_settings(bootstrap_servers=bootstrap_servers)) as settings,
-        KafkaLog(settings.kafka) as log,
+        KafkaLog(Kafka(settings)) as log,
         progress_bar() as progress,
     ):
         found = explain_command(log, command_id, progress)
