@@ -84,11 +84,10 @@ class Watched(Market):
 
     def prices_of(self, symbol: str) -> tuple[Decimal, Decimal | None]:
         """What its price may be at least and at most (None: anything)."""
-        mark = self.shard._marks.get(symbol)
-        if mark is None:
+        if symbol not in self.prices:
             return Decimal(0), None
         last = Decimal(self.prices[symbol])
-        return (last, last) if mark.live else (Decimal(0), (1 + BOUND) * last)
+        return (last, last) if self.shard.has_live(symbol) else (Decimal(0), (1 + BOUND) * last)
 
     def headroom(self, group: GroupRow) -> Decimal | None:
         """The most that equity less maintenance may be; None if nothing bounds it."""
