@@ -23,7 +23,7 @@ from streams.memory.redis import Server
 from streams.memory.scheduler import Process, Scheduler, VirtualEvent
 from streams.settings import KafkaSettings
 from streams.tables.keys import accounts_key, meta_key
-from streams.tables.writer import _script
+from streams.tables.writer import script_text
 
 TIMEOUT_US = 1_000_000
 NOBODY = ("", -1, "")
@@ -240,8 +240,8 @@ def test_the_scripts_restated_do_what_the_scripts_do(valkey: redis.Redis) -> Non
     server, random = Server(Scheduler(0)), Random(5)
     keys = [accounts_key(0), meta_key(0)]
     scripts: dict[str, tuple[Any, Callable[..., Any]]] = {
-        "open.lua": (valkey.register_script(_script("open.lua")), server.open_lua),
-        "write.lua": (valkey.register_script(_script("write.lua")), server.write_lua),
+        "open.lua": (valkey.register_script(script_text("open.lua")), server.open_lua),
+        "write.lua": (valkey.register_script(script_text("write.lua")), server.write_lua),
     }
     answers = set()
     for number in range(1500):
