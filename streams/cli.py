@@ -456,12 +456,13 @@ def replay(
     from streams.audit.log import KafkaLog
     from streams.audit.replay import replay_shards
     from streams.audit.show import progress_bar, show_replay
+    from streams.broker.kafka import Kafka
 
     if shard is None and (first is not None or last is not None):
         raise typer.BadParameter("sequences are those of one shard: give --shard as well")
     with (
         _tool(_settings(bootstrap_servers=bootstrap_servers)) as settings,
-        KafkaLog(settings.kafka) as log,
+        KafkaLog(Kafka(settings)) as log,
         progress_bar() as progress,
     ):
         results = replay_shards(log, shard, first=first, last=last, progress=progress)
@@ -495,10 +496,11 @@ def explain(
     from streams.audit.explain import explain as explain_command
     from streams.audit.log import KafkaLog
     from streams.audit.show import progress_bar, show_explanation
+    from streams.broker.kafka import Kafka
 
     with (
         _tool(_settings(bootstrap_servers=bootstrap_servers)) as settings,
-        KafkaLog(settings.kafka) as log,
+        KafkaLog(Kafka(settings)) as log,
         progress_bar() as progress,
     ):
         found = explain_command(log, command_id, progress)
@@ -599,7 +601,43 @@ def _read(file: Path | None) -> bytes:
         raise MarginClearingError(f"{file}: {error.strerror}") from None
 
 
-@app.command()
+_SCENARIO_HELP = """\
+Run a scenario: what is given to the pipeline when, what goes wrong when, and what the pipeline then writes.
+
+Needs no server: production's routers, engines and mark formation run over a Kafka and a Redis in memory, on virtual
+time. The same file gives the same bytes, on every machine; no setting is taken from the environment.
+
+The file holds a JSON object per line, in order of at_ms (milliseconds since the beginning; at 0 every process runs
+and there are no records). Blank lines and lines that begin with # say nothing.
+
+\b
+  {"at_ms":0,"topic":"risk.parameters.v1","value":{"type":"asset","asset":"USDC"}}
+  {"at_ms":5,"topic":"oracle.prices.v1","value":{"source":"a","symbol":"BTC-PERP","price":"60000","sequence":1,"age_ms":2}}
+  {"at_ms":9,"topic":"trades.v1","key":"BTC-PERP","partition":0,"bytes":"no JSON"}
+  {"at_ms":10,"topic":"margin.marks.v1","value":{"marks":[{"symbol":"BTC-PERP","price":"60000","age_ms":20}]}}
+  {"at_ms":20,"freeze":"router:1","for_ms":3000}
+  {"at_ms":20,"kill":"engine:0"}
+  {"at_ms":20,"clock":"router:0","ahead_ms":90000}
+
+value is a message of the contract (null: a tombstone), bytes is text of any kind instead; key and partition are the
+contract's if left out. Anywhere in value, event_time_ms, publish_time_ms and time_ms (since the beginning) and
+age_ms (before this line) stand for the contract's times. Topics: those that the exchange and the oracle's sources
+write, risk.parameters.v1, margin.events.v1, and margin.marks.v1, with which no oracle runs: the marks given are
+repeated, growing older, every 250 ms. What is killed starts again a second later; a clock stays wrong until it is
+set again.
+
+Prints a JSON line for each record, in the order in which a reader of committed records sees them: at_ms, topic,
+partition, key, value (bytes if it is not JSON), and headers if it has some.
+
+Exit codes: 0 run to its end; 2 the file cannot be read or a flag is wrong: the line and the field are named.
+
+\b
+Example:
+  margin-clearing scenario crash.jsonl --engines 2 --topics liquidation.commands.v1,margin.alerts.v1
+"""
+
+
+@app.command(help=_SCENARIO_HELP)
 def scenario(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines; - reads standard input", show_default=False)],
     shards: Annotated[
@@ -621,39 +659,7 @@ def scenario(
         str | None, _else("commands, alerts, accounts and every dead-letter topic", "Print these topics, a,b")
     ] = None,
 ) -> None:
-    """Run a scenario: what is given to the pipeline when, what goes wrong when, and what the pipeline then writes.
-
-    Needs no server: production's routers, engines and mark formation run over a Kafka and a Redis in memory, on virtual
-    time. The same file gives the same bytes, on every machine; no setting is taken from the environment.
-
-    The file holds a JSON object per line, in order of at_ms (milliseconds since the beginning; at 0 every process runs
-    and there are no records). Blank lines and lines that begin with # say nothing.
-
-    \b
-      {"at_ms":0,"topic":"risk.parameters.v1","value":{"type":"asset","asset":"USDC"}}
-      {"at_ms":5,"topic":"oracle.prices.v1","value":{"source":"a","symbol":"BTC-PERP","price":"60000","sequence":1,"age_ms":2}}
-      {"at_ms":9,"topic":"trades.v1","key":"BTC-PERP","partition":0,"bytes":"no JSON"}
-      {"at_ms":10,"topic":"margin.marks.v1","value":{"marks":[{"symbol":"BTC-PERP","price":"60000","age_ms":20}]}}
-      {"at_ms":20,"freeze":"router:1","for_ms":3000}
-      {"at_ms":20,"kill":"engine:0"}
-      {"at_ms":20,"clock":"router:0","ahead_ms":90000}
-
-    value is a message of the contract (null: a tombstone), bytes is text of any kind instead; key and partition are the
-    contract's if left out. Anywhere in value, event_time_ms, publish_time_ms and time_ms (since the beginning) and
-    age_ms (before this line) stand for the contract's times. Topics: those that the exchange and the oracle's sources
-    write, risk.parameters.v1, margin.events.v1, and margin.marks.v1, with which no oracle runs: the marks given are
-    repeated, growing older, every 250 ms. What is killed starts again a second later; a clock stays wrong until it is
-    set again.
-
-    Prints a JSON line for each record, in the order in which a reader of committed records sees them: at_ms, topic,
-    partition, key, value (bytes if it is not JSON), and headers if it has some.
-
-    Exit codes: 0 run to its end; 2 the file cannot be read or a flag is wrong: the line and the field are named.
-
-    \b
-    Example:
-      margin-clearing scenario crash.jsonl --engines 2 --topics liquidation.commands.v1,margin.alerts.v1
-    """
+    """Run a scenario file (see ``--help``)."""
     from streams.memory.scenario import SHOWN, ScenarioOptions, run_scenario
 
     options = ScenarioOptions(

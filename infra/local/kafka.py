@@ -82,7 +82,7 @@ class KafkaServer(LocalServer):
 
     Ready means that metadata, a transaction coordinator and a group coordinator answer. ``listeners`` are addresses
     beside the plain one, through which the node is looked after; ``properties`` take the place of the broker's settings
-    here.
+    here. ``controller_port`` is where its controller listens; another one takes its place if it is taken at the start.
 
     With ``proxy_port`` it listens at ``proxied_port`` too and says there that its address is 127.0.0.1:``proxy_port``:
     clients that come through a proxy between the two stay behind it.
@@ -108,7 +108,7 @@ class KafkaServer(LocalServer):
         self.proxied_port = free_port() if proxy_port else 0
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self._progress = progress
-        self._controller_port = free_port()
+        self.controller_port = free_port()
         self._archive: Archive | None = None
         self._archiving: ManagedProcess | None = None
 
@@ -125,9 +125,9 @@ class KafkaServer(LocalServer):
                 break
             except StartError:
                 # Nobody but this node knows the controller's port, so when it was taken meanwhile another one will do.
-                if not attempts_left or is_free(self._controller_port):
+                if not attempts_left or is_free(self.controller_port):
                     raise
-                self._controller_port = free_port()
+                self.controller_port = free_port()
         if self._archive is not None and self._archiving is None:
             self._archiving = self._archive.begin()
 
@@ -157,7 +157,7 @@ class KafkaServer(LocalServer):
         ]
 
     def _write_properties(self) -> Path:
-        controller = f"127.0.0.1:{self._controller_port}"
+        controller = f"127.0.0.1:{self.controller_port}"
         # name, protocol, where it listens, and where it says that it is
         places = [("PLAINTEXT", "PLAINTEXT", self.bootstrap_servers, self.bootstrap_servers)]
         if self.proxy_port:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Self
 
+from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
 from streams.broker.records import Log, Record
-from streams.settings import KafkaSettings
 
 CLIENT = "margin-audit"
 
@@ -13,7 +13,7 @@ CLIENT = "margin-audit"
 class KafkaLog:
     """The logs in Kafka; a consumer is kept for every read that goes on at the same time. Use as a context manager."""
 
-    def __init__(self, kafka: KafkaSettings) -> None:
+    def __init__(self, kafka: Kafka) -> None:
         self._kafka = kafka
         self._readers: list[LogReader] = []
         self._idle: list[LogReader] = []
@@ -69,7 +69,7 @@ class KafkaLog:
     def _borrow(self) -> LogReader:
         if self._idle:
             return self._idle.pop()
-        reader = LogReader(self._kafka, CLIENT)
+        reader = self._kafka.log_reader(CLIENT)
         self._readers.append(reader)
         return reader
 

@@ -22,6 +22,7 @@ from streams.audit.shards import ShardCheck
 from streams.audit.tables import TableCheck, Tables
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.broker.dead_letters import is_untold
+from streams.broker.kafka import Kafka
 from streams.broker.records import Log
 from streams.settings import Settings
 from streams.tables.reader import Layout, TableReader
@@ -48,7 +49,7 @@ def verify_deployment(settings: Settings, progress: Progress = silent) -> Findin
             findings.differ(fault)
         return findings
     cluster = admin.list_topics(timeout=_TIMEOUT_S).cluster_id or ""
-    with KafkaLog(settings.kafka) as log, TableReader(settings.redis) as tables:
+    with KafkaLog(Kafka(settings)) as log, TableReader(settings.redis) as tables:
         layout = tables.read_layout()
         if layout != (wanted := Layout(shards, ACCOUNTS, cluster)):
             faults.append(f"Redis says where accounts are by {layout}; it must be {wanted}")

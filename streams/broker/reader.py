@@ -23,7 +23,8 @@ _LOOK_AGAIN_S = 0.05
 class LogReader:
     """A hand-assigned consumer for bounded reads and watermarks. Use as a context manager. Not thread-safe.
 
-    ``on_progress`` is called whenever a read gets further. A wait for Kafka ends after the time that one call may take.
+    ``on_progress`` is called whenever a read gets further. A wait for Kafka ends after ``timeout_s``, or after the time
+    that one call may take (None).
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class LogReader:
         *,
         on_progress: Callable[[], object] = lambda: None,
         clients: Clients = CLIENTS,
+        timeout_s: float | None = None,
     ) -> None:
         self._runtime = clients.runtime
-        self._timeout_s = kafka.call_ms_max / 1000
+        self._timeout_s = kafka.call_ms_max / 1000 if timeout_s is None else timeout_s
         self._on_progress = on_progress
         self._known: set[str] = set()
         properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
@@ -96,8 +98,8 @@ class LogReader:
         """The committed records from offset ``first`` up to, not including, ``end`` (now's end if None).
 
         The end is a position in the log, uncommitted records included: what is open there must be decided before this
-        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` (the time that one call may
-        take, if None) bounds the wait without progress.
+        returns, so nothing that commits later below ``end`` can be missed. ``timeout_s`` (the reader's, if None) bounds
+        the wait without progress.
 
         Raises:
             BrokerError: no progress for ``timeout_s``, or the broker refuses.

@@ -72,9 +72,9 @@ class Committer:
         """Whether dead letters wait for a commit."""
         return bool(self._letters)
 
-    def put_aside(self, record: Record, error: Exception) -> None:
-        """Write ``record`` to its dead-letter topic with the next commit."""
-        self._letters.append((record, error))
+    def put_aside(self, *letters: tuple[Record, Exception]) -> None:
+        """Write records, each with the reason, to their dead-letter topics with the next commit."""
+        self._letters += letters
 
     def forget_letters(self, shards: Collection[int]) -> None:
         """Leave the dead letters that the owner of one of ``shards`` writes to its next owner."""

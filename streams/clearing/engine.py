@@ -33,13 +33,12 @@ from streams.clearing.clock import is_off
 from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
 from streams.clearing.progress import LOOP, Progress
-from streams.clearing.restore import Rules, ShardRestorer, TakenShard
+from streams.clearing.restore import Rules, ShardRestorer, TakenShard, adopt_parameters
 from streams.clearing.shard import Shard
-from streams.errors import InputError, ProducerFenced, ShardError, TransactionAborted
+from streams.errors import ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
 from streams.logs import event
-from streams.margin.parameters import RiskParameters
 from streams.runtime import Event
 from streams.service import run_role
 from streams.settings import Settings
@@ -64,7 +63,6 @@ RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and ta
 
 _POLL_S = 0.002
 _IDLE_POLL_S = 0.1
-_FRAMES_PER_POLL = 16
 _RETAKES_MAX = 10
 
 
@@ -206,21 +204,15 @@ class Engine:
             step = self._parameter_log.add(message)
             if step.refused is not None:
                 if DEAD_LETTER_SHARD in self._assignment.running:
-                    self._committer.put_aside(message, step.refused)
+                    self._committer.put_aside((message, step.refused))
                 PARAMETERS_REFUSED.inc()
                 event(log, logging.ERROR, "parameters_refused", offset=step.offset, reason=str(step.refused))
             for shard in shards:
-                self._adopt(shard, step.offset, step.rules)
+                adopt_parameters(shard, step.offset, step.rules)
             if self._assignment.is_restoring:
                 self._rules_meanwhile.append((step.offset, step.rules))
         for shard in shards:
             shard.decide_touched(everything=True)
-
-    def _adopt(self, shard: Shard, offset: int, rules: RiskParameters) -> None:
-        try:
-            shard.apply_parameters(offset, rules)
-        except InputError as error:
-            event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=offset, reason=str(error))
 
     def _catch_up_parameters(self) -> None:
         """Read ``risk.parameters.v1`` to its end: an event may name what a record just written has introduced."""
@@ -240,7 +232,7 @@ class Engine:
                 assert mark.refused is not None
                 writer = running.get(DEAD_LETTER_SHARD)
                 if writer is not None and mark.offset >= writer.marks_next:
-                    self._committer.put_aside(mark.record, mark.refused)
+                    self._committer.put_aside((mark.record, mark.refused))
                 for shard in running.values():
                     shard.skip_marks(mark.offset)
 
@@ -269,7 +261,10 @@ class Engine:
             else:
                 self._inbox.poll(0, 1)
                 return
-        self._fill_inbox()
+        if self._assignment.is_restoring or not self._inbox.is_empty:
+            self._inbox.fill(0.0)
+        else:
+            self._inbox.fill(_POLL_S if self._assignment.running else _IDLE_POLL_S)
         if self._inbox.is_empty:
             return
         frames = self._inbox.drain()
@@ -279,15 +274,6 @@ class Engine:
         touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
         for number in touched:
             self._assignment.running[number].decide_touched()
-
-    def _fill_inbox(self) -> None:
-        """Add what has arrived to the batch, until that is full or there is nothing more."""
-        if self._assignment.is_restoring or not self._inbox.is_empty:
-            timeout_s = 0.0
-        else:
-            timeout_s = _POLL_S if self._assignment.running else _IDLE_POLL_S
-        while self._inbox.poll(timeout_s, _FRAMES_PER_POLL) == _FRAMES_PER_POLL and not self._inbox.is_full:
-            timeout_s = 0.0
 
     def _to_apply(self, message: Record) -> Shard | None:
         """The shard that has not applied ``message`` yet; None if it has, or is not owned."""
@@ -304,7 +290,7 @@ class Engine:
             return None
         if isinstance(frame, DecodeError):
             shard.skip_events(message.offset(), str(frame))
-            self._committer.put_aside(message, frame)
+            self._committer.put_aside((message, frame))
             UNREADABLE_FRAMES.inc()
         else:
             appended = message.appended_us
@@ -361,9 +347,8 @@ class Engine:
         shard = taken.shard
         letters = shard.shard == DEAD_LETTER_SHARD
         if letters:
-            for record, error in taken.refused_marks:
-                self._committer.put_aside(record, error)
-            self._put_parameters_aside(taken.parameters_first, shard.parameters_next)
+            self._committer.put_aside(*taken.refused_marks)
+            self._committer.put_aside(*self._parameter_log.refused(taken.parameters_first, shard.parameters_next))
         self._progress.forget(shard.shard)
         self._tables.restore(shard.shard, shard.cursor.claim)
         self._inbox.resume(shard)
@@ -371,16 +356,11 @@ class Engine:
             self._commit()
         if self._rules_meanwhile:
             if letters:
-                self._put_parameters_aside(shard.parameters_next, self._parameter_log.next_offset)
+                until = self._parameter_log.next_offset
+                self._committer.put_aside(*self._parameter_log.refused(shard.parameters_next, until))
             for offset, rules in self._rules_meanwhile:
-                self._adopt(shard, offset, rules)
+                adopt_parameters(shard, offset, rules)
             shard.decide_touched(everything=True)
-
-    def _put_parameters_aside(self, first: int, end: int) -> None:
-        """Write the dead letters of the refused parameter records from ``first`` on, below ``end``."""
-        for step in self._parameter_log.refused(first, end):
-            if step.refused is not None:
-                self._committer.put_aside(step.record, step.refused)
 
     def _hand_over(self) -> None:
         """Commit what can be committed within the handover's deadline; whatever else is left to the log."""

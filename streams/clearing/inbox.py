@@ -24,6 +24,7 @@ from streams.errors import BrokerError, ShardError
 Callback = Callable[[Consumer, list[TopicPartition]], None]
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
+_FRAMES_PER_POLL = 16
 
 
 class Inbox:
@@ -106,6 +107,11 @@ class Inbox:
         polled = poll_batch(self.consumer, timeout_s, frames_max)
         self._held.extend(polled)
         return len(polled)
+
+    def fill(self, timeout_s: float) -> None:
+        """Add what arrives within ``timeout_s`` to the batch, until that is full or there is nothing more."""
+        while self.poll(timeout_s, _FRAMES_PER_POLL) == _FRAMES_PER_POLL and not self.is_full:
+            timeout_s = 0.0
 
     def drain(self) -> list[tuple[Record, EventFrame | DecodeError]]:
         """Everything that is waiting, in the order of the log of each shard, decoded."""

@@ -126,7 +126,7 @@ class ShardRestorer:
         yield from _recall_marks(shard, self._reader)
         shard.stand()
         parameters_first = shard.parameters_next
-        _adopt_parameters(shard, newer)
+        _catch_up_parameters(shard, newer)
         refused = yield from self._walk_marks(shard)
         event(
             log,
@@ -274,7 +274,7 @@ def _rules_since(
     return (in_force if rules_next < parameters_next else rules), newer
 
 
-def _adopt_parameters(shard: Shard, newer: Rules) -> None:
+def _catch_up_parameters(shard: Shard, newer: Rules) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
     Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
@@ -285,15 +285,21 @@ def _adopt_parameters(shard: Shard, newer: Rules) -> None:
     for offset, rules in newer[:-1] if shard.holds_back or shard.unread else ():
         with suppress(InputError):
             shard.apply_parameters(offset, rules)
-    try:
-        shard.apply_parameters(*newer[-1])
-    except InputError as error:
-        reason = str(error)
-        event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=newer[-1][0], reason=reason)
+    if not adopt_parameters(shard, *newer[-1]):
         for offset, rules in newer:
             with suppress(InputError):
                 shard.apply_parameters(offset, rules)
     shard.decide_touched(everything=True)
+
+
+def adopt_parameters(shard: Shard, offset: int, rules: RiskParameters) -> bool:
+    """Put ``rules`` in force in ``shard`` if its ledger can be held in them; whether it can. Where not is logged."""
+    try:
+        shard.apply_parameters(offset, rules)
+    except InputError as error:
+        event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=offset, reason=str(error))
+        return False
+    return True
 
 
 def recall_from(cursor: Cursor) -> int:

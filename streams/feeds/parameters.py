@@ -121,9 +121,14 @@ class ParameterFeed:
         """Begin, or begin again, to follow at the first record that was not added."""
         self._follower.start(self.next_offset)
 
-    def refused(self, first: int, end: int) -> list[ParameterStep]:
-        """The refused records from offset ``first`` up to, not including, ``end``, as far as they are remembered."""
-        return [step for step in self._refused if first <= step.offset < end]
+    def refused(self, first: int, end: int) -> list[tuple[Record, Exception]]:
+        """The refused records from offset ``first`` up to, not including, ``end``, as far as they are remembered, and
+        why."""
+        return [
+            (step.record, step.refused)
+            for step in self._refused
+            if step.refused is not None and first <= step.offset < end
+        ]
 
     def close(self) -> None:
         self._follower.close()

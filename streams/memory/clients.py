@@ -16,19 +16,15 @@ from confluent_kafka import (
     OFFSET_INVALID,
     TIMESTAMP_CREATE_TIME,
     TIMESTAMP_LOG_APPEND_TIME,
+    TIMESTAMP_NOT_AVAILABLE,
     KafkaError,
     KafkaException,
     TopicPartition,
 )
 
-from schemas.topics import all_topics
 from streams.memory.groups import HEARTBEAT_US, Place
 from streams.memory.log import Cluster, Concurrent, Fenced, InvalidState, Partition, Record
 from streams.memory.scheduler import Process
-
-_ABORTABLE_US = 2_000
-APPEND_TIME = {topic.name for topic in all_topics() if topic.append_time}
-"""The topics whose records carry the brokers' time."""
 
 
 @dataclass(slots=True)
@@ -121,8 +117,9 @@ class FakeMessage:
         return None if self._record is None else self._record.headers
 
     def timestamp(self) -> tuple[int, int]:
-        kind = TIMESTAMP_LOG_APPEND_TIME if self._place[0] in APPEND_TIME else TIMESTAMP_CREATE_TIME
-        return (kind, 0 if self._record is None else self._record.time_ms)
+        if self._record is None:
+            return (TIMESTAMP_NOT_AVAILABLE, 0)
+        return (TIMESTAMP_LOG_APPEND_TIME if self._record.stamped else TIMESTAMP_CREATE_TIME, self._record.time_ms)
 
 
 class _Metadata:
@@ -478,7 +475,8 @@ class FakeConsumer:
         self._enter("assign")
         self._positions = {}
         for found in places:
-            offset = 0 if found.offset == OFFSET_BEGINNING else found.offset
+            begin = self._cluster.topics[found.topic][found.partition].start
+            offset = begin if found.offset == OFFSET_BEGINNING else found.offset
             self._positions[found.topic, found.partition] = _Position(offset)
 
     def unassign(self) -> None:
@@ -566,7 +564,9 @@ class FakeConsumer:
                 continue
             assert position.next is not None
             partition = self._cluster.topics[place[0]][place[1]]
-            if position.next > partition.end:
+            if self._earliest and position.next < partition.start:
+                position.next = partition.start
+            if not partition.start <= position.next <= partition.end:
                 reset = KafkaError(KafkaError._AUTO_OFFSET_RESET, "the offset is out of range")
                 return [FakeMessage(place, None, position.next, reset)]
             records, position.next = partition.read(position.next, most - len(found))
@@ -606,7 +606,7 @@ class FakeConsumer:
         if self._rates.strikes("watermark_error", self._random.random()):
             raise error(KafkaError._TRANSPORT, "watermarks")
         partition = self._cluster.topics[place.topic][place.partition]
-        return 0, partition.end if self._uncommitted else partition.stable_end
+        return partition.start, partition.end if self._uncommitted else partition.stable_end
 
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> _Metadata:
         self.process.alive()

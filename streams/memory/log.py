@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from schemas.partitioning import partition_of
+from schemas.topics import all_topics
 from streams.memory.groups import Group
 from streams.memory.scheduler import EPOCH_US, Scheduler
 
@@ -36,9 +37,12 @@ class InvalidState(Exception):
 
 
 class Record:
-    """A record of a partition; ``control`` and ``compacted`` ones take an offset and are never delivered."""
+    """A record of a partition; ``control`` and ``compacted`` ones take an offset and are never delivered.
 
-    __slots__ = ("compacted", "control", "decoded", "headers", "key", "offset", "time_ms", "txn", "value")
+    ``stamped``: its time is the brokers' (``LogAppendTime``), as :attr:`Cluster.append_time` had it.
+    """
+
+    __slots__ = ("compacted", "control", "decoded", "headers", "key", "offset", "stamped", "time_ms", "txn", "value")
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Record:
         headers: Headers | None,
         time_ms: int,
         txn: "Transaction | None",
+        stamped: bool,
         control: bool = False,
     ) -> None:
         self.offset = offset
@@ -56,6 +61,7 @@ class Record:
         self.headers = headers
         self.time_ms = time_ms
         self.txn = txn
+        self.stamped = stamped
         self.control = control
         self.compacted = False
         self.decoded: Any = None
@@ -67,14 +73,18 @@ class Record:
 
 
 class Partition:
-    """One log. ``open`` holds the first offset of every transaction without a marker yet."""
+    """One log. ``open`` holds the first offset of every transaction without a marker yet.
 
-    __slots__ = ("number", "open", "records", "topic")
+    ``start`` is the first offset that a reader may ask for; ``records`` holds those below it, too.
+    """
+
+    __slots__ = ("number", "open", "records", "start", "topic")
 
     def __init__(self, topic: str, number: int) -> None:
         self.topic = topic
         self.number = number
         self.records: list[Record] = []
+        self.start = 0
         self.open: dict[Transaction, int] = {}
 
     @property
@@ -88,7 +98,7 @@ class Partition:
 
     def read(self, position: int, most: int) -> tuple[list[Record], int]:
         """Up to ``most`` committed records from ``position`` on, and the position after them."""
-        end, records = self.stable_end, self.records
+        position, end, records = max(position, self.start), self.stable_end, self.records
         found: list[Record] = []
         while position < end and len(found) < most:
             record = records[position]
@@ -105,9 +115,19 @@ class Partition:
                 last[record.key].compacted = True
             last[record.key] = record
 
+    def delete_before(self, offset: int) -> None:
+        """Let everything below ``offset`` be gone, as retention does.
+
+        Raises:
+            ValueError: the log does not reach so far.
+        """
+        if offset > self.stable_end:
+            raise ValueError(f"{self.topic}[{self.number}] ends at {self.stable_end}, before {offset}")
+        self.start = max(self.start, offset)
+
     def committed(self, first: int = 0, end: int | None = None) -> Iterator[Record]:
         """The committed records in a range, decided or not being the coordinator's word, markers or not."""
-        return (record for record in self.records[first:end] if record.readable)
+        return (record for record in self.records[max(first, self.start) : end] if record.readable)
 
 
 class Transaction:
@@ -138,7 +158,8 @@ class _Identity:
 class Cluster:
     """The brokers, with the cluster id ``name``.
 
-    ``on_decided`` is told of every transaction when its coordinator has decided it.
+    ``on_decided`` is told of every transaction when its coordinator has decided it. ``append_time`` are the topics
+    whose records get the brokers' time (``message.timestamp.type``), those of the contract at first.
     """
 
     name = "in-memory"
@@ -150,6 +171,7 @@ class Cluster:
         self.topics = {
             topic: [Partition(topic, number) for number in range(count)] for topic, count in partitions.items()
         }
+        self.append_time = {topic.name for topic in all_topics() if topic.append_time}
         self.offsets: dict[str, dict[Place, int]] = {}
         self.marker_delay_us: Callable[[], int] = lambda: 0
         self.groups: dict[str, Group] = {}
@@ -198,7 +220,7 @@ class Cluster:
         control: bool = False,
     ) -> Record:
         time_ms = (EPOCH_US + self.scheduler.now) // 1000
-        record = Record(partition.end, key, value, headers, time_ms, txn, control)
+        record = Record(partition.end, key, value, headers, time_ms, txn, partition.topic in self.append_time, control)
         partition.records.append(record)
         return record
 

@@ -9,7 +9,7 @@ flushed or went back to an older snapshot) is reported, never papered over.
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -81,8 +81,8 @@ class AccountTable:
         self._runtime = runtime
         self._redis = client
         self._log = (cluster_id, topic, topic_id, str(shards))
-        self._open_script = self._redis.register_script(_script("open.lua"))
-        self._write_script = self._redis.register_script(_script("write.lua"))
+        self._open_script = self._redis.register_script(script_text("open.lua"))
+        self._write_script = self._redis.register_script(script_text("write.lua"))
 
     def publish_layout(self) -> None:
         """Tell readers how accounts are spread: ``shard = murmur2(account) % shards``.
@@ -211,7 +211,9 @@ class AccountTable:
             raise TableError(f"Redis: {type(error).__name__}: {error}") from error
 
 
-def _script(name: str) -> str:
+@cache
+def script_text(name: str) -> str:
+    """The text of a script for Redis, by its file's name."""
     return resources.files("streams.tables").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -1,40 +1,20 @@
 """Inputs for a shard: a market of one contract, accounts that trade it, and the steps that a script is made of."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
-from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, ReportColumns, Suspension, TransferColumns
-from schemas.parameters import (
-    AssetParameters,
-    InstrumentParameters,
-    MarginTier,
-    OracleParameters,
-    Parameter,
-    PolicyParameters,
-)
-from schemas.topics import TRADES
-from schemas.types import ReportStatus
-from tests.audit.memory import MemoryEngine, MemoryLog
+from schemas.codec import encode
+from schemas.messages import EventFrame, Mark, MarkFrame, ReportColumns, Suspension
+from schemas.parameters import AssetParameters, OracleParameters, Parameter, PolicyParameters
+from schemas.topics import EVENTS, MARKS, TRADES
+from schemas.types import MarkStatus, ReportStatus
+from streams.audit.explain import Explanation, explain
+from streams.memory.log import Record
+from tests.clearing.engine_bench import DUE_MS, SYMBOL, Bench, EngineProcess, instrument
 
-T0 = 1_700_000_000_000_000
-SYMBOL = "BTC-PERP"
-
-
-def instrument(
-    rate: str = "0.05", version: int = 1, *, symbol: str = SYMBOL, price_increment: str = "0.1"
-) -> InstrumentParameters:
-    tiers = (MarginTier(notional_floor="0", maintenance_rate=rate, initial_rate="0.3"),)
-    return InstrumentParameters(
-        symbol=symbol,
-        settle_asset="USDC",
-        price_increment=price_increment,
-        quantity_increment="0.001",
-        margin_tiers=tiers,
-        liquidation_fee="0.005",
-        insurance_fee="0.001",
-        version=version,
-    )
-
+_ROUTER = "router"
+_IDLE_MS = 3 * DUE_MS
+_TRANSACTION_US = 10_000_000
 
 RECORDS: tuple[Parameter, ...] = (
     AssetParameters(asset="USDC", decimals=6),
@@ -45,119 +25,103 @@ RECORDS: tuple[Parameter, ...] = (
 )
 
 
-class Script:
+class Script(Bench):
     """An engine on logs in memory, and the inputs with the time they come at."""
 
+    running: EngineProcess
+
     def __init__(self, *, shards: int = 1) -> None:
-        self.log = MemoryLog(shards)
-        self.time = T0
-        self.sequence = 0
-        self.trade_id = 0
+        super().__init__(shards, topics__partitions=3, engine__journal_interval_ms=_IDLE_MS)
+        self.fee = "0.01"
         self.epoch = 0
-        self.engine: MemoryEngine | None = None
+        self._router = self.cluster.init(_ROUTER)
+
+    # --- the engine --------------------------------------------------------------------------------------------------
 
     def begin(self, price: str = "10000") -> "Script":
         """Parameters, prices, and an engine that has taken the shards."""
-        starting = MemoryEngine.__new__(MemoryEngine)
-        starting.log = self.log
-        starting.parameters(*RECORDS)
-        self.engine = starting
+        self.parameters(*RECORDS)
         self.mark(price)
-        self.engine = MemoryEngine(self.log)
+        self.running = self.owner()
         return self
 
-    @property
-    def running(self) -> MemoryEngine:
-        assert self.engine is not None
-        return self.engine
+    def cycle(self, *, commit: bool = True, idle: bool = False) -> None:
+        """One turn of the engine; ``commit``: what waits is due, ``idle``: quiet shards journal as well."""
+        self.advance(_IDLE_MS if idle else DUE_MS if commit else 0)
+        self.running.cycle(due=False)
+
+    def settle(self) -> None:
+        """Turn until everything in the logs is applied and committed."""
+        self.running.settle()
+
+    def restart(self) -> None:
+        """A new process: nothing in memory."""
+        self.running = self.running.restart()
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
 
     def mark(
         self,
         price: str,
         *,
-        after_ms: int = 250,
         full: bool = True,
-        status: str = "live",
+        epoch: int | None = None,
+        after_ms: float = 250,
+        status: MarkStatus = "live",
         off_us: int = 0,
         stamped: bool = True,
-        **more: Any,
+        scales: dict[str, str] | None = None,
     ) -> None:
         """The oracle publishes; ``off_us``: its host's clock is off, ``stamped``: the record has the broker's time."""
-        self.time += after_ms * 1000
-        prices = {SYMBOL: price, "BTC-USD": price}
-        marks = tuple(
-            Mark(
-                symbol=symbol,
-                price=value,
-                status=status,  # type: ignore[arg-type]
-                publish_time=self.time,
-                sources={"a": value},
-            )
-            for symbol, value in prices.items()
+        self.advance(after_ms)
+        marks = [
+            Mark(symbol=symbol, price=price, status=status, publish_time=self.now_us, sources={"a": price})
+            for symbol in (SYMBOL, "BTC-USD")
+        ]
+        self.marks(*marks, full=full, epoch=epoch, off_us=off_us, stamped=stamped, scales=scales)
+
+    def marks(
+        self,
+        *marks: Mark,
+        full: bool = False,
+        epoch: int | None = None,
+        off_us: int = 0,
+        stamped: bool = True,
+        scales: dict[str, str] | None = None,
+    ) -> None:
+        """A frame of these marks is published."""
+        frame = MarkFrame(
+            time=self.now_us + off_us,
+            marks=marks,
+            full=full,
+            epoch=self.epoch if epoch is None else epoch,
+            scales=scales or {},
         )
-        frame = MarkFrame(time=self.time + off_us, marks=marks, full=full, **{"epoch": self.epoch} | more)
-        self.running.mark(frame, self.time, stamped=stamped)
+        with self._stamping(MARKS, stamped):
+            self.cluster.append(MARKS, None, encode(frame))
 
-    def tick(self, after_ms: int) -> None:
+    def tick(self, after_ms: float) -> None:
         """Time passes and no price comes."""
-        self.time += after_ms * 1000
-        self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
-
-    def suspend(self, account: str, offset: int, shard: int = 0) -> None:
-        """A trade that names the account cannot be read."""
-        told = Suspension(account=account, topic=TRADES, partition=0, offset=offset, reason="price must be positive")
-        self.running.events(EventFrame(time=self.time, suspensions=[told]), shard)
+        self.advance(after_ms)
+        self.marks()
 
     def new_oracle(self) -> None:
         """Another oracle leads: an empty frame of a higher epoch is its claim."""
         self.epoch += 1
-        self.running.mark(MarkFrame(time=self.time, marks=(), epoch=self.epoch))
+        self.marks()
 
-    def transfer(
-        self,
-        account: str,
-        amount: str,
-        *,
-        asset: str = "USDC",
-        shard: int = 0,
-        margin: str = "cross",
-        sequence: int | None = None,
-    ) -> None:
-        """``sequence`` None: the next one."""
-        self.sequence += 1
-        columns = TransferColumns(
-            account=[account],
-            margin=[margin],
-            asset=[asset],
-            amount=[amount],
-            sequence=[self.sequence if sequence is None else sequence],
-            transfer_id=[f"t{self.sequence}"],
-        )
-        self.running.events(EventFrame(time=self.time, transfers=columns), shard)
+    def events(self, frame: EventFrame, shard: int = 0, *, stamped: bool = True) -> None:
+        """A frame comes to a shard in a transaction of its own."""
+        with self._stamping(EVENTS, stamped):
+            place = self.partition(EVENTS, shard)
+            self.cluster.produce(_ROUTER, self._router, _TRANSACTION_US, place, None, encode(frame), None)
+        self.cluster.end(_ROUTER, self._router, commit=True)
+        self.advance(0)
 
-    def fill(
-        self,
-        account: str,
-        quantity: str,
-        price: str,
-        *,
-        order_id: str = "o",
-        symbol: str = SYMBOL,
-        shard: int = 0,
-        margin: str = "cross",
-    ) -> None:
-        self.trade_id += 1
-        columns = FillColumns(
-            account=[account],
-            margin=[margin],
-            symbol=[symbol],
-            quantity=[quantity],
-            price=[price],
-            fee=["0.01"],
-            order_id=[order_id],
-            trade_id=[self.trade_id],
-        )
-        self.running.events(EventFrame(time=self.time, fills=columns), shard)
+    def suspend(self, account: str, offset: int, shard: int = 0) -> None:
+        """A trade that names the account cannot be read."""
+        told = Suspension(account=account, topic=TRADES, partition=0, offset=offset, reason="price must be positive")
+        self.events(EventFrame(time=self.now_us, suspensions=[told]), shard)
 
     def report(self, account: str, order_id: str, status: ReportStatus, filled: str) -> None:
         columns = ReportColumns(
@@ -167,43 +131,81 @@ class Script:
             status=[status],
             filled_quantity=[filled],
         )
-        self.running.events(EventFrame(time=self.time, reports=columns))
+        self.events(EventFrame(time=self.now_us, reports=columns))
 
-    def cycle(self, *, commit: bool = True, idle: bool = False) -> None:
-        self.running.cycle(commit=commit, idle=idle)
+    @contextmanager
+    def _stamping(self, topic: str, stamped: bool) -> Iterator[None]:
+        """``stamped`` False: the topic's records carry the sender's time."""
+        if not stamped:
+            self.cluster.append_time.discard(topic)
+        try:
+            yield
+        finally:
+            self.cluster.append_time.add(topic)
+
+    # --- outputs -----------------------------------------------------------------------------------------------------
+
+    def place_of(self, topic: str, record: Record) -> str:
+        """A record's place as findings name it."""
+        (number,) = [log.number for log in self.cluster.topics[topic] if record in log.records]
+        return f"{topic}[{number}]@{record.offset}"
+
+    def explained(self, command_id: str) -> Explanation:
+        """What an audit finds that explains a command."""
+        return self.audit(lambda log: explain(log, command_id))
 
 
-def opened() -> Script:
+def value(record: Record) -> bytes:
+    """A record's value, nothing for a tombstone."""
+    return record.value or b""
+
+
+def event_id(record: Record) -> str:
+    """The id in a record's headers."""
+    return dict(record.headers or ())["ce_id"].decode()
+
+
+def alter(record: Record, old: bytes, new: bytes) -> None:
+    """Put ``new`` in the place of ``old``, which must be there, in a record that has been written."""
+    assert old in value(record)
+    record.value = value(record).replace(old, new)
+
+
+def drop(record: Record) -> None:
+    """Let a record be gone; its offset stays empty."""
+    record.compacted = True
+
+
+def opened(script: Script) -> None:
     """Alice is long one at 10,000 on 1,000, and Bob short against her."""
-    script = Script().begin()
     script.transfer("alice", "1000")
     script.transfer("bob", "100000")
     script.cycle()
     script.fill("alice", "1", "10000")
     script.fill("bob", "-1", "10000")
     script.cycle()
-    return script
 
 
-def played(steps: Iterable[Callable[[Script], None]]) -> Script:
-    """Whatever ``steps`` do to Alice with 1,000 and Bob with 30,000, applied and committed to the end."""
-    script = Script().begin()
-    script.transfer("alice", "1000")
-    script.transfer("bob", "30000")
-    for step in steps:
-        step(script)
-    script.running.settle()
-    return script
-
-
-def a_liquidation() -> Script:
+def liquidated(script: Script) -> None:
     """Alice is long on thin margin and Bob short against her; the price falls and she is commanded to reduce."""
-    script = opened()
+    opened(script)
     script.mark("9700")
     script.cycle()
     script.mark("9450")
     script.cycle()
     script.transfer("carol", "5")
     script.cycle()
-    script.running.settle()
-    return script
+    script.settle()
+
+
+@contextmanager
+def played(steps: Iterable[Callable[[Script], None]]) -> Iterator[Script]:
+    """Whatever ``steps`` do to Alice with 1,000 and Bob with 30,000, applied and committed to the end."""
+    with Script() as script:
+        script.begin()
+        script.transfer("alice", "1000")
+        script.transfer("bob", "30000")
+        for step in steps:
+            step(script)
+        script.settle()
+        yield script

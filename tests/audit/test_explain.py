@@ -11,14 +11,15 @@ from hypothesis import settings as configure
 from hypothesis import strategies as st
 from rich.console import Console
 
-from schemas.messages import Mark, MarkFrame
+from schemas.messages import Mark
 from schemas.parameters import InstrumentParameters, MarginTier, PolicyParameters, ScanOffset
 from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL
-from streams.audit.explain import Explanation, explain
+from streams.audit.explain import Explanation
 from streams.audit.show import show_explanation
 from streams.errors import AuditError
-from tests.audit.scripts import SYMBOL, Script, a_liquidation, instrument, played
+from tests.audit.scripts import Script, alter, drop, event_id, played, value
 from tests.audit.test_replay import STEPS, Step
+from tests.clearing.engine_bench import SYMBOL, instrument
 from tests.properties import examples
 
 
@@ -28,8 +29,8 @@ def shown(found: Explanation) -> str:
     return written.getvalue()
 
 
-def test_a_command_is_explained_term_by_term() -> None:
-    found = explain(a_liquidation().log, "alice:1")
+def test_a_command_is_explained_term_by_term(liquidation: Script) -> None:
+    found = liquidation.explained("alice:1")
     assert found.passed
     decision = found.decision
     assert decision is not None
@@ -49,8 +50,8 @@ def test_a_command_is_explained_term_by_term() -> None:
     ]  # fmt: skip
 
 
-def test_an_explanation_can_be_read_and_is_plain_json() -> None:
-    found = explain(a_liquidation().log, "alice:1")
+def test_an_explanation_can_be_read_and_is_plain_json(liquidation: Script) -> None:
+    found = liquidation.explained("alice:1")
     text = shown(found)
     for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9002.8", "byte for byte"):
         assert part in text
@@ -60,9 +61,8 @@ def test_an_explanation_can_be_read_and_is_plain_json() -> None:
     assert plain["command"]["evidence"]["equity"] == "449.99"
 
 
-def _portfolio_margin() -> Script:
+def _hold_portfolio_margin(script: Script) -> None:
     """Alice is long one contract and short another that moves with it, under portfolio margin and scaled rates."""
-    script = Script().begin()
 
     def contract(symbol: str, group: str) -> InstrumentParameters:
         tiers = (MarginTier(notional_floor="0", maintenance_rate="0.05", initial_rate="0.1"),)
@@ -72,7 +72,7 @@ def _portfolio_margin() -> Script:
         )  # fmt: skip
 
     offset = ScanOffset(first="BTC", second="ALT", rate="0.5")
-    script.running.parameters(
+    script.parameters(
         contract(SYMBOL, "BTC"),
         contract("BTC-USD", "ALT"),
         PolicyParameters(portfolio_margin_accounts=("alice",), scan_offsets=(offset,)),
@@ -81,15 +81,14 @@ def _portfolio_margin() -> Script:
     script.transfer("alice", "2500")
     script.fill("alice", "1", "10000")
     script.fill("alice", "-0.6", "10000", symbol="BTC-USD")
-    script.running.settle()
+    script.settle()
     script.mark("9000", scales={f"instrument:{SYMBOL}": "1.5"})
-    script.running.settle()
-    return script
+    script.settle()
 
 
-def test_portfolio_margin_is_explained_by_its_worst_scenarios() -> None:
-    script = _portfolio_margin()
-    found = explain(script.log, "alice:1")
+def test_portfolio_margin_is_explained_by_its_worst_scenarios(script: Script) -> None:
+    _hold_portfolio_margin(script)
+    found = script.explained("alice:1")
     assert found.differences == []
     decision = found.decision
     assert decision is not None
@@ -102,27 +101,26 @@ def test_portfolio_margin_is_explained_by_its_worst_scenarios() -> None:
 
 
 @pytest.mark.parametrize("scanned", [False, True])
-def test_a_command_beside_marks_that_are_not_live_is_explained_by_their_bounds(scanned: bool) -> None:
+def test_a_command_beside_marks_that_are_not_live_is_explained_by_their_bounds(script: Script, scanned: bool) -> None:
     """A long of the halted symbol, and a little of the coin that it prices: both count the most that they may be."""
-    script = Script().begin()
     scan: dict[str, Any] = {"scan_range": "0.1", "scan_floor_rate": "0.01"} if scanned else {}
     held = msgspec.structs.replace(instrument(), **scan)
     halted = msgspec.structs.replace(held, symbol="BTC-USD", stale_bound="0.5", scan_group=SYMBOL if scanned else None)
-    script.running.parameters(held, halted, PolicyParameters(portfolio_margin_accounts=("alice",)))
+    script.parameters(held, halted, PolicyParameters(portfolio_margin_accounts=("alice",)))
     script.cycle()
     script.transfer("alice", "1500")
     script.transfer("alice", "0.001", asset="BTC")
     script.fill("alice", "1", "10000")
     script.fill("alice", "0.01", "10000", symbol="BTC-USD")
-    script.running.settle()
-    script.time += 250_000
-    marks = (
-        Mark(symbol=SYMBOL, price="8300", status="live", publish_time=script.time),
-        Mark(symbol="BTC-USD", price="10000", status="halted", publish_time=script.time),
+    script.settle()
+    script.advance(250)
+    script.marks(
+        Mark(symbol=SYMBOL, price="8300", status="live", publish_time=script.now_us),
+        Mark(symbol="BTC-USD", price="10000", status="halted", publish_time=script.now_us),
+        full=True,
     )
-    script.running.mark(MarkFrame(time=script.time, marks=marks, full=True, epoch=script.epoch))
-    script.running.settle()
-    found = explain(script.log, "alice:1")
+    script.settle()
+    found = script.explained("alice:1")
     assert found.differences == []
     decision = found.decision
     assert decision is not None
@@ -145,81 +143,78 @@ def test_a_command_beside_marks_that_are_not_live_is_explained_by_their_bounds(s
         (b'"marks_offset":2', b'"marks_offset":1', "marks_offset: the command says 1, the logs give 2"),
     ],
 )
-def test_a_command_that_the_logs_do_not_give_is_said_to_be_so(old: bytes, new: bytes, named: str) -> None:
-    script = a_liquidation()
-    (command,) = script.log.records(COMMANDS)
-    assert old in (command.value() or b"")
-    script.log.change(command, (command.value() or b"").replace(old, new))
-    found = explain(script.log, "alice:1")
+def test_a_command_that_the_logs_do_not_give_is_said_to_be_so(
+    liquidation: Script, old: bytes, new: bytes, named: str
+) -> None:
+    (command,) = liquidation.records(COMMANDS)
+    alter(command, old, new)
+    found = liquidation.explained("alice:1")
     assert not found.passed
     assert any(named in difference for difference in found.differences), found.differences
     assert "differs" in shown(found)
 
 
-def test_a_changed_input_is_noticed() -> None:
-    script = a_liquidation()
-    for row in script.log.records(ACCOUNTS):
-        script.log.change(row, (row.value() or b"").replace(b'"USDC":"999.99"', b'"USDC":"999.98"'))
-    found = explain(script.log, "alice:1")
+def test_a_changed_input_is_noticed(liquidation: Script) -> None:
+    for row in liquidation.records(ACCOUNTS):
+        if b'"USDC":"999.99"' in value(row):
+            alter(row, b'"USDC":"999.99"', b'"USDC":"999.98"')
+    found = liquidation.explained("alice:1")
     assert any("equity: the command says 449.99, the logs give 449.98" in d for d in found.differences)
 
 
-def test_a_frame_of_a_replaced_oracle_is_no_mark_of_the_decision() -> None:
-    script = Script().begin()
+def test_a_frame_of_a_replaced_oracle_is_no_mark_of_the_decision(script: Script) -> None:
     script.new_oracle()
     script.mark("9450")
     script.mark("9900", epoch=0, full=False)
-    script.running.settle()
+    script.settle()
     script.transfer("alice", "400")
     script.fill("alice", "1", "9450")
-    script.running.settle()
-    found = explain(script.log, "alice:1")
+    script.settle()
+    found = script.explained("alice:1")
     assert found.passed
     assert found.decision is not None
     (mark,) = found.decision.marks
     assert mark.sources == {"a": "9450"}
 
 
-def test_what_cannot_be_explained_is_said() -> None:
-    script = a_liquidation()
+def test_what_cannot_be_explained_is_said(liquidation: Script) -> None:
     with pytest.raises(AuditError, match="no command alice:9"):
-        explain(script.log, "alice:9")
+        liquidation.explained("alice:9")
     with pytest.raises(AuditError, match="is no command id"):
-        explain(script.log, "alice")
-    script.log.cut(EVENTS, 0, 10_000)
-    found = explain(script.log, "alice:1")
+        liquidation.explained("alice")
+    events = liquidation.partition(EVENTS)
+    events.delete_before(events.end)
+    found = liquidation.explained("alice:1")
     assert found.decision is None
     assert "the inputs of the decision are gone" in found.notes[0]
     assert "equity 449.99" in shown(found)
-    for record in script.log.records(JOURNAL):
-        script.log.drop(record)
+    for record in liquidation.records(JOURNAL):
+        drop(record)
     with pytest.raises(AuditError, match="names no commit of alice:1"):
-        explain(script.log, "alice:1")
+        liquidation.explained("alice:1")
 
 
-def test_a_row_that_is_compacted_away_is_said() -> None:
-    script = a_liquidation()
-    for row in script.log.records(ACCOUNTS)[:-1]:
-        script.log.drop(row)
-    found = explain(script.log, "alice:1")
+def test_a_row_that_is_compacted_away_is_said(liquidation: Script) -> None:
+    for row in liquidation.records(ACCOUNTS)[:-1]:
+        drop(row)
+    found = liquidation.explained("alice:1")
     assert not found.passed
     assert "compacted away" in found.notes[0]
 
 
-def test_a_command_is_found_in_a_long_journal() -> None:
-    script = a_liquidation()
+def test_a_command_is_found_in_a_long_journal(liquidation: Script) -> None:
     for _ in range(200):
-        script.tick(250)
-        script.cycle(idle=True)
-    assert len(script.log.records(JOURNAL)) > 200
-    assert explain(script.log, "alice:1").passed
+        liquidation.tick(250)
+        liquidation.cycle(idle=True)
+    assert len(liquidation.records(JOURNAL)) > 200
+    assert liquidation.explained("alice:1").passed
 
 
 @given(st.lists(STEPS, min_size=10, max_size=60))
 @configure(max_examples=examples(20), deadline=None)
 def test_whatever_an_engine_did_its_commands_are_explained(steps: list[Step]) -> None:
-    script = played(steps)
-    for command in script.log.records(COMMANDS)[:3]:
-        found = explain(script.log, dict(command.headers())["ce_id"].decode())
-        assert found.differences == []
-        assert found.decision is not None
+    with played(steps) as script:
+        for command in script.records(COMMANDS)[:3]:
+            found = script.explained(event_id(command))
+            assert found.differences == []
+            assert found.decision is not None

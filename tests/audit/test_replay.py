@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from schemas.messages import EventFrame
 from schemas.parameters import AssetParameters, PolicyParameters
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
-from streams.audit.replay import Replayed, replay
+from streams.audit.replay import Replayed
 from streams.errors import AuditError
-from tests.audit.memory import MemoryRecord
-from tests.audit.scripts import Script, a_liquidation, instrument, played
+from tests.audit.scripts import Script, alter, drop, event_id, played, value
+from tests.clearing.engine_bench import instrument
 from tests.properties import examples
 
 
@@ -21,172 +21,153 @@ def found(result: Replayed) -> list[str]:
     return [f"{difference.place} {difference.what}" for difference in result.findings.differences]
 
 
-def place_of(record: MemoryRecord) -> str:
-    return f"{record.log_topic}[{record.log_partition}]@{record.log_offset}"
-
-
-def test_what_was_committed_follows_from_the_journal() -> None:
-    script = a_liquidation()
-    result = replay(script.log, 0)
+def test_what_was_committed_follows_from_the_journal(liquidation: Script) -> None:
+    result = liquidation.replayed(0)
     assert found(result) == []
-    assert result.findings.counts["commands"] == len(script.log.records(COMMANDS)) == 1
-    assert result.findings.counts["alerts"] == len(script.log.records(ALERTS)) > 0
-    assert result.findings.counts["rows"] == len(script.log.records(ACCOUNTS)) > 4
-    assert result.findings.counts["journal records"] == len(script.log.records(JOURNAL)) - 1, "the first claim is given"
+    assert result.findings.counts["commands"] == len(liquidation.records(COMMANDS)) == 1
+    assert result.findings.counts["alerts"] == len(liquidation.records(ALERTS)) > 0
+    assert result.findings.counts["rows"] == len(liquidation.records(ACCOUNTS)) > 4
+    assert result.findings.counts["journal records"] == len(liquidation.records(JOURNAL)) - 1, (
+        "the first claim is given"
+    )
 
 
-def test_a_changed_byte_of_a_command_is_named_with_its_field() -> None:
-    script = a_liquidation()
-    (command,) = script.log.records(COMMANDS)
-    script.log.change(command, (command.value() or b"").replace(b'"limit_price":"9', b'"limit_price":"8'))
-    (difference,) = found(replay(script.log, 0))
-    assert difference.startswith(f"{place_of(command)} alice:1: orders[0].limit_price must be")
+def test_a_changed_byte_of_a_command_is_named_with_its_field(liquidation: Script) -> None:
+    (command,) = liquidation.records(COMMANDS)
+    alter(command, b'"limit_price":"9', b'"limit_price":"8')
+    (difference,) = found(liquidation.replayed(0))
+    assert difference.startswith(f"{liquidation.place_of(COMMANDS, command)} alice:1: orders[0].limit_price must be")
 
 
-def test_a_changed_alert_is_named() -> None:
-    script = a_liquidation()
-    alert = script.log.records(ALERTS)[0]
-    script.log.change(alert, (alert.value() or b"").replace(b'"account":"alice"', b'"account":"alicf"'))
-    (difference,) = found(replay(script.log, 0))
-    assert difference.startswith(f'{place_of(alert)} alice:alert:1: account must be "alice"')
+def test_a_changed_alert_is_named(liquidation: Script) -> None:
+    alert = liquidation.records(ALERTS)[0]
+    alter(alert, b'"account":"alice"', b'"account":"alicf"')
+    (difference,) = found(liquidation.replayed(0))
+    assert difference.startswith(f'{liquidation.place_of(ALERTS, alert)} alice:alert:1: account must be "alice"')
 
 
-def test_a_changed_row_is_named() -> None:
-    script = a_liquidation()
-    row = next(row for row in script.log.records(ACCOUNTS) if row.key() == b"bob" and b"-1" in (row.value() or b""))
-    script.log.change(row, (row.value() or b"").replace(b'"USDC":"99999.99"', b'"USDC":"99999.98"'))
-    (difference,) = found(replay(script.log, 0))
-    assert difference.startswith(f"{place_of(row)} account bob, commit ")
+def test_a_changed_row_is_named(liquidation: Script) -> None:
+    row = next(row for row in liquidation.records(ACCOUNTS) if row.key == b"bob" and b"-1" in value(row))
+    alter(row, b'"USDC":"99999.99"', b'"USDC":"99999.98"')
+    (difference,) = found(liquidation.replayed(0))
+    assert difference.startswith(f"{liquidation.place_of(ACCOUNTS, row)} account bob, commit ")
     assert 'balances.USDC must be "99999.99" and is "99999.98"' in difference
 
 
 @pytest.mark.parametrize("topic", [COMMANDS, ALERTS])
-def test_a_lost_record_is_named(topic: str) -> None:
-    script = a_liquidation()
-    lost = script.log.records(topic)[0]
-    script.log.drop(lost)
-    name = dict(lost.headers())["ce_id"].decode()
-    assert found(replay(script.log, 0)) == [f"{topic} {name} is not in the topic"]
+def test_a_lost_record_is_named(liquidation: Script, topic: str) -> None:
+    lost = liquidation.records(topic)[0]
+    drop(lost)
+    name = event_id(lost)
+    assert found(liquidation.replayed(0)) == [f"{topic} {name} is not in the topic"]
 
 
-def test_a_lost_last_row_is_named_and_one_that_is_compacted_away_is_counted() -> None:
-    script = a_liquidation()
-    rows = [row for row in script.log.records(ACCOUNTS) if row.key() == b"alice"]
-    script.log.drop(rows[0])
-    result = replay(script.log, 0)
+def test_a_lost_last_row_is_named_and_one_that_is_compacted_away_is_counted(liquidation: Script) -> None:
+    rows = [row for row in liquidation.records(ACCOUNTS) if row.key == b"alice"]
+    drop(rows[0])
+    result = liquidation.replayed(0)
     assert found(result) == []
     assert result.findings.counts["rows compacted away"] == 1
-    script.log.drop(rows[-1])
-    (difference,) = found(replay(script.log, 0))
+    drop(rows[-1])
+    (difference,) = found(liquidation.replayed(0))
     assert "account alice: the row of commit" in difference
     assert "none follows" in difference
 
 
-def test_a_lost_journal_record_is_named_with_what_it_did() -> None:
-    script = a_liquidation()
-    lost = next(record for record in script.log.records(JOURNAL) if b'"alice:1"' in (record.value() or b""))
-    script.log.drop(lost)
-    differences = found(replay(script.log, 0))
+def test_a_lost_journal_record_is_named_with_what_it_did(liquidation: Script) -> None:
+    lost = next(record for record in liquidation.records(JOURNAL) if b'"alice:1"' in value(record))
+    drop(lost)
+    differences = found(liquidation.replayed(0))
     assert any(f"record {sequence} is missing" in d for d in differences for sequence in range(2, 20))
     assert any(ACCOUNTS in d and "gives none by the journal" in d for d in differences)
 
 
-def test_a_changed_journal_record_is_named() -> None:
-    script = a_liquidation()
-    record = next(record for record in script.log.records(JOURNAL) if b'"alice:1"' in (record.value() or b""))
-    script.log.change(record, (record.value() or b"").replace(b'"alice:1"', b'"alice:2"'))
-    (difference,) = found(replay(script.log, 0))
-    assert difference.startswith(place_of(record))
+def test_a_changed_journal_record_is_named(liquidation: Script) -> None:
+    record = next(record for record in liquidation.records(JOURNAL) if b'"alice:1"' in value(record))
+    alter(record, b'"alice:1"', b'"alice:2"')
+    (difference,) = found(liquidation.replayed(0))
+    assert difference.startswith(liquidation.place_of(JOURNAL, record))
     assert 'commands[0] must be "alice:1" and is "alice:2"' in difference
 
 
-def test_a_command_that_nobody_decided_is_named() -> None:
-    script = a_liquidation()
-    (command,) = script.log.records(COMMANDS)
-    stray = script.log.append(
-        COMMANDS, (command.value() or b"").replace(b"alice:1", b"alice:2"), key="alice", headers=[("ce_id", b"alice:2")]
-    )
-    again = script.log.append(COMMANDS, command.value(), key="alice", headers=command.headers())
-    assert sorted(found(replay(script.log, 0))) == sorted(
+def test_a_command_that_nobody_decided_is_named(liquidation: Script) -> None:
+    (command,) = liquidation.records(COMMANDS)
+    renamed = value(command).replace(b"alice:1", b"alice:2")
+    stray = liquidation.cluster.append(COMMANDS, b"alice", renamed, headers=[("ce_id", b"alice:2")])
+    again = liquidation.cluster.append(COMMANDS, b"alice", command.value, headers=command.headers)
+    assert sorted(found(liquidation.replayed(0))) == sorted(
         [
-            f"{place_of(again)} alice:1 is there twice, first at offset {command.log_offset}",
-            f"{place_of(stray)} alice:2 does not follow from the journal",
+            f"{liquidation.place_of(COMMANDS, again)} alice:1 is there twice, first at offset {command.offset}",
+            f"{liquidation.place_of(COMMANDS, stray)} alice:2 does not follow from the journal",
         ]
     )
 
 
-def test_an_event_that_is_gone_is_named() -> None:
-    script = a_liquidation()
-    gone = script.log.records(EVENTS)[-1]
-    script.log.drop(gone)
-    differences = found(replay(script.log, 0))
-    assert differences[0].startswith(f"{place_of(gone)} the record that commit")
+def test_an_event_that_is_gone_is_named(liquidation: Script) -> None:
+    gone = liquidation.records(EVENTS)[-1]
+    drop(gone)
+    differences = found(liquidation.replayed(0))
+    assert differences[0].startswith(f"{liquidation.place_of(EVENTS, gone)} the record that commit")
 
 
-def test_a_part_of_the_journal_is_compared_alone() -> None:
-    script = a_liquidation()
-    record = next(record for record in script.log.records(JOURNAL) if b'"alice:1"' in (record.value() or b""))
-    sequence = next(s for s in range(99) if f'"sequence":{s},'.encode() in (record.value() or b""))
-    (command,) = script.log.records(COMMANDS)
-    script.log.change(command, (command.value() or b"").replace(b'"limit_price":"9', b'"limit_price":"8'))
-    assert found(replay(script.log, 0, last=sequence - 1)) == []
-    assert found(replay(script.log, 0, first=sequence + 1)) == []
-    assert len(found(replay(script.log, 0, first=sequence, last=sequence))) == 1
+def test_a_part_of_the_journal_is_compared_alone(liquidation: Script) -> None:
+    record = next(record for record in liquidation.records(JOURNAL) if b'"alice:1"' in value(record))
+    sequence = next(s for s in range(99) if f'"sequence":{s},'.encode() in value(record))
+    (command,) = liquidation.records(COMMANDS)
+    alter(command, b'"limit_price":"9', b'"limit_price":"8')
+    assert found(liquidation.replayed(0, last=sequence - 1)) == []
+    assert found(liquidation.replayed(0, first=sequence + 1)) == []
+    assert len(found(liquidation.replayed(0, first=sequence, last=sequence))) == 1
 
 
-def test_a_journal_without_its_beginning_is_replayed_from_the_changelog() -> None:
-    script = a_liquidation()
-    log = script.log
-    event = log.records(EVENTS)[2]
-    log.cut(EVENTS, 0, event.log_offset - 1)  # just after the deposits and the marker behind them
-    result = replay(log, 0)
+def test_a_journal_without_its_beginning_is_replayed_from_the_changelog(liquidation: Script) -> None:
+    event = liquidation.records(EVENTS)[2]
+    liquidation.partition(EVENTS).delete_before(event.offset - 1)  # just after the deposits and the marker behind them
+    result = liquidation.replayed(0)
     assert found(result) == []
     assert result.findings.notes
     assert result.findings.counts["commands"] == 1
     assert result.findings.counts["rows not comparable"] == 1, "carol's first row: she may have had one before"
-    (command,) = log.records(COMMANDS)
-    log.change(command, (command.value() or b"").replace(b'"limit_price":"9', b'"limit_price":"8'))
-    assert len(found(replay(log, 0))) == 1
+    (command,) = liquidation.records(COMMANDS)
+    alter(command, b'"limit_price":"9', b'"limit_price":"8')
+    assert len(found(liquidation.replayed(0))) == 1
 
 
-def test_an_account_whose_row_is_compacted_away_is_left_out_until_its_next_one() -> None:
-    script = a_liquidation()
-    log = script.log
-    event = log.records(EVENTS)[2]
-    log.cut(EVENTS, 0, event.log_offset - 1)  # just after the deposits and the marker behind them
-    deposits = [row for row in log.records(ACCOUNTS) if row.key() == b"alice"]
-    log.drop(deposits[0])
-    result = replay(log, 0)
+def test_an_account_whose_row_is_compacted_away_is_left_out_until_its_next_one(liquidation: Script) -> None:
+    event = liquidation.records(EVENTS)[2]
+    liquidation.partition(EVENTS).delete_before(event.offset - 1)  # just after the deposits and the marker behind them
+    deposits = [row for row in liquidation.records(ACCOUNTS) if row.key == b"alice"]
+    drop(deposits[0])
+    result = liquidation.replayed(0)
     assert found(result) == []
     assert result.findings.counts["commands"] == 1
     assert result.findings.counts["rows not comparable"] == 2
 
 
-def test_what_cannot_be_replayed_is_said() -> None:
-    script = a_liquidation()
+def test_what_cannot_be_replayed_is_said(liquidation: Script) -> None:
     with pytest.raises(AuditError, match="there is no shard 7"):
-        replay(script.log, 7)
+        liquidation.replayed(7)
     with pytest.raises(AuditError, match="nothing to compare"):
-        replay(script.log, 0, first=10_000)
+        liquidation.replayed(0, first=10_000)
     with pytest.raises(AuditError, match="comes after"):
-        replay(script.log, 0, first=3, last=2)
-    script.log.cut(MARKS, 0, 1_000)
-    with pytest.raises(AuditError, match=r"margin\.marks\.v1 at 1000"):
-        replay(script.log, 0)
-    with pytest.raises(AuditError, match="holds no records"):
-        replay(Script().log, 0)
+        liquidation.replayed(0, first=3, last=2)
+    marks = liquidation.partition(MARKS)
+    marks.delete_before(marks.end)
+    with pytest.raises(AuditError, match=rf"margin\.marks\.v1 at {marks.end}\b"):
+        liquidation.replayed(0)
+    with Script() as empty, pytest.raises(AuditError, match="holds no records"):
+        empty.replayed(0)
 
 
-def test_rules_that_are_compacted_away_are_noted() -> None:
-    script = Script().begin()
+def test_rules_that_are_compacted_away_are_noted(script: Script) -> None:
     script.transfer("alice", "1000")
-    script.running.settle()
-    script.running.parameters(instrument("0.06"))
-    script.running.settle()
-    script.running.parameters(instrument("0.06", version=2))
-    script.running.settle()
-    script.log.drop(next(record for record in script.log.records(PARAMETERS) if b'"0.06"' in (record.value() or b"")))
-    result = replay(script.log, 0)
+    script.settle()
+    script.parameters(instrument("0.06"))
+    script.settle()
+    script.parameters(instrument("0.06", version=2))
+    script.settle()
+    drop(next(record for record in script.records(PARAMETERS) if b'"0.06"' in value(record)))
+    result = script.replayed(0)
     assert any(PARAMETERS in note for note in result.findings.notes)
     assert found(result) == [], "what it said was said again later, and decided nothing in between"
 
@@ -202,22 +183,23 @@ Step = Callable[[Script], None]
 
 def _fill_a_command(script: Script, quantity: str) -> None:
     """Trade the last command, in full or in part, as an execution service does."""
-    rows = script.log.records(COMMANDS)
+    rows = script.records(COMMANDS)
     if rows:
-        account = (rows[-1].key() or b"").decode()
-        order = f"{dict(rows[-1].headers())['ce_id'].decode()}:0"
+        account = (rows[-1].key or b"").decode()
+        order = f"{event_id(rows[-1])}:0"
         script.fill(account, quantity, "9500", order_id=order)
         script.report(account, order, "cancelled", quantity.lstrip("-"))
 
 
-def _restart(script: Script) -> None:
-    script.running.start()
+def _frame_of_nothing(script: Script, after_ms: float) -> None:
+    script.advance(after_ms)
+    script.events(EventFrame(time=script.now_us))
 
 
 def _garbage(script: Script) -> None:
-    script.log.append(MARKS, b"no frame", partition=0)
-    script.log.append(EVENTS, b"no frame", partition=0)
-    script.log.append(PARAMETERS, b"no record", key="policy:default", partition=0)
+    script.cluster.append(MARKS, None, b"no frame")
+    script.cluster.append(EVENTS, None, b"no frame")
+    script.cluster.append(PARAMETERS, b"policy:default", b"no record")
 
 
 STEPS: st.SearchStrategy[Step] = st.one_of(
@@ -243,7 +225,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
         st.sampled_from([("BTC-PERP", "10000.05"), ("DOGE-PERP", "5")]),
     ),
     st.builds(
-        lambda record: lambda s: s.running.parameters(record),
+        lambda record: lambda s: s.parameters(record),
         st.sampled_from(
             [
                 AssetParameters(asset="NOPE", decimals=6),
@@ -266,9 +248,9 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(lambda price, scale: lambda s: s.mark(price, scales={"instrument:BTC-PERP": scale}), PRICES,
               st.sampled_from(["1.5", "2"])),
     st.builds(lambda after: lambda s: s.tick(after), st.sampled_from([100, 1500, 4000])),
-    st.builds(lambda rate: lambda s: s.running.parameters(instrument(rate)), st.sampled_from(["0.05", "0.08", "0.02"])),
+    st.builds(lambda rate: lambda s: s.parameters(instrument(rate)), st.sampled_from(["0.05", "0.08", "0.02"])),
     st.builds(
-        lambda levels: lambda s: s.running.parameters(
+        lambda levels: lambda s: s.parameters(
             PolicyParameters(margin_call_levels=levels, command_ttl_ms=500),
             AssetParameters(asset="USDC", decimals=7 if len(levels) == 1 else 6),
         ),
@@ -276,11 +258,9 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     ),
     st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
     st.builds(lambda commit, idle: lambda s: s.cycle(commit=commit, idle=idle), st.booleans(), st.booleans()),
-    st.builds(lambda time: lambda s: s.running.events(EventFrame(time=s.time + time)), st.sampled_from([0, 2_000_000])),
+    st.builds(lambda after: lambda s: _frame_of_nothing(s, after), st.sampled_from([0, 2_000])),
     st.builds(
-        lambda off, stamped: lambda s: s.running.events(
-            EventFrame(time=s.time + off), appended_us=s.time, stamped=stamped
-        ),
+        lambda off, stamped: lambda s: s.events(EventFrame(time=s.now_us + off), stamped=stamped),
         st.sampled_from([0, 3_000_000, -90_000_000, 365 * 86_400_000_000]),
         st.sampled_from([True, True, True, False]),
     ),
@@ -293,10 +273,10 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(
         lambda account, offset: lambda s: s.suspend(account, offset), ACCOUNTS_DRAWN, st.sampled_from([-1, 3, 4, 9])
     ),
-    st.just(_restart),
+    st.just(lambda s: s.restart()),
     st.just(lambda s: s.new_oracle()),
     st.builds(lambda price: lambda s: s.mark(price, epoch=s.epoch - 1), PRICES),
-    st.just(lambda s: s.running.fail_next_commit()),
+    st.just(lambda s: s.running.rates.once("abortable")),
     st.just(_garbage),
 )  # fmt: skip
 
@@ -304,12 +284,12 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 @given(st.lists(STEPS, min_size=5, max_size=60), st.integers(2, 40))
 @configure(max_examples=examples(60), deadline=None)
 def test_whatever_an_engine_did_is_replayed_to_the_byte(steps: list[Step], first: int) -> None:
-    script = played(steps)
-    result = replay(script.log, 0)
-    assert found(result) == []
-    assert result.findings.counts["rows"] == len(script.log.records(ACCOUNTS))
-    assert result.findings.counts["commands"] == len(script.log.records(COMMANDS))
-    assert result.findings.counts["alerts"] == len(script.log.records(ALERTS))
-    second_half = min(first, result.last)
-    script.log.cut(JOURNAL, 0, script.log.records(JOURNAL)[second_half - 2].log_offset)
-    assert found(replay(script.log, 0)) == [], "begun from the changelog"
+    with played(steps) as script:
+        result = script.replayed(0)
+        assert found(result) == []
+        assert result.findings.counts["rows"] == len(script.records(ACCOUNTS))
+        assert result.findings.counts["commands"] == len(script.records(COMMANDS))
+        assert result.findings.counts["alerts"] == len(script.records(ALERTS))
+        second_half = min(first, result.last)
+        script.partition(JOURNAL).delete_before(script.records(JOURNAL)[second_half - 2].offset)
+        assert found(script.replayed(0)) == [], "begun from the changelog"

@@ -1,6 +1,6 @@
 """Verify passes a deployment that is as it must be, at rest or not, and names the one thing that is changed in it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +10,17 @@ from hypothesis import settings as configure
 from hypothesis import strategies as st
 
 from schemas.codec import encode
-from schemas.messages import EventFrame, FillColumns, Trade, TradeSide, Transfer
+from schemas.messages import Trade, TradeSide, Transfer
 from schemas.partitioning import shard_of
-from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS
 from streams.audit.findings import Findings
 from streams.audit.verify import verify
 from streams.broker.dead_letters import is_untold
+from streams.memory.log import Record
 from streams.tables.reader import TableMeta
-from tests.audit.memory import MemoryLog, MemoryRecord
-from tests.audit.scripts import SYMBOL, Script, played
+from tests.audit.scripts import Script, alter, drop, played, value
 from tests.audit.test_replay import STEPS, Step
+from tests.clearing.engine_bench import SYMBOL
 from tests.properties import examples
 
 SHARDS = 2
@@ -29,6 +30,9 @@ ACCOUNTS_HELD = ("alice", "bob", "carol", "dave")
 class Market(Script):
     """A script whose inputs are also in the exchange's topics, as a router would have split them."""
 
+    def __init__(self) -> None:
+        super().__init__(shards=SHARDS)
+
     def deposit(self, account: str, amount: str) -> None:
         self.transfer(account, amount, shard=shard_of(account, SHARDS))
         record = Transfer(
@@ -37,9 +41,9 @@ class Market(Script):
             asset="USDC",
             amount=amount,
             sequence=self.sequence,
-            event_time=self.time,
+            event_time=self.now_us,
         )
-        self.log.append(TRANSFERS, encode(record), key=account)
+        self.cluster.append(TRANSFERS, account.encode(), encode(record))
 
     def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
         for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
@@ -53,34 +57,34 @@ class Market(Script):
             aggressor_side="buy",
             maker=TradeSide(account=seller, **side),
             taker=TradeSide(account=buyer, **side),
-            event_time=self.time,
+            event_time=self.now_us,
         )
-        self.log.append(TRADES, encode(record), key=SYMBOL, partition=0)
+        self.cluster.append(TRADES, SYMBOL.encode(), encode(record))
 
 
 @dataclass
 class Tables:
     """Tables that are what the changelog holds, unless they are changed."""
 
-    log: MemoryLog
+    script: Script
     changed: dict[str, bytes | None] = field(default_factory=dict)
     behind: int = 0
     building: bool = False
     first_looks: dict[int, TableMeta | None] = field(default_factory=dict)
-    shards: int = SHARDS
 
     def table_meta(self, shard: int) -> TableMeta | None:
         if shard in self.first_looks:
             return self.first_looks.pop(shard)
-        claims = [r.log_offset for r in self.log.read_range(JOURNAL, shard, 0) if b'"claim"' in (r.value() or b"")[:20]]
-        stamp = self.log.watermarks(ACCOUNTS, shard)[1] - self.behind
+        claims = [record.offset for record in self.script.records(JOURNAL, shard) if b'"claim"' in value(record)[:20]]
+        stamp = self.script.partition(ACCOUNTS, shard).end - self.behind
         return TableMeta(claims[-1], stamp, self.building, 0, stamp)
 
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]:
         rows: dict[str, bytes | None] = {}
-        for record in self.log.read_range(ACCOUNTS, shard, 0, self.log.watermarks(ACCOUNTS, shard)[1] - self.behind):
-            rows[(record.key() or b"").decode()] = record.value()
-        rows |= {account: row for account, row in self.changed.items() if shard_of(account, self.shards) == shard}
+        changelog, shards = self.script.partition(ACCOUNTS, shard), len(self.script.shards)
+        for record in changelog.committed(end=changelog.end - self.behind):
+            rows[(record.key or b"").decode()] = record.value
+        rows |= {account: row for account, row in self.changed.items() if shard_of(account, shards) == shard}
         yield from ((account, row) for account, row in rows.items() if row is not None)
 
 
@@ -88,17 +92,14 @@ class Tables:
 class Groups:
     """Offsets as the engine committed them; the router is at the end."""
 
-    log: MemoryLog
-    committed: dict[int, int]
+    script: Script
     router_behind: int = 0
-    shards: int = SHARDS
 
     def router(self, topic: str) -> list[int]:
-        ends = [self.log.watermarks(topic, partition)[1] for partition in range(self.log.partitions(topic))]
-        return [end - self.router_behind for end in ends]
+        return [log.end - self.router_behind for log in self.script.cluster.topics[topic]]
 
     def engine(self) -> list[int]:
-        return [self.committed[shard] for shard in range(self.shards)]
+        return [self.script.committed(shard) for shard in self.script.shards]
 
 
 @dataclass
@@ -107,25 +108,28 @@ class Deployment:
     tables: Tables
     groups: Groups
 
-    @property
-    def log(self) -> MemoryLog:
-        return self.market.log
-
-    def verify(self) -> Findings:
-        return verify(self.log, self.tables, self.groups, [], tables_timeout_s=0)
+    def verify(self, topic_faults: Sequence[str] = ()) -> Findings:
+        return self.market.audit(lambda log: verify(log, self.tables, self.groups, topic_faults, tables_timeout_s=0))
 
     def differences(self) -> list[str]:
         return [f"{found.place} {found.what}".strip() for found in self.verify().differences]
 
-    def first(self, topic: str, holding: bytes = b"") -> MemoryRecord:
-        return next(record for record in self.log.records(topic) if holding in (record.value() or b""))
+    def first(self, topic: str, holding: bytes = b"") -> Record:
+        return next(record for record in self.market.records(topic) if holding in value(record))
 
 
 @pytest.fixture
-def deployment() -> Deployment:
+def deployment() -> Iterator[Deployment]:
     """Four accounts on two shards, a liquidation that was filled, and an engine that was restarted."""
-    market = Market(shards=SHARDS)
-    market.begin()
+    with Market() as market:
+        market.begin()
+        _liquidate(market)
+        assert {shard_of(account, SHARDS) for account in ACCOUNTS_HELD} == {0, 1}
+        assert len(market.records(COMMANDS)) >= 1
+        yield Deployment(market, Tables(market), Groups(market))
+
+
+def _liquidate(market: Market) -> None:
     for account, amount in zip(ACCOUNTS_HELD, ("1000", "100000", "500.5", "70"), strict=True):
         market.deposit(account, amount)
     market.cycle()
@@ -136,13 +140,9 @@ def deployment() -> Deployment:
     market.mark("9450")
     market.cycle()
     market.trade("bob", "alice", "0.096", "9450", order_id="alice:1:0")
-    market.running.settle()
-    market.running.start()
-    market.running.settle()
-    found = Deployment(market, Tables(market.log), Groups(market.log, market.running.committed))
-    assert {shard_of(account, SHARDS) for account in ACCOUNTS_HELD} == {0, 1}
-    assert len(market.log.records(COMMANDS)) >= 1
-    return found
+    market.settle()
+    market.restart()
+    market.settle()
 
 
 def test_a_deployment_as_it_must_be_passes(deployment: Deployment) -> None:
@@ -150,7 +150,7 @@ def test_a_deployment_as_it_must_be_passes(deployment: Deployment) -> None:
     assert findings.differences == []
     assert findings.notes == []
     assert findings.counts["accounts"] == findings.counts["rows in Redis"] == len(ACCOUNTS_HELD)
-    assert findings.counts["journal records"] == len(deployment.log.records(JOURNAL))
+    assert findings.counts["journal records"] == len(deployment.market.records(JOURNAL))
     assert "101570.44 USDC in all accounts: transfers 101570.5 less fees 0.06" in findings.facts
 
 
@@ -164,7 +164,7 @@ def test_one_that_moves_passes_and_says_how_far_it_is(deployment: Deployment) ->
 
 
 def test_topic_faults_are_differences(deployment: Deployment) -> None:
-    findings = verify(deployment.log, deployment.tables, deployment.groups, ["margin.marks.v1 has 2 partitions"])
+    findings = deployment.verify(["margin.marks.v1 has 2 partitions"])
     assert [difference.what for difference in findings.differences] == ["margin.marks.v1 has 2 partitions"]
 
 
@@ -173,30 +173,26 @@ Change = Callable[[Deployment], None]
 
 def replaced(topic: str, old: bytes, new: bytes, holding: bytes = b"") -> Change:
     def change(deployment: Deployment) -> None:
-        record = deployment.first(topic, holding or old)
-        assert old in (record.value() or b"")
-        deployment.log.change(record, (record.value() or b"").replace(old, new))
+        alter(deployment.first(topic, holding or old), old, new)
 
     return change
 
 
 def dropped(topic: str, holding: bytes = b"") -> Change:
-    return lambda deployment: deployment.log.drop(deployment.first(topic, holding))
+    return lambda deployment: drop(deployment.first(topic, holding))
 
 
 def repeated(topic: str) -> Change:
     def change(deployment: Deployment) -> None:
         record = deployment.first(topic)
-        deployment.log.append(
-            topic, record.value(), key=record.key(), partition=record.log_partition, headers=record.headers()
-        )
+        deployment.market.cluster.append(topic, record.key, record.value, headers=record.headers)
 
     return change
 
 
 def _last_row_of_alice_changed(deployment: Deployment) -> None:
-    row = [record for record in deployment.log.records(ACCOUNTS) if record.key() == b"alice"][-1]
-    deployment.log.change(row, (row.value() or b"").replace(b'"USDC":"9', b'"USDC":"8'))
+    row = [record for record in deployment.market.records(ACCOUNTS) if record.key == b"alice"][-1]
+    alter(row, b'"USDC":"9', b'"USDC":"8')
 
 
 def _redis_changed(deployment: Deployment) -> None:
@@ -216,23 +212,20 @@ def _redis_behind(deployment: Deployment) -> None:
 
 
 def _offset_moved(deployment: Deployment) -> None:
-    deployment.groups.committed[0] -= 1
+    market = deployment.market
+    market.cluster.offsets[market.settings.engine.group_id][EVENTS, 0] -= 1
 
 
 def _transfer_not_routed(deployment: Deployment) -> None:
     record = Transfer(
-        transfer_id="x", account="alice", asset="USDC", amount="3", sequence=1_000, event_time=deployment.market.time
+        transfer_id="x", account="alice", asset="USDC", amount="3", sequence=1_000, event_time=deployment.market.now_us
     )
-    deployment.log.append(TRANSFERS, encode(record), key="alice")
+    deployment.market.cluster.append(TRANSFERS, b"alice", encode(record))
 
 
 def _one_side_of_a_trade(deployment: Deployment) -> None:
-    columns = FillColumns(
-        account=["alice"], margin=["cross"], symbol=[SYMBOL], quantity=["0.001"], price=["9450"], fee=["0"],
-        order_id=["o"], trade_id=[99],
-    )  # fmt: skip
-    deployment.market.running.events(EventFrame(time=deployment.market.time, fills=columns), shard_of("alice", SHARDS))
-    deployment.market.running.settle()
+    deployment.market.fill("alice", "0.001", "9450", shard=shard_of("alice", SHARDS))
+    deployment.market.settle()
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
@@ -294,7 +287,7 @@ def test_a_table_that_is_being_built_is_named(deployment: Deployment) -> None:
 
 
 def test_money_is_not_added_up_over_events_that_are_gone(deployment: Deployment) -> None:
-    deployment.log.cut(EVENTS, 0, 1)
+    deployment.market.partition(EVENTS).delete_before(1)
     findings = deployment.verify()
     assert findings.differences == []
     assert any("does not begin at offset 0" in note for note in findings.notes)
@@ -303,8 +296,8 @@ def test_money_is_not_added_up_over_events_that_are_gone(deployment: Deployment)
 def test_an_event_that_could_not_be_applied_is_no_money(deployment: Deployment) -> None:
     market = deployment.market
     market.fill("alice", "0.5", "0.12345", shard=shard_of("alice", SHARDS))
-    market.running.settle()
-    assert any(b"suspended" in (alert.value() or b"") for alert in deployment.log.records(ALERTS))
+    market.settle()
+    assert any(b"suspended" in value(alert) for alert in deployment.market.records(ALERTS))
     assert [d for d in deployment.differences() if "the accounts of shard" in d] == []
 
 
@@ -313,7 +306,7 @@ def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: 
     market.deposit("dave", "-100")
     market.transfer("carol", "5", asset="NOPE", shard=shard_of("carol", SHARDS))
     market.fill("bob", "1", "10000.05", shard=shard_of("bob", SHARDS))
-    market.running.settle()
+    market.settle()
     findings = deployment.verify()
     assert [d for d in findings.differences if "the accounts of shard" in d.what] == []
     assert not findings.passed
@@ -330,10 +323,10 @@ def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: 
 
 def test_a_journal_that_counts_otherwise_than_the_rows_is_named(deployment: Deployment) -> None:
     deployment.market.deposit("dave", "-100")
-    deployment.market.running.settle()
+    deployment.market.settle()
     shard = shard_of("dave", SHARDS)
-    record = list(deployment.log.read_range(JOURNAL, shard, 0))[-1]
-    deployment.log.change(record, (record.value() or b"").replace(b'"insolvent":1', b'"insolvent":2'))
+    record = deployment.market.records(JOURNAL, shard)[-1]
+    alter(record, b'"insolvent":1', b'"insolvent":2')
     (named,) = [text for text in deployment.differences() if "out of reach" in text]
     assert "{'insolvent': 2} out of reach, the rows {'insolvent': 1}" in named
 
@@ -341,31 +334,31 @@ def test_a_journal_that_counts_otherwise_than_the_rows_is_named(deployment: Depl
 def test_transfers_count_once_in_whatever_order_and_partition_they_come(deployment: Deployment) -> None:
     market = deployment.market
     market.deposit("alice", "10")
-    first = deployment.log.records(TRANSFERS)[-1].value()
+    first = deployment.first(TRANSFERS, f'"t{market.sequence}"'.encode()).value
     market.sequence -= 2
     market.deposit("alice", "20")
     market.transfer("alice", "10", sequence=market.sequence + 1, shard=shard_of("alice", SHARDS))
-    deployment.log.append(TRANSFERS, first, partition=0)
-    deployment.log.append(TRANSFERS, first, partition=1)
-    market.running.settle()
+    market.cluster.append(TRANSFERS, None, first, 0)
+    market.cluster.append(TRANSFERS, None, first, 1)
+    market.settle()
     findings = deployment.verify()
     assert findings.differences == []
     assert any("transfers 101600.5 less" in fact for fact in findings.facts)
 
 
 def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) -> None:
-    deployment.log.drop(deployment.first(PARAMETERS, b'"instrument"'))
+    drop(deployment.first(PARAMETERS, b'"instrument"'))
     assert any("names no instrument" in note for note in deployment.verify().notes)
 
 
 @given(st.lists(STEPS, min_size=10, max_size=60))
 @configure(max_examples=examples(30), deadline=None)
 def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
-    script = played(steps)
-    script.log.append(TRANSFERS, b"not routed yet", key="alice")
-    groups = Groups(script.log, script.running.committed, shards=1, router_behind=1)
-    findings = verify(script.log, Tables(script.log, shards=1), groups, [], tables_timeout_s=0)
-    garbage = [r for r in script.log.records(dead_letter_topic(EVENTS)) if is_untold(EVENTS, r.headers())]
-    assert [d.offset for d in findings.differences if "is no frame" in d.what] == [r.log_offset for r in garbage]
-    assert len(findings.differences) == len(garbage)
-    assert findings.counts["accounts"] >= 2
+    with played(steps) as script:
+        script.cluster.append(TRANSFERS, b"alice", b"not routed yet")
+        groups = Groups(script, router_behind=1)
+        findings = script.audit(lambda log: verify(log, Tables(script), groups, [], tables_timeout_s=0))
+        garbage = [letter for letter in script.dead_letters(EVENTS) if is_untold(EVENTS, letter.headers)]
+        assert [d.offset for d in findings.differences if "is no frame" in d.what] == [r.offset for r in garbage]
+        assert len(findings.differences) == len(garbage)
+        assert findings.counts["accounts"] >= 2

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType
 from confluent_kafka.admin import ResourceType as Of
 
-from infra.local.kafka import KafkaServer
+from infra.local.kafka import KafkaServer, Listener
 from infra.local.ports import free_port
 from schemas.topics import TRADES, all_topics
 from streams.broker import admin
@@ -162,11 +162,12 @@ def test_brokers_that_give_addresses_where_nobody_is_are_told(tmp_path: Path) ->
 
 def test_a_read_that_gives_up_says_why() -> None:
     address = f"127.0.0.1:{free_port()}"
-    settings = KafkaSettings(bootstrap_servers=address, transaction_timeout_ms=1)
-    with LogReader(settings, "test") as reader:
-        reader._timeout_s = 0.5
-        with pytest.raises(BrokerError, match=rf"{TRADES}\[0\].*{address}: Connect to .* Connection refused"):
-            reader.watermarks(TRADES, 0)
+    told = rf"{TRADES}\[0\].*{address}: Connect to .* Connection refused"
+    with (
+        LogReader(KafkaSettings(bootstrap_servers=address), "test", timeout_s=0.5) as reader,
+        pytest.raises(BrokerError, match=told),
+    ):
+        reader.watermarks(TRADES, 0)
 
 
 # --- who is not let in -----------------------------------------------------------------------------------------------
@@ -174,41 +175,25 @@ def test_a_read_that_gives_up_says_why() -> None:
 USERS = {"operator": "right-1", "stranger": "right-2"}
 
 
-class SecuredKafka(KafkaServer):
-    """A node that also listens for SASL PLAIN, and asks an authorizer; whoever comes without it may do everything."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.sasl_address = f"127.0.0.1:{free_port()}"
-
-    def _write_properties(self) -> Path:
-        path = super()._write_properties()
-        controller = f"127.0.0.1:{self._controller_port}"
-        users = " ".join(f'user_{name}="{password}"' for name, password in USERS.items())
-        login = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
-        further = {
-            "listeners": f"PLAINTEXT://{self.bootstrap_servers},CLIENTS://{self.sasl_address},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers},CLIENTS://{self.sasl_address}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "sasl.enabled.mechanisms": "PLAIN",
-            "listener.name.clients.plain.sasl.jaas.config": login,
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users": "User:ANONYMOUS;User:operator",
-        }
-        with path.open("a") as file:
-            file.writelines(f"{name}={value}\n" for name, value in further.items())
-        return path
-
-
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
-    with SecuredKafka(tmp_path_factory.mktemp("secured")) as server:
-        yield server
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a node listens for SASL PLAIN. It asks an authorizer; who comes by its other address may do everything."""
+    users = " ".join(f'user_{name}="{password}"' for name, password in USERS.items())
+    login = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
+    clients = Listener(
+        "CLIENTS", "SASL_PLAINTEXT", {"sasl.enabled.mechanisms": "PLAIN", "plain.sasl.jaas.config": login}
+    )
+    properties = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS;User:operator",
+    }
+    with KafkaServer(tmp_path_factory.mktemp("secured"), listeners=[clients], properties=properties):
+        yield clients.address
 
 
-def as_user(server: SecuredKafka, name: str, password: str) -> KafkaSettings:
+def as_user(address: str, name: str, password: str) -> KafkaSettings:
     return KafkaSettings(
-        bootstrap_servers=server.sasl_address,
+        bootstrap_servers=address,
         security_protocol="SASL_PLAINTEXT",
         sasl_mechanism="PLAIN",
         sasl_username=name,
@@ -216,18 +201,18 @@ def as_user(server: SecuredKafka, name: str, password: str) -> KafkaSettings:
     )
 
 
-def test_a_wrong_password_is_told_at_once_and_not_shown(secured: SecuredKafka) -> None:
+def test_a_wrong_password_is_told_at_once_and_not_shown(secured: str) -> None:
     text = refused(as_user(secured, "operator", "wrong-secret"))
     assert "uthentication" in text
     assert "MARGIN_KAFKA__SASL_PASSWORD" in text
     assert "wrong-secret" not in text
 
 
-def test_a_client_without_credentials_is_told(secured: SecuredKafka) -> None:
-    assert "does not answer" in refused(KafkaSettings(bootstrap_servers=secured.sasl_address))
+def test_a_client_without_credentials_is_told(secured: str) -> None:
+    assert "does not answer" in refused(KafkaSettings(bootstrap_servers=secured))
 
 
-def test_who_may_not_see_a_topic_is_told_that_and_not_that_it_is_missing(secured: SecuredKafka) -> None:
+def test_who_may_not_see_a_topic_is_told_that_and_not_that_it_is_missing(secured: str) -> None:
     operator = Settings(kafka=as_user(secured, "operator", USERS["operator"]))
     stranger = Settings(kafka=as_user(secured, "stranger", USERS["stranger"]))
     require_kafka(operator.kafka)

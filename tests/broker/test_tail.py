@@ -4,19 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from schemas.topics import JOURNAL
 from streams.broker.records import Record
 from streams.broker.tail import search_tail
-from tests.audit.memory import MemoryLog
+from tests.given_log import GivenLog
 
-TOPIC = "t"
+TOPIC = JOURNAL
 
 
 def searched(length: int, wanted: int | None, low: int = 0) -> tuple[int | None, list[int]]:
     """What is found of record ``wanted`` in a log, and the first offset of every tail that was looked at."""
-    log = MemoryLog(1)
+    log = GivenLog()
     for number in range(length):
-        log.append(TOPIC, str(number).encode(), partition=0)
-    log.cut(TOPIC, 0, low)
+        log.append(TOPIC, str(number).encode())
+    log.cut(TOPIC, low)
     firsts: list[int] = []
 
     def find(records: Iterator[Record], is_all: bool) -> int | None:

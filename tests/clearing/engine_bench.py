@@ -33,7 +33,9 @@ from schemas.parameters import (
     PolicyParameters,
 )
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, dead_letter_topic
+from streams.audit.log import KafkaLog
 from streams.audit.replay import Replayed, replay
+from streams.broker.records import Log
 from streams.clearing.engine import Engine
 from streams.memory.clients import FakeConsumer, FakeMessage, Rates
 from streams.memory.kafka import MemoryKafka, memory_redis
@@ -227,10 +229,14 @@ class Bench:
         }
         self.settings = load({}, usual | {name.replace("__", "."): value for name, value in changes.items()})
         self.scheduler = Scheduler(SEED, trace_lines=None)
-        self.cluster = Cluster(self.scheduler, partition_counts(shards, 1), lambda _: None)
+        self.cluster = Cluster(
+            self.scheduler, partition_counts(shards, self.settings.topics.partitions), lambda _: None
+        )
         self.redis = Server(self.scheduler)
-        self._trade_id = 0
-        self._sequence = 0
+        self.fee = "0"
+        """Of every fill."""
+        self.trade_id = 0
+        self.sequence = 0
         self._engines: list[EngineProcess] = []
 
     def __enter__(self) -> Self:
@@ -320,19 +326,26 @@ class Bench:
         self.cluster.append(MARKS, None, encode(frame))
 
     def transfer(
-        self, account: str, amount: str, *, asset: str = "USDC", margin: str = "cross", shard: int = 0
+        self,
+        account: str,
+        amount: str,
+        *,
+        asset: str = "USDC",
+        margin: str = "cross",
+        shard: int = 0,
+        sequence: int | None = None,
     ) -> None:
-        """A collateral transfer comes to a shard."""
-        self._sequence += 1
+        """A collateral transfer comes to a shard; ``sequence`` None: the next one."""
+        self.sequence += 1
         columns = TransferColumns(
             account=[account],
             margin=[margin],
             asset=[asset],
             amount=[amount],
-            sequence=[self._sequence],
-            transfer_id=[f"t{self._sequence}"],
+            sequence=[self.sequence if sequence is None else sequence],
+            transfer_id=[f"t{self.sequence}"],
         )
-        self._events(EventFrame(time=self.now_us, transfers=columns), shard)
+        self.events(EventFrame(time=self.now_us, transfers=columns), shard)
 
     def fill(
         self,
@@ -344,15 +357,21 @@ class Bench:
         margin: str = "cross",
         shard: int = 0,
         rows: int = 1,
+        order_id: str = "o",
     ) -> None:
         """A frame of ``rows`` equal fills comes to a shard."""
-        first, self._trade_id = self._trade_id + 1, self._trade_id + rows
+        first, self.trade_id = self.trade_id + 1, self.trade_id + rows
         values = {"account": account, "margin": margin, "symbol": symbol, "quantity": quantity, "price": price}
         columns: dict[str, Any] = {name: [value] * rows for name, value in values.items()}
-        columns |= {"fee": ["0"] * rows, "order_id": ["o"] * rows, "trade_id": [*range(first, self._trade_id + 1)]}
-        self._events(EventFrame(time=self.now_us, fills=FillColumns(**columns)), shard)
+        columns |= {
+            "fee": [self.fee] * rows,
+            "order_id": [order_id] * rows,
+            "trade_id": [*range(first, self.trade_id + 1)],
+        }
+        self.events(EventFrame(time=self.now_us, fills=FillColumns(**columns)), shard)
 
-    def _events(self, frame: EventFrame, shard: int) -> None:
+    def events(self, frame: EventFrame, shard: int = 0) -> None:
+        """A frame comes to a shard."""
         self.cluster.append(EVENTS, None, encode(frame), shard)
 
     # --- outputs -----------------------------------------------------------------------------------------------------
@@ -393,15 +412,17 @@ class Bench:
 
     def is_settled(self) -> bool:
         """Whether the journals say that everything in the logs is applied."""
-        marks_end, parameters_end = self.partition(MARKS).end, self.partition(PARAMETERS).end
         return all(
             bool(self.journal(shard))
             and self.stands(shard).kind == "commit"
-            and self.stands(shard).events.next == self.partition(EVENTS, shard).end
-            and self.stands(shard).marks.next == marks_end
-            and self.stands(shard).parameters.next == parameters_end
+            and not self._is_left(EVENTS, self.stands(shard).events.next, shard)
+            and not self._is_left(MARKS, self.stands(shard).marks.next)
+            and not self._is_left(PARAMETERS, self.stands(shard).parameters.next)
             for shard in self.shards
         )
+
+    def _is_left(self, topic: str, first: int, partition: int = 0) -> bool:
+        return any(True for _ in self.partition(topic, partition).committed(first))
 
     def committed(self, shard: int = 0) -> int:
         """The group's committed offset of a shard's events."""
@@ -421,8 +442,16 @@ class Bench:
     def dead_letters(self, topic: str) -> list[Record]:
         return self.records(dead_letter_topic(topic))
 
-    def replayed(self, shard: int = 0) -> Replayed:
-        """What an audit finds that runs the journal again."""
+    def audit(self, function: Callable[[Log], T]) -> T:
+        """What ``function`` says, or raises, of the logs that an audit reads."""
         process = Process(self.scheduler, "auditor")
-        kafka = MemoryKafka(self.settings, self.cluster, process)
-        return self.do(process, lambda: replay(kafka.log_reader("audit"), shard))
+
+        def read() -> T:
+            with KafkaLog(MemoryKafka(self.settings, self.cluster, process)) as log:
+                return function(log)
+
+        return self.do(process, read)
+
+    def replayed(self, shard: int = 0, first: int | None = None, last: int | None = None) -> Replayed:
+        """What an audit finds that runs the journal again."""
+        return self.audit(lambda log: replay(log, shard, first=first, last=last))

@@ -1,6 +1,5 @@
 """Whose time counts in a shard: no clock of a host stops or hastens a decision, and one that is off is told once."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +7,6 @@ from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
-from schemas.codec import encode
 from schemas.messages import Alert, EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, Suspension, TransferColumns
 from schemas.parameters import (
     AssetParameters,
@@ -20,7 +18,6 @@ from schemas.parameters import (
 from schemas.topics import TRADES, TRANSFERS
 from schemas.types import shard_account
 from streams.broker.records import UNSTAMPED
-from streams.clearing.account import account_row
 from streams.clearing.clock import CLOCK_RIGHT_US, bounded_us
 from streams.clearing.shard import Output, Shard
 from streams.margin.parameters import RiskParameters
@@ -54,12 +51,18 @@ class Pipeline:
         self.alerts: list[Alert] = []
         self.commands: list[str] = []
         self.journal: JournalRecord | None = None
+        self.rows: dict[str, bytes] = {}
 
     def taken(self) -> Output:
         output = self.shard.take("test")
         self.alerts += output.alerts
         self.commands += [command.command_id for command in output.commands]
         self.journal = output.journal
+        for account, row in output.rows.items():
+            if row is None:
+                self.rows.pop(account, None)
+            else:
+                self.rows[account] = row
         return output
 
     def event(self, *, off: int = 0, stamped: bool = True, **columns: Any) -> Output:
@@ -91,18 +94,11 @@ class Pipeline:
     def restart(self) -> None:
         """A new owner stands where the journal left off."""
         assert self.journal is not None
-        accounts = dict(self.rows())
         shard = Shard(0, RULES)
         shard.resume(self.journal)
-        for account, row in accounts.items():
+        for account, row in self.rows.items():
             shard.restore(account, row)
         self.shard = shard
-
-    def rows(self) -> Iterator[tuple[str, bytes]]:
-        for account, state in self.shard.accounts.items():
-            row = account_row(state, self.shard.portfolio.ledger)
-            if row is not None:
-                yield account, encode(row)
 
     def told(self) -> list[str]:
         return [alert.kind for alert in self.alerts if alert.account == shard_account(0)]

@@ -434,8 +434,8 @@ def test_rows_restore_to_the_same_rows(driver: Driver) -> None:
     for account, row in rows.items():
         assert row is not None
         restored.restore(account, row)
-    ledger = restored.portfolio.ledger
-    assert {name: encode(account_row(state, ledger)) for name, state in restored.accounts.items()} == rows
+    kept = {account: account_row(state, restored.portfolio.ledger) for account, state in restored.accounts.items()}
+    assert {account: encode(row) for account, row in kept.items()} == rows
 
 
 def test_events_after_a_decision_wait_for_its_commit(driver: Driver) -> None:

@@ -7,7 +7,7 @@ from schemas.messages import MarkFrame
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, PolicyParameters
 from schemas.topics import MARKS, PARAMETERS
 from streams.console.parameters import read_parameters
-from tests.audit.memory import MemoryLog
+from tests.given_log import GivenLog
 
 INSTRUMENT = InstrumentParameters(
     symbol="X",
@@ -19,25 +19,25 @@ INSTRUMENT = InstrumentParameters(
 
 
 def test_a_refused_record_is_named_until_a_right_one_follows() -> None:
-    log = MemoryLog(1)
-    log.append(PARAMETERS, encode(AssetParameters(asset="USD")), key="asset:USD", partition=0)
-    log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X", partition=0)
-    log.append(PARAMETERS, encode(PolicyParameters(margin_call_levels=("0.5",))), key="policy:default", partition=0)
-    log.append(PARAMETERS, b"{}", key="instrument:X", partition=0)
+    log = GivenLog()
+    log.append(PARAMETERS, encode(AssetParameters(asset="USD")), key="asset:USD")
+    log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X")
+    log.append(PARAMETERS, encode(PolicyParameters(margin_call_levels=("0.5",))), key="policy:default")
+    log.append(PARAMETERS, b"{}", key="instrument:X")
     rules, refused = read_parameters(log)
     assert rules.instruments["X"].steps[0].maintenance_rate == Decimal("0.1")
     assert refused.keys() == {"policy:default", "instrument:X"}
     assert "offset 2" in refused["policy:default"]
     assert "must be above 1" in refused["policy:default"]
-    log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X", partition=0)
+    log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X")
     assert read_parameters(log)[1].keys() == {"policy:default"}
 
 
 def test_the_scales_in_force_are_those_of_the_last_full_frame() -> None:
-    log = MemoryLog(1)
-    log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X", partition=0)
+    log = GivenLog()
+    log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X")
     for scale, full in (("2", True), ("1.5", True), ("3", False)):
         frame = MarkFrame(time=1, marks=(), full=full, scales={"instrument:X": scale})
-        log.append(MARKS, encode(frame), partition=0)
+        log.append(MARKS, encode(frame))
     rules, _ = read_parameters(log)
     assert rules.instruments["X"].steps[0].maintenance_rate == Decimal("0.15")

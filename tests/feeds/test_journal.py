@@ -4,7 +4,7 @@ from schemas.codec import encode
 from schemas.messages import JournalRecord, Range
 from schemas.topics import JOURNAL
 from streams.feeds.journal import journal_end, read_journal
-from tests.audit.memory import MemoryLog
+from tests.given_log import GivenLog
 
 PLACE = Range(first=0, next=0)
 
@@ -24,18 +24,18 @@ def record(sequence: int, shard: int = 0) -> bytes:
     )
 
 
-def written(*values: bytes) -> MemoryLog:
-    log = MemoryLog(2)
+def written(*values: bytes) -> GivenLog:
+    log = GivenLog(2)
     for value in values:
-        log.append(JOURNAL, value, partition=0)
-        log.mark(JOURNAL, 0)
+        log.append(JOURNAL, value)
+        log.mark(JOURNAL)
     return log
 
 
 def test_a_journal_without_records_has_no_end() -> None:
     assert journal_end(written(), 0) is None
-    log = MemoryLog(1)
-    log.mark(JOURNAL, 0)
+    log = GivenLog()
+    log.mark(JOURNAL)
     assert journal_end(log, 0) is None
 
 

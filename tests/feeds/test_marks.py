@@ -9,13 +9,13 @@ from schemas.messages import MarkFrame
 from schemas.topics import MARKS
 from streams.broker.reader import Follower
 from streams.feeds.marks import MARKS_LOOKBACK, MarkFeed, first_needed, last_full_frame, read_marks
-from tests.audit.memory import MemoryLog
+from tests.given_log import GivenLog
 
 
-def written(*frames: MarkFrame | bytes) -> MemoryLog:
-    log = MemoryLog(1)
+def written(*frames: MarkFrame | bytes) -> GivenLog:
+    log = GivenLog()
     for frame in frames:
-        log.append(MARKS, frame if isinstance(frame, bytes) else encode(frame), partition=0)
+        log.append(MARKS, frame if isinstance(frame, bytes) else encode(frame))
     return log
 
 

@@ -112,7 +112,7 @@ def test_kafka_comes_back_after_kill_with_what_was_committed(tmp_path: Path) -> 
 
 def test_a_controller_port_that_was_taken_meanwhile_is_replaced(tmp_path: Path) -> None:
     server = KafkaServer(tmp_path)
-    with socket.create_server(("127.0.0.1", server._controller_port)), server:
+    with socket.create_server(("127.0.0.1", server.controller_port)), server:
         assert server.healthy()
 
 

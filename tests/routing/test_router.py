@@ -209,21 +209,28 @@ class Process:
 _MAIN = """
 import itertools, os, signal, time
 from streams import logs, settings
+from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer
 from streams.routing.router import Router, run
 
 crash = os.environ.get("CRASH")
 if crash == "frozen":
-    route = Router._route
+    collect, group_consumer, consumers = Router.collect, Kafka.group_consumer, []
 
-    def frozen(self, batch):
-        Router._route = route
-        os.kill(os.getpid(), signal.SIGSTOP)
-        while self._consumer.memberid():
-            time.sleep(0.01)
-        route(self, batch)
+    def kept(*arguments, **named):
+        consumers.append(group_consumer(*arguments, **named))
+        return consumers[-1]
 
-    Router._route = frozen
+    def frozen(self):
+        batch = collect(self)
+        if batch:
+            Router.collect = collect
+            os.kill(os.getpid(), signal.SIGSTOP)
+            while consumers[-1].memberid():
+                time.sleep(0.01)
+        return batch
+
+    Kafka.group_consumer, Router.collect = kept, frozen
 elif crash:
     when, name, number = crash.split()
     calls, original = itertools.count(1), getattr(TransactionalProducer, name)

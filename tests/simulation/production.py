@@ -51,6 +51,10 @@ class ParsedParameters:
         self._known: dict[tuple[int, bytes | None, bytes | None], RiskParameters | Exception] = {}
         self._kept: list[RiskParameters] = [self.empty]
 
+    def __len__(self) -> int:
+        """How many sets are kept alive."""
+        return len(self._kept)
+
     def with_encoded(self, before: RiskParameters, key: bytes | None, value: bytes | None) -> RiskParameters:
         """The set after a record."""
         place = (id(before), key, value)
@@ -75,7 +79,7 @@ _parsed = ParsedParameters()
 def remembered_parameters() -> Iterator[ParsedParameters]:
     """Let production code parse each parameter record once for all runs of this process."""
     global _parsed  # noqa: PLW0603
-    if len(_parsed._kept) > _PARSED_MAX:
+    if len(_parsed) > _PARSED_MAX:
         _parsed = ParsedParameters()
     parsed = _parsed
     empty = RiskParameters.__dict__["empty"]

@@ -5,13 +5,11 @@ trying a little of everything.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 from typing import Any, Literal
 
 from streams.memory.clients import Rates
 from streams.settings import EngineSettings, KafkaSettings, RedisSettings, RouterSettings, Settings, TopicsSettings
-from streams.tables import writer
 
 Mode = Literal["safety", "liveness"]
 MODES: tuple[Mode, ...] = ("safety", "liveness")
@@ -42,8 +40,6 @@ _RATES = {
 
 WRONG_CLOCKS_US = (0, 0, 3_000_000, -3_000_000, 90_000_000, -90_000_000, 31_536_000_000_000)
 """How far the clock of a router's or the oracle's host may be off, where they are at all."""
-
-_script = cache(writer._script)  # read once, not at every start of a process
 
 EVENTS_KINDS = (
     "kill",
@@ -153,7 +149,6 @@ def _constants(random: Random) -> dict[str, Any]:
         "streams.tables.catch_up.ROWS_PER_STEP": random.choice((2, 5_000)),
         "streams.tables.catch_up.TOMBSTONES_KEPT_MS": random.choice((300, 43_200_000)),
         "streams.tables.writer.ROWS_PER_SCRIPT_MAX": random.choice((1, 3, 1_000)),
-        "streams.tables.writer._script": _script,
         "streams.feeds.marks.MARKS_LOOKBACK": random.choice((20, 500)),
     }
 

@@ -6,18 +6,24 @@ from typing import Any
 
 import pytest
 import redis
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_CREATE_TIME,
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    TopicPartition,
+)
 
 from infra.local.valkey import ValkeyServer
 from streams.broker import config
 from streams.broker.group import GroupPlace
-from streams.memory.clients import FakeConsumer, Rates
+from streams.memory.clients import FakeConsumer, FakeMessage, Rates
 from streams.memory.log import ABORTED, COMMITTED, Cluster, Concurrent, Fenced, InvalidState
 from streams.memory.redis import Server
 from streams.memory.scheduler import Process, Scheduler, VirtualEvent
 from streams.settings import KafkaSettings
 from streams.tables.keys import accounts_key, meta_key
-from streams.tables.writer import _script
+from streams.tables.writer import script_text
 
 TIMEOUT_US = 1_000_000
 NOBODY = ("", -1, "")
@@ -133,6 +139,43 @@ def test_compaction_leaves_the_last_committed_record_of_every_key_at_its_offset(
     assert [(record.offset, record.key) for record in log.committed()] == [(1, None), (2, b"key"), (3, None)]
 
 
+def test_what_retention_has_deleted_is_below_the_beginning_and_out_of_range(cluster: Cluster) -> None:
+    (log,) = cluster.topics["topic"]
+    for value in (b"first", b"second", b"third"):
+        cluster.append("topic", None, value)
+    log.delete_before(2)
+    log.delete_before(1)
+    assert [record.value for record in log.committed()] == [b"third"]
+    assert log.read(0, 100) == ([log.records[2]], 3)
+    with pytest.raises(ValueError, match="ends at 3, before 4"):
+        log.delete_before(4)
+    process = Process(cluster.scheduler, "process")
+    consumer = FakeConsumer(cluster, process, Rates(), config.reader(KafkaSettings(), "client"))
+    found: list[Any] = []
+
+    def consume() -> None:
+        found.append(consumer.get_watermark_offsets(TopicPartition("topic", 0)))
+        for offset in (OFFSET_BEGINNING, 1):
+            consumer.assign([TopicPartition("topic", 0, offset)])
+            found.extend(
+                message.value() if (error := message.error()) is None else error.code()
+                for message in consumer.consume(1)
+            )
+
+    cluster.scheduler.spawn(process, "main", consume)
+    cluster.scheduler.run(1_000_000, 100)
+    assert found == [(2, 3), b"third", KafkaError._AUTO_OFFSET_RESET]
+
+
+def test_a_record_carries_the_time_of_the_brokers_if_its_topic_says_so_when_it_is_written(cluster: Cluster) -> None:
+    cluster.append("topic", None, b"sender's")
+    cluster.append_time.add("topic")
+    cluster.append("topic", None, b"brokers'")
+    cluster.append_time.remove("topic")
+    messages = [FakeMessage(("topic", 0), record, record.offset) for record in cluster.topics["topic"][0].committed()]
+    assert [message.timestamp()[0] for message in messages] == [TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME]
+
+
 def test_a_fault_that_is_due_happens_once_whatever_its_rate() -> None:
     rates = Rates()
     rates.once("fatal")
@@ -197,8 +240,8 @@ def test_the_scripts_restated_do_what_the_scripts_do(valkey: redis.Redis) -> Non
     server, random = Server(Scheduler(0)), Random(5)
     keys = [accounts_key(0), meta_key(0)]
     scripts: dict[str, tuple[Any, Callable[..., Any]]] = {
-        "open.lua": (valkey.register_script(_script("open.lua")), server.open_lua),
-        "write.lua": (valkey.register_script(_script("write.lua")), server.write_lua),
+        "open.lua": (valkey.register_script(script_text("open.lua")), server.open_lua),
+        "write.lua": (valkey.register_script(script_text("write.lua")), server.write_lua),
     }
     answers = set()
     for number in range(1500):

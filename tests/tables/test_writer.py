@@ -1,6 +1,7 @@
 """Writing one shard's table: fenced by token, stamped with the rows, and never torn whatever dies when."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -35,9 +36,35 @@ def new_table(redis_settings: RedisSettings) -> Iterator[Callable[..., AccountTa
         table.close()
 
 
+class Connection:
+    """A connection that breaks after some calls, where it is told to."""
+
+    def __init__(self) -> None:
+        self._left: int | None = None
+
+    def on_call(self) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                raise TableError("the connection broke")
+
+    @contextmanager
+    def breaking(self, after_calls: int) -> Iterator[None]:
+        self._left = after_calls
+        try:
+            yield
+        finally:
+            self._left = None
+
+
 @pytest.fixture
-def table(new_table: Callable[..., AccountTable], client: redis.Redis) -> AccountTable:
-    return new_table()
+def connection() -> Connection:
+    return Connection()
+
+
+@pytest.fixture
+def table(new_table: Callable[..., AccountTable], connection: Connection, client: redis.Redis) -> AccountTable:
+    return new_table(on_call=connection.on_call)
 
 
 def rows_of(client: redis.Redis, shard: int = SHARD) -> dict[bytes, bytes]:
@@ -212,13 +239,13 @@ def test_a_shard_that_is_missing_being_built_or_of_another_log_is_not_read(
 
 
 def test_a_shard_whose_write_broke_off_is_not_read_before_it_was_caught_up(
-    table: AccountTable, monkeypatch: pytest.MonkeyPatch
+    table: AccountTable, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "ROWS_PER_SCRIPT_MAX", 1)
     table.open(SHARD, 1)
     table.write(SHARD, 1, 5, {"a": b"1"})
-    with pytest.raises(TableError):
-        Breaking(table, after_scripts=1).write(SHARD, 1, 9, {"a": b"2", "b": b"2"})
+    with pytest.raises(TableError, match="the connection broke"), connection.breaking(after_calls=1):
+        table.write(SHARD, 1, 9, {"a": b"2", "b": b"2"})
     assert table.read_shard(SHARD) is None
     assert table.open(SHARD, 2).stamp == 5
     table.write(SHARD, 2, 7, {"c": b"3"})
@@ -230,54 +257,32 @@ def test_a_shard_whose_write_broke_off_is_not_read_before_it_was_caught_up(
 
 
 def test_a_server_that_goes_back_to_a_snapshot_between_two_parts_of_a_write_is_not_given_the_rest(
-    table: AccountTable, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    new_table: Callable[..., AccountTable], client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The snapshot has the stamp that the write began at, but not its first part."""
     monkeypatch.setattr(writer_module, "ROWS_PER_SCRIPT_MAX", 1)
-    table.open(SHARD, 1)
-    table.write(SHARD, 1, 5, {"a": b"1", "b": b"1"})
-    snapshot = {key: client.dump(key) for key in (accounts_key(SHARD), meta_key(SHARD))}
-    call, parts = table._call, []
+    snapshot: dict[str, bytes | None] = {}
+    calls: list[None] = []
 
-    def go_back_after_the_first(*arguments: Any) -> Any:
-        outcome = call(*arguments)
-        parts.append(outcome)
-        if len(parts) == 1:
+    def go_back_before_the_second() -> None:
+        calls.append(None)
+        if len(calls) == 2:
             for key, value in snapshot.items():
                 assert value is not None
                 client.restore(key, 0, value, replace=True)
-        return outcome
 
-    monkeypatch.setattr(table, "_call", go_back_after_the_first)
+    table = new_table(on_call=go_back_before_the_second)
+    table.open(SHARD, 1)
+    table.write(SHARD, 1, 5, {"a": b"1", "b": b"1"})
+    snapshot |= {key: client.dump(key) for key in (accounts_key(SHARD), meta_key(SHARD))}
+    calls.clear()
     assert table.write(SHARD, 1, 9, {"a": b"2", "b": b"2"}) is WriteOutcome.LOST
-    assert parts == [b"applied", b"lost"]
+    assert len(calls) == 2, "the first part was applied"
     assert rows_of(client) == {b"a": b"1", b"b": b"1"}
     assert stamp_of(client) == 5
 
 
 # --- properties ------------------------------------------------------------------------------------------------------
-
-
-class Breaking:
-    """The table, until its connection breaks after some scripts."""
-
-    def __init__(self, table: AccountTable, after_scripts: int) -> None:
-        self._table, self._left = table, after_scripts
-
-    def write(self, *arguments: object, **options: object) -> WriteOutcome:
-        call = self._table._call
-
-        def counted(*inner: object) -> object:
-            self._left -= 1
-            if self._left < 0:
-                raise TableError("the connection broke")
-            return call(*inner)  # type: ignore[arg-type]
-
-        self._table._call = counted  # type: ignore[method-assign, assignment]
-        try:
-            return self._table.write(*arguments, **options)  # type: ignore[arg-type]
-        finally:
-            del self._table._call
 
 
 Log = list[tuple[str, bytes | None]]
@@ -296,15 +301,16 @@ def replayed(log: Log, rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
 class Owner:
     """An owner that writes what it committed, from where it knows the table to stand, in batches of any size."""
 
-    def __init__(self, table: AccountTable, shard: int, token: int, log: Log) -> None:
-        self._table, self._shard, self._token, self._log = table, shard, token, log
+    def __init__(self, table: AccountTable, connection: Connection, shard: int, token: int, log: Log) -> None:
+        self._table, self._connection, self._shard, self._token, self._log = table, connection, shard, token, log
         self._written = table.open(shard, token).stamp
 
     def write(self, entries: int, scripts: int) -> None:
         stamp = min(self._written + entries, len(self._log))
         rows = dict(self._log[self._written : stamp])
         try:
-            outcome = Breaking(self._table, scripts).write(self._shard, self._token, stamp, rows, after=self._written)
+            with self._connection.breaking(scripts):
+                outcome = self._table.write(self._shard, self._token, stamp, rows, after=self._written)
             assert outcome is not WriteOutcome.LOST
             self._written = stamp
         except TableFenced:
@@ -323,14 +329,19 @@ _entries = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, b"
     writes=st.lists(st.tuples(st.sampled_from(["old", "new", "open"]), st.integers(1, 5), st.integers(0, 4))),
 )
 def test_any_interleaving_of_two_owners_ends_with_the_newer_ones_state(
-    table: AccountTable, client: redis.Redis, log: Log, later: Log, writes: list[tuple[str, int, int]]
+    table: AccountTable,
+    connection: Connection,
+    client: redis.Redis,
+    log: Log,
+    later: Log,
+    writes: list[tuple[str, int, int]],
 ) -> None:
     """Connections break in the middle of any write. At every instant the log from the stamp on repairs the table."""
     shard = next(_shards)
     log = list(log)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer_module, "ROWS_PER_SCRIPT_MAX", 1)
-        old, new = Owner(table, shard, 10, log), None
+        old, new = Owner(table, connection, shard, 10, log), None
         for who, entries, scripts in writes:
             if who == "old":
                 try:
@@ -339,7 +350,7 @@ def test_any_interleaving_of_two_owners_ends_with_the_newer_ones_state(
                 except TableFenced:
                     assert new is not None
             elif new is None and who == "open":
-                new = Owner(table, shard, 20, log)
+                new = Owner(table, connection, shard, 20, log)
                 log += later
             elif new is not None:
                 new.write(entries, scripts)
