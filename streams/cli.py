@@ -659,7 +659,7 @@ def scenario(
         str | None, _else("commands, alerts, accounts and every dead-letter topic", "Print these topics, a,b")
     ] = None,
 ) -> None:
-    """Run a scenario file (see ``--help``)."""
+    """Run a scenario: ``_SCENARIO_HELP`` says how."""
     from streams.memory.scenario import SHOWN, ScenarioOptions, run_scenario
 
     options = ScenarioOptions(

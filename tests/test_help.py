@@ -1,6 +1,5 @@
 """Help teaches: each command says what it needs, what its exit codes mean and shows an example that it takes."""
 
-import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -72,7 +71,7 @@ def test_help_says_what_is_needed_what_exit_codes_mean_and_an_example(name: str)
 def test_nothing_of_a_help_text_is_lost_to_markup(name: str, width: int) -> None:
     command = ALL[name]
     shown = "".join(help_of(name, width).split())
-    written = inspect.getdoc(command.callback) or ""
+    written = command.help or ""
     texts = [written, *(param.help or "" for param in command.params if param.name != "help")]
     for text in texts:
         words = text.replace("\b", "").split()
