@@ -133,7 +133,7 @@ def flows_of_exchange(log: Log, assets: Mapping[str, str]) -> Flows:
                 with suppress(DecodeError):
                     transfer = _TRANSFER(message.value())
                     sequences = come.setdefault(transfer.account, TransferSequences(gaps_max=None))
-                    if sequences.take(transfer.sequence) == "new":
+                    if sequences.count(transfer.sequence) == "new":
                         flows.transfers[transfer.asset] += Decimal(transfer.amount)
         for partition in range(log.partitions(TRADES)):
             seen: dict[str, int] = {}
@@ -188,7 +188,7 @@ def _add_transfers(flows: Flows, frame: EventFrame, come: dict[str, _Come] | Non
             flows.transfers[asset] += Decimal(amount)
             continue
         sequences = come.setdefault(account, _Come())
-        is_new, verdict = sequences.every.take(sequence) == "new", sequences.remembered.take(sequence)
+        is_new, verdict = sequences.every.count(sequence) == "new", sequences.remembered.count(sequence)
         if frame.repaired or verdict != "repeat":
             flows.transfers[asset] += Decimal(amount)
             if verdict == "unknown" and not is_new and not frame.repaired:

@@ -185,7 +185,7 @@ class AccountState:
         """Whether events wait for parameters."""
         return bool(self.parked or self.waiting_fills)
 
-    def take_back(self, *, credit: bool) -> None:
+    def count_repaired(self, *, credit: bool) -> None:
         """A repaired event has been applied: one less is in the dead letters."""
         if self.unapplied_credits and (credit or not self.unapplied):
             self.unapplied_credits -= 1

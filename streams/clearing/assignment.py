@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import Gauge
 
 from schemas.topics import EVENTS
-from streams.clearing.restore import Restoring, TakenShard
+from streams.clearing.restore import Restoration, RestoredShard
 from streams.clearing.shard import Shard
 from streams.errors import ShardError
 from streams.logs import event
@@ -46,7 +46,7 @@ class Assignment:
         self._hand_over = hand_over
         self._let_go = let_go
         self._stages: dict[int, Stage] = {}
-        self._restoring: Restoring | None = None
+        self._restoring: Restoration | None = None
         self.running: dict[int, Shard] = {}
         self.has_joined = False
 
@@ -58,7 +58,7 @@ class Assignment:
         return sorted(self._stages)
 
     @property
-    def to_take(self) -> list[int]:
+    def to_restore(self) -> list[int]:
         """The shards that do not run yet, in the order of their turns: the one being restored is the first."""
         return [shard for shard, stage in self._stages.items() if stage is not Stage.RUNNING]
 
@@ -110,23 +110,23 @@ class Assignment:
 
     # --- from one stage to the next ----------------------------------------------------------------------------------
 
-    def begin(self, shard: int, restoring: Restoring) -> None:
+    def begin(self, shard: int, restoring: Restoration) -> None:
         """Restore a shard whose turn it is."""
         self._move(shard, Stage.RESTORING)
         self._restoring = restoring
 
-    def restore(self) -> TakenShard | None:
+    def restore(self) -> RestoredShard | None:
         """Go one step further with the shard being restored; the shard, which is running then, if it was the last."""
         assert self._restoring is not None
         try:
             next(self._restoring)
         except StopIteration as done:
-            taken: TakenShard = done.value
+            restored: RestoredShard = done.value
             self._restoring = None
-            self._move(taken.shard.shard, Stage.RUNNING)
-            self.running[taken.shard.shard] = taken.shard
+            self._move(restored.shard.shard, Stage.RUNNING)
+            self.running[restored.shard.shard] = restored.shard
             SHARDS_OWNED.set(len(self.running))
-            return taken
+            return restored
         return None
 
     def abandon(self) -> None:

@@ -33,7 +33,7 @@ from streams.clearing.clock import is_off
 from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
 from streams.clearing.progress import LOOP, Progress
-from streams.clearing.restore import Rules, ShardRestorer, TakenShard, adopt_parameters
+from streams.clearing.restore import ParameterVersions, RestoredShard, ShardRestorer, adopt_parameters
 from streams.clearing.shard import Shard
 from streams.errors import ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.marks import MarkFeed
@@ -97,7 +97,7 @@ class Engine:
             timeout_s=settings.kafka.call_ms_max / 1000,
             runtime=kafka.runtime,
         )
-        self._rules_meanwhile: Rules = []
+        self._parameters_meanwhile: ParameterVersions = []
         self._broken: Exception | None = None
         self._marks_epoch = -1
         self._last_commit = 0.0
@@ -174,11 +174,11 @@ class Engine:
         try:
             if self._broken is not None:
                 self._mend(self._broken)
-            if self._assignment.to_take:
+            if self._assignment.to_restore:
                 self._inbox.poll(0, 1)  # a member that was expelled learns of it, and joins again, only while it polls
-            if to_take := self._assignment.to_take:
-                self._progress.beat(f"taking shard {to_take[0]}")
-                self._restore(to_take[0])
+            if to_restore := self._assignment.to_restore:
+                self._progress.beat(f"taking shard {to_restore[0]}")
+                self._restore(to_restore[0])
             self._progress.beat("reading parameters")
             self._read_parameters(self._parameter_log.poll())
             self._progress.beat("walking marks")
@@ -195,7 +195,7 @@ class Engine:
     # --- parameters --------------------------------------------------------------------------------------------------
 
     def _read_parameters(self, messages: Sequence[Record]) -> None:
-        """Put records in force in every shard, then decide every group once at the new rules."""
+        """Put records in force in every shard, then decide every group once under the new parameters."""
         if not messages:
             return
         self._commit_events()
@@ -210,7 +210,7 @@ class Engine:
             for shard in shards:
                 adopt_parameters(shard, step.offset, step.rules)
             if self._assignment.is_restoring:
-                self._rules_meanwhile.append((step.offset, step.rules))
+                self._parameters_meanwhile.append((step.offset, step.rules))
         for shard in shards:
             shard.decide_touched(everything=True)
 
@@ -320,7 +320,7 @@ class Engine:
         if not shards:
             return
         self._last_commit = self._committer.commit(shards, self._worker, with_open_interest=journal_idle)
-        if not self._assignment.to_take:
+        if not self._assignment.to_restore:
             self._retakes = 0
         if journal_idle:
             self._last_journal = self._last_commit
@@ -332,34 +332,34 @@ class Engine:
         """Go one step further in restoring a shard."""
         if not self._assignment.is_restoring:
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
-            self._rules_meanwhile = []
-            rules, parameters_next = self._parameter_log.rules, self._parameter_log.next_offset
+            self._parameters_meanwhile = []
+            parameters, parameters_next = self._parameter_log.rules, self._parameter_log.next_offset
             self._assignment.begin(
-                shard_id, self._restorer.restore(shard_id, self._committer.producer, rules, parameters_next)
+                shard_id, self._restorer.restore(shard_id, self._committer.producer, parameters, parameters_next)
             )
-        taken = self._assignment.restore()
-        if taken is not None:
-            self._own(taken)
+        restored = self._assignment.restore()
+        if restored is not None:
+            self._own(restored)
         self._progress.beat_waiting()
 
-    def _own(self, taken: TakenShard) -> None:
+    def _own(self, restored: RestoredShard) -> None:
         """Let a restored shard run among the others; what became known while it was restored is made up for."""
-        shard = taken.shard
+        shard = restored.shard
         letters = shard.shard == DEAD_LETTER_SHARD
         if letters:
-            self._committer.put_aside(*taken.refused_marks)
-            self._committer.put_aside(*self._parameter_log.refused(taken.parameters_first, shard.parameters_next))
+            self._committer.put_aside(*restored.refused_marks)
+            self._committer.put_aside(*self._parameter_log.refused(restored.parameters_first, shard.parameters_next))
         self._progress.forget(shard.shard)
         self._tables.restore(shard.shard, shard.cursor.claim)
         self._inbox.resume(shard)
         if shard.has_output:
             self._commit()
-        if self._rules_meanwhile:
+        if self._parameters_meanwhile:
             if letters:
                 until = self._parameter_log.next_offset
                 self._committer.put_aside(*self._parameter_log.refused(shard.parameters_next, until))
-            for offset, rules in self._rules_meanwhile:
-                adopt_parameters(shard, offset, rules)
+            for offset, parameters in self._parameters_meanwhile:
+                adopt_parameters(shard, offset, parameters)
             shard.decide_touched(everything=True)
 
     def _hand_over(self) -> None:

@@ -64,7 +64,7 @@ class Events:
         for index, account in enumerate(columns.account):
             state = self._accounts.account(account)
             sequence = columns.sequence[index]
-            verdict, digest = state.transfers.take(sequence), _digest(columns, index)
+            verdict, digest = state.transfers.count(sequence), _digest(columns, index)
             if verdict == "repeat" and not frame.repaired:
                 if sequence == state.transfers.last and state.transfer_digest not in (0, digest):
                     self._refuse_contradiction(state, offset, frame, index)
@@ -96,7 +96,7 @@ class Events:
                 self._held_back.refuse(state, offset, frame, "transfers", index, error, credit=credit)
                 return
         if frame.repaired:
-            state.take_back(credit=not transfer.amount.startswith("-"))
+            state.count_repaired(credit=not transfer.amount.startswith("-"))
         self._held_back.resume_if_whole(state, was_suspended)
 
     def _refuse_contradiction(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
@@ -163,7 +163,7 @@ class Events:
                 self._held_back.refuse(state, offset, frame, "fills", index, error)
                 return
         if frame.repaired:
-            state.take_back(credit=False)
+            state.count_repaired(credit=False)
         self._held_back.resume_if_whole(state, was_suspended)
 
 

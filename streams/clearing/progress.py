@@ -61,7 +61,7 @@ class Progress:
         lags = [self._inbox.lag(shard) for shard in tuple(self._assignment.running)]
         return [
             probes.Condition("is_in_group", int(self._assignment.has_joined), 1, "at_least"),
-            probes.Condition("shards_to_take", len(self._assignment.to_take), 0),
+            probes.Condition("shards_to_take", len(self._assignment.to_restore), 0),
             probes.Condition("marks_age_ms", age_ms, service.ready_age_ms),
             probes.Condition(
                 "events_lag_frames", _greatest(lags) if lags else 0, self._settings.engine.ready_lag_frames_max
@@ -95,7 +95,7 @@ class Progress:
 
     def beat_waiting(self) -> None:
         """Restoring has got further, and every shard that waits is nearer to its turn."""
-        waiting = self._assignment.to_take
+        waiting = self._assignment.to_restore
         for shard in waiting:
             self._watchdog.beat(_taking(shard), f"shard {waiting[0]} is being taken")
 

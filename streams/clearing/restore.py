@@ -1,4 +1,4 @@
-"""Restoring a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
+"""Restoration a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
 
 1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
 2. Find the last record of the shard's journal; its event offset and the committed offset must agree. Behind a record
@@ -54,15 +54,15 @@ FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
 _COMMITTED_CALL_S = 0.25
 
 
-Restoring = Generator[None, None, "TakenShard"]
+Restoration = Generator[None, None, "RestoredShard"]
 """A restoration under way: yields after every step, returns the shard."""
 
-Rules = list[tuple[int, RiskParameters]]
+ParameterVersions = list[tuple[int, RiskParameters]]
 """Parameters by the offset of their newest record, in the order of the records."""
 
 
 @dataclass(frozen=True, slots=True)
-class TakenShard:
+class RestoredShard:
     """A restored shard.
 
     ``refused_marks`` are the mark records walked on the way that are no frames, with the reason; ``parameters_first``
@@ -100,9 +100,9 @@ class ShardRestorer:
         self._runtime = runtime
 
     def restore(
-        self, shard_id: int, producer: TransactionalProducer, rules: RiskParameters, parameters_next: int
-    ) -> Restoring:
-        """Restore a shard. ``rules`` are the parameters of all records below ``parameters_next``.
+        self, shard_id: int, producer: TransactionalProducer, parameters: RiskParameters, parameters_next: int
+    ) -> Restoration:
+        """Restore a shard. ``parameters`` are the parameters of all records below ``parameters_next``.
 
         Raises:
             ShardError: the logs disagree with each other.
@@ -111,13 +111,13 @@ class ShardRestorer:
         started = self._runtime.monotonic()
         committed = yield from _committed_offset(self._consumer, shard_id, self._timeout_s, self._runtime)
         record, offset = self._last_record(shard_id, committed, parameters_next)
-        in_force, newer = _rules_since(self._reader, record, rules, parameters_next)
+        in_force, newer = _parameters_since(self._reader, record, parameters, parameters_next)
         shard = _standing(record, offset, in_force)
         claim = self._claim(shard, producer)
         rows, from_redis = yield from self._read_rows(shard)
         yield from _load_rows(shard, rows)
-        if shard.unread and in_force is not rules:
-            other = _standing(record, offset, rules)
+        if shard.unread and in_force is not parameters:
+            other = _standing(record, offset, parameters)
             other.cursor.claimed(claim, shard.cursor.claim)
             yield from _load_rows(other, rows)
             if len(other.unread) < len(shard.unread):
@@ -140,7 +140,7 @@ class ShardRestorer:
             from_redis=from_redis,
             seconds=round(self._runtime.monotonic() - started, 3),
         )
-        return TakenShard(shard, refused, parameters_first)
+        return RestoredShard(shard, refused, parameters_first)
 
     def _last_record(self, shard_id: int, committed: int, parameters_next: int) -> tuple[JournalRecord, int]:
         """The record at which the shard stands, and the offset of the last one of its journal."""
@@ -247,34 +247,34 @@ def stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalReco
     return record
 
 
-def _standing(record: JournalRecord, offset: int, rules: RiskParameters) -> Shard:
+def _standing(record: JournalRecord, offset: int, parameters: RiskParameters) -> Shard:
     """A shard without accounts that stands at ``record``, the last of its journal, at ``offset`` of it."""
-    shard = Shard(record.shard, rules)
+    shard = Shard(record.shard, parameters)
     shard.resume(record, offset)
     return shard
 
 
-def _rules_since(
-    reader: LogReader, record: JournalRecord, rules: RiskParameters, parameters_next: int
-) -> tuple[RiskParameters, Rules]:
+def _parameters_since(
+    reader: LogReader, record: JournalRecord, parameters: RiskParameters, parameters_next: int
+) -> tuple[RiskParameters, ParameterVersions]:
     """The parameters in force as of ``record``, and those that each record since has made of them, by its offset.
 
-    ``rules`` are those of all records below ``parameters_next``.
+    ``parameters`` are those of all records below ``parameters_next``.
     """
     rules_next = parameters_next if record.rules_next < 0 else record.rules_next
     if min(rules_next, record.parameters.next) >= parameters_next:
-        return rules, []
+        return parameters, []
     in_force = RiskParameters.empty()
-    newer: Rules = []
+    newer: ParameterVersions = []
     for step in parameter_steps(reader, parameters_next):
         if step.offset < rules_next:
             in_force = step.rules
         if step.offset >= record.parameters.next:
             newer.append((step.offset, step.rules))
-    return (in_force if rules_next < parameters_next else rules), newer
+    return (in_force if rules_next < parameters_next else parameters), newer
 
 
-def _catch_up_parameters(shard: Shard, newer: Rules) -> None:
+def _catch_up_parameters(shard: Shard, newer: ParameterVersions) -> None:
     """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
 
     Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
@@ -282,20 +282,20 @@ def _catch_up_parameters(shard: Shard, newer: Rules) -> None:
     """
     if not newer:
         return
-    for offset, rules in newer[:-1] if shard.holds_back or shard.unread else ():
+    for offset, parameters in newer[:-1] if shard.holds_back or shard.unread else ():
         with suppress(InputError):
-            shard.apply_parameters(offset, rules)
+            shard.apply_parameters(offset, parameters)
     if not adopt_parameters(shard, *newer[-1]):
-        for offset, rules in newer:
+        for offset, parameters in newer:
             with suppress(InputError):
-                shard.apply_parameters(offset, rules)
+                shard.apply_parameters(offset, parameters)
     shard.decide_touched(everything=True)
 
 
-def adopt_parameters(shard: Shard, offset: int, rules: RiskParameters) -> bool:
-    """Put ``rules`` in force in ``shard`` if its ledger can be held in them; whether it can. Where not is logged."""
+def adopt_parameters(shard: Shard, offset: int, parameters: RiskParameters) -> bool:
+    """Put ``parameters`` in force in ``shard`` if its ledger can be held in them; whether it can. Where not is logged."""
     try:
-        shard.apply_parameters(offset, rules)
+        shard.apply_parameters(offset, parameters)
     except InputError as error:
         event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=offset, reason=str(error))
         return False

@@ -35,7 +35,7 @@ class TransferSequences:
         self.last, self.floor, self.gaps = last, floor, list(gaps)
         self._gaps_max = gaps_max
 
-    def take(self, sequence: int) -> Verdict:
+    def count(self, sequence: int) -> Verdict:
         """Count ``sequence`` (>= 0) as come; whether it is new, a repeat, or below what is known."""
         if sequence == self.last + 1:
             self.last = sequence

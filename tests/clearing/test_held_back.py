@@ -159,7 +159,7 @@ def test_so_many_gaps_are_remembered_and_below_them_nothing_is_known(driver: Rec
 def test_a_sequence_is_new_once_and_never_taken_for_a_repeat_if_it_is_not(order: list[int], gaps_max: int) -> None:
     found, come = TransferSequences(gaps_max=gaps_max), set[int]()
     for sequence in order:
-        verdict = found.take(sequence)
+        verdict = found.count(sequence)
         assert (verdict == "repeat") <= (sequence in come)
         assert (verdict == "new") <= (sequence not in come)
         assert (verdict == "unknown") <= (sequence < found.floor)

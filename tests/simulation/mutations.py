@@ -244,12 +244,12 @@ def shards_are_retaken_with_their_memory() -> Iterator[None]:
 @_mutation("applied exactly once")
 def an_overtaken_transfer_is_dropped() -> Iterator[None]:
     """A lower sequence is taken for a repeat."""
-    take = TransferSequences.take
+    count = TransferSequences.count
 
-    def _take(self: TransferSequences, sequence: int) -> Any:
-        return "repeat" if sequence <= self.last else take(self, sequence)
+    def _count(self: TransferSequences, sequence: int) -> Any:
+        return "repeat" if sequence <= self.last else count(self, sequence)
 
-    with _replaced((TransferSequences, "take", _take)):
+    with _replaced((TransferSequences, "count", _count)):
         yield
 
 
@@ -363,7 +363,7 @@ def an_expelled_member_does_not_hear_of_it() -> Iterator[None]:
     silent: set[Inbox] = set()
 
     def _cycle(self: Engine) -> None:
-        (silent.add if self._assignment.to_take else silent.discard)(self._inbox)
+        (silent.add if self._assignment.to_restore else silent.discard)(self._inbox)
         cycle(self)
 
     def _poll(self: Inbox, timeout_s: float, frames_max: int) -> int:
