@@ -1,4 +1,4 @@
-"""Restoration a shard: from nothing in memory to a shard that stands exactly where its last owner's last commit left it.
+"""Restoring a shard: from nothing in memory to where its last owner's last commit left it.
 
 1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
 2. Find the last record of the shard's journal; its event offset and the committed offset must agree. Behind a record
@@ -293,7 +293,7 @@ def _catch_up_parameters(shard: Shard, newer: ParameterVersions) -> None:
 
 
 def adopt_parameters(shard: Shard, offset: int, parameters: RiskParameters) -> bool:
-    """Put ``parameters`` in force in ``shard`` if its ledger can be held in them; whether it can. Where not is logged."""
+    """Whether ``shard`` can be held in ``parameters``, which are then in force in it. A refusal is logged."""
     try:
         shard.apply_parameters(offset, parameters)
     except InputError as error:
