@@ -46,7 +46,7 @@ def run_role(settings: Settings, build: Callable[[Kafka, Event, Watchdog], Role]
     built: list[Role] = []
 
     def readiness() -> list[probes.Condition]:
-        return built[0].readiness() if built else [probes.Condition("is_in_group", 0, 1, "at_least")]
+        return built[0].readiness() if built else [probes.Condition("has_started", 0, 1, "at_least")]
 
     watchdog = Watchdog(settings.service.watchdog_ms / 1000)
     probes.serve(settings.service.metrics_port, watchdog, readiness)

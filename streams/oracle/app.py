@@ -6,12 +6,10 @@ Every frame carries the epoch of its process, so what one sends after it was rep
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
-from collections.abc import AsyncIterable, Awaitable
-from typing import Any
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any, Self
 
 import faust
 from faust.types import StreamT
@@ -20,6 +18,7 @@ from prometheus_client import Counter
 from schemas.topics import EVENTS, MARKS, ORACLE, PRICES, dead_letter_topic
 from streams import probes
 from streams.broker.kafka import Kafka
+from streams.errors import MarginClearingError
 from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
@@ -27,6 +26,8 @@ from streams.oracle.faust_app import faust_app
 from streams.oracle.leadership import Leadership
 from streams.oracle.publisher import PriceRecord, PriceResult, Publisher, TableRow
 from streams.oracle.wiring import open_publisher, read_last_frame
+from streams.runtime import Event
+from streams.service import run_role
 from streams.settings import Settings
 from streams.watchdog import Watchdog
 
@@ -34,16 +35,104 @@ log = logging.getLogger(__name__)
 
 FRAMES = Counter("margin_oracle_frames", "Mark frames published")
 
-_LEADERSHIP_POLL_S = 0.1
+_POLL_S = 0.1  # how often a process looks whether it leads, or is told to stop
 _STOP_TIMEOUT_S = 10.0
 _HEART, _AGENT = "heart", "price agent"
 _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 
 
-class Oracle:
-    """One oracle process: stands by, publishes, and ends when ``stop`` is set or anything fails.
+class OracleFailed(MarginClearingError):
+    """An oracle process cannot go on; the next one begins where it was."""
 
-    ``app`` is the Faust app, not started. The leadership is given up at the end; what else is given stays the caller's.
+
+class Oracle:
+    """One oracle process: stands by, publishes, and ends when it is told to or anything fails."""
+
+    def __init__(self, kafka: Kafka, shards: int, stop: Event, watchdog: Watchdog) -> None:
+        self._kafka = kafka
+        self._shards = shards
+        self._stop = stop
+        self._watchdog = watchdog
+        self._leadership = Leadership(kafka)
+        self._offset = BrokerOffset()
+        self._publisher: Publisher | None = None
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
+        """An oracle for the shards that ``kafka`` has.
+
+        Raises:
+            TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
+        """
+        watchdog.beat(_HEART, "starting")
+        return cls(kafka, kafka.partition_counts()[EVENTS], stop, watchdog)
+
+    def run(self) -> None:
+        """Stand by, publish, and leave when told to.
+
+        Raises:
+            OracleFailed: what only a new process can mend. Threads of Faust may be left.
+        """
+        asyncio.run(self._run())
+        if self._failure is not None:
+            raise OracleFailed(f"the oracle cannot go on: {self._failure!r}") from self._failure
+        event(log, logging.INFO, "oracle_stopped")
+
+    def readiness(self) -> list[probes.Condition]:
+        """Whether it does its work now; may be asked from any thread at any time."""
+        limit_ms = self._kafka.settings.service.ready_age_ms
+        if self._publisher is None or self._publisher.epoch is None:
+            return [probes.Condition("standing_by_age_ms", round(1000 * self._leadership.age_s), limit_ms)]
+        age_s = self._publisher.heartbeat_age_s
+        age_ms = None if age_s is None else round(1000 * age_s)
+        conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
+        if (offset_ms := self._offset.offset_ms) is not None:
+            conditions.append(probes.Condition("clock_offset_ms", abs(offset_ms), OFFSET_MS_MAX))
+        return conditions
+
+    async def _run(self) -> None:
+        try:
+            app = faust_app(self._kafka.settings)  # belongs to the loop that runs it
+            with open_publisher(self._kafka, self._leadership, self._shards, self._offset) as publisher:
+                self._publisher = publisher
+                if await self._lead(publisher):
+                    await self._publish(PriceApp(app, self._kafka, publisher, self._watchdog, self._fail))
+        except Exception as error:
+            log.exception("oracle_broken")
+            self._fail(error)
+        finally:
+            self._watchdog.beat(_HEART, "leaving the group")
+            self._leadership.close()
+            self._watchdog.forget(_HEART)
+
+    async def _lead(self, publisher: Publisher) -> bool:
+        """Wait for the leadership and claim it; False if told to stop before."""
+        event(log, logging.INFO, "oracle_standing_by")
+        while not self._leadership.poll():
+            if self._stop.is_set():
+                return False
+            self._watchdog.beat(_HEART, "standing by")
+            await asyncio.sleep(_POLL_S)
+        self._watchdog.beat(_HEART, "claiming the leadership")
+        publisher.claim()
+        return True
+
+    async def _publish(self, app: "PriceApp") -> None:
+        await app.start()
+        while not self._stop.is_set():
+            await asyncio.sleep(_POLL_S)
+        await app.stop()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._stop.set()
+
+
+class PriceApp:
+    """The Faust app of the process that leads: prices in, marks out.
+
+    ``on_failure`` is told what broke; the app goes on with nothing then, and is to be stopped.
     """
 
     def __init__(
@@ -51,20 +140,16 @@ class Oracle:
         app: faust.App,
         kafka: Kafka,
         publisher: Publisher,
-        leadership: Leadership,
-        offset: BrokerOffset,
-        stop: asyncio.Event,
         watchdog: Watchdog,
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._app = app
         self._kafka = kafka
         self._publisher = publisher
-        self._leadership = leadership
-        self._offset = offset
-        self._stop = stop
         self._watchdog = watchdog
+        self._on_failure = on_failure
         self._restored = False
-        self._failure: BaseException | None = None
+        self._heart: asyncio.Task[None] | None = None
         self._marks = app.topic(MARKS, value_type=bytes)
         self._letters = app.topic(dead_letter_topic(PRICES), value_type=bytes, key_type=bytes)
         self._table = app.Table(
@@ -76,80 +161,40 @@ class Oracle:
         )
         app.agent(app.topic(PRICES, value_type=bytes, key_type=bytes), name="prices")(self._on_prices)
 
-    async def run(self) -> int:
-        """Stand by, publish, and leave when told to; the exit code."""
-        try:
-            if await self._lead():
-                await self._publish()
-        except Exception as error:
-            log.exception("oracle_broken")
-            self._fail(error)
-        finally:
-            self._watchdog.beat(_HEART, "leaving the group")
-            self._leadership.close()
-            self._watchdog.forget(_HEART)
-        if self._failure is not None:
-            event(log, logging.ERROR, "oracle_failed", reason=repr(self._failure))
-            return 1
-        event(log, logging.INFO, "oracle_stopped")
-        return 0
-
-    def readiness(self) -> list[probes.Condition]:
-        """Whether it does its work now; may be asked from any thread at any time."""
-        limit_ms = self._kafka.settings.service.ready_age_ms
-        if self._publisher.epoch is None:
-            return [_standing_by(round(1000 * self._leadership.age_s), limit_ms)]
-        age_s = self._publisher.heartbeat_age_s
-        age_ms = None if age_s is None else round(1000 * age_s)
-        conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
-        if (offset_ms := self._offset.offset_ms) is not None:
-            conditions.append(probes.Condition("clock_offset_ms", abs(offset_ms), OFFSET_MS_MAX))
-        return conditions
-
-    async def _lead(self) -> bool:
-        """Wait for the leadership and claim it; False if told to stop before."""
-        event(log, logging.INFO, "oracle_standing_by")
-        while not self._leadership.poll():
-            self._watchdog.beat(_HEART, "standing by")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _LEADERSHIP_POLL_S)
-                return False
-        self._watchdog.beat(_HEART, "claiming the leadership")
-        self._publisher.claim()
-        return True
-
-    async def _publish(self) -> None:
+    async def start(self) -> None:
+        """Start Faust and the heartbeat."""
         self._watchdog.beat(_HEART, "starting Faust")
         await self._app.start()
-        heart = asyncio.create_task(self._beat())
-        await self._stop.wait()
-        heart.cancel()
-        await asyncio.gather(heart, return_exceptions=True)
+        self._heart = asyncio.create_task(self._beat())
+
+    async def stop(self) -> None:
+        """End the heartbeat and Faust.
+
+        Raises:
+            TimeoutError: Faust does not end.
+        """
+        if self._heart is not None:
+            self._heart.cancel()
+            await asyncio.gather(self._heart, return_exceptions=True)
         self._watchdog.beat(_HEART, "stopping Faust")
         await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
 
-    def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
-        self._stop.set()
-
-    # --- prices in, marks out ----------------------------------------------------------------------------------------
-
     async def _on_prices(self, stream: StreamT[bytes]) -> None:
         events: AsyncIterable[Any] = stream.events()
-        async for found in events:
+        async for price in events:
             try:
                 self._watchdog.beat(_AGENT, "handling a price")
                 self._restore()
-                await self._send(self._publisher.on_price(_record(found.message)))
+                await self._send(self._publisher.on_price(_record(price.message)))
                 self._watchdog.forget(_AGENT)
             except Exception as error:
                 log.exception("price_failed")
-                self._fail(error)
+                self._on_failure(error)
                 self._watchdog.forget(_AGENT)
                 await asyncio.Event().wait()  # never acknowledge what was not handled
 
     async def _beat(self) -> None:
-        """Every heartbeat: rules, freshness, leadership, and a frame of all marks, until Kafka has it."""
+        """Every heartbeat: parameters, freshness, leadership, and a frame of all marks, until Kafka has it."""
         try:
             self._watchdog.beat(_HEART, "waiting for the table")
             tables: Any = self._app.tables
@@ -165,7 +210,7 @@ class Oracle:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self._fail(error)
+            self._on_failure(error)
 
     def _restore(self) -> None:
         if not self._restored:
@@ -196,39 +241,17 @@ def _record(message: Any) -> PriceRecord:
     return PriceRecord(message.partition, message.offset, timestamp_ms, message.key, message.value)
 
 
-def _standing_by(age_ms: int | None, limit_ms: int) -> probes.Condition:
-    return probes.Condition("standing_by_age_ms", age_ms, limit_ms)
-
-
 def run(settings: Settings) -> None:
-    """Run one oracle process until SIGTERM or SIGINT; exits with code 1 on a failure."""
-    kafka = Kafka(settings)
-    shards = kafka.partition_counts()[EVENTS]
+    """Run one oracle process until SIGTERM or SIGINT; exits with code 1 on a failure.
+
+    Raises:
+        MarginClearingError: Kafka or the topics are not as they have to be.
+    """
     for name in _SILENCE_FAUST:
         logging.getLogger(name).setLevel(logging.WARNING)
-    asyncio.run(_run(kafka, shards))
-
-
-async def _run(kafka: Kafka, shards: int) -> None:
-    """The one place that gives an oracle signals, watchdog and probes."""
-    settings = kafka.settings
-    app = faust_app(settings)
-    watchdog = Watchdog(settings.service.watchdog_ms / 1000)
-    built: list[Oracle] = []
-
-    def readiness() -> list[probes.Condition]:
-        return built[0].readiness() if built else [_standing_by(None, settings.service.ready_age_ms)]
-
-    probes.serve(settings.service.metrics_port, watchdog, readiness)
-    watchdog.start()
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    watchdog.beat(_HEART, "starting")
-    leadership, offset = Leadership(kafka), BrokerOffset()
-    with open_publisher(kafka, leadership, shards, offset) as publisher:
-        built.append(Oracle(app, kafka, publisher, leadership, offset, stop, watchdog))
-        code = await built[0].run()
-    if code:
+    try:
+        run_role(settings, Oracle.build)
+    except OracleFailed as error:
+        event(log, logging.ERROR, "oracle_failed", reason=str(error))
         logging.shutdown()
-        os._exit(code)  # what Faust started may never stop by itself
+        os._exit(1)  # what Faust started may never stop by itself

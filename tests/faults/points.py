@@ -88,11 +88,11 @@ def lay(ambush: Ambush, role: str) -> None:
         KeyError: production has no such method any more.
     """
     if role == "oracle":
-        from streams.oracle.app import Oracle
+        from streams.oracle.app import PriceApp
         from streams.oracle.faust_store import Store
 
-        _wrap(Oracle, "_send_frame", _around_coroutine(ambush, "before_send", "after_send"))
-        _wrap(Oracle, "_write_row", _around(ambush, "before_table", "after_table"))
+        _wrap(PriceApp, "_send_frame", _around_coroutine(ambush, "before_send", "after_send"))
+        _wrap(PriceApp, "_write_row", _around(ambush, "before_table", "after_table"))
         _wrap(Store, "_flush", _around_coroutine(ambush, "before_redis_write", "after_redis_write"))
         return
     from streams.broker.producer import TransactionalProducer
