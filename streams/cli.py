@@ -76,9 +76,9 @@ def _told(path: str) -> Any:
 
 
 def _help(section: str, field: str, default: str) -> str:
-    found = schema(section, field)
-    meaning = found["description"].replace("`", "")
-    choices = f": {', '.join(found['enum'])}" if "enum" in found else ""
+    field_schema = schema(section, field)
+    meaning = field_schema["description"].replace("`", "")
+    choices = f": {', '.join(field_schema['enum'])}" if "enum" in field_schema else ""
     return f"{meaning[0].upper()}{meaning[1:]}{choices} [env: {variable(section, field)}; default: {default}]"
 
 
@@ -416,12 +416,12 @@ def status(
     from streams.console.status import read_status
 
     with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)) as settings:
-        found = read_status(settings)
-    faults = judge(found, settings)
+        deployment = read_status(settings)
+    faults = judge(deployment, settings)
     if as_json:
-        print(json.dumps(found.as_json() | {"faults": faults}, indent=2))
+        print(json.dumps(deployment.as_json() | {"faults": faults}, indent=2))
     else:
-        show_status(console, found, faults)
+        show_status(console, deployment, faults)
     if faults:
         raise typer.Exit(1)
 
@@ -503,12 +503,12 @@ def explain(
         KafkaLog(Kafka(settings)) as log,
         progress_bar() as progress,
     ):
-        found = explain_command(log, command_id, progress)
+        explanation = explain_command(log, command_id, progress)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(explanation.as_json(), indent=2))
     else:
-        show_explanation(console, found)
-    if not found.passed:
+        show_explanation(console, explanation)
+    if not explanation.passed:
         raise typer.Exit(1)
 
 
@@ -800,7 +800,7 @@ def ticks(
 
     progress = Console(stderr=True)
     try:
-        found = bench_ticks(
+        times = bench_ticks(
             accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
         )
     except MemoryError:
@@ -808,9 +808,9 @@ def ticks(
             f"{accounts:,} accounts over {symbols:,} symbols do not fit into this machine's memory"
         ) from None
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(json.dumps(dataclasses.asdict(times), indent=2))
     else:
-        show_ticks(console, found)
+        show_ticks(console, times)
 
 
 @app.command()
@@ -835,7 +835,7 @@ def settings(
     Example:
       MARGIN_TOPICS__SHARDS=32 margin-clearing settings --json
     """
-    found = _read_settings(
+    loaded = _read_settings(
         bootstrap_servers=bootstrap_servers,
         redis_url=redis_url,
         instance_id=instance_id,
@@ -845,8 +845,8 @@ def settings(
         shards=shards,
     )
     rows = {
-        variable(section, field): {"value": value, "set_by": found.set_by[section, field]}
-        for section, fields in describe(found.settings).items()
+        variable(section, field): {"value": value, "set_by": loaded.set_by[section, field]}
+        for section, fields in describe(loaded.settings).items()
         for field, value in fields.items()
     }
     if as_json:

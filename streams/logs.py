@@ -34,8 +34,8 @@ def configure(level: str, form: str, worker: str) -> None:
 def guard_output() -> None:
     """Have no secret in what is printed without :func:`configure`: tracebacks, and what libraries warn of."""
     sys.excepthook = _print_traceback
-    threading.excepthook = lambda found: _print_traceback(found.exc_type, found.exc_value, found.exc_traceback)
-    sys.unraisablehook = lambda found: _print_traceback(found.exc_type, found.exc_value, found.exc_traceback)
+    threading.excepthook = lambda args: _print_traceback(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _print_traceback(args.exc_type, args.exc_value, args.exc_traceback)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_TextFormatter("%(message)s"))
 

@@ -45,7 +45,7 @@ class MarkUsed(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, str]
 
 
-class RuleUsed(msgspec.Struct, frozen=True, kw_only=True):
+class ParameterUsed(msgspec.Struct, frozen=True, kw_only=True):
     """A parameter record in force at the decision, where it stands, and the scale its rates were at."""
 
     key: str
@@ -63,7 +63,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     balances: dict[str, str]
     positions: list[dict[str, str]]
     marks: list[MarkUsed]
-    rules: list[RuleUsed]
+    rules: list[ParameterUsed]
     equity_terms: list[Term]
     maintenance_terms: list[Term]
     equity: Decimal
@@ -80,7 +80,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class DecidedGroup:
+class GroupSnapshot:
     """A group at the moment of a decision, and what was in force then."""
 
     input: str
@@ -89,34 +89,34 @@ class DecidedGroup:
     prices: dict[str, Decimal]
     stale: frozenset[str]
     marks: dict[str, tuple[int, Mark]]
-    rules: RiskParameters
-    rules_next: int
+    parameters: RiskParameters
+    parameters_next: int
     offsets: tuple[int, int]
 
 
-def decision_of(found: DecidedGroup, symbols: Iterable[str], history: ParameterHistory) -> Decision:
+def decision_of(snapshot: GroupSnapshot, symbols: Iterable[str], history: ParameterHistory) -> Decision:
     """What follows from the group as it stood; ``symbols`` are those whose marks the command names."""
     named = sorted(symbols)
-    group, prices, rules = found.group, found.prices, found.rules
-    valuation = Valuation(group, prices, rules, found.stale)
+    group, prices, parameters = snapshot.group, snapshot.prices, snapshot.parameters
+    valuation = Valuation(group, prices, parameters, snapshot.stale)
     health = health_of(valuation)
-    plan = make_plan(group, health, prices, rules, stale=found.stale)
-    scanned = group.account in rules.policy.portfolio_margin_accounts
+    plan = make_plan(group, health, prices, parameters, stale=snapshot.stale)
+    scanned = group.account in parameters.policy.portfolio_margin_accounts
     held = [valued.holding for valued in valuation.positions if valued.live and valued.holding is not None]
     with localcontext(EXACT):
-        target = target_of(health, rules)
+        target = target_of(health, parameters)
     return Decision(
-        input=found.input,
-        at_us=found.clock_us,
+        input=snapshot.input,
+        at_us=snapshot.clock_us,
         balances={asset: format_decimal(amount) for asset, amount in group.balances.items()},
         positions=[
             {"symbol": p.symbol, "quantity": format_decimal(p.quantity), "cash": format_decimal(p.cash)}
             for p in group.positions
         ],
-        marks=[_mark_used(found, symbol) for symbol in named],
-        rules=_rules_used(found, named, history),
-        equity_terms=[*_balance_terms(found, valuation), *_position_terms(valuation)],
-        maintenance_terms=_scan_terms(held, valuation, rules.policy.scan) if scanned else _tier_terms(held),
+        marks=[_mark_used(snapshot, symbol) for symbol in named],
+        rules=_parameters_used(snapshot, named, history),
+        equity_terms=[*_balance_terms(snapshot, valuation), *_position_terms(valuation)],
+        maintenance_terms=_scan_terms(held, valuation, parameters.policy.scan) if scanned else _tier_terms(held),
         equity=health.equity,
         unweighted_equity=health.unweighted_equity,
         debt=health.debt,
@@ -130,18 +130,18 @@ def decision_of(found: DecidedGroup, symbols: Iterable[str], history: ParameterH
     )
 
 
-def _rules_used(found: DecidedGroup, symbols: Iterable[str], history: ParameterHistory) -> list[RuleUsed]:
-    held = [position.symbol for position in found.group.positions]
-    assets = {*found.group.balances, *(found.rules.instrument(symbol).settle_asset for symbol in held)}
+def _parameters_used(snapshot: GroupSnapshot, symbols: Iterable[str], history: ParameterHistory) -> list[ParameterUsed]:
+    held = [position.symbol for position in snapshot.group.positions]
+    assets = {*snapshot.group.balances, *(snapshot.parameters.instrument(symbol).settle_asset for symbol in held)}
     keys = [f"instrument:{symbol}" for symbol in held]
     keys += [f"asset:{asset}" for asset in sorted(assets)]
     keys += ["policy:default", *(f"oracle:{symbol}" for symbol in symbols)]
-    records = found.rules.records
+    records = snapshot.parameters.records
     return [
-        RuleUsed(
+        ParameterUsed(
             key=key,
-            offset=history.last_of(key, found.rules_next),
-            scale=format_decimal(found.rules.scales.get(key, Decimal(1))),
+            offset=history.last_of(key, snapshot.parameters_next),
+            scale=format_decimal(snapshot.parameters.scales.get(key, Decimal(1))),
             record=msgspec.to_builtins(records[key]),
         )
         for key in keys
@@ -149,14 +149,14 @@ def _rules_used(found: DecidedGroup, symbols: Iterable[str], history: ParameterH
     ]
 
 
-def _mark_used(found: DecidedGroup, symbol: str) -> MarkUsed:
-    offset, mark = found.marks[symbol]
-    oracle = found.rules.oracle.get(symbol)
+def _mark_used(snapshot: GroupSnapshot, symbol: str) -> MarkUsed:
+    offset, mark = snapshot.marks[symbol]
+    oracle = snapshot.parameters.oracle.get(symbol)
     return MarkUsed(
         symbol=symbol,
-        price=format_decimal(found.prices[symbol]),
+        price=format_decimal(snapshot.prices[symbol]),
         status=mark.status,
-        age_ms=(found.clock_us - mark.publish_time) // 1000,
+        age_ms=(snapshot.clock_us - mark.publish_time) // 1000,
         max_age_ms=None if oracle is None else oracle.max_age_ms,
         offset=offset,
         sources=mark.sources,
@@ -166,12 +166,12 @@ def _mark_used(found: DecidedGroup, symbol: str) -> MarkUsed:
 # --- equity ----------------------------------------------------------------------------------------------------------
 
 
-def _balance_terms(found: DecidedGroup, valuation: Valuation) -> list[Term]:
+def _balance_terms(snapshot: GroupSnapshot, valuation: Valuation) -> list[Term]:
     terms = []
     with localcontext(EXACT):
-        for asset, quantity in found.group.balances.items():
-            rules = found.rules.asset(asset)
-            if not counts(rules, quantity, found.prices):
+        for asset, quantity in snapshot.group.balances.items():
+            rules = snapshot.parameters.asset(asset)
+            if not counts(rules, quantity, snapshot.prices):
                 terms.append(Term(name=f"{asset} balance, counts for nothing", figures={}, amount=_ZERO))
                 continue
             price, weighted = valuation.best_price(rules, quantity), rules.weighted(quantity)

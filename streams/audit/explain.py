@@ -15,7 +15,7 @@ from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import JournalRecord, LiquidationCommand
 from schemas.partitioning import partition_of
 from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
-from streams.audit.decision import DecidedGroup, Decision, decision_of, order_text
+from streams.audit.decision import Decision, GroupSnapshot, decision_of, order_text
 from streams.audit.findings import bytes_differ
 from streams.audit.outputs import row_of
 from streams.audit.progress import Progress, silent
@@ -69,17 +69,17 @@ def explain(log: Log, command_id: str, progress: Progress = silent) -> Explanati
 class _Explainer:
     def __init__(self, log: Log, command_id: str, progress: Progress) -> None:
         self._log, self._id, self._progress = log, command_id, progress
-        self._captured: DecidedGroup | None = None
+        self._snapshot: GroupSnapshot | None = None
         self._notes: list[str] = []
 
     def run(self) -> Explanation:
         self._find_command()
         self._journal = self._find_commit()
-        self._rules = ParameterHistory(self._log)
+        self._parameters = ParameterHistory(self._log)
         differences = self._run_again()
         decision = None
-        if self._captured is not None:
-            decision = decision_of(self._captured, self._command.evidence.marks, self._rules)
+        if self._snapshot is not None:
+            decision = decision_of(self._snapshot, self._command.evidence.marks, self._parameters)
             differences += self._check(decision)
         assert self._journal.record is not None
         return Explanation(
@@ -151,15 +151,15 @@ class _Explainer:
 
     def _row_before(self, sequence: int) -> bytes | None:
         """The account's row as of the commit ``sequence``."""
-        shard, key, found = self._command.evidence.shard, self._account.encode(), None
+        shard, key, data = self._command.evidence.shard, self._account.encode(), None
         low, end = self._log.watermarks(ACCOUNTS, shard)
         for message in self._log.read_range(ACCOUNTS, shard, low, end):
             if message.key() == key:
                 row = row_of(message)
                 if row is not None and row.sequence <= sequence:
-                    found = row.value
+                    data = row.value
             self._progress("looking for the account's row", message.offset() - low, end - low)
-        return found
+        return data
 
     # --- running again -----------------------------------------------------------------------------------------------
 
@@ -180,7 +180,11 @@ class _Explainer:
             return []
         row = self._row_before(before.record.sequence)
         rerun = Rerun(
-            self._log, shard, self._rules, known={self._account}, observe=lambda topic, at: self._look(rerun, topic, at)
+            self._log,
+            shard,
+            self._parameters,
+            known={self._account},
+            observe=lambda topic, at: self._look(rerun, topic, at),
         )
         rerun.begin(before.record, before.offset, {} if row is None else {self._account: row})
         output = rerun.commit(record, self._journal.offset)
@@ -202,18 +206,18 @@ class _Explainer:
         return []
 
     def _look(self, rerun: Rerun, topic: str, offset: int) -> None:
-        """Take the group down if the step that has just been made issued the command."""
+        """Take a snapshot of the group if the step that has just been made issued the command."""
         shard = rerun.shard
         state = shard.accounts.get(self._account)
         group = None if state is None else state.groups.get(self._command.margin)
-        if self._captured is not None or group is None or group.command is None:
+        if self._snapshot is not None or group is None or group.command is None:
             return
         if group.command.command_id == self._id:
             kind = {MARKS: "mark frame", EVENTS: "event frame", PARAMETERS: "parameter record"}[topic]
             partition = shard.shard if topic == EVENTS else 0
             held = shard.portfolio.group(group.row)
             needed = symbols_of(held, shard.portfolio.marks, shard.parameters)
-            self._captured = DecidedGroup(
+            self._snapshot = GroupSnapshot(
                 f"{kind} {topic}[{partition}]@{offset}",
                 shard.clock_us,
                 held,
@@ -229,9 +233,9 @@ class _Explainer:
 
     def _check(self, decision: Decision) -> list[str]:
         """What of the decision, added up from the terms shown, is not what the command says."""
-        assert self._captured is not None
-        found, command, evidence = self._captured, self._command, self._command.evidence
-        health = evaluate(found.group, found.prices, found.rules, stale=found.stale)
+        assert self._snapshot is not None
+        snapshot, command, evidence = self._snapshot, self._command, self._command.evidence
+        health = evaluate(snapshot.group, snapshot.prices, snapshot.parameters, stale=snapshot.stale)
         with localcontext(EXACT):
             equity = sum((term.amount for term in decision.equity_terms), _ZERO)
             maintenance = sum((term.amount for term in decision.maintenance_terms), _ZERO)
@@ -242,9 +246,9 @@ class _Explainer:
             ("debt", evidence.debt, format_decimal(decision.debt)),
             ("unweighted_equity", str(evidence.unweighted_equity), format_decimal(decision.unweighted_equity)),
             ("stale_bounds", str(evidence.stale_bounds), str(decision.stale_bounds)),
-            ("events_offset", str(evidence.events_offset), str(found.offsets[0])),
-            ("marks_offset", str(evidence.marks_offset), str(found.offsets[1])),
-            ("parameters_version", str(evidence.parameters_version), str(found.rules_next - 1)),
+            ("events_offset", str(evidence.events_offset), str(snapshot.offsets[0])),
+            ("marks_offset", str(evidence.marks_offset), str(snapshot.offsets[1])),
+            ("parameters_version", str(evidence.parameters_version), str(snapshot.parameters_next - 1)),
             ("marks", str(evidence.marks), str({mark.symbol: mark.price for mark in decision.marks})),
             ("stage", command.stage, decision.stage),
             ("orders", str([order_text(order) for order in command.orders]), str(decision.orders)),

@@ -38,7 +38,7 @@ class Findings:
     difference. Nor is what is ``unreached``, groups and accounts that nothing liquidates, but it must not stay so."""
 
     differences: list[Difference] = field(default_factory=list)
-    found: int = 0
+    difference_count: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
@@ -46,13 +46,13 @@ class Findings:
 
     @property
     def passed(self) -> bool:
-        return not self.found and not self.unreached
+        return not self.difference_count and not self.unreached
 
     def differ(
         self, what: str, topic: str | None = None, partition: int | None = None, offset: int | None = None
     ) -> None:
         """Take down a difference."""
-        self.found += 1
+        self.difference_count += 1
         if len(self.differences) < LISTED_MAX:
             self.differences.append(Difference(what, topic, partition, offset))
 
@@ -65,7 +65,7 @@ class Findings:
         """Plain JSON values."""
         return {
             "passed": self.passed,
-            "differences_found": self.found,
+            "differences_found": self.difference_count,
             "differences": [asdict(difference) for difference in self.differences],
             "counts": dict(sorted(self.counts.items())),
             "notes": self.notes,
@@ -74,34 +74,34 @@ class Findings:
         }
 
 
-def bytes_differ(wanted: bytes | None, found: bytes | None) -> str:
+def bytes_differ(wanted: bytes | None, actual: bytes | None) -> str:
     """In words, in which fields two JSON records differ: the record as it must be and as it was found."""
-    if wanted is None or found is None:
-        return f"must be {_short(wanted)} and is {_short(found)}"
+    if wanted is None or actual is None:
+        return f"must be {_short(wanted)} and is {_short(actual)}"
     try:
-        fields = list(_paths(orjson.loads(wanted), orjson.loads(found), ""))
+        fields = list(_paths(orjson.loads(wanted), orjson.loads(actual), ""))
     except orjson.JSONDecodeError:
-        return f"must be {_short(wanted)} and is {_short(found)}"
+        return f"must be {_short(wanted)} and is {_short(actual)}"
     if not fields:
         return "the same values written otherwise"
     more = f" and {len(fields) - _PATHS_MAX} fields more" if len(fields) > _PATHS_MAX else ""
     return "; ".join(fields[:_PATHS_MAX]) + more
 
 
-def _paths(wanted: Any, found: Any, path: str) -> "list[str]":
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        keys = [*wanted, *(key for key in found if key not in wanted)]
+def _paths(wanted: Any, actual: Any, path: str) -> "list[str]":
+    if isinstance(wanted, dict) and isinstance(actual, dict):
+        keys = [*wanted, *(key for key in actual if key not in wanted)]
         return [
             text
             for key in keys
-            for text in _paths(wanted.get(key), found.get(key), f"{path}.{key}" if path else str(key))
+            for text in _paths(wanted.get(key), actual.get(key), f"{path}.{key}" if path else str(key))
         ]
-    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        pairs = enumerate(zip(wanted, found, strict=True))
+    if isinstance(wanted, list) and isinstance(actual, list) and len(wanted) == len(actual):
+        pairs = enumerate(zip(wanted, actual, strict=True))
         return [text for index, (one, other) in pairs for text in _paths(one, other, f"{path}[{index}]")]
-    if wanted == found:
+    if wanted == actual:
         return []
-    return [f"{path} must be {_short(orjson.dumps(wanted))} and is {_short(orjson.dumps(found))}"]
+    return [f"{path} must be {_short(orjson.dumps(wanted))} and is {_short(orjson.dumps(actual))}"]
 
 
 def _short(data: bytes | None) -> str:

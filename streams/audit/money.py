@@ -80,7 +80,7 @@ def settle_assets(log: Log) -> dict[str, str]:
 def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> Flows:
     """What the frames of ``shard`` below offset ``end`` say was moved; a repeated transfer moves nothing.
 
-    A symbol that no rule names has no settle asset and is left out.
+    A symbol that no parameter record names has no settle asset and is left out.
     """
     flows, come = Flows(), dict[str, _Come]()
     with localcontext(EXACT):
@@ -160,12 +160,12 @@ def held_by(rows: Iterable[bytes], assets: Mapping[str, str]) -> tuple[Sums, Sum
     return held, quantity
 
 
-def compare(what: str, wanted: Sums, found: Sums, findings: Findings) -> None:
+def compare(what: str, wanted: Sums, actual: Sums, findings: Findings) -> None:
     """Say for which assets two sums differ."""
-    for asset in sorted({*wanted, *found}):
-        if wanted[asset] != found[asset]:
+    for asset in sorted({*wanted, *actual}):
+        if wanted[asset] != actual[asset]:
             findings.differ(
-                f"{what}: {format_decimal(found[asset])} {asset} where it must be {format_decimal(wanted[asset])}"
+                f"{what}: {format_decimal(actual[asset])} {asset} where it must be {format_decimal(wanted[asset])}"
             )
 
 

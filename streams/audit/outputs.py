@@ -17,8 +17,8 @@ from streams.broker.records import Log, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """A record that was found. ``late``: it may be newer than the journal's end."""
+class CommittedRecord:
+    """A record of one of the topics. ``late``: it may be newer than the journal's end."""
 
     partition: int
     offset: int
@@ -38,17 +38,17 @@ class CommittedIndex:
         self._log, self.topic, self._shard, self._shards = log, topic, shard, shards
         self._next = [log.watermarks(topic, partition)[0] for partition in range(log.partitions(topic))]
         self.lows = list(self._next)
-        self.found: dict[str, Committed] = {}
+        self.unmatched: dict[str, CommittedRecord] = {}
 
     def read(self, findings: Findings, *, late: bool = False) -> None:
-        """Take in what has come since the last call."""
+        """Add what has come since the last call."""
         for partition, first in enumerate(self._next):
             end = self._log.watermarks(self.topic, partition)[1]
             for message in self._log.read_range(self.topic, partition, first, end):
-                self._take_in(message, partition, findings, late)
+                self._add(message, partition, findings, late)
             self._next[partition] = end
 
-    def _take_in(self, message: Record, partition: int, findings: Findings, late: bool) -> None:
+    def _add(self, message: Record, partition: int, findings: Findings, late: bool) -> None:
         offset, key = message.offset(), message.key_shown
         if key != shard_account(self._shard) and (
             key.startswith(RESERVED_ACCOUNTS) or shard_of(key, self._shards) != self._shard
@@ -57,25 +57,25 @@ class CommittedIndex:
         name = message.header("ce_id")
         if not name:
             findings.differ("the record has no ce_id: no engine wrote it", self.topic, partition, offset)
-        elif name in self.found:
+        elif name in self.unmatched:
             findings.differ(
-                f"{name} is there twice, first at offset {self.found[name].offset}", self.topic, partition, offset
+                f"{name} is there twice, first at offset {self.unmatched[name].offset}", self.topic, partition, offset
             )
         else:
-            self.found[name] = Committed(partition, offset, digest_of(message.value()), late)
+            self.unmatched[name] = CommittedRecord(partition, offset, digest_of(message.value()), late)
 
     def compare(self, name: str, wanted: bytes, findings: Findings) -> None:
-        """Compare the record ``name`` with what it must be, and take it out of what is left."""
-        found = self.found.pop(name, None)
-        if found is None:
+        """Compare the record ``name`` with what it must be, and take it out of the unmatched ones."""
+        record = self.unmatched.pop(name, None)
+        if record is None:
             findings.differ(f"{name} is not in the topic", self.topic)
-        elif found.digest != digest_of(wanted):
+        elif record.digest != digest_of(wanted):
             findings.differ(
-                f"{name}: {bytes_differ(wanted, self._value_at(found))}", self.topic, found.partition, found.offset
+                f"{name}: {bytes_differ(wanted, self._value_at(record))}", self.topic, record.partition, record.offset
             )
 
-    def _value_at(self, found: Committed) -> bytes | None:
-        message = next(self._log.read_range(self.topic, found.partition, found.offset, found.offset + 1), None)
+    def _value_at(self, record: CommittedRecord) -> bytes | None:
+        message = next(self._log.read_range(self.topic, record.partition, record.offset, record.offset + 1), None)
         return None if message is None else message.value()
 
 
@@ -106,11 +106,11 @@ class CommittedRows:
 
     def until(self, sequence: int) -> list[CommittedRow]:
         """The rows of the commits up to ``sequence`` that have not been read yet."""
-        found = []
+        rows = []
         while (row := self._peek()) is not None and row.sequence <= sequence:
-            found.append(row)
+            rows.append(row)
             self._ahead = None
-        return found
+        return rows
 
     def absent(self, account: str, sequence: int, *, tombstone: bool) -> None:
         """Remember that the row that commit ``sequence`` wrote of an account is not there.

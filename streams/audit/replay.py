@@ -95,11 +95,11 @@ class _Replay:
         for index in outputs:
             index.read(self._findings, late=True)
         start = find_start(self._log, self._shard, low, self._end, self._first)
-        self._rules = ParameterHistory(self._log)
+        self._parameters = ParameterHistory(self._log)
         self._say_what_is_gone(start)
         self._rows = CommittedRows(self._log, self._shard, self._findings)
         self._known: set[str] | None = None if start.complete else set()
-        self._rerun = Rerun(self._log, self._shard, self._rules, known=self._known)
+        self._rerun = Rerun(self._log, self._shard, self._parameters, known=self._known)
         self._begin(start)
         first, last = self._run_on(start)
         self._findings.counts["rows compacted away"] = self._rows.conclude()
@@ -109,10 +109,10 @@ class _Replay:
     # --- beginning ---------------------------------------------------------------------------------------------------
 
     def _say_what_is_gone(self, start: Start) -> None:
-        if self._rules.absent:
+        if self._parameters.absent:
             self._findings.note(
-                f"{PARAMETERS} lacks {self._rules.absent} offsets below its last record (compacted away, or markers of "
-                "transactions): rules that were in force in between may not be known any more"
+                f"{PARAMETERS} lacks {self._parameters.absent} offsets below its last record (compacted away, or "
+                "markers of transactions): rules that were in force in between may not be known any more"
             )
         if not start.complete:
             self._findings.note(
@@ -205,24 +205,24 @@ class _Replay:
                 row.offset,
             )
 
-    def _as_far_as_known(self, wanted: JournalRecord, found: JournalRecord) -> JournalRecord:
+    def _as_far_as_known(self, wanted: JournalRecord, record: JournalRecord) -> JournalRecord:
         """What a record counts over all accounts is taken as it is while some accounts are not known."""
         if self._known is None:
             return wanted
         return msgspec.structs.replace(
             wanted,
-            accounts=found.accounts,
-            commands=found.commands,
-            open_interest=found.open_interest,
-            alert_sequence=found.alert_sequence,
-            not_live=found.not_live,
-            told_not_live=found.told_not_live,
-            unreached=found.unreached,
-            unreached_notional=found.unreached_notional,
+            accounts=record.accounts,
+            commands=record.commands,
+            open_interest=record.open_interest,
+            alert_sequence=record.alert_sequence,
+            not_live=record.not_live,
+            told_not_live=record.told_not_live,
+            unreached=record.unreached,
+            unreached_notional=record.unreached_notional,
         )
 
     def _compare_output(self, output: Output, record: JournalRecord, *, judged: bool) -> list[CommittedRow]:
-        """Compare what a commit gave; the rows found that it does not give."""
+        """Compare what a commit gave; the rows in the changelog that it does not give."""
         findings = self._findings if judged else Findings()
         for command in output.commands:
             self._commands.compare(command.command_id, encode(command), findings)
@@ -231,18 +231,18 @@ class _Replay:
                 self._alerts.compare(alert.alert_id, encode(alert), findings)
         findings.counts["commands"] += len(output.commands)
         findings.counts["alerts"] += len(output.alerts)
-        found: dict[str, CommittedRow] = {}
+        rows: dict[str, CommittedRow] = {}
         stray = []
         for row in self._rows.until(record.sequence):
-            if row.sequence == record.sequence and row.account not in found:
-                found[row.account] = row
+            if row.sequence == record.sequence and row.account not in rows:
+                rows[row.account] = row
             else:
                 stray.append(row)
         for account, wanted in output.rows.items():
-            if account not in found:
+            if account not in rows:
                 self._rows.absent(account, record.sequence, tombstone=wanted is None)
                 continue
-            row = found.pop(account)
+            row = rows.pop(account)
             findings.counts["rows"] += 1
             if row.value != wanted:
                 findings.differ(
@@ -251,7 +251,7 @@ class _Replay:
                     self._shard,
                     row.offset,
                 )
-        return stray + [row for row in found.values() if not self._became_known(row, findings)]
+        return stray + [row for row in rows.values() if not self._became_known(row, findings)]
 
     def _became_known(self, row: CommittedRow, findings: Findings) -> bool:
         """Whether this is the first row of an account that was not known until now."""
@@ -268,14 +268,14 @@ class _Replay:
     def _name_what_is_left(self, last: int) -> None:
         """Commands and alerts in the topics that the replay did not give, though it went over their numbers."""
         for kind, index in enumerate((self._commands, self._alerts)):
-            for name, found in index.found.items():
+            for name, record in index.unmatched.items():
                 account, _, number = name.rpartition(":")
                 account = account.removesuffix(":alert") if index is self._alerts else account
                 if self._known is not None and account not in self._known:
                     self._findings.counts[f"{index.topic} records not comparable"] += 1
-                elif not found.late and number.isdigit() and self._is_covered(account, int(number), kind):
+                elif not record.late and number.isdigit() and self._is_covered(account, int(number), kind):
                     self._findings.differ(
-                        f"{name} does not follow from the journal", index.topic, found.partition, found.offset
+                        f"{name} does not follow from the journal", index.topic, record.partition, record.offset
                     )
 
     def _is_covered(self, account: str, number: int, kind: int) -> bool:
@@ -299,7 +299,7 @@ def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> 
         AuditError: the journal is empty or lacks the record, or the logs hold too little.
     """
     events_low, marks_low = log.watermarks(EVENTS, shard)[0], log.watermarks(MARKS, 0)[0]
-    found: Start | None = None
+    start: Start | None = None
     seen: JournalRecord | None = None
     for entry in read_journal(log, shard, low, end):
         record = entry.record
@@ -309,19 +309,19 @@ def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> 
             break
         seen = record
         if record.events.next >= events_low and marks_needed(record) >= marks_low:
-            found = Start(entry, record, complete=record.sequence == 1)
-            if found.complete or before is None:
+            start = Start(entry, record, complete=record.sequence == 1)
+            if start.complete or before is None:
                 break
     if seen is None:
         raise AuditError(f"{JOURNAL}[{shard}] holds no records: no engine has ever committed this shard")
-    if found is None or (before is not None and found.record.sequence > before):
+    if start is None or (before is not None and start.record.sequence > before):
         raise AuditError(
             f"shard {shard}: {EVENTS}[{shard}] begins at offset {events_low} and {MARKS} at {marks_low}, {JOURNAL} at "
             f"sequence {_first_sequence(log, shard, low, end)}: they do not hold what a replay from "
             f"{'any record on' if before is None else f'sequence {before}'} needs; begin later with --from. "
             "`margin-clearing verify` checks what needs no inputs"
         )
-    return found
+    return start
 
 
 def marks_needed(record: JournalRecord) -> int:
@@ -333,9 +333,9 @@ def _first_sequence(log: Log, shard: int, low: int, end: int) -> int:
     return next(entry.record.sequence for entry in read_journal(log, shard, low, end) if entry.record is not None)
 
 
-def _missing(expected: int, found: int) -> str:
-    if found < expected:
+def _missing(expected: int, sequence: int) -> str:
+    if sequence < expected:
         return "a record is there twice or out of order"
-    if found == expected + 1:
+    if sequence == expected + 1:
         return f"record {expected} is missing"
-    return f"records {expected} to {found - 1} are missing"
+    return f"records {expected} to {sequence - 1} are missing"

@@ -49,12 +49,12 @@ class Rerun:
         self,
         log: Log,
         shard: int,
-        rules: ParameterHistory,
+        parameters: ParameterHistory,
         *,
         known: set[str] | None = None,
         observe: Callable[[str, int], None] = lambda kind, offset: None,
     ) -> None:
-        self._log, self._id, self._rules = log, shard, rules
+        self._log, self._id, self._parameters = log, shard, parameters
         self._known = known
         self._observe = observe
         self.shard = Shard(shard)
@@ -74,10 +74,10 @@ class Rerun:
             return
         self._restore(record, offset)
 
-    def expected_claim(self, found: JournalRecord) -> JournalRecord:
-        """The claim that must follow the last record, with the worker that ``found`` names."""
+    def expected_claim(self, record: JournalRecord) -> JournalRecord:
+        """The claim that must follow the last record, with the worker that ``record`` names."""
         assert self._last is not None
-        return Cursor(self._id).resume(*self._last).claim_record(found.worker)
+        return Cursor(self._id).resume(*self._last).claim_record(record.worker)
 
     def claim(self, record: JournalRecord, offset: int) -> None:
         """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``."""
@@ -114,17 +114,17 @@ class Rerun:
     # --- restoring ---------------------------------------------------------------------------------------------------
 
     def _restore(self, record: JournalRecord, offset: int) -> None:
-        rules_next = record.rules_next if record.rules_next >= 0 else record.parameters.next
-        self.shard = Shard(self._id, self._rules.at(rules_next))
+        parameters_end = record.rules_next if record.rules_next >= 0 else record.parameters.next
+        self.shard = Shard(self._id, self._parameters.at(parameters_end))
         self.shard.resume(record, offset)
         self._last = (record, offset)
         for account in sorted(self.rows):
             self.shard.restore(account, self.rows[account])
         first, end = recall_from(self.shard.cursor), self.shard.marks_next
-        for found in read_marks(self._log, first, end):
-            if found.frame is not None:  # what is none was refused when it was walked
-                self._remember(found.offset, found.frame, found.appended_us)
-                self.shard.recall_marks(found.offset, found.frame, found.appended_us)
+        for mark_record in read_marks(self._log, first, end):
+            if mark_record.frame is not None:  # what is none was refused when it was walked
+                self._remember(mark_record.offset, mark_record.frame, mark_record.appended_us)
+                self.shard.recall_marks(mark_record.offset, mark_record.frame, mark_record.appended_us)
         self.shard.stand()
         if self._events is None:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
@@ -139,15 +139,15 @@ class Rerun:
     def _walk(self, end: int) -> None:
         assert self._marks is not None
         shard = self.shard
-        for found in mark_records(self._marks.until(end)):
-            if found.offset < shard.marks_next:
+        for mark_record in mark_records(self._marks.until(end)):
+            if mark_record.offset < shard.marks_next:
                 continue
-            if found.frame is None:
-                shard.skip_marks(found.offset)
+            if mark_record.frame is None:
+                shard.skip_marks(mark_record.offset)
                 continue
-            self._remember(found.offset, found.frame, found.appended_us)
-            shard.apply_marks(found.offset, found.frame, found.appended_us)
-            self._observe(MARKS, found.offset)
+            self._remember(mark_record.offset, mark_record.frame, mark_record.appended_us)
+            shard.apply_marks(mark_record.offset, mark_record.frame, mark_record.appended_us)
+            self._observe(MARKS, mark_record.offset)
         shard.skip_marks(end - 1)
 
     def _adopt_parameters(self, end: int) -> bool:
@@ -155,12 +155,13 @@ class Rerun:
         shard = self.shard
         if end <= shard.parameters_next:
             return False
-        offsets = self._rules.offsets(shard.parameters_next, end)
+        offsets = self._parameters.offsets(shard.parameters_next, end)
         if not offsets or offsets[-1] != end - 1:
-            offsets.append(end - 1)  # compacted away, or the marker of a transaction: the rules are known all the same
+            # Compacted away, or the marker of a transaction: the parameters are known all the same.
+            offsets.append(end - 1)
         for offset in offsets:
             with suppress(InputError):  # the ledger cannot be held in them: those before stay, as they did
-                shard.apply_parameters(offset, self._rules.at(offset + 1))
+                shard.apply_parameters(offset, self._parameters.at(offset + 1))
         return True
 
     def _apply_events(self, end: int) -> bool:
@@ -197,7 +198,7 @@ class Rerun:
             transfers=_of_accounts(frame.transfers, self._known),
             fills=_of_accounts(frame.fills, self._known),
             reports=_of_accounts(frame.reports, self._known),
-            suspensions=[found for found in frame.suspensions if found.account in self._known],
+            suspensions=[suspension for suspension in frame.suspensions if suspension.account in self._known],
         )
 
 

@@ -95,13 +95,13 @@ class ShardCheck:
             if record.previous != previous:
                 yield f"it names {record.previous} as the offset of the record before, which stands at {previous}"
             for name in ("events", "marks", "parameters"):
-                found, before = getattr(record, name), getattr(last, name)
-                if found.first != before.next:
-                    yield f"its {name} begin at {found.first}, those of the record before end at {before.next}"
+                offsets, before = getattr(record, name), getattr(last, name)
+                if offsets.first != before.next:
+                    yield f"its {name} begin at {offsets.first}, those of the record before end at {before.next}"
         for name in ("events", "marks", "parameters"):
-            found = getattr(record, name)
-            if found.next < found.first or (record.kind == "claim" and found.next != found.first):
-                yield f"its {name} go from {found.first} to {found.next}"
+            offsets = getattr(record, name)
+            if offsets.next < offsets.first or (record.kind == "claim" and offsets.next != offsets.first):
+                yield f"its {name} go from {offsets.first} to {offsets.next}"
         if record.kind == "claim" and record.claim != -1:
             yield f"a claim that names claim {record.claim}"
         if record.kind == "commit" and self._claims and record.claim != max(self._claims):
@@ -161,14 +161,14 @@ class ShardCheck:
 
     def _count_unreached(self, rows: dict[str, bytes]) -> None:
         """Say how much of the shard liquidation does not reach; the journal must count the same."""
-        found: Counter[str] = Counter()
+        unreached: Counter[str] = Counter()
         for data in rows.values():
-            found.update(unreached_of(_ROW(data)))
-        for sentence in unreached_sentences(found, {}):
+            unreached.update(unreached_of(_ROW(data)))
+        for sentence in unreached_sentences(unreached, {}):
             self._findings.unreached.append(f"shard {self.shard}: {sentence}")
-        if self.last is not None and dict(+found) != self.last.unreached:
+        if self.last is not None and dict(+unreached) != self.last.unreached:
             self._findings.differ(
-                f"sequence {self.last.sequence} counts {self.last.unreached} out of reach, the rows {dict(+found)}",
+                f"sequence {self.last.sequence} counts {self.last.unreached} out of reach, the rows {dict(+unreached)}",
                 JOURNAL,
                 self.shard,
             )

@@ -47,8 +47,8 @@ def show_replay(console: Console, result: Replayed) -> None:
 
 def show_findings(console: Console, findings: Findings) -> None:
     """Print counts, notes and differences, and the verdict."""
-    for name, count in findings.counts.items():
-        console.print(f"  {count:>12,}  {name}", highlight=False)
+    for name, number in findings.counts.items():
+        console.print(f"  {number:>12,}  {name}", highlight=False)
     for fact in findings.facts:
         console.print(f"  {escape(fact)}", highlight=False)
     for note in findings.notes:
@@ -56,44 +56,45 @@ def show_findings(console: Console, findings: Findings) -> None:
     for difference in findings.differences:
         text = escape(f"{difference.place}  {difference.what}" if difference.place else difference.what)
         console.print(f"  [red]differs[/]  {text}", highlight=False, soft_wrap=True)
-    if findings.found > len(findings.differences):
-        console.print(f"  and {findings.found - len(findings.differences):,} differences more", highlight=False)
+    count, listed = findings.difference_count, len(findings.differences)
+    if count > listed:
+        console.print(f"  and {count - listed:,} differences more", highlight=False)
     for sentence in findings.unreached:
         console.print(f"  [red]out of reach[/]  {sentence}", highlight=False)
-    verdict = f"[red]{findings.found:,} differ[/]" if findings.found else "[green]nothing differs[/]"
+    verdict = f"[red]{count:,} differ[/]" if count else "[green]nothing differs[/]"
     console.print(f"  {verdict}", highlight=False)
 
 
-def show_explanation(console: Console, found: Explanation) -> None:
+def show_explanation(console: Console, explanation: Explanation) -> None:
     """Print why a command was issued, from the group to the orders."""
-    command, evidence = found.command, found.command.evidence
+    command, evidence = explanation.command, explanation.command.evidence
     console.print(
         f"[bold]{escape(command.command_id)}[/]  {command.stage} of {escape(command.account)} {command.margin}, issued "
         f"{_time(command.issued_at)}, expires {_time(command.expires_at)}",
         highlight=False,
     )
-    console.print(f"  command       {found.topic}[{found.partition}]@{found.offset}", highlight=False)
-    journal = found.journal
+    console.print(f"  command       {explanation.topic}[{explanation.partition}]@{explanation.offset}", highlight=False)
+    journal = explanation.journal
     console.print(
         f"  commit        sequence {journal.sequence} of shard {journal.shard} by "
-        f"{escape(journal.worker or 'an engine')}, margin.journal.v1[{journal.shard}]@{found.journal_offset}",
+        f"{escape(journal.worker or 'an engine')}, margin.journal.v1[{journal.shard}]@{explanation.journal_offset}",
         highlight=False,
     )
     if command.supersedes is not None:
         console.print(f"  supersedes    {escape(command.supersedes)}, which had expired", highlight=False)
-    if found.decision is None:
+    if explanation.decision is None:
         console.print(
             f"  evidence      equity {evidence.equity}, maintenance {evidence.maintenance_margin}, health "
             f"{evidence.health_ratio}, marks {evidence.marks}",
             highlight=False,
         )
     else:
-        _show_decision(console, found.decision, evidence.health_ratio, evidence.parameters_version)
-    for note in found.notes:
+        _show_decision(console, explanation.decision, evidence.health_ratio, evidence.parameters_version)
+    for note in explanation.notes:
         console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
-    for difference in found.differences:
+    for difference in explanation.differences:
         console.print(f"  [red]differs[/]  {escape(difference)}", highlight=False, soft_wrap=True)
-    if found.decision is not None and found.passed:
+    if explanation.decision is not None and explanation.passed:
         console.print("  [green]the logs give this command, byte for byte[/]", highlight=False)
 
 
@@ -104,13 +105,13 @@ def _show_decision(console: Console, decision: Decision, health_ratio: str, vers
         limit = "" if mark.max_age_ms is None else f" of {mark.max_age_ms:,}"
         sources = ", ".join(f"{source} {price}" for source, price in mark.sources.items()) or "-"
         marks.add_row(mark.symbol, mark.price, mark.status, f"{mark.age_ms:,}{limit} ms", str(mark.offset), sources)
-    rules = Table("rules in force", "offset", "version", "scale", box=None)
-    for rule in decision.rules:
-        place = "-" if rule.offset is None else str(rule.offset)
-        rules.add_row(rule.key, place, str(rule.record.get("version", 0)), rule.scale)
+    parameters = Table("rules in force", "offset", "version", "scale", box=None)
+    for parameter in decision.rules:
+        place = "-" if parameter.offset is None else str(parameter.offset)
+        parameters.add_row(parameter.key, place, str(parameter.record.get("version", 0)), parameter.scale)
     for table in (
         marks,
-        rules,
+        parameters,
         _terms("equity", decision.equity_terms, format_decimal(decision.equity)),
         _terms(f"maintenance ({decision.model})", decision.maintenance_terms, format_decimal(decision.maintenance)),
     ):

@@ -18,8 +18,8 @@ from streams.tables.reader import TableMeta
 _LOOK_AGAIN_S = 0.25
 
 
-class Tables(Protocol):
-    """The tables in Redis (:class:`streams.tables.reader.TableReader`)."""
+class TableSource(Protocol):
+    """Where the rows and the stamps of tables come from (:class:`streams.tables.reader.TableReader`)."""
 
     def table_meta(self, shard: int) -> TableMeta | None: ...
     def accounts(self, shard: int) -> Iterator[tuple[str, bytes]]: ...
@@ -55,7 +55,7 @@ class TableCheck:
     """Compares tables with the changelog; what is wrong goes to ``findings``. ``patience_s``: seconds that the tables
     may take, altogether, to be whole and to reach where the changelog stood."""
 
-    def __init__(self, tables: Tables, findings: Findings, patience_s: float) -> None:
+    def __init__(self, tables: TableSource, findings: Findings, patience_s: float) -> None:
         self._tables, self._findings, self._patience_s = tables, findings, patience_s
 
     def read(self, shard: int) -> TableSnapshot | None:

@@ -19,7 +19,7 @@ from streams.audit.log import KafkaLog
 from streams.audit.numbers import NumberCheck
 from streams.audit.progress import Progress, silent
 from streams.audit.shards import ShardCheck
-from streams.audit.tables import TableCheck, Tables
+from streams.audit.tables import TableCheck, TableSource
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
 from streams.broker.dead_letters import is_untold
 from streams.broker.kafka import Kafka
@@ -58,7 +58,7 @@ def verify_deployment(settings: Settings, progress: Progress = silent) -> Findin
 
 def verify(
     log: Log,
-    tables: Tables,
+    tables: TableSource,
     groups: Groups,
     topic_faults: Sequence[str],
     progress: Progress = silent,
@@ -75,7 +75,9 @@ def verify(
 class _Verification:
     """The order of looking, in which every comparison has its moment."""
 
-    def __init__(self, log: Log, tables: Tables, groups: Groups, progress: Progress, tables_timeout_s: float) -> None:
+    def __init__(
+        self, log: Log, tables: TableSource, groups: Groups, progress: Progress, tables_timeout_s: float
+    ) -> None:
         self._log = log
         self._findings = findings = Findings()
         self._backlog = Backlog(log, groups)

@@ -109,14 +109,14 @@ def _load(producer: Producer, processes: dict[str, "subprocess.Popen[bytes]"], s
             sampled = passed
             for role, process in processes.items():
                 samples[role].append(_resident_kib(process))
-            latest = ", ".join(f"{role} {found[-1] / 1024:.1f} MiB" for role, found in samples.items())
+            latest = ", ".join(f"{role} {sizes[-1] / 1024:.1f} MiB" for role, sizes in samples.items())
             print(f"{passed:6.0f} s  {latest}", flush=True)
         time.sleep(max(0.0, started + step * _STEP_S - time.monotonic()))
     return samples
 
 
 def _trade(drawn: random.Random, number: int) -> Trade:
-    maker, taker = (f"account-{found}" for found in drawn.sample(range(ACCOUNTS), 2))
+    maker, taker = (f"account-{index}" for index in drawn.sample(range(ACCOUNTS), 2))
     return Trade(
         trade_id=number,
         symbol=SYMBOL,
@@ -145,8 +145,8 @@ def main() -> int:
     """Measure and judge; the exit code."""
     samples = bench_memory(float(sys.argv[1]) if len(sys.argv) > 1 else 300.0)
     grown = False
-    for role, found in samples.items():
-        settled, last = found[len(found) // 3], found[-1]
+    for role, sizes in samples.items():
+        settled, last = sizes[len(sizes) // 3], sizes[-1]
         growth = last / settled - 1
         grown = grown or growth > GROWTH_MAX
         print(

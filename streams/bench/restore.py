@@ -32,8 +32,8 @@ _WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Taking:
-    """One taking: seconds as a whole, cycles meanwhile, and the longest of them in milliseconds."""
+class RestoreMeasurement:
+    """One restoring of the shard: seconds as a whole, cycles meanwhile, and the longest of them in milliseconds."""
 
     source: str
     seconds: float
@@ -47,18 +47,18 @@ class MeasuredEngine(Engine):
     durations_s: tuple[float, ...] = ()
 
     @property
-    def has_to_take(self) -> bool:
+    def has_to_restore(self) -> bool:
         """Whether a shard that is assigned does not run yet."""
         return any(condition.name == "shards_to_take" and not condition.holds for condition in self.readiness())
 
     def cycle(self) -> None:
-        is_taking, started = self.has_to_take, time.perf_counter()
+        is_restoring, started = self.has_to_restore, time.perf_counter()
         super().cycle()
-        if is_taking:
+        if is_restoring:
             self.durations_s += (time.perf_counter() - started,)
 
 
-def bench_restore(accounts: int = 100_000) -> list[Taking]:
+def bench_restore(accounts: int = 100_000) -> list[RestoreMeasurement]:
     """Restore a shard of ``accounts`` accounts from the changelog, and again from Redis."""
     with LocalStack.start() as stack:
         settings = load(
@@ -75,25 +75,25 @@ def bench_restore(accounts: int = 100_000) -> list[Taking]:
         heartbeats = threading.Thread(target=_beat, args=(settings, beating))
         heartbeats.start()
         try:
-            return [_take(settings, source) for source in ("changelog", "Redis")]
+            return [_measure(settings, source) for source in ("changelog", "Redis")]
         finally:
             beating.set()
             heartbeats.join()
 
 
-def _take(settings: Settings, source: str) -> Taking:
-    """Let an engine restore the shard, and end it when its table is in Redis."""
+def _measure(settings: Settings, source: str) -> RestoreMeasurement:
+    """Time an engine that restores the shard; it is ended when its table is in Redis."""
     stop = threading.Event()
     engine = MeasuredEngine.build(Kafka(settings), stop, Watchdog())
     thread = threading.Thread(target=engine.run)
     thread.start()
     try:
-        _await(lambda: bool(engine.durations_s) and not engine.has_to_take, "the shard")
+        _await(lambda: bool(engine.durations_s) and not engine.has_to_restore, "the shard")
         _await(lambda: _is_in_redis(settings), "the table")
     finally:
         stop.set()
         thread.join()
-    return Taking(source, sum(engine.durations_s), len(engine.durations_s), 1000 * max(engine.durations_s))
+    return RestoreMeasurement(source, sum(engine.durations_s), len(engine.durations_s), 1000 * max(engine.durations_s))
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:
@@ -154,8 +154,8 @@ def _beat(settings: Settings, stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    for taking in bench_restore(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000):
+    for measurement in bench_restore(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000):
         print(
-            f"from {taking.source}: taken in {taking.seconds:.2f} s, {taking.cycles} cycles of all shards meanwhile, "
-            f"the longest {taking.longest_ms:.0f} ms"
+            f"from {measurement.source}: taken in {measurement.seconds:.2f} s, {measurement.cycles} cycles of "
+            f"all shards meanwhile, the longest {measurement.longest_ms:.0f} ms"
         )

@@ -132,31 +132,31 @@ def _measured(
     )
 
 
-def show_ticks(console: Console, found: TickTimes) -> None:
+def show_ticks(console: Console, times: TickTimes) -> None:
     """Print the times as a table, each beside the full re-evaluation of the same run."""
     console.print(
-        f"{found.accounts:,} accounts, {found.positions} positions each, {found.symbols} symbols; "
-        f"building the index took {found.index_ms:,.0f} ms",
+        f"{times.accounts:,} accounts, {times.positions} positions each, {times.symbols} symbols; "
+        f"building the index took {times.index_ms:,.0f} ms",
         highlight=False,
     )
     table = Table("", "ms a tick", "of a full one", "accounts re-evaluated", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     rows = [
-        ("full re-evaluation, NumPy", found.full_ms, f"{found.accounts:,}"),
-        ("calm walk, p50", found.calm_p50_ms, ""),
-        ("calm walk, p99", found.calm_p99_ms, f"{found.calm_rows_per_tick:,.1f} a tick"),
-        ("calm walk, max", found.calm_max_ms, ""),
-        ("crash of one symbol", found.symbol_crash_ms, f"{found.symbol_crash_rows:,}"),
-        ("crash of the market", found.market_crash_ms, f"{found.market_crash_rows:,}"),
-        ("ten ticks after it, max", found.after_crash_max_ms, ""),
+        ("full re-evaluation, NumPy", times.full_ms, f"{times.accounts:,}"),
+        ("calm walk, p50", times.calm_p50_ms, ""),
+        ("calm walk, p99", times.calm_p99_ms, f"{times.calm_rows_per_tick:,.1f} a tick"),
+        ("calm walk, max", times.calm_max_ms, ""),
+        ("crash of one symbol", times.symbol_crash_ms, f"{times.symbol_crash_rows:,}"),
+        ("crash of the market", times.market_crash_ms, f"{times.market_crash_rows:,}"),
+        ("ten ticks after it, max", times.after_crash_max_ms, ""),
     ]
     for name, time_ms, evaluated in rows:
-        table.add_row(name, f"{time_ms:,.3f}", f"{time_ms / found.full_ms:.4f}", evaluated)
+        table.add_row(name, f"{time_ms:,.3f}", f"{time_ms / times.full_ms:.4f}", evaluated)
     console.print(table)
     console.print(
-        f"accounts covered/s in the calm walk {found.accounts_covered_per_s:,.0f}; accounts re-evaluated/s "
-        f"{found.rows_evaluated_per_s:,.0f}, in a full re-evaluation {found.rows_evaluated_per_s_full:,.0f}",
+        f"accounts covered/s in the calm walk {times.accounts_covered_per_s:,.0f}; accounts re-evaluated/s "
+        f"{times.rows_evaluated_per_s:,.0f}, in a full re-evaluation {times.rows_evaluated_per_s_full:,.0f}",
         highlight=False,
     )
 

@@ -24,18 +24,18 @@ _TABLE_AGE_MS_MAX = 20_000
 """An owner confirms a table every few seconds."""
 
 
-def judge(found: Status, settings: Settings) -> list[str]:
+def judge(status: Status, settings: Settings) -> list[str]:
     """What is not as it should be, one sentence each, with what to do. Empty: all is well."""
     return [
-        *_judge_group(found.engines, "engine", [(EVENTS, shard.shard) for shard in found.shards]),
-        *_judge_group(found.routers, "router", [(lag.topic, lag.partition) for lag in found.inputs]),
-        *_judge_group(found.oracles, "oracle", [(MARKS, 0)]),
-        *_judge_marks(found.marks, settings.service.ready_age_ms),
-        *_judge_parameters(found.refused_parameters),
-        *_judge_inputs(found.inputs, settings.router.ready_lag_records_max),
-        *(fault for shard in found.shards for fault in _judge_shard(shard, settings)),
-        *_judge_tables(found),
-        *_judge_letters(found.untold),
+        *_judge_group(status.engines, "engine", [(EVENTS, shard.shard) for shard in status.shards]),
+        *_judge_group(status.routers, "router", [(lag.topic, lag.partition) for lag in status.inputs]),
+        *_judge_group(status.oracles, "oracle", [(MARKS, 0)]),
+        *_judge_marks(status.marks, settings.service.ready_age_ms),
+        *_judge_parameters(status.refused_parameters),
+        *_judge_inputs(status.inputs, settings.router.ready_lag_records_max),
+        *(fault for shard in status.shards for fault in _judge_shard(shard, settings)),
+        *_judge_tables(status),
+        *_judge_letters(status.untold),
     ]
 
 
@@ -83,18 +83,18 @@ def _judge_marks(marks: MarksStatus | None, age_ms_max: int) -> Iterator[str]:
     for reason, what in _UNHEARD.items():
         if names := [
             f"{name} of {symbol}"
-            for symbol, found in marks.uncounted.items()
-            for name in found
-            if found[name] == reason
+            for symbol, sources in marks.uncounted.items()
+            for name in sources
+            if sources[name] == reason
         ]:
             yield f"{len(names)} price sources are not heard ({', '.join(names[:_NAMED_MAX])}): {what}"
 
 
 def _with_sources(symbol: str, marks: MarksStatus) -> str:
-    found = marks.uncounted.get(symbol)
-    if not found:
+    sources = marks.uncounted.get(symbol)
+    if not sources:
         return symbol
-    return f"{symbol} ({', '.join(f'{name}: {reason}' for name, reason in sorted(found.items()))})"
+    return f"{symbol} ({', '.join(f'{name}: {reason}' for name, reason in sorted(sources.items()))})"
 
 
 def _judge_parameters(refused: dict[str, str]) -> Iterator[str]:
@@ -168,21 +168,21 @@ def _judge_clocks(shard: ShardStatus) -> Iterator[str]:
 
 
 def _judge_letters(untold: tuple[UntoldLetters, ...]) -> Iterator[str]:
-    for found in untold:
-        letters = dead_letter_topic(found.topic)
+    for letters in untold:
+        topic = dead_letter_topic(letters.topic)
         yield (
-            f"{found.count} of the last {found.looked_at} records of {letters} (offsets {found.first} to {found.last}) "
-            "concern somebody who could not be read from them, so not everybody was told; the last of them: "
-            f"{found.reason.rstrip('.')}. Find out whom they concern, put it right, then take the letters away with "
-            "kafka-delete-records."
+            f"{letters.count} of the last {letters.looked_at} records of {topic} (offsets {letters.first} to "
+            f"{letters.last}) concern somebody who could not be read from them, so not everybody was told; the last of "
+            f"them: {letters.reason.rstrip('.')}. Find out whom they concern, put it right, then take the letters "
+            "away with kafka-delete-records."
         )
 
 
-def _judge_tables(found: Status) -> Iterator[str]:
-    if found.redis_problem is not None:
-        yield f"{found.redis_problem}. Clearing goes on without it; readers of the tables see old rows, or none."
+def _judge_tables(status: Status) -> Iterator[str]:
+    if status.redis_problem is not None:
+        yield f"{status.redis_problem}. Clearing goes on without it; readers of the tables see old rows, or none."
         return
-    for shard in found.shards:
+    for shard in status.shards:
         name, meta = f"The table of shard {shard.shard}", shard.table
         if meta is None:
             if shard.worker is not None:

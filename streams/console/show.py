@@ -14,17 +14,17 @@ from streams.feeds.unreached import KINDS
 from streams.margin.fixed_point import format_decimal
 
 
-def show_status(console: Console, found: Status, faults: list[str]) -> None:
+def show_status(console: Console, status: Status, faults: list[str]) -> None:
     """Print it as tables, and the faults below."""
-    for group in (found.oracles, found.routers, found.engines):
+    for group in (status.oracles, status.routers, status.engines):
         members = ", ".join(f"{member.client_id} ({len(member.partitions)})" for member in group.members) or "nobody"
         console.print(f"{group.group_id}: {group.state.lower()}, {escape(members)}", highlight=False)
-    console.print(f"marks: {_marks_line(found.marks)}", highlight=False)
-    behind = sum(lag.records for lag in found.inputs)
-    console.print(f"out of reach: {_unreached_line(found.shards)}", highlight=False)
-    console.print(f"to route: {behind:,} records of {len(found.inputs)} partitions\n", highlight=False)
+    console.print(f"marks: {_marks_line(status.marks)}", highlight=False)
+    behind = sum(lag.records for lag in status.inputs)
+    console.print(f"out of reach: {_unreached_line(status.shards)}", highlight=False)
+    console.print(f"to route: {behind:,} records of {len(status.inputs)} partitions\n", highlight=False)
     table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
-    for shard in found.shards:
+    for shard in status.shards:
         meta = shard.table
         table.add_row(
             str(shard.shard),
@@ -62,12 +62,12 @@ def _unreached_line(shards: Iterable[ShardStatus]) -> str:
         counts.update(shard.unreached)
         for kind, amount in shard.unreached_notional.items():
             notional[kind] = notional.get(kind, Decimal(0)) + Decimal(amount)
-    found = [
+    parts = [
         f"{counts[kind]:,} {kind}" + (f" ({format_decimal(notional[kind])} at stake)" if kind in notional else "")
         for kind in KINDS
         if counts[kind]
     ]
-    return ", ".join(found) or "nobody"
+    return ", ".join(parts) or "nobody"
 
 
 def _text(number: int | None) -> str:

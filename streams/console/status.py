@@ -123,8 +123,8 @@ def read_status(settings: Settings) -> Status:
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
         _, refused = read_parameters(reader)
-        letters = [untold_letters(reader, topic, COUNTED_MAX) for topic in (*INPUTS, EVENTS)]
-    untold = tuple(found for found in letters if found is not None)
+        letters_by_topic = [untold_letters(reader, topic, COUNTED_MAX) for topic in (*INPUTS, EVENTS)]
+    untold = tuple(letters for letters in letters_by_topic if letters is not None)
     return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, untold)
 
 
@@ -198,15 +198,15 @@ def _marks(reader: LogReader) -> MarksStatus | None:
 
 
 def _tables(settings: Settings, shards: int) -> tuple[dict[int, TableMeta], str | None]:
-    found: dict[int, TableMeta] = {}
+    metas: dict[int, TableMeta] = {}
     try:
         with TableReader(settings.redis) as tables:
             for shard in range(shards):
                 if (meta := tables.table_meta(shard)) is not None:
-                    found[shard] = meta
+                    metas[shard] = meta
     except TableError as error:
         return {}, str(error)
-    return found, None
+    return metas, None
 
 
 def _now_ms() -> int:

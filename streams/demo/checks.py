@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 
-from streams.demo.evidence import Evidence
 from streams.demo.reference import (
     MarkLog,
     ReferenceGroup,
@@ -21,6 +20,7 @@ from streams.demo.reference import (
     ledger_of,
     symbols_needed,
 )
+from streams.demo.run_records import RunRecords
 
 Differences = list[str]
 WITHOUT_ORDERS = {"insolvent", "unsellable", "undecided"}
@@ -28,15 +28,15 @@ ORDER_FIELDS = {"order_id", "symbol", "position_side", "order_side", "quantity",
 EVIDENCE_FIELDS = {"equity", "maintenance_margin", "health_ratio", "shard", "events_offset", "marks_offset", "marks"}
 
 
-def commands_once_and_complete(found: Evidence) -> Differences:
+def commands_once_and_complete(records: RunRecords) -> Differences:
     """Every command id once, sequences gapless from 1, every order complete and reported."""
     differences = [
         f"{command_id} came {count} times"
-        for command_id, count in Counter(command["command_id"] for command in found.commands).items()
+        for command_id, count in Counter(command["command_id"] for command in records.commands).items()
         if count > 1
     ]
     sequences: dict[str, list[int]] = defaultdict(list)
-    for command in found.commands:
+    for command in records.commands:
         sequences[command["account"]].append(command["sequence"])
         if command["command_id"] != f"{command['account']}:{command['sequence']}":
             differences.append(f"{command['command_id']} is not its account and sequence")
@@ -47,17 +47,17 @@ def commands_once_and_complete(found: Evidence) -> Differences:
     for account, numbers in sequences.items():
         if sorted(set(numbers)) != list(range(1, max(numbers) + 1)):
             differences.append(f"{account}: command sequences {sorted(numbers)} have gaps")
-    return differences + _unreported(found)
+    return differences + _unreported(records)
 
 
-def _unreported(found: Evidence) -> Differences:
-    final = {r["order_id"]: Decimal(r["filled_quantity"]) for r in found.reports if r["status"] != "accepted"}
+def _unreported(records: RunRecords) -> Differences:
+    final = {r["order_id"]: Decimal(r["filled_quantity"]) for r in records.reports if r["status"] != "accepted"}
     filled: dict[str, Decimal] = defaultdict(Decimal)
-    for trade in found.trades:
+    for trade in records.trades:
         filled[trade["taker"]["order_id"]] += Decimal(trade["quantity"])
-    still_open = _open_commands(found)
+    still_open = _open_commands(records)
     differences = []
-    for command in found.commands:
+    for command in records.commands:
         for order in command["orders"]:
             if order["order_id"] not in final:
                 if command["command_id"] not in still_open:
@@ -70,18 +70,18 @@ def _unreported(found: Evidence) -> Differences:
     return differences
 
 
-def money_conserved(found: Evidence) -> Differences:
+def money_conserved(records: RunRecords) -> Differences:
     """Per asset, what all accounts hold in balances and position cash, and what waits to be applied to them, is what
     came in, less the fees."""
-    rules = _rules(found)
+    rules = _rules(records)
     expected: dict[str, Decimal] = defaultdict(Decimal)
-    for transfer in found.transfers:
+    for transfer in records.transfers:
         expected[transfer["asset"]] += Decimal(transfer["amount"])
-    for trade in found.trades:
+    for trade in records.trades:
         expected[rules.settle_asset(trade["symbol"])] -= Decimal(trade["maker"]["fee"]) + Decimal(trade["taker"]["fee"])
     held: dict[str, Decimal] = defaultdict(Decimal)
     open_quantity: dict[str, Decimal] = defaultdict(Decimal)
-    for data in found.rows.values():
+    for data in records.rows.values():
         row = orjson.loads(data)
         for group in row["groups"]:
             for asset, amount in group["balances"].items():
@@ -103,21 +103,21 @@ def money_conserved(found: Evidence) -> Differences:
     return differences + [f"{s}: long and short differ by {q}" for s, q in open_quantity.items() if q]
 
 
-def redis_equals_changelog(found: Evidence) -> Differences:
+def redis_equals_changelog(records: RunRecords) -> Differences:
     """Redis holds every account's last changelog row, byte for byte, and nothing else."""
     return [
-        f"{account}: Redis {_short(found.tables.get(account))}, changelog {_short(found.rows.get(account))}"
-        for account in sorted({*found.rows, *found.tables})
-        if found.rows.get(account) != found.tables.get(account)
+        f"{account}: Redis {_short(records.tables.get(account))}, changelog {_short(records.rows.get(account))}"
+        for account in sorted({*records.rows, *records.tables})
+        if records.rows.get(account) != records.tables.get(account)
     ]
 
 
-def changelog_equals_recomputation(found: Evidence) -> Differences:
+def changelog_equals_recomputation(records: RunRecords) -> Differences:
     """Balances and positions are those of a plain recomputation from trades and transfers."""
-    ledger = ledger_of(_rules(found), found.transfers, found.trades)
+    ledger = ledger_of(_rules(records), records.transfers, records.trades)
     expected = {name: contents for name, group in ledger.groups.items() if any(contents := group.contents())}
     actual = {}
-    for account, row in found.rows.items():
+    for account, row in records.rows.items():
         for group in orjson.loads(row)["groups"]:
             balances = {asset: Decimal(amount) for asset, amount in group["balances"].items()}
             held = {p["symbol"]: (Decimal(p["quantity"]), Decimal(p["cash"])) for p in group["positions"]}
@@ -130,20 +130,20 @@ def changelog_equals_recomputation(found: Evidence) -> Differences:
     ]
 
 
-def nobody_healthy_liquidated(found: Evidence) -> Differences:
+def nobody_healthy_liquidated(records: RunRecords) -> Differences:
     """At the offsets that a command's evidence names, its group was below maintenance, with the figures it says."""
     differences: Differences = []
-    for shard, commands in _by_shard(found).items():
-        ledger, marks = ReferenceLedger(_rules(found)), MarkLog(found.marks)
-        frames = iter(found.frames.get(shard, []))
+    for shard, commands in _by_shard(records).items():
+        ledger, marks = ReferenceLedger(_rules(records)), MarkLog(records.marks)
+        frames = iter(records.frames.get(shard, []))
         ahead = next(frames, None)
         for command in commands:
             evidence = command["evidence"]
             while ahead is not None and ahead[0] <= evidence["events_offset"]:
-                ledger.frame(ahead[1], found.prefix)
+                ledger.frame(ahead[1], records.prefix)
                 ahead = next(frames, None)
             marks.walk_to(evidence["marks_offset"])
-            rules = found.parameters.as_of(evidence["parameters_version"]).scaled(marks.scales)
+            rules = records.parameters.as_of(evidence["parameters_version"]).scaled(marks.scales)
             group = ledger.group(command["account"], command["margin"])
             differences += _misjudged(command, group, marks, rules)
     return differences
@@ -189,21 +189,21 @@ def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules
         yield f"{name}: evidence says {stated}, recomputed {figures}"
 
 
-def nobody_liquidatable_left(found: Evidence) -> Differences:
+def nobody_liquidatable_left(records: RunRecords) -> Differences:
     """At the last live marks and the last scales no group is below maintenance without an open command.
 
     One that has nothing to trade has none, and says so in its status.
     """
-    marks = MarkLog(found.marks)
+    marks = MarkLog(records.marks)
     marks.walk_to(2**62)
-    rules = _rules(found).scaled(marks.scales)
+    rules = _rules(records).scaled(marks.scales)
     live: dict[str, Decimal] = {}
-    for _, frame in found.marks:
+    for _, frame in records.marks:
         live |= {mark["symbol"]: Decimal(mark["price"]) for mark in frame["marks"] if mark["status"] == "live"}
-    ledger = ledger_of(rules, found.transfers, found.trades)
+    ledger = ledger_of(rules, records.transfers, records.trades)
     under_command = {
         (account, group["margin"])
-        for account, row in found.rows.items()
+        for account, row in records.rows.items()
         for group in orjson.loads(row)["groups"]
         if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
     }
@@ -217,7 +217,7 @@ def nobody_liquidatable_left(found: Evidence) -> Differences:
     return differences
 
 
-CHECKS: dict[str, Callable[[Evidence], Differences]] = {
+CHECKS: dict[str, Callable[[RunRecords], Differences]] = {
     "commands_once_and_complete": commands_once_and_complete,
     "money_conserved": money_conserved,
     "redis_equals_changelog": redis_equals_changelog,
@@ -227,34 +227,34 @@ CHECKS: dict[str, Callable[[Evidence], Differences]] = {
 }
 
 
-def run_checks(found: Evidence) -> dict[str, Differences]:
+def run_checks(records: RunRecords) -> dict[str, Differences]:
     """Every check's differences; a check that breaks down has found one."""
     results = {}
     for name, check in CHECKS.items():
         try:
-            results[name] = check(found)
+            results[name] = check(records)
         except (KeyError, ValueError, ArithmeticError) as error:
             results[name] = [f"the records cannot be judged: {error!r}"]
     return results
 
 
-def _rules(found: Evidence) -> Rules:
-    return found.parameters.as_of(2**62)
+def _rules(records: RunRecords) -> Rules:
+    return records.parameters.as_of(2**62)
 
 
-def _by_shard(found: Evidence) -> dict[int, list[Any]]:
+def _by_shard(records: RunRecords) -> dict[int, list[Any]]:
     shards: dict[int, list[Any]] = defaultdict(list)
-    for command in found.commands:
+    for command in records.commands:
         shards[command["evidence"]["shard"]].append(command)
     for commands in shards.values():
         commands.sort(key=lambda c: (c["evidence"]["events_offset"], c["evidence"]["marks_offset"]))
     return shards
 
 
-def _open_commands(found: Evidence) -> set[str]:
+def _open_commands(records: RunRecords) -> set[str]:
     return {
         group["command"]["command_id"]
-        for row in found.rows.values()
+        for row in records.rows.values()
         for group in orjson.loads(row)["groups"]
         if group["command"] is not None
     }

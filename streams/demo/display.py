@@ -16,8 +16,8 @@ from rich.table import Table
 
 from streams.demo.checks import Differences
 from streams.demo.errors import DemoError
-from streams.demo.evidence import Evidence
 from streams.demo.exchange import Sent, SimulatedExchange
+from streams.demo.run_records import RunRecords
 
 ROWS_SHOWN = 12
 DIFFERENCES_SHOWN = 3
@@ -83,11 +83,11 @@ class Latencies:
         return round(ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] / 1000, 3)
 
 
-def latencies_of(found: Evidence, seen_us: dict[str, int]) -> Latencies:
+def latencies_of(records: RunRecords, seen_us: dict[str, int]) -> Latencies:
     """A command was caused by a mark if it was issued at the time of the mark frame that its evidence names."""
-    frames = dict(found.marks)
+    frames = dict(records.marks)
     latencies = {}
-    for command in found.commands:
+    for command in records.commands:
         frame = frames.get(command["evidence"]["marks_offset"])
         if frame is None or frame["time"] != command["issued_at"] or command["command_id"] not in seen_us:
             continue
@@ -98,18 +98,22 @@ def latencies_of(found: Evidence, seen_us: dict[str, int]) -> Latencies:
 
 
 def summary_of(
-    found: Evidence, exchange: SimulatedExchange, repeats: int, results: dict[str, Differences], latencies: Latencies
+    records: RunRecords,
+    exchange: SimulatedExchange,
+    repeats: int,
+    results: dict[str, Differences],
+    latencies: Latencies,
 ) -> dict[str, Any]:
     """The run as JSON values."""
     checks = {name: not differences for name, differences in results.items()}
     return {
         "trades": exchange.sent.trades,
         "prices": exchange.sent.prices,
-        "marks": sum(len(frame["marks"]) for _, frame in found.marks),
-        "fills": found.fills,
-        "liquidation_commands": len({command["command_id"] for command in found.commands}),
+        "marks": sum(len(frame["marks"]) for _, frame in records.marks),
+        "fills": records.fills,
+        "liquidation_commands": len({command["command_id"] for command in records.commands}),
         "duplicate_commands": repeats,
-        "accounts": len(found.rows),
+        "accounts": len(records.rows),
         "latency_ms": {"p50": latencies.quantile_ms(0.5), "p99": latencies.quantile_ms(0.99)},
         "checks": checks,
         "passed": all(checks.values()) and not repeats,
@@ -130,26 +134,26 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 def show_result(
     console: Console,
-    found: Evidence,
+    records: RunRecords,
     exchange: SimulatedExchange,
     results: dict[str, Differences],
     latencies: Latencies,
     seconds: tuple[float, float],
 ) -> None:
     """Print the liquidations, the figures and the checks."""
-    if found.commands:
-        console.print(_liquidations(found, latencies))
-    stages = Counter(command["stage"] for command in found.commands)
-    kinds = Counter(alert["kind"] for alert in found.alerts)
+    if records.commands:
+        console.print(_liquidations(records, latencies))
+    stages = Counter(command["stage"] for command in records.commands)
+    kinds = Counter(alert["kind"] for alert in records.alerts)
     sent = exchange.sent
     lines = [
         f"market        {sent.trades:,} trades ({sent.liquidation_trades:,} of them liquidations), "
         f"{sent.prices:,} prices in {seconds[0]:.1f} s; {seconds[1]:.1f} s in all",
-        f"accounts      {len(found.rows):,}, {found.fills:,} fills",
-        f"commands      {len(found.commands):,}: " + _counts(stages),
-        f"alerts        {len(found.alerts):,}: " + _counts(kinds),
+        f"accounts      {len(records.rows):,}, {records.fills:,} fills",
+        f"commands      {len(records.commands):,}: " + _counts(stages),
+        f"alerts        {len(records.alerts):,}: " + _counts(kinds),
     ]
-    if scales := _highest_scales(found):
+    if scales := _highest_scales(records):
         lines.append("scales        " + ", ".join(f"{key} up to {scale}" for key, scale in sorted(scales.items())))
     if latencies.by_command:
         figures = ", ".join(
@@ -169,26 +173,26 @@ def show_result(
             console.print(f"         and {len(differences) - DIFFERENCES_SHOWN} more")
 
 
-def _highest_scales(found: Evidence) -> dict[str, Decimal]:
+def _highest_scales(records: RunRecords) -> dict[str, Decimal]:
     """The highest scale of each parameter record that was scaled."""
     highest: dict[str, Decimal] = {}
-    for _, frame in found.marks:
+    for _, frame in records.marks:
         for key, scale in frame.get("scales", {}).items():
             highest[key] = max(highest.get(key, Decimal(0)), Decimal(scale))
     return highest
 
 
-def _liquidations(found: Evidence, latencies: Latencies) -> Table:
+def _liquidations(records: RunRecords, latencies: Latencies) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("command", "margin", "stage", "order", "mark", "health", "latency"):
         numeric = name in ("mark", "health", "latency")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    shown = found.commands[:ROWS_SHOWN]
+    shown = records.commands[:ROWS_SHOWN]
     for command in shown:
         latency = latencies.by_command.get(command["command_id"])
         for order in command["orders"][:1]:
             table.add_row(
-                command["command_id"].removeprefix(found.prefix),
+                command["command_id"].removeprefix(records.prefix),
                 command["margin"],
                 command["stage"],
                 f"{order['order_side']} {order['quantity']} {order['symbol']}",
@@ -196,8 +200,8 @@ def _liquidations(found: Evidence, latencies: Latencies) -> Table:
                 command["evidence"]["health_ratio"][:6],
                 "by fill" if latency is None else f"{latency / 1000:.1f} ms",
             )
-    if len(found.commands) > len(shown):
-        table.caption = f"the first {len(shown)} of {len(found.commands):,}"
+    if len(records.commands) > len(shown):
+        table.caption = f"the first {len(shown)} of {len(records.commands):,}"
     return table
 
 

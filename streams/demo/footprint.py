@@ -87,13 +87,13 @@ class Footprint:
             OccupiedError: says what is there.
             BrokerError, TableError, DemoError: it cannot be told.
         """
-        found = [*self._in_kafka(), *self._in_redis()]
-        if found:
-            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        obstacles = [*self._in_kafka(), *self._in_redis()]
+        if obstacles:
+            more = f"; and {len(obstacles) - _SHOWN} more" if len(obstacles) > _SHOWN else ""
             raise OccupiedError(
-                f"what was given holds what is not the demo's own: {'; '.join(found[:_SHOWN])}{more}. The demo would "
-                "publish its parameters, prices and trades among it. Give it an empty one, none at all (it starts its "
-                "own), or --into-this-cluster if that is what you want"
+                f"what was given holds what is not the demo's own: {'; '.join(obstacles[:_SHOWN])}{more}. The demo "
+                "would publish its parameters, prices and trades among it. Give it an empty one, none at all (it "
+                "starts its own), or --into-this-cluster if that is what you want"
             )
 
     def begin(self) -> None:
@@ -106,7 +106,7 @@ class Footprint:
             self._create_notes()
             self._write("running")
         if self._tables:
-            self._take_redis()
+            self._begin_redis()
 
     def finish(self) -> None:
         """Note where the demo has ended, when nothing of it writes any more.
@@ -117,7 +117,7 @@ class Footprint:
         if self._kafka:
             self._write("finished")
         if self._tables:
-            self._leave_redis()
+            self._finish_redis()
 
     # --- Kafka -------------------------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Footprint:
                 elif owner is not None and note.owners.get(key) != owner:
                     yield f"Redis has the key {key}, written since the demo of cluster {note.cluster} ended"
 
-    def _take_redis(self) -> None:
+    def _begin_redis(self) -> None:
         """What an earlier demo left of another cluster goes: its offsets mean nothing in this one."""
         cluster = self._cluster_id()
         with connect(self._settings.redis) as client:
@@ -245,7 +245,7 @@ class Footprint:
                 _asked(lambda: client.delete(*keys))
             _asked(lambda: client.set(REDIS_NOTE, encode(RedisNote("running", cluster, {}))))
 
-    def _leave_redis(self) -> None:
+    def _finish_redis(self) -> None:
         with connect(self._settings.redis) as client:
             owners = {key: owner for key, owner in self._keys(client).items() if owner is not None}
             _asked(lambda: client.set(REDIS_NOTE, encode(RedisNote("finished", self._cluster_id(), owners))))

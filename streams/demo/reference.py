@@ -95,8 +95,8 @@ class Rules:
         return Decimal(self.records[key].get("stale_bound", "9"))
 
     def price_symbol(self, asset: str) -> str | None:
-        found: str | None = self.records[f"asset:{asset}"].get("price_symbol")
-        return found
+        symbol: str | None = self.records[f"asset:{asset}"].get("price_symbol")
+        return symbol
 
     def max_age_us(self, symbol: str) -> int:
         """How old a mark may be to count."""
@@ -111,15 +111,15 @@ class ParameterLog:
 
     def as_of(self, offset: int) -> Rules:
         """The rules in force once the record at ``offset`` has been read."""
-        found: dict[str, Json] = {}
+        in_force: dict[str, Json] = {}
         for at, key, record in self.records:
             if at > offset:
                 break
             if record is None:
-                found.pop(key, None)
+                in_force.pop(key, None)
             else:
-                found[key] = record
-        return Rules(found)
+                in_force[key] = record
+        return Rules(in_force)
 
 
 def _slices(tiers: Iterable[Json], floor: str, rate: str) -> Slices:
@@ -150,7 +150,11 @@ class ReferenceGroup:
     def contents(self) -> tuple[dict[str, Decimal], dict[str, tuple[Decimal, Decimal]]]:
         """What is not zero: balances by asset, (quantity, cash) by symbol."""
         balances = {asset: amount for asset, amount in self.balances.items() if amount}
-        held = {name: (found.quantity, found.cash) for name, found in self.positions.items() if found.quantity}
+        held = {
+            symbol: (position.quantity, position.cash)
+            for symbol, position in self.positions.items()
+            if position.quantity
+        }
         return balances, held
 
 
@@ -363,18 +367,18 @@ class MarkLog:
         self.time_us = 0
 
     def walk_to(self, offset: int) -> None:
-        """Take in every frame up to and including ``offset``; offsets must not fall from call to call."""
-        while (found := self._ahead or next(self._frames, None)) is not None:
+        """Apply every frame up to and including ``offset``; offsets must not fall from call to call."""
+        while (record := self._ahead or next(self._frames, None)) is not None:
             self._ahead = None
-            if found[0] > offset:
-                self._ahead = found
+            if record[0] > offset:
+                self._ahead = record
                 return
-            self._take(found[1])
+            self._apply(record[1])
 
     def prices(self) -> dict[str, Decimal]:
         return {symbol: mark.price for symbol, mark in self.marks.items()}
 
-    def _take(self, frame: Json) -> None:
+    def _apply(self, frame: Json) -> None:
         if (epoch := frame.get("epoch", -1)) < self.epoch:
             return
         self.epoch = epoch

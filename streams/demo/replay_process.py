@@ -52,10 +52,10 @@ def differences_in(exit_code: int, output: bytes, errors: bytes) -> Differences:
         *_, reason = errors.decode("utf-8", "replace").strip().splitlines() or [""]
         return [f"the replay ended with exit code {exit_code}: {reason}"]
     shards = orjson.loads(output)
-    found = [
+    differences = [
         f"{difference['topic']}[{difference['partition']}]@{difference['offset']}: {difference['what']}"
         for shard in shards
         for difference in shard["differences"]
     ]
     rows = sum(shard["counts"]["rows"] for shard in shards)
-    return found if found or rows else ["the replay compared nothing"]
+    return differences if differences or rows else ["the replay compared nothing"]

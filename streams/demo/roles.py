@@ -121,12 +121,12 @@ class Roles:
 
     def _is_settled(self, group: str, members: int) -> bool:
         try:
-            described = admin_client(self._settings)
-            found = described.describe_consumer_groups([group], request_timeout=10)[group].result(timeout=10)
+            admin = admin_client(self._settings)
+            description = admin.describe_consumer_groups([group], request_timeout=10)[group].result(timeout=10)
         except KafkaException:
             return False
-        assigned = sum(len(member.assignment.topic_partitions) for member in found.members)
-        return found.state.name == "STABLE" and len(found.members) >= members and assigned > 0
+        assigned = sum(len(member.assignment.topic_partitions) for member in description.members)
+        return description.state.name == "STABLE" and len(description.members) >= members and assigned > 0
 
     def _are_shards_taken(self) -> bool:
         """Every shard has a committed offset: its claim carried one."""

@@ -29,7 +29,6 @@ from streams.broker.reader import poll_batch
 from streams.demo.checks import Differences, run_checks
 from streams.demo.display import Display, latencies_of, show_result, summary_of, write_summary
 from streams.demo.errors import DemoError
-from streams.demo.evidence import Evidence, Starts, ends, read_evidence
 from streams.demo.exchange import SimulatedExchange, now_us
 from streams.demo.footprint import Footprint
 from streams.demo.market import market_of
@@ -38,6 +37,7 @@ from streams.demo.recording import RecordedQuote, Recording, carried_recording, 
 from streams.demo.replay_process import NAME as REPLAY
 from streams.demo.replay_process import ReplayProcess
 from streams.demo.roles import Roles
+from streams.demo.run_records import RunRecords, Starts, ends, read_run_records
 from streams.settings import PREFIX, SECRETS, Settings, describe, load
 
 _ADDRESSES = {KAFKA_VARIABLE: "--bootstrap-servers", REDIS_VARIABLE: "--redis-url"}
@@ -107,7 +107,7 @@ class DemoOptions:
         Raises:
             DemoError: one is malformed, says where to go (that has options of its own), or is a secret.
         """
-        found: dict[str, str] = {}
+        variables: dict[str, str] = {}
         for text in self.settings:
             name, separator, value = text.partition("=")
             if not separator or not name.startswith(PREFIX):
@@ -116,10 +116,10 @@ class DemoOptions:
                 raise DemoError(f"--setting {name}: give {_ADDRESSES[name]} instead")
             if tuple(name[len(PREFIX) :].lower().split("__")) in SECRETS:
                 raise DemoError(f"--setting {name}: others would see a secret there; give {name}_FILE")
-            if name in found:
+            if name in variables:
                 raise DemoError(f"--setting {name} is given twice")
-            found[name] = value
-        return found
+            variables[name] = value
+        return variables
 
 
 @dataclass
@@ -186,14 +186,14 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
                 raise DemoError("the topics are not as they must be: " + "; ".join(report.wrong))
             display.say(f"starting router, oracle and {options.engines} engines")
             with contextlib.nullcontext() if options.into_this_cluster else _noted(footprint):
-                found, feed, exchange, seconds = _play(options, recording, settings, variables, stack.folder, display)
+                records, feed, exchange, seconds = _play(options, recording, settings, variables, stack.folder, display)
             left_out: dict[str, str] = {}
             if options.into_this_cluster and stack.kafka is None:
                 left_out[REPLAY] = "the logs here may hold more than the demo's; see `margin-clearing replay`"
-            results = _judge(found, None if REPLAY in left_out else ReplayProcess(variables))
-    latencies = latencies_of(found, feed.seen_us)
-    summary = summary_of(found, exchange, feed.repeats, results, latencies) | {"left_out": left_out}
-    show_result(console, found, exchange, results, latencies, (seconds, time.monotonic() - started))
+            results = _judge(records, None if REPLAY in left_out else ReplayProcess(variables))
+    latencies = latencies_of(records, feed.seen_us)
+    summary = summary_of(records, exchange, feed.repeats, results, latencies) | {"left_out": left_out}
+    show_result(console, records, exchange, results, latencies, (seconds, time.monotonic() - started))
     for name, reason in left_out.items():
         console.print(f"[yellow]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
     if options.summary is not None:
@@ -233,10 +233,10 @@ def _noted(footprint: Footprint) -> Iterator[None]:
         footprint.finish()
 
 
-def _judge(found: Evidence, replay: ReplayProcess | None) -> dict[str, Differences]:
+def _judge(records: RunRecords, replay: ReplayProcess | None) -> dict[str, Differences]:
     """Every check's differences; those of the replay, which runs beside the others, last."""
     try:
-        results = run_checks(found)
+        results = run_checks(records)
         if replay is not None:
             results[REPLAY] = replay.differences()
         return results
@@ -283,7 +283,7 @@ def _play(
     variables: dict[str, str],
     folder: Path,
     display: Display,
-) -> tuple[Evidence, CommandFeed, SimulatedExchange, float]:
+) -> tuple[RunRecords, CommandFeed, SimulatedExchange, float]:
     market = market_of(recording)
     prefix = f"demo-{secrets.token_hex(3)}-"
     prices = {trade.symbol: Decimal(trade.price) for trade in reversed(recording.trades)}
@@ -306,10 +306,10 @@ def _play(
                 display.say(f"not quiet within {QUIET_TIMEOUT_S:g} s; the checks judge what there is")
         # Only now: while the roles run, scales that move on change accounts between one look and the next.
         display.say("reading everything back and checking it")
-        found = read_evidence(settings, starts, prefix)
+        records = read_run_records(settings, starts, prefix)
     finally:
         feed.close()
-    return found, feed, exchange, seconds
+    return records, feed, exchange, seconds
 
 
 def _open(exchange: SimulatedExchange, recording: Recording, roles: Roles) -> None:

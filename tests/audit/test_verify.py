@@ -63,7 +63,7 @@ class Market(Script):
 
 
 @dataclass
-class Tables:
+class ChangelogTables:
     """Tables that are what the changelog holds, unless they are changed."""
 
     script: Script
@@ -105,7 +105,7 @@ class Groups:
 @dataclass
 class Deployment:
     market: Market
-    tables: Tables
+    tables: ChangelogTables
     groups: Groups
 
     def verify(self, topic_faults: Sequence[str] = ()) -> Findings:
@@ -126,7 +126,7 @@ def deployment() -> Iterator[Deployment]:
         _liquidate(market)
         assert {shard_of(account, SHARDS) for account in ACCOUNTS_HELD} == {0, 1}
         assert len(market.records(COMMANDS)) >= 1
-        yield Deployment(market, Tables(market), Groups(market))
+        yield Deployment(market, ChangelogTables(market), Groups(market))
 
 
 def _liquidate(market: Market) -> None:
@@ -357,7 +357,7 @@ def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
     with played(steps) as script:
         script.cluster.append(TRANSFERS, b"alice", b"not routed yet")
         groups = Groups(script, router_behind=1)
-        findings = script.audit(lambda log: verify(log, Tables(script), groups, [], tables_timeout_s=0))
+        findings = script.audit(lambda log: verify(log, ChangelogTables(script), groups, [], tables_timeout_s=0))
         garbage = [letter for letter in script.dead_letters(EVENTS) if is_untold(EVENTS, letter.headers)]
         assert [d.offset for d in findings.differences if "is no frame" in d.what] == [r.offset for r in garbage]
         assert len(findings.differences) == len(garbage)

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from streams.demo.checks import CHECKS, run_checks
-from streams.demo.evidence import Evidence
 from streams.demo.reference import ParameterLog
+from streams.demo.run_records import RunRecords
 
 PREFIX = "demo-"
 SYMBOL = "X-PERP"
@@ -61,10 +61,10 @@ NO_TRANSFERS: dict[str, list[Any]] = {"account": [], "margin": [], "asset": [], 
 
 
 @pytest.fixture
-def right() -> Evidence:
+def right() -> RunRecords:
     """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1."""
-    found = Evidence(PREFIX)
-    found.parameters = ParameterLog(
+    records = RunRecords(PREFIX)
+    records.parameters = ParameterLog(
         [
             (0, "asset:USDC", {"asset": "USDC", "price_symbol": None}),
             (
@@ -77,8 +77,8 @@ def right() -> Evidence:
             ),
         ]
     )
-    found.transfers = [transfer("alice", "100"), transfer("maker", "10000")]
-    found.trades = [
+    records.transfers = [transfer("alice", "100"), transfer("maker", "10000")]
+    records.trades = [
         trade(1, "100", "10", "buy", side("alice", "o1", "0")),
         trade(2, "94", "2", "sell", side("alice", f"{PREFIX}alice:1:0", "1")),
     ]
@@ -90,15 +90,15 @@ def right() -> Evidence:
     }
     opening = fills(("alice", "10", "100", "0"), ("maker", "-10", "100", "0"))
     closing = fills(("alice", "-2", "94", "1"), ("maker", "2", "94", "0"))
-    found.frames = {
+    records.frames = {
         0: [(0, {"transfers": deposits, "fills": opening}), (2, {"transfers": NO_TRANSFERS, "fills": closing})]
     }
-    found.marks = [
+    records.marks = [
         (0, {"time": 10, "full": True, "marks": [mark("100", 10)]}),
         (1, {"time": 20, "full": False, "marks": [mark("94", 20)]}),
         (2, {"time": 30, "full": False, "marks": [mark("95", 30)]}),
     ]
-    found.commands = [
+    records.commands = [
         {
             "command_id": f"{PREFIX}alice:1",
             "account": f"{PREFIX}alice",
@@ -129,117 +129,117 @@ def right() -> Evidence:
             },
         }
     ]
-    found.reports = [
+    records.reports = [
         {"order_id": f"{PREFIX}alice:1:0", "status": "accepted", "filled_quantity": "0"},
         {"order_id": f"{PREFIX}alice:1:0", "status": "filled", "filled_quantity": "2"},
     ]
-    found.rows = {
+    records.rows = {
         f"{PREFIX}alice": row("alice", "99", "8", "-812"),
         f"{PREFIX}maker": row("maker", "10000", "-8", "812"),
     }
-    found.tables = dict(found.rows)
-    return found
+    records.tables = dict(records.rows)
+    return records
 
 
 def mark(price: str, time: int) -> dict[str, Any]:
     return {"symbol": SYMBOL, "price": price, "status": "live", "publish_time": time}
 
 
-def test_records_that_are_right_pass_every_check(right: Evidence) -> None:
+def test_records_that_are_right_pass_every_check(right: RunRecords) -> None:
     assert run_checks(right) == {name: [] for name in CHECKS}
 
 
-def repeat_a_command(found: Evidence) -> None:
-    found.commands.append(found.commands[0])
+def repeat_a_command(records: RunRecords) -> None:
+    records.commands.append(records.commands[0])
 
 
-def skip_a_sequence(found: Evidence) -> None:
-    found.commands[0] |= {"sequence": 2, "command_id": f"{PREFIX}alice:2"}
+def skip_a_sequence(records: RunRecords) -> None:
+    records.commands[0] |= {"sequence": 2, "command_id": f"{PREFIX}alice:2"}
 
 
-def lose_a_report(found: Evidence) -> None:
-    found.reports.pop()
+def lose_a_report(records: RunRecords) -> None:
+    records.reports.pop()
 
 
-def report_more_than_was_traded(found: Evidence) -> None:
-    found.reports[1]["filled_quantity"] = "3"
+def report_more_than_was_traded(records: RunRecords) -> None:
+    records.reports[1]["filled_quantity"] = "3"
 
 
-def drop_evidence(found: Evidence) -> None:
-    del found.commands[0]["evidence"]["equity"]
+def drop_evidence(records: RunRecords) -> None:
+    del records.commands[0]["evidence"]["equity"]
 
 
-def lose_a_unit(found: Evidence) -> None:
-    found.rows[f"{PREFIX}alice"] = found.tables[f"{PREFIX}alice"] = row("alice", "98.999999", "8", "-812")
+def lose_a_unit(records: RunRecords) -> None:
+    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "98.999999", "8", "-812")
 
 
-def lose_a_contract(found: Evidence) -> None:
-    found.rows[f"{PREFIX}alice"] = found.tables[f"{PREFIX}alice"] = row("alice", "99", "7", "-812")
+def lose_a_contract(records: RunRecords) -> None:
+    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "99", "7", "-812")
 
 
-def change_redis(found: Evidence) -> None:
-    found.tables[f"{PREFIX}alice"] += b" "
+def change_redis(records: RunRecords) -> None:
+    records.tables[f"{PREFIX}alice"] += b" "
 
 
-def lose_a_row_in_redis(found: Evidence) -> None:
-    del found.tables[f"{PREFIX}maker"]
+def lose_a_row_in_redis(records: RunRecords) -> None:
+    del records.tables[f"{PREFIX}maker"]
 
 
-def keep_a_row_too_many_in_redis(found: Evidence) -> None:
-    found.tables[f"{PREFIX}ghost"] = b"{}"
+def keep_a_row_too_many_in_redis(records: RunRecords) -> None:
+    records.tables[f"{PREFIX}ghost"] = b"{}"
 
 
-def swap_two_accounts(found: Evidence) -> None:
-    found.rows[f"{PREFIX}alice"], found.rows[f"{PREFIX}maker"] = (
-        found.rows[f"{PREFIX}maker"],
-        found.rows[f"{PREFIX}alice"],
+def swap_two_accounts(records: RunRecords) -> None:
+    records.rows[f"{PREFIX}alice"], records.rows[f"{PREFIX}maker"] = (
+        records.rows[f"{PREFIX}maker"],
+        records.rows[f"{PREFIX}alice"],
     )
-    found.tables = dict(found.rows)
+    records.tables = dict(records.rows)
 
 
-def liquidate_a_healthy_account(found: Evidence) -> None:
-    found.commands[0]["evidence"]["marks_offset"] = 0
+def liquidate_a_healthy_account(records: RunRecords) -> None:
+    records.commands[0]["evidence"]["marks_offset"] = 0
 
 
-def misstate_equity(found: Evidence) -> None:
-    found.commands[0]["evidence"]["equity"] = "40.01"
+def misstate_equity(records: RunRecords) -> None:
+    records.commands[0]["evidence"]["equity"] = "40.01"
 
 
-def liquidate_on_a_halted_mark(found: Evidence) -> None:
-    found.marks[1][1]["marks"][0]["status"] = "halted"
+def liquidate_on_a_halted_mark(records: RunRecords) -> None:
+    records.marks[1][1]["marks"][0]["status"] = "halted"
 
 
-def liquidate_on_a_halted_mark_and_say_so(found: Evidence) -> None:
-    liquidate_on_a_halted_mark(found)
-    found.commands[0]["evidence"]["stale_bounds"] = {SYMBOL: "9"}
+def liquidate_on_a_halted_mark_and_say_so(records: RunRecords) -> None:
+    liquidate_on_a_halted_mark(records)
+    records.commands[0]["evidence"]["stale_bounds"] = {SYMBOL: "9"}
 
 
-def liquidate_on_an_old_mark(found: Evidence) -> None:
-    found.marks[1][1]["time"] = 10_000_000
+def liquidate_on_an_old_mark(records: RunRecords) -> None:
+    records.marks[1][1]["time"] = 10_000_000
 
 
-def leave_somebody_below_maintenance(found: Evidence) -> None:
-    found.marks.append((3, {"time": 40, "full": False, "marks": [mark("90", 40)]}))
+def leave_somebody_below_maintenance(records: RunRecords) -> None:
+    records.marks.append((3, {"time": 40, "full": False, "marks": [mark("90", 40)]}))
 
 
-def halve_the_margin_rates(found: Evidence) -> None:
-    found.marks[0][1]["scales"] = {f"instrument:{SYMBOL}": "0.5"}
+def halve_the_margin_rates(records: RunRecords) -> None:
+    records.marks[0][1]["scales"] = {f"instrument:{SYMBOL}": "0.5"}
 
 
-def state_a_scale_that_was_not(found: Evidence) -> None:
-    found.commands[0]["evidence"]["scales"] = {f"instrument:{SYMBOL}": "1.2"}
+def state_a_scale_that_was_not(records: RunRecords) -> None:
+    records.commands[0]["evidence"]["scales"] = {f"instrument:{SYMBOL}": "1.2"}
 
 
-def raise_the_margin_rates_at_the_end(found: Evidence) -> None:
+def raise_the_margin_rates_at_the_end(records: RunRecords) -> None:
     scales = {f"instrument:{SYMBOL}": "1.5"}
-    found.marks.append((3, {"time": 40, "full": True, "marks": [mark("95", 40)], "scales": scales}))
+    records.marks.append((3, {"time": 40, "full": True, "marks": [mark("95", 40)], "scales": scales}))
 
 
-def lose_the_parameters(found: Evidence) -> None:
-    found.parameters.records.pop()
+def lose_the_parameters(records: RunRecords) -> None:
+    records.parameters.records.pop()
 
 
-TAMPERED: list[tuple[Callable[[Evidence], None], str]] = [
+TAMPERED: list[tuple[Callable[[RunRecords], None], str]] = [
     (repeat_a_command, "commands_once_and_complete"),
     (skip_a_sequence, "commands_once_and_complete"),
     (lose_a_report, "commands_once_and_complete"),
@@ -266,13 +266,13 @@ TAMPERED: list[tuple[Callable[[Evidence], None], str]] = [
 
 
 @pytest.mark.parametrize(("tamper", "check"), TAMPERED, ids=[f"{t.__name__}-{c}" for t, c in TAMPERED])
-def test_a_check_finds_what_was_changed(right: Evidence, tamper: Callable[[Evidence], None], check: str) -> None:
+def test_a_check_finds_what_was_changed(right: RunRecords, tamper: Callable[[RunRecords], None], check: str) -> None:
     changed = copy.deepcopy(right)
     tamper(changed)
     assert run_checks(changed)[check]
 
 
-def test_an_open_command_excuses_a_group_below_maintenance(right: Evidence) -> None:
+def test_an_open_command_excuses_a_group_below_maintenance(right: RunRecords) -> None:
     leave_somebody_below_maintenance(right)
     content = orjson.loads(right.rows[f"{PREFIX}alice"])
     content["groups"][0]["command"] = {"command_id": f"{PREFIX}alice:1"}
@@ -280,7 +280,7 @@ def test_an_open_command_excuses_a_group_below_maintenance(right: Evidence) -> N
     assert CHECKS["nobody_liquidatable_left"](right) == []
 
 
-def test_a_command_beside_a_halted_mark_is_right_if_the_group_is_below_whatever_it_is(right: Evidence) -> None:
+def test_a_command_beside_a_halted_mark_is_right_if_the_group_is_below_whatever_it_is(right: RunRecords) -> None:
     """0.006 of a coin, last seen at 100 and worth at most 1,000 each: 6 more than the 40 there are, against 47."""
     record = {"asset": "COIN", "price_symbol": "COIN-USD"}
     right.parameters.records.insert(0, (-1, "asset:COIN", record))

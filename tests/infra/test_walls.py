@@ -76,7 +76,11 @@ def test_every_contract_holds(tree: Path) -> None:
         (("streams/settings.py", "import streams.margin.limits"), HOUSE, "streams.settings is not allowed to import"),
         (("streams/odds_and_ends.py", "ENDS = ()"), HOUSE, "streams.odds_and_ends"),
         (("infra/local/ports.py", "from streams import settings"), "What runs things", "infra.local.ports"),
-        (("streams/demo/evidence.py", "import streams.margin.amounts"), "What judges the demo", "streams.demo.checks"),
+        (
+            ("streams/demo/run_records.py", "import streams.margin.amounts"),
+            "What judges the demo",
+            "streams.demo.checks",
+        ),
         (("streams/console/show.py", "import streams.clearing.account"), "The console", "streams.console.show"),
         (("schemas/topics.py", "import streams.errors"), "The contract depends", "schemas.topics"),
     ],

@@ -32,7 +32,7 @@ Decoded = tuple[int, Any]
 
 
 @dataclass
-class Evidence:
+class RunRecords:
     """One run's records, of the accounts whose names begin with ``prefix``."""
 
     prefix: str
@@ -68,53 +68,53 @@ def ends(settings: Settings) -> Starts:
         }
 
 
-def read_evidence(settings: Settings, starts: Starts, prefix: str) -> Evidence:
+def read_run_records(settings: Settings, starts: Starts, prefix: str) -> RunRecords:
     """What was written since ``starts``."""
-    found = Evidence(prefix)
+    records = RunRecords(prefix)
     with LogReader(settings.kafka, "margin-demo") as reader:
         for message in reader.read_range(topics.PARAMETERS, 0, 0):
-            found.parameters.records.append((message.offset(), message.key_shown, decoded(message.value())))
-        records: dict[str, list[tuple[int, Record]]] = {}
+            records.parameters.records.append((message.offset(), message.key_shown, decoded(message.value())))
+        messages: dict[str, list[tuple[int, Record]]] = {}
         for (topic, partition), start in sorted(starts.items()):
             first = max(0, start - MARKS_BEFORE) if topic == topics.MARKS else start
             for message in reader.read_range(topic, partition, first):
-                records.setdefault(topic, []).append((partition, message))
-    _sort_out(found, records)
+                messages.setdefault(topic, []).append((partition, message))
+    _sort_out(records, messages)
     with TableReader(settings.redis) as tables:
         for shard in range(tables.shards()):
-            found.tables |= {name: row for name, row in tables.accounts(shard) if name.startswith(prefix)}
-    return found
+            records.tables |= {name: row for name, row in tables.accounts(shard) if name.startswith(prefix)}
+    return records
 
 
-def _sort_out(found: Evidence, records: dict[str, list[tuple[int, Record]]]) -> None:
+def _sort_out(records: RunRecords, messages: dict[str, list[tuple[int, Record]]]) -> None:
     def values(topic: str) -> Iterator[tuple[int, Record, Any]]:
-        for partition, message in records.get(topic, []):
+        for partition, message in messages.get(topic, []):
             try:
                 yield partition, message, decoded(message.value())
             except orjson.JSONDecodeError:
                 continue
 
     def is_ours(account: str) -> bool:
-        return account.startswith(found.prefix)
+        return account.startswith(records.prefix)
 
-    found.trades = [v for _, _, v in values(topics.TRADES) if v and is_ours(v["maker"]["account"])]
+    records.trades = [v for _, _, v in values(topics.TRADES) if v and is_ours(v["maker"]["account"])]
     for topic, into in (
-        (topics.TRANSFERS, found.transfers),
-        (topics.COMMANDS, found.commands),
-        (topics.REPORTS, found.reports),
-        (topics.ALERTS, found.alerts),
+        (topics.TRANSFERS, records.transfers),
+        (topics.COMMANDS, records.commands),
+        (topics.REPORTS, records.reports),
+        (topics.ALERTS, records.alerts),
     ):
         into += [value for _, _, value in values(topic) if value and is_ours(value["account"])]
     for partition, message, value in values(topics.EVENTS):
-        found.frames.setdefault(partition, []).append((message.offset(), value))
-    found.marks = [
+        records.frames.setdefault(partition, []).append((message.offset(), value))
+    records.marks = [
         (message.offset(), value | {"appended": 1000 * message.timestamp()[1]})
         for _, message, value in values(topics.MARKS)
     ]
-    for _, message in records.get(topics.ACCOUNTS, []):
+    for _, message in messages.get(topics.ACCOUNTS, []):
         account, row = (message.key() or b"").decode(), message.value()
         if is_ours(account):
             if row is None:
-                found.rows.pop(account, None)
+                records.rows.pop(account, None)
             else:
-                found.rows[account] = bytes(row)
+                records.rows[account] = bytes(row)
