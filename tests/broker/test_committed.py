@@ -11,7 +11,7 @@ from streams.errors import BrokerError
 PLACES = [TopicPartition("t", 0)]
 
 
-class Group:
+class FailingConsumer:
     """A consumer that answers with ``errors`` first: those below zero fail the call, or a place, if ``in_place``."""
 
     def __init__(self, errors: list[int], *, in_place: bool = False) -> None:
@@ -41,14 +41,14 @@ class _Answer:
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("code", sorted(RETRIABLE))
 def test_what_passes_by_itself_is_asked_again(code: int, in_place: bool) -> None:
-    group = Group([code], in_place=in_place)
+    group = FailingConsumer([code], in_place=in_place)
     assert [found.offset for found in committed_offsets(cast(Consumer, group), PLACES, 30.0)] == [7]
     assert len(group.timeouts) == 2
 
 
 def test_a_request_that_timed_out_is_asked_again_in_steps_as_well() -> None:
     """An engine asks in steps; one slow broker must not cost it the shards that it holds."""
-    group = Group([KafkaError.REQUEST_TIMED_OUT] * 4)
+    group = FailingConsumer([KafkaError.REQUEST_TIMED_OUT] * 4)
     steps = committed_steps(cast(Consumer, group), PLACES, 30.0, call_s_max=0.25)
     for _ in range(4):
         next(steps)
@@ -59,28 +59,28 @@ def test_a_request_that_timed_out_is_asked_again_in_steps_as_well() -> None:
 
 
 def test_what_never_passes_is_an_error_at_once() -> None:
-    group = Group([KafkaError.GROUP_AUTHORIZATION_FAILED] * 2)
+    group = FailingConsumer([KafkaError.GROUP_AUTHORIZATION_FAILED] * 2)
     with pytest.raises(BrokerError, match=r"committed offsets cannot be read.*GROUP_AUTHORIZATION_FAILED"):
         committed_offsets(cast(Consumer, group), PLACES, 30.0)
     assert len(group.timeouts) == 1
 
 
 def test_a_coordinator_that_stays_away_is_an_error_when_time_is_up() -> None:
-    group = Group([KafkaError.COORDINATOR_NOT_AVAILABLE] * 100)
+    group = FailingConsumer([KafkaError.COORDINATOR_NOT_AVAILABLE] * 100)
     with pytest.raises(BrokerError, match="committed offsets cannot be read"):
         committed_offsets(cast(Consumer, group), PLACES, 0.01)
     assert len(group.timeouts) == 2
 
 
 def test_a_partition_that_has_not_begun_is_sought_again() -> None:
-    group = Group([KafkaError._STATE] * 2)
+    group = FailingConsumer([KafkaError._STATE] * 2)
     seek(cast(Consumer, group), TopicPartition("t", 0, 5), 30.0)
     assert [place.offset for place in group.places] == [5]
 
 
 def test_a_partition_that_is_not_assigned_cannot_be_sought() -> None:
-    group = Group([KafkaError._UNKNOWN_PARTITION])
+    group = FailingConsumer([KafkaError._UNKNOWN_PARTITION])
     with pytest.raises(BrokerError, match=r"t\[0\]: cannot seek"):
         seek(cast(Consumer, group), TopicPartition("t", 0, 5), 30.0)
     with pytest.raises(BrokerError, match=r"t\[0\]: cannot seek"):
-        seek(cast(Consumer, Group([KafkaError._STATE] * 100)), TopicPartition("t", 0, 5), 0.0)
+        seek(cast(Consumer, FailingConsumer([KafkaError._STATE] * 100)), TopicPartition("t", 0, 5), 0.0)

@@ -18,7 +18,7 @@ PRICED = [*SYMBOLS, "EUR-USD"]
 
 @settings(max_examples=examples(300))
 @given(
-    books(positions=0),
+    books(positions_min=0),
     st.sets(st.sampled_from(PRICED)),
     st.sets(st.sampled_from(PRICED), max_size=1),
     st.sampled_from(["0.3", "2"]),

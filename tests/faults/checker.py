@@ -24,7 +24,7 @@ from streams.demo.reference import (
     symbols_needed,
 )
 from tests.faults.load import NAMED_BY_POISON
-from tests.faults.records import Record, Records
+from tests.faults.records import RunRecords, TopicRecord
 
 Differences = list[str]
 LAST = 2**62
@@ -34,20 +34,20 @@ WITHOUT_ORDERS = {"insolvent", "unsellable", "undecided"}
 # --- what comes in comes through, once -------------------------------------------------------------------------------
 
 
-def every_trade_is_routed_once(found: Records) -> Differences:
+def every_trade_is_routed_once(records: RunRecords) -> Differences:
     """The fills in the frames are the two sides of every trade whose id rose, each in its account's shard."""
     expected: Counter[tuple[Any, ...]] = Counter()
     last: dict[str, int] = {}
-    for _, trade in found.readable(topics.TRADES):
+    for _, trade in records.readable(topics.TRADES):
         if trade["trade_id"] <= last.get(trade["symbol"], -1):
             continue
         last[trade["symbol"]] = trade["trade_id"]
         for side, buys in (("taker", "buy"), ("maker", "sell")):
             quantity = Decimal(trade["quantity"]) * (1 if trade["aggressor_side"] == buys else -1)
             account = trade[side]["account"]
-            expected[shard_of(account, found.shards), account, trade["symbol"], trade["trade_id"], quantity] += 1
+            expected[shard_of(account, records.shards), account, trade["symbol"], trade["trade_id"], quantity] += 1
     routed: Counter[tuple[Any, ...]] = Counter()
-    for record, frame in found.readable(topics.EVENTS):
+    for record, frame in records.readable(topics.EVENTS):
         fills = frame["fills"]
         for account, symbol, number, quantity in zip(
             fills["account"], fills["symbol"], fills["trade_id"], fills["quantity"], strict=True
@@ -56,28 +56,28 @@ def every_trade_is_routed_once(found: Records) -> Differences:
     return _unequal("fill", expected, routed)
 
 
-def every_transfer_and_report_is_routed_once(found: Records) -> Differences:
+def every_transfer_and_report_is_routed_once(records: RunRecords) -> Differences:
     """The transfers and reports in the frames are those of the topics, repeats included."""
     differences: Differences = []
     for topic, kind, name in ((topics.TRANSFERS, "transfers", "sequence"), (topics.REPORTS, "reports", "order_id")):
         expected: Counter[tuple[Any, ...]] = Counter()
-        for _, value in found.readable(topic):
-            expected[shard_of(value["account"], found.shards), value["account"], value[name]] += 1
+        for _, value in records.readable(topic):
+            expected[shard_of(value["account"], records.shards), value["account"], value[name]] += 1
         routed: Counter[tuple[Any, ...]] = Counter()
-        for record, frame in found.readable(topics.EVENTS):
+        for record, frame in records.readable(topics.EVENTS):
             for account, number in zip(frame[kind]["account"], frame[kind][name], strict=True):
                 routed[record.partition, account, number] += 1
         differences += _unequal(kind, expected, routed)
     return differences
 
 
-def ledger_equals_recomputation(found: Records) -> Differences:
+def ledger_equals_recomputation(records: RunRecords) -> Differences:
     """Balances, positions and transfer sequences of every account are those of a recomputation from the inputs."""
-    transfers = [value for _, value in found.readable(topics.TRANSFERS)]
-    ledger = ledger_of(_parameters(found).as_of(LAST), transfers, [v for _, v in found.readable(topics.TRADES)])
+    transfers = [value for _, value in records.readable(topics.TRANSFERS)]
+    ledger = ledger_of(_parameters(records).as_of(LAST), transfers, [v for _, v in records.readable(topics.TRADES)])
     expected = {name: contents for name, group in ledger.groups.items() if any(contents := group.contents())}
     actual, sequences = {}, {}
-    for account, row in _rows(found).items():
+    for account, row in _rows(records).items():
         sequences[account] = row["transfer_sequence"]
         for group in row["groups"]:
             balances = {asset: Decimal(amount) for asset, amount in group["balances"].items()}
@@ -99,16 +99,16 @@ def ledger_equals_recomputation(found: Records) -> Differences:
     ]
 
 
-def poison_is_in_the_dead_letters(found: Records) -> Differences:
+def poison_is_in_the_dead_letters(records: RunRecords) -> Differences:
     """Every record that cannot be read is in its dead-letter topic once, as it came, and nothing else is.
 
     The oracle is not transactional: a price that cannot be read is there at least once.
     """
     differences: Differences = []
     for topic in (topic for topic in topics.CONTRACT if topic.dead_letters):
-        poison = {(record.partition, record.offset): record for record in found.of(topic.name) if record.is_poison}
+        poison = {(record.partition, record.offset): record for record in records.of(topic.name) if record.is_poison}
         letters: Counter[tuple[int, int]] = Counter()
-        for letter in found.of(topic.dlq):
+        for letter in records.of(topic.dlq):
             place = int(letter.headers["dlq.partition"]), int(letter.headers["dlq.offset"])
             letters[place] += 1
             original = poison.get(place)
@@ -124,14 +124,14 @@ def poison_is_in_the_dead_letters(found: Records) -> Differences:
     return differences
 
 
-def groups_have_read_everything(found: Records) -> Differences:
+def groups_have_read_everything(records: RunRecords) -> Differences:
     """The committed offsets are behind the last record, and the engine's are where its journal says."""
     differences: Differences = []
-    for (topic, partition), offset in sorted(found.committed.items()):
-        end = max((record.offset + 1 for record in found.of(topic, partition)), default=0)
+    for (topic, partition), offset in sorted(records.committed.items()):
+        end = max((record.offset + 1 for record in records.of(topic, partition)), default=0)
         if offset < end:
             differences.append(f"{topic}[{partition}]: committed {offset}, the last record is {end - 1}")
-        journal = found.of(topics.JOURNAL, partition) if topic == topics.EVENTS else []
+        journal = records.of(topics.JOURNAL, partition) if topic == topics.EVENTS else []
         if journal and journal[-1].json()["events"][1] != offset:
             differences.append(f"{topic}[{partition}]: committed {offset}, the journal says {journal[-1].json()}")
     return differences
@@ -140,53 +140,53 @@ def groups_have_read_everything(found: Records) -> Differences:
 # --- what goes out goes out once, and rightly ------------------------------------------------------------------------
 
 
-def commands_are_unique_and_gapless(found: Records) -> Differences:
+def commands_are_unique_and_gapless(records: RunRecords) -> Differences:
     """Per account the sequences are 1, 2, 3 in the order of the log; the row and the journal know of each."""
     differences: Differences = []
     sequences: dict[str, list[int]] = defaultdict(list)
-    for _, command in found.readable(topics.COMMANDS):
+    for _, command in records.readable(topics.COMMANDS):
         sequences[command["account"]].append(command["sequence"])
         if command["command_id"] != f"{command['account']}:{command['sequence']}":
             differences.append(f"{command['command_id']} is not its account and sequence")
-    rows = _rows(found)
+    rows = _rows(records)
     for account in sorted({*sequences, *rows}):
         numbers = sequences.get(account, [])
         last = rows.get(account, {}).get("liquidation_sequence", 0)
         if numbers != list(range(1, last + 1)):
             differences.append(f"{account}: commands {numbers}, its row says {last}")
-    journaled = Counter(command_id for _, entry in found.readable(topics.JOURNAL) for command_id in entry["commands"])
-    issued = Counter(command["command_id"] for _, command in found.readable(topics.COMMANDS))
+    journaled = Counter(command_id for _, entry in records.readable(topics.JOURNAL) for command_id in entry["commands"])
+    issued = Counter(command["command_id"] for _, command in records.readable(topics.COMMANDS))
     return differences + _unequal("command", journaled, issued)
 
 
-def alerts_are_unique_and_gapless(found: Records) -> Differences:
+def alerts_are_unique_and_gapless(records: RunRecords) -> Differences:
     """Per account the alerts are numbered 1, 2, 3 in the order of the log, as many as its row says."""
     numbers: dict[str, list[int]] = defaultdict(list)
-    for _, alert in found.readable(topics.ALERTS):
+    for _, alert in records.readable(topics.ALERTS):
         numbers[alert["account"]].append(int(alert["alert_id"].rpartition(":")[2]))
     return [
         f"{account}: alerts {numbers.get(account, [])}, its row says {row['alert_sequence']}"
-        for account, row in sorted(_rows(found).items())
+        for account, row in sorted(_rows(records).items())
         if numbers.get(account, []) != list(range(1, row["alert_sequence"] + 1))
     ]
 
 
-def every_command_is_justified(found: Records) -> Differences:
+def every_command_is_justified(records: RunRecords) -> Differences:
     """At the offsets of its evidence the group was below maintenance at live marks, with the figures it states."""
     differences: Differences = []
-    parameters = _parameters(found)
+    parameters = _parameters(records)
     commands: dict[int, list[Any]] = defaultdict(list)
-    for _, command in found.readable(topics.COMMANDS):
+    for _, command in records.readable(topics.COMMANDS):
         commands[command["evidence"]["shard"]].append(command)
     for shard, issued in commands.items():
         issued.sort(key=lambda c: (c["evidence"]["events_offset"], c["evidence"]["marks_offset"]))
         # The marks may be walked back between two batches, so they are taken anew from one sorted list.
-        marks = _MarksAsOf(found, sorted({command["evidence"]["marks_offset"] for command in issued}))
-        ledger = ShardLedger(found, shard, parameters)
+        marks = _MarksAsOf(records, sorted({command["evidence"]["marks_offset"] for command in issued}))
+        ledger = ShardLedger(records, shard, parameters)
         for command in issued:
             evidence = command["evidence"]
             ledger.walk_to(evidence["events_offset"])
-            if shard_of(command["account"], found.shards) != shard:
+            if shard_of(command["account"], records.shards) != shard:
                 differences.append(f"{command['command_id']}: shard {shard} is not its account's")
             group = ledger.ledger.group(command["account"], command["margin"])
             differences += _unjustified(command, group, marks, parameters)
@@ -222,18 +222,18 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
         yield f"{name}: evidence says {stated}, recomputed {figures}"
 
 
-def nobody_is_left_liquidatable(found: Records) -> Differences:
+def nobody_is_left_liquidatable(records: RunRecords) -> Differences:
     """At the last marks no group is below maintenance without an open command, or a status that says why not."""
-    parameters = _parameters(found)
-    last = max((record.offset for record in found.of(topics.MARKS)), default=-1)
-    seen, _ = _MarksAsOf(found, [last]).at(last)
+    parameters = _parameters(records)
+    last = max((record.offset for record in records.of(topics.MARKS)), default=-1)
+    seen, _ = _MarksAsOf(records, [last]).at(last)
     prices = {symbol: mark.price for symbol, mark in seen.items()}
     rules = parameters.as_of(LAST)
-    transfers = [value for _, value in found.readable(topics.TRANSFERS)]
-    ledger = ledger_of(rules, transfers, [value for _, value in found.readable(topics.TRADES)])
+    transfers = [value for _, value in records.readable(topics.TRANSFERS)]
+    ledger = ledger_of(rules, transfers, [value for _, value in records.readable(topics.TRADES)])
     under_command = {
         (account, group["margin"])
-        for account, row in _rows(found).items()
+        for account, row in _rows(records).items()
         for group in row["groups"]
         if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
     }
@@ -250,14 +250,14 @@ def nobody_is_left_liquidatable(found: Records) -> Differences:
     return differences
 
 
-def only_whom_poison_names_is_suspended(found: Records) -> Differences:
+def only_whom_poison_names_is_suspended(records: RunRecords) -> Differences:
     """Every event of the load can be applied; a transfer that cannot be read suspends its account, each once."""
     expected = Counter(
         NAMED_BY_POISON
-        for record in found.of(topics.TRANSFERS)
+        for record in records.of(topics.TRANSFERS)
         if record.is_poison and f'"{NAMED_BY_POISON}"'.encode() in (record.value or b"")
     )
-    rows = _rows(found)
+    rows = _rows(records)
     return [
         f"{account}: {row['suspended_reason']}; {row['unapplied']} unapplied, must be {expected[account]}"
         for account, row in rows.items()
@@ -268,13 +268,13 @@ def only_whom_poison_names_is_suspended(found: Records) -> Differences:
 # --- journal and tables ----------------------------------------------------------------------------------------------
 
 
-def journal_is_contiguous(found: Records) -> Differences:
+def journal_is_contiguous(records: RunRecords) -> Differences:
     """Sequences rise by one, each record names the one before and goes on where it ended, under the last claim."""
     differences: Differences = []
-    for shard in range(found.shards):
+    for shard in range(records.shards):
         before: tuple[int, Any] | None = None
         claim = -1
-        for record, entry in found.readable(topics.JOURNAL, shard):
+        for record, entry in records.readable(topics.JOURNAL, shard):
             where = f"{topics.JOURNAL}[{shard}] offset {record.offset}"
             if entry["kind"] == "claim":
                 claim = record.offset
@@ -306,42 +306,44 @@ def _breaks(before: tuple[int, Any], entry: Any) -> Iterator[str]:
         yield f"marks_before {entry['marks_before']} is not among {entry['marks']}"
 
 
-def journal_accounts_for_every_row(found: Records) -> Differences:
+def journal_accounts_for_every_row(records: RunRecords) -> Differences:
     """The changelog has as many rows as the journal says: none of a transaction that the journal does not know."""
     differences = []
-    for shard in range(found.shards):
-        journaled = sum(entry["accounts"] for _, entry in found.readable(topics.JOURNAL, shard))
-        rows = len(found.of(topics.ACCOUNTS, shard))
+    for shard in range(records.shards):
+        journaled = sum(entry["accounts"] for _, entry in records.readable(topics.JOURNAL, shard))
+        rows = len(records.of(topics.ACCOUNTS, shard))
         if journaled != rows:
             differences.append(f"shard {shard}: {rows} rows, the journal says {journaled}")
     return differences
 
 
-def redis_equals_changelog(found: Records) -> Differences:
+def redis_equals_changelog(records: RunRecords) -> Differences:
     """Redis holds every account's last row byte for byte and nothing else, under the token of the last claim."""
-    rows = found.rows()
-    tables = {account: row for table in found.tables.values() for account, row in table.items()}
+    rows = records.rows()
+    tables = {account: row for table in records.tables.values() for account, row in table.items()}
     differences = [
         f"{account}: Redis {tables.get(account)!r:.200}, changelog {rows.get(account)!r:.200}"
         for account in sorted({*rows, *tables})
         if rows.get(account) != tables.get(account)
     ]
-    for shard in range(found.shards):
-        claims = [record.offset for record, entry in found.readable(topics.JOURNAL, shard) if entry["kind"] == "claim"]
-        meta = found.metas.get(shard, {})
+    for shard in range(records.shards):
+        claims = [
+            record.offset for record, entry in records.readable(topics.JOURNAL, shard) if entry["kind"] == "claim"
+        ]
+        meta = records.metas.get(shard, {})
         if not claims or meta.get("token") != str(claims[-1]):
             differences.append(f"shard {shard}: Redis has token {meta.get('token')}, the last claims are {claims[-2:]}")
         if "building" in meta or "writing" in meta:
             differences.append(f"shard {shard}: its table is being built or written: {meta}")
         differences += [
             f"{account} is in the table of shard {shard}"
-            for account in found.tables.get(shard, {})
-            if shard_of(account, found.shards) != shard
+            for account in records.tables.get(shard, {})
+            if shard_of(account, records.shards) != shard
         ]
     return differences
 
 
-CHECKS: dict[str, Callable[[Records], Differences]] = {
+CHECKS: dict[str, Callable[[RunRecords], Differences]] = {
     check.__name__: check
     for check in (
         every_trade_is_routed_once,
@@ -375,18 +377,18 @@ class Verdict:
         return not any(self.differences.values())
 
 
-def judge(found: Records) -> Verdict:
+def judge(records: RunRecords) -> Verdict:
     """Every check's differences; a check that breaks down has found one."""
     differences = {}
     for name, check in CHECKS.items():
         try:
-            differences[name] = check(found)
+            differences[name] = check(records)
         except (KeyError, ValueError, ArithmeticError, TypeError) as error:
             differences[name] = [f"the records cannot be judged: {error!r}"]
-    every = [text for found_ in differences.values() for text in found_]
+    every = [text for texts in differences.values() for text in texts]
     return Verdict(
         differences,
-        commands=len(found.of(topics.COMMANDS)),
+        commands=len(records.of(topics.COMMANDS)),
         lost=sum("lost" in text for text in every),
         repeated=sum("repeated" in text for text in every),
     )
@@ -398,9 +400,9 @@ def judge(found: Records) -> Verdict:
 class ShardLedger:
     """The ledger of one shard as its frames have made it up to an offset; a transfer that is not newer is dropped."""
 
-    def __init__(self, found: Records, shard: int, parameters: ParameterLog) -> None:
+    def __init__(self, records: RunRecords, shard: int, parameters: ParameterLog) -> None:
         self.ledger = ReferenceLedger(parameters.as_of(LAST))
-        self._frames = iter(list(found.readable(topics.EVENTS, shard)))
+        self._frames = iter(list(records.readable(topics.EVENTS, shard)))
         self._ahead = next(self._frames, None)
         self._come: set[tuple[str, int]] = set()
 
@@ -423,8 +425,8 @@ class ShardLedger:
 class _MarksAsOf:
     """The marks, and the time, as of some offsets of ``margin.marks.v1``."""
 
-    def __init__(self, found: Records, offsets: list[int]) -> None:
-        log = MarkLog((record.offset, frame) for record, frame in found.readable(topics.MARKS))
+    def __init__(self, records: RunRecords, offsets: list[int]) -> None:
+        log = MarkLog((record.offset, frame) for record, frame in records.readable(topics.MARKS))
         self._seen = {}
         for offset in offsets:
             log.walk_to(offset)
@@ -434,14 +436,14 @@ class _MarksAsOf:
         return self._seen[offset]
 
 
-def _parameters(found: Records) -> ParameterLog:
+def _parameters(records: RunRecords) -> ParameterLog:
     return ParameterLog(
-        [(record.offset, (record.key or b"").decode(), value) for record, value in found.readable(topics.PARAMETERS)]
+        [(record.offset, (record.key or b"").decode(), value) for record, value in records.readable(topics.PARAMETERS)]
     )
 
 
-def _rows(found: Records) -> dict[str, Any]:
-    return {account: Record(0, 0, None, row).json() for account, row in found.rows().items()}
+def _rows(records: RunRecords) -> dict[str, Any]:
+    return {account: TopicRecord(0, 0, None, row).json() for account, row in records.rows().items()}
 
 
 def _unequal(what: str, expected: Counter[Any], actual: Counter[Any]) -> Differences:

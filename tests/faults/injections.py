@@ -218,8 +218,8 @@ def _partition(strike: Strike) -> str:
 
 def _leader(strike: Strike) -> Worker:
     group = f"{strike.pipeline.settings.oracle.app_id}-leader"
-    found = strike.pipeline.admin.describe_consumer_groups([group])[group].result(timeout=10)
-    leading = [member.client_id for member in found.members if member.assignment.topic_partitions]
+    description = strike.pipeline.admin.describe_consumer_groups([group])[group].result(timeout=10)
+    leading = [member.client_id for member in description.members if member.assignment.topic_partitions]
     for worker in strike.pipeline.fleet.of("oracle"):
         if leading and leading[0].endswith(worker.member_name):
             return worker

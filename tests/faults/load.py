@@ -57,11 +57,11 @@ def now_us() -> int:
 
 def canaries(shards: int) -> list[str]:
     """One account in each shard."""
-    found: dict[int, str] = {}
+    by_shard: dict[int, str] = {}
     for number in itertools.count():
-        found.setdefault(shard_of(name := f"canary-{number}", shards), name)
-        if len(found) == shards:
-            return [found[shard] for shard in range(shards)]
+        by_shard.setdefault(shard_of(name := f"canary-{number}", shards), name)
+        if len(by_shard) == shards:
+            return [by_shard[shard] for shard in range(shards)]
     raise AssertionError("unreachable")
 
 

@@ -201,8 +201,8 @@ class Pipeline:
 
     def _in_redis(self, shard: int, account: str) -> bytes | None:
         try:
-            found: bytes | None = self.redis.hget(accounts_key(shard), account)  # type: ignore[assignment]
-            return found
+            row: bytes | None = self.redis.hget(accounts_key(shard), account)  # type: ignore[assignment]
+            return row
         except redis.RedisError:
             return None
 
@@ -229,25 +229,27 @@ class Pipeline:
             (("engine", self.settings.engine.group_id), ("router", self.settings.router.group_id)),
         )
         for role, group in (*groups, ("oracle", f"{kafka.oracle.app_id}-leader")):
-            found = self._members(group)
+            members = self._members(group)
             names = {worker.member_name for worker in self.fleet if worker.role == role}
-            idle = sum(not works for works in found.values())
-            if len(found) != len(names) or not all(any(client.endswith(name) for client in found) for name in names):
-                unsettled.append(f"{group} has {sorted(found)} and not {sorted(names)}")
+            idle = sum(not works for works in members.values())
+            if len(members) != len(names) or not all(
+                any(client.endswith(name) for client in members) for name in names
+            ):
+                unsettled.append(f"{group} has {sorted(members)} and not {sorted(names)}")
             elif idle > (len(names) - 1 if role == "oracle" else 0):
-                unsettled.append(f"{group} has members without work: {found}")
+                unsettled.append(f"{group} has members without work: {members}")
         return unsettled
 
     def _members(self, group: str) -> dict[str, bool]:
         """The members of a group by client id, each with whether it has partitions; none if it is not at rest."""
         try:
-            found = self.admin.describe_consumer_groups([group], request_timeout=5)[group].result(timeout=5)
+            description = self.admin.describe_consumer_groups([group], request_timeout=5)[group].result(timeout=5)
         except (KafkaException, TimeoutError):
             self.admin = self._new_admin()  # it may wait for ever for a coordinator that it knew before
             return {}
-        if found.state.name != "STABLE":
+        if description.state.name != "STABLE":
             return {}
-        return {member.client_id: bool(member.assignment.topic_partitions) for member in found.members}
+        return {member.client_id: bool(member.assignment.topic_partitions) for member in description.members}
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -128,10 +128,10 @@ class Proxy:
             self._changed.notify_all()
 
     async def _cut_all(self) -> int:
-        found = list(self._connections)
-        for connection in found:
+        connections = list(self._connections)
+        for connection in connections:
             _cut(connection)
-        return len(found)
+        return len(connections)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Known from here on, whether or not it is ever served."""

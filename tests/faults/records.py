@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, TopicPartition
 from schemas import topics
 from streams.broker import config
 from streams.broker.reader import LogReader
-from streams.broker.records import Record as BrokerRecord
+from streams.broker.records import Record
 from streams.settings import Settings
 from streams.tables.keys import accounts_key, meta_key
 from tests.faults.load import POISON
@@ -21,7 +21,7 @@ Place = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TopicRecord:
     """A committed record."""
 
     partition: int
@@ -40,44 +40,44 @@ class Record:
 
 
 @dataclass
-class Records:
-    """One run's."""
+class RunRecords:
+    """What one run left behind."""
 
     shards: int
-    logs: dict[str, list[Record]] = field(default_factory=dict)
+    logs: dict[str, list[TopicRecord]] = field(default_factory=dict)
     committed: dict[Place, int] = field(default_factory=dict)
     """By what a group reads (a topic of the contract is read by one group): its committed offset."""
 
     tables: dict[int, dict[str, bytes]] = field(default_factory=dict)
     metas: dict[int, dict[str, str]] = field(default_factory=dict)
 
-    def of(self, topic: str, partition: int | None = None) -> list[Record]:
+    def of(self, topic: str, partition: int | None = None) -> list[TopicRecord]:
         """In the order of the log; of all partitions, one after the other."""
         return [record for record in self.logs.get(topic, []) if partition in (None, record.partition)]
 
-    def readable(self, topic: str, partition: int | None = None) -> Iterator[tuple[Record, Any]]:
+    def readable(self, topic: str, partition: int | None = None) -> Iterator[tuple[TopicRecord, Any]]:
         """The records that are not poison, with their JSON."""
         return ((record, record.json()) for record in self.of(topic, partition) if not record.is_poison)
 
     def rows(self) -> dict[str, bytes]:
         """Every account's last row in the changelog."""
-        found: dict[str, bytes] = {}
+        rows: dict[str, bytes] = {}
         for record in self.of(topics.ACCOUNTS):
             account = (record.key or b"").decode()
             if record.value is None:
-                found.pop(account, None)
+                rows.pop(account, None)
             else:
-                found[account] = record.value
-        return found
+                rows[account] = record.value
+        return rows
 
 
-def collect(settings: Settings) -> Records:
+def collect(settings: Settings) -> RunRecords:
     """Read it all back."""
-    found = Records(settings.topics.shards)
+    records = RunRecords(settings.topics.shards)
     with LogReader(settings.kafka, "faults-checker") as reader:
         for topic in topics.all_topics():
-            found.logs[topic.name] = [
-                Record(partition, m.offset() or 0, _bytes(m.key()), m.value(), _headers(m))
+            records.logs[topic.name] = [
+                TopicRecord(partition, m.offset() or 0, _bytes(m.key()), m.value(), _headers(m))
                 for partition in range(reader.partitions(topic.name))
                 for m in reader.read_range(topic.name, partition, 0)
             ]
@@ -85,14 +85,14 @@ def collect(settings: Settings) -> Records:
         places = {topic: reader.partitions(topic) for topic in (*inputs, topics.EVENTS)}
     for name, count in places.items():
         group = settings.engine.group_id if name == topics.EVENTS else settings.router.group_id
-        found.committed |= _committed(settings, group, name, count)
+        records.committed |= _committed(settings, group, name, count)
     with redis.Redis.from_url(settings.redis.url) as client:
-        for shard in range(found.shards):
+        for shard in range(records.shards):
             rows: dict[Any, Any] = client.hgetall(accounts_key(shard))
             meta: dict[Any, Any] = client.hgetall(meta_key(shard))
-            found.tables[shard] = {name.decode(): row for name, row in rows.items()}
-            found.metas[shard] = {name.decode(): value.decode() for name, value in meta.items()}
-    return found
+            records.tables[shard] = {name.decode(): row for name, row in rows.items()}
+            records.metas[shard] = {name.decode(): value.decode() for name, value in meta.items()}
+    return records
 
 
 def _committed(settings: Settings, group: str, topic: str, count: int) -> dict[Place, int]:
@@ -104,7 +104,7 @@ def _committed(settings: Settings, group: str, topic: str, count: int) -> dict[P
         consumer.close()
 
 
-def _headers(message: BrokerRecord) -> dict[str, bytes]:
+def _headers(message: Record) -> dict[str, bytes]:
     return {name: _bytes(value) or b"" for name, value in dict(message.headers() or []).items()}
 
 

@@ -52,13 +52,13 @@ class Result:
             self.verdict is not None
             and self.verdict.passed
             and not self.problems
-            and not any(found.problem for found in self.rounds)
+            and not any(outcome.problem for outcome in self.rounds)
         )
 
     def lines(self) -> list[str]:
         """The end of the report."""
-        injected = [found for found in self.rounds if found.evidence]
-        slowest = max((found.recovered_s or 0.0 for found in self.rounds), default=0.0)
+        injected = [outcome for outcome in self.rounds if outcome.evidence]
+        slowest = max((outcome.recovered_s or 0.0 for outcome in self.rounds), default=0.0)
         lines = [f"{name}: {count} times, and was started again" for name, count in sorted(self.ended.items())]
         lines += [f"problem: {problem}" for problem in self.problems]
         if self.verdict is not None:
@@ -79,10 +79,10 @@ def schedule(rounds: int | None, only: Sequence[str], seed: int) -> list[str]:
     names = list(only) or list(FAULTS)
     wanted = len(names) if rounds is None else rounds
     rng = random.Random(seed)
-    found: list[str] = []
-    while len(found) < wanted:
-        found += rng.sample(names, len(names))
-    return found[:wanted]
+    shuffled: list[str] = []
+    while len(shuffled) < wanted:
+        shuffled += rng.sample(names, len(names))
+    return shuffled[:wanted]
 
 
 class Run:
@@ -100,12 +100,12 @@ class Run:
             pipeline.await_settled()
             evidence = strike.inject()
             pipeline.await_recovery()
-            found = Round(number, name, evidence, time.monotonic() - strike.struck_at)
+            outcome = Round(number, name, evidence, time.monotonic() - strike.struck_at)
         except (NotInjected, NotRefused, NotInTime) as error:
             pipeline.fleet.say_where()
-            found = Round(number, name, evidence, problem=f"{type(error).__name__}: {error}")
-        self._result.rounds.append(found)
-        return found
+            outcome = Round(number, name, evidence, problem=f"{type(error).__name__}: {error}")
+        self._result.rounds.append(outcome)
+        return outcome
 
     @property
     def works(self) -> bool:
@@ -155,9 +155,9 @@ def play(names: Sequence[str], seed: int, say: Say) -> Result:
         say(f"everything runs after {time.monotonic() - started:.1f} s; seed {seed}")
         run = Run(pipeline, seed)
         for name in names:
-            found = run.round(name)
-            say(str(found))
-            if found.problem and not run.works:
+            outcome = run.round(name)
+            say(str(outcome))
+            if outcome.problem and not run.works:
                 say("it does not work again: no more rounds")
                 break
         say(f"coming to rest after {time.monotonic() - started:.1f} s")

@@ -12,7 +12,7 @@ from schemas import topics
 from schemas.partitioning import shard_of
 from tests.faults.checker import CHECKS, judge
 from tests.faults.load import POISON
-from tests.faults.records import Record, Records
+from tests.faults.records import RunRecords, TopicRecord
 
 SYMBOL = "X-PERP"
 SHARDS = 2
@@ -20,7 +20,7 @@ SHARDS = 2
 
 def account_of(name: str, shard: int = 0) -> str:
     """``name`` with a number that puts it into ``shard``."""
-    return next(found for n in itertools.count() if shard_of(found := f"{name}{n}", SHARDS) == shard)
+    return next(account for n in itertools.count() if shard_of(account := f"{name}{n}", SHARDS) == shard)
 
 
 ALICE, MAKER, STRANGER = account_of("alice"), account_of("maker"), account_of("stranger", 1)
@@ -28,9 +28,9 @@ ALICE, MAKER, STRANGER = account_of("alice"), account_of("maker"), account_of("s
 
 def record(
     offset: int, value: Any, key: str = "", partition: int = 0, headers: dict[str, bytes] | None = None
-) -> Record:
+) -> TopicRecord:
     data = value if isinstance(value, bytes) else orjson.dumps(value)
-    return Record(partition, offset, key.encode() or None, data, headers or {})
+    return TopicRecord(partition, offset, key.encode() or None, data, headers or {})
 
 
 def letter_of(offset: int) -> dict[str, bytes]:
@@ -38,11 +38,11 @@ def letter_of(offset: int) -> dict[str, bytes]:
     return {"dlq.partition": b"0", "dlq.offset": str(offset).encode()}
 
 
-def change(found: Records, topic: str, index: int, **changes: Any) -> None:
+def change(records: RunRecords, topic: str, index: int, **changes: Any) -> None:
     """Put ``changes`` into the JSON of one record."""
-    old = found.logs[topic][index]
+    old = records.logs[topic][index]
     value = old.json() | changes
-    found.logs[topic][index] = Record(old.partition, old.offset, old.key, orjson.dumps(value), old.headers)
+    records.logs[topic][index] = TopicRecord(old.partition, old.offset, old.key, orjson.dumps(value), old.headers)
 
 
 def trade(number: int, price: str, quantity: str, aggressor: str, order: str, fee: str) -> dict[str, Any]:
@@ -97,71 +97,67 @@ def journal(sequence: int, previous: int, **fields: Any) -> dict[str, Any]:
     } | fields  # fmt: skip
 
 
-@pytest.fixture
-def right() -> Records:
-    """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1.
+# --- a run that is right ---------------------------------------------------------------------------------------------
 
-    Her transfer and the first trade came twice; one trade and one price could not be read.
-    """
-    found = Records(SHARDS)
-    order = f"{ALICE}:1:0"
-    opening, closing = trade(1, "100", "10", "buy", "o1", "0"), trade(2, "94", "2", "sell", order, "1")
-    deposits = [transfer(ALICE, "100", 1), transfer(MAKER, "10000", 1), transfer(ALICE, "100", 1)]
+ORDER = f"{ALICE}:1:0"
+DEPOSITS = [transfer(ALICE, "100", 1), transfer(MAKER, "10000", 1), transfer(ALICE, "100", 1)]
+LAST_ROWS = {
+    ALICE: row(ALICE, "99", "8", "-812", liquidation_sequence=1, alert_sequence=1),
+    MAKER: row(MAKER, "10000", "-8", "812"),
+}
+
+
+def inputs() -> dict[str, list[TopicRecord]]:
+    """The logs from outside, and the dead letters of what could not be read."""
+    opening, closing = trade(1, "100", "10", "buy", "o1", "0"), trade(2, "94", "2", "sell", ORDER, "1")
     poison = POISON.decode() + "0"
     tier = {"notional_floor": "0", "maintenance_rate": "0.05", "initial_rate": "0.1"}
-    rows = {
-        ALICE: row(ALICE, "99", "8", "-812", liquidation_sequence=1, alert_sequence=1),
-        MAKER: row(MAKER, "10000", "-8", "812"),
-    }
-    found.logs = {
+    return {
         topics.PARAMETERS: [
             record(0, {"asset": "USDC", "price_symbol": None}, "asset:USDC"),
             record(1, {"settle_asset": "USDC", "margin_tiers": [tier]}, f"instrument:{SYMBOL}"),
         ],
-        topics.TRANSFERS: [record(offset, value) for offset, value in enumerate(deposits)],
+        topics.TRANSFERS: [record(offset, value) for offset, value in enumerate(DEPOSITS)],
         topics.TRADES: [
             record(0, opening), record(1, opening), record(2, b"{", poison), record(3, closing),
         ],
         topics.dead_letter_topic(topics.TRADES): [record(0, b"{", poison, headers=letter_of(2))],
         topics.PRICES: [record(2, b"nope", poison)],
         topics.dead_letter_topic(topics.PRICES): [record(n, b"nope", poison, headers=letter_of(2)) for n in (0, 1)],
-        topics.REPORTS: [record(0, {"account": ALICE, "order_id": order, "status": "filled"})],
-        topics.EVENTS: [
-            record(
-                0,
-                frame(
-                    transfers={
-                        name: [value[name] for value in deposits]
-                        for name in ("account", "margin", "asset", "amount", "sequence")
-                    },
-                    fills=fills((ALICE, "10", "100", "0", 1), (MAKER, "-10", "100", "0", 1)),
-                ),
-            ),
-            record(
-                2,
-                frame(
-                    fills=fills((ALICE, "-2", "94", "1", 2), (MAKER, "2", "94", "0", 2)),
-                    reports={"account": [ALICE], "order_id": [order]},
-                ),
-            ),
-        ],
+        topics.REPORTS: [record(0, {"account": ALICE, "order_id": ORDER, "status": "filled"})],
+    }  # fmt: skip
+
+
+def routed() -> list[TopicRecord]:
+    """The frames that the router makes of the inputs."""
+    columns = ("account", "margin", "asset", "amount", "sequence")
+    opened = frame(
+        transfers={name: [deposit[name] for deposit in DEPOSITS] for name in columns},
+        fills=fills((ALICE, "10", "100", "0", 1), (MAKER, "-10", "100", "0", 1)),
+    )
+    closed = frame(
+        fills=fills((ALICE, "-2", "94", "1", 2), (MAKER, "2", "94", "0", 2)),
+        reports={"account": [ALICE], "order_id": [ORDER]},
+    )
+    return [record(0, opened), record(2, closed)]
+
+
+def outputs() -> dict[str, list[TopicRecord]]:
+    """The logs of the oracle and of the engine."""
+    command = {
+        "command_id": f"{ALICE}:1", "account": ALICE, "margin": "cross", "sequence": 1,
+        "evidence": {
+            "equity": "40", "maintenance_margin": "47", "health_ratio": "0.85106382", "shard": 0,
+            "events_offset": 0, "marks_offset": 1, "parameters_version": 1, "marks": {SYMBOL: "94"},
+        },
+    }  # fmt: skip
+    return {
         topics.MARKS: [record(0, marks(10, "100")), record(1, marks(20, "94")), record(2, marks(30, "95"))],
-        topics.COMMANDS: [
-            record(
-                0,
-                {
-                    "command_id": f"{ALICE}:1", "account": ALICE, "margin": "cross", "sequence": 1,
-                    "evidence": {
-                        "equity": "40", "maintenance_margin": "47", "health_ratio": "0.85106382", "shard": 0,
-                        "events_offset": 0, "marks_offset": 1, "parameters_version": 1, "marks": {SYMBOL: "94"},
-                    },
-                },
-            )
-        ],
+        topics.COMMANDS: [record(0, command)],
         topics.ALERTS: [record(0, {"alert_id": f"{ALICE}:alert:1", "account": ALICE})],
         topics.ACCOUNTS: [
             record(0, row(ALICE, "100", "10", "-1000"), ALICE), record(1, row(MAKER, "10000", "-10", "1000"), MAKER),
-            record(3, rows[ALICE], ALICE), record(4, rows[MAKER], MAKER),
+            record(3, LAST_ROWS[ALICE], ALICE), record(4, LAST_ROWS[MAKER], MAKER),
         ],
         topics.JOURNAL: [
             record(0, journal(1, -1, kind="claim", claim=-1)),
@@ -171,13 +167,29 @@ def right() -> Records:
             record(2, journal(2, 0, marks=[0, 3]), partition=1),
         ],
     }  # fmt: skip
-    found.committed = {(topics.TRADES, 0): 4, (topics.TRANSFERS, 0): 3, (topics.EVENTS, 0): 3, (topics.EVENTS, 1): 0}
-    found.tables = {0: {account: orjson.dumps(value) for account, value in rows.items()}, 1: {}}
-    found.metas = {0: {"token": "0"}, 1: {"token": "0"}}
-    return found
 
 
-def test_records_that_are_right_pass_every_check(right: Records) -> None:
+@pytest.fixture
+def right() -> RunRecords:
+    """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1.
+
+    Her transfer and the first trade came twice; one trade and one price could not be read.
+    """
+    return RunRecords(
+        SHARDS,
+        logs=inputs() | {topics.EVENTS: routed()} | outputs(),
+        committed={
+            (topics.TRADES, 0): 4,
+            (topics.TRANSFERS, 0): 3,
+            (topics.EVENTS, 0): 3,
+            (topics.EVENTS, 1): 0,
+        },
+        tables={0: {account: orjson.dumps(value) for account, value in LAST_ROWS.items()}, 1: {}},
+        metas={0: {"token": "0"}, 1: {"token": "0"}},
+    )
+
+
+def test_records_that_are_right_pass_every_check(right: RunRecords) -> None:
     verdict = judge(right)
     assert verdict.differences == {name: [] for name in CHECKS}
     assert (verdict.passed, verdict.commands, verdict.lost, verdict.repeated) == (True, 1, 0, 0)
@@ -186,176 +198,176 @@ def test_records_that_are_right_pass_every_check(right: Records) -> None:
 # --- tampering -------------------------------------------------------------------------------------------------------
 
 
-def lose_a_fill(found: Records) -> None:
-    change(found, topics.EVENTS, 1, fills=fills((ALICE, "-2", "94", "1", 2)))
+def lose_a_fill(records: RunRecords) -> None:
+    change(records, topics.EVENTS, 1, fills=fills((ALICE, "-2", "94", "1", 2)))
 
 
-def route_a_trade_twice(found: Records) -> None:
+def route_a_trade_twice(records: RunRecords) -> None:
     both = [(ALICE, "-2", "94", "1", 2), (MAKER, "2", "94", "0", 2)]
-    change(found, topics.EVENTS, 1, fills=fills(*both, *both))
+    change(records, topics.EVENTS, 1, fills=fills(*both, *both))
 
 
-def route_a_trade_to_another_shard(found: Records) -> None:
-    old = found.logs[topics.EVENTS][1]
-    found.logs[topics.EVENTS][1] = Record(1, old.offset, old.key, old.value)
+def route_a_trade_to_another_shard(records: RunRecords) -> None:
+    old = records.logs[topics.EVENTS][1]
+    records.logs[topics.EVENTS][1] = TopicRecord(1, old.offset, old.key, old.value)
 
 
-def lose_a_report(found: Records) -> None:
-    change(found, topics.EVENTS, 1, reports={"account": [], "order_id": []})
+def lose_a_report(records: RunRecords) -> None:
+    change(records, topics.EVENTS, 1, reports={"account": [], "order_id": []})
 
 
-def lose_a_unit(found: Records) -> None:
+def lose_a_unit(records: RunRecords) -> None:
     changed = row(ALICE, "98.999999", "8", "-812", liquidation_sequence=1, alert_sequence=1)
-    found.logs[topics.ACCOUNTS][2] = record(3, changed, ALICE)
-    found.tables[0][ALICE] = orjson.dumps(changed)
+    records.logs[topics.ACCOUNTS][2] = record(3, changed, ALICE)
+    records.tables[0][ALICE] = orjson.dumps(changed)
 
 
-def apply_a_transfer_twice(found: Records) -> None:
-    change(found, topics.ACCOUNTS, 3, transfer_sequence=2)
+def apply_a_transfer_twice(records: RunRecords) -> None:
+    change(records, topics.ACCOUNTS, 3, transfer_sequence=2)
 
 
-def lose_poison(found: Records) -> None:
-    found.logs[topics.dead_letter_topic(topics.TRADES)].clear()
+def lose_poison(records: RunRecords) -> None:
+    records.logs[topics.dead_letter_topic(topics.TRADES)].clear()
 
 
-def repeat_poison(found: Records) -> None:
-    found.logs[topics.dead_letter_topic(topics.TRADES)] *= 2
+def repeat_poison(records: RunRecords) -> None:
+    records.logs[topics.dead_letter_topic(topics.TRADES)] *= 2
 
 
-def change_poison(found: Records) -> None:
-    letters = found.logs[topics.dead_letter_topic(topics.TRADES)]
-    letters[0] = Record(0, 0, letters[0].key, b"}", letters[0].headers)
+def change_poison(records: RunRecords) -> None:
+    letters = records.logs[topics.dead_letter_topic(topics.TRADES)]
+    letters[0] = TopicRecord(0, 0, letters[0].key, b"}", letters[0].headers)
 
 
-def refuse_a_readable_record(found: Records) -> None:
-    letters = found.logs[topics.dead_letter_topic(topics.TRADES)]
+def refuse_a_readable_record(records: RunRecords) -> None:
+    letters = records.logs[topics.dead_letter_topic(topics.TRADES)]
     letters.append(record(1, trade(1, "100", "10", "buy", "o1", "0"), headers=letter_of(1)))
 
 
-def lose_a_price_letter(found: Records) -> None:
-    found.logs[topics.dead_letter_topic(topics.PRICES)].clear()
+def lose_a_price_letter(records: RunRecords) -> None:
+    records.logs[topics.dead_letter_topic(topics.PRICES)].clear()
 
 
-def leave_a_record_unread(found: Records) -> None:
-    found.committed[topics.TRADES, 0] = 3
+def leave_a_record_unread(records: RunRecords) -> None:
+    records.committed[topics.TRADES, 0] = 3
 
 
-def commit_another_offset_than_the_journal(found: Records) -> None:
-    found.committed[topics.EVENTS, 0] = 4
+def commit_another_offset_than_the_journal(records: RunRecords) -> None:
+    records.committed[topics.EVENTS, 0] = 4
 
 
-def drop_a_command(found: Records) -> None:
-    found.logs[topics.COMMANDS].clear()
+def drop_a_command(records: RunRecords) -> None:
+    records.logs[topics.COMMANDS].clear()
 
 
-def repeat_a_command(found: Records) -> None:
-    found.logs[topics.COMMANDS] *= 2
+def repeat_a_command(records: RunRecords) -> None:
+    records.logs[topics.COMMANDS] *= 2
 
 
-def skip_a_command_number(found: Records) -> None:
-    change(found, topics.COMMANDS, 0, sequence=2, command_id=f"{ALICE}:2")
+def skip_a_command_number(records: RunRecords) -> None:
+    change(records, topics.COMMANDS, 0, sequence=2, command_id=f"{ALICE}:2")
 
 
-def issue_a_command_the_journal_does_not_know(found: Records) -> None:
-    change(found, topics.JOURNAL, 1, commands=[])
+def issue_a_command_the_journal_does_not_know(records: RunRecords) -> None:
+    change(records, topics.JOURNAL, 1, commands=[])
 
 
-def drop_an_alert(found: Records) -> None:
-    found.logs[topics.ALERTS].clear()
+def drop_an_alert(records: RunRecords) -> None:
+    records.logs[topics.ALERTS].clear()
 
 
-def repeat_an_alert(found: Records) -> None:
-    found.logs[topics.ALERTS] *= 2
+def repeat_an_alert(records: RunRecords) -> None:
+    records.logs[topics.ALERTS] *= 2
 
 
-def change_evidence(found: Records, **changes: Any) -> None:
-    change(found, topics.COMMANDS, 0, evidence=found.logs[topics.COMMANDS][0].json()["evidence"] | changes)
+def change_evidence(records: RunRecords, **changes: Any) -> None:
+    change(records, topics.COMMANDS, 0, evidence=records.logs[topics.COMMANDS][0].json()["evidence"] | changes)
 
 
-def liquidate_a_healthy_account(found: Records) -> None:
-    change_evidence(found, marks_offset=0)
+def liquidate_a_healthy_account(records: RunRecords) -> None:
+    change_evidence(records, marks_offset=0)
 
 
-def misstate_equity(found: Records) -> None:
-    change_evidence(found, equity="40.01")
+def misstate_equity(records: RunRecords) -> None:
+    change_evidence(records, equity="40.01")
 
 
-def invent_a_mark(found: Records) -> None:
-    change_evidence(found, marks={SYMBOL: "93"})
+def invent_a_mark(records: RunRecords) -> None:
+    change_evidence(records, marks={SYMBOL: "93"})
 
 
-def liquidate_on_a_halted_mark(found: Records) -> None:
-    found.logs[topics.MARKS][1] = record(1, marks(20, "94", "halted"))
+def liquidate_on_a_halted_mark(records: RunRecords) -> None:
+    records.logs[topics.MARKS][1] = record(1, marks(20, "94", "halted"))
 
 
-def liquidate_on_an_old_mark(found: Records) -> None:
-    change(found, topics.MARKS, 1, time=10_000_000)
+def liquidate_on_an_old_mark(records: RunRecords) -> None:
+    change(records, topics.MARKS, 1, time=10_000_000)
 
 
-def leave_somebody_below_maintenance(found: Records) -> None:
-    found.logs[topics.MARKS].append(record(3, marks(40, "90")))
+def leave_somebody_below_maintenance(records: RunRecords) -> None:
+    records.logs[topics.MARKS].append(record(3, marks(40, "90")))
 
 
-def suspend_somebody(found: Records) -> None:
-    change(found, topics.ACCOUNTS, 3, unapplied=1, suspended_reason="unknown symbol")
+def suspend_somebody(records: RunRecords) -> None:
+    change(records, topics.ACCOUNTS, 3, unapplied=1, suspended_reason="unknown symbol")
 
 
-def break_a_journal_link(found: Records) -> None:
-    change(found, topics.JOURNAL, 2, previous=1)
+def break_a_journal_link(records: RunRecords) -> None:
+    change(records, topics.JOURNAL, 2, previous=1)
 
 
-def skip_a_journal_record(found: Records) -> None:
-    change(found, topics.JOURNAL, 2, sequence=4)
+def skip_a_journal_record(records: RunRecords) -> None:
+    change(records, topics.JOURNAL, 2, sequence=4)
 
 
-def skip_a_mark(found: Records) -> None:
-    change(found, topics.JOURNAL, 2, marks=[3, 3])
+def skip_a_mark(records: RunRecords) -> None:
+    change(records, topics.JOURNAL, 2, marks=[3, 3])
 
 
-def apply_events_twice(found: Records) -> None:
-    change(found, topics.JOURNAL, 2, events=[0, 3])
+def apply_events_twice(records: RunRecords) -> None:
+    change(records, topics.JOURNAL, 2, events=[0, 3])
 
 
-def commit_under_a_claim_that_was_superseded(found: Records) -> None:
-    found.logs[topics.JOURNAL][2:3] = [
+def commit_under_a_claim_that_was_superseded(records: RunRecords) -> None:
+    records.logs[topics.JOURNAL][2:3] = [
         record(4, journal(3, 2, kind="claim", events=[1, 1], marks=[2, 2])),
         record(6, journal(4, 4, events=[1, 3], marks=[2, 3], accounts=2)),
     ]
 
 
-def let_a_claim_cover_inputs(found: Records) -> None:
-    change(found, topics.JOURNAL, 0, marks=[0, 1])
+def let_a_claim_cover_inputs(records: RunRecords) -> None:
+    change(records, topics.JOURNAL, 0, marks=[0, 1])
 
 
-def write_a_row_the_journal_does_not_know(found: Records) -> None:
-    found.logs[topics.ACCOUNTS].insert(0, found.logs[topics.ACCOUNTS][0])
+def write_a_row_the_journal_does_not_know(records: RunRecords) -> None:
+    records.logs[topics.ACCOUNTS].insert(0, records.logs[topics.ACCOUNTS][0])
 
 
-def change_redis(found: Records) -> None:
-    found.tables[0][ALICE] += b" "
+def change_redis(records: RunRecords) -> None:
+    records.tables[0][ALICE] += b" "
 
 
-def lose_a_row_in_redis(found: Records) -> None:
-    del found.tables[0][MAKER]
+def lose_a_row_in_redis(records: RunRecords) -> None:
+    del records.tables[0][MAKER]
 
 
-def keep_a_row_too_many_in_redis(found: Records) -> None:
-    found.tables[1][STRANGER] = b"{}"
+def keep_a_row_too_many_in_redis(records: RunRecords) -> None:
+    records.tables[1][STRANGER] = b"{}"
 
 
-def leave_an_old_token_in_redis(found: Records) -> None:
-    found.metas[0]["token"] = "-1"
+def leave_an_old_token_in_redis(records: RunRecords) -> None:
+    records.metas[0]["token"] = "-1"
 
 
-def leave_a_table_half_built(found: Records) -> None:
-    found.metas[1]["building"] = "1"
+def leave_a_table_half_built(records: RunRecords) -> None:
+    records.metas[1]["building"] = "1"
 
 
-def put_a_row_into_the_wrong_table(found: Records) -> None:
-    found.tables[1][MAKER] = found.tables[0].pop(MAKER)
+def put_a_row_into_the_wrong_table(records: RunRecords) -> None:
+    records.tables[1][MAKER] = records.tables[0].pop(MAKER)
 
 
-Tamper = Callable[[Records], None]
+Tamper = Callable[[RunRecords], None]
 TAMPERED: dict[str, list[Tamper]] = {
     "every_trade_is_routed_once": [lose_a_fill, route_a_trade_twice, route_a_trade_to_another_shard],
     "every_transfer_and_report_is_routed_once": [lose_a_report],
@@ -406,7 +418,7 @@ CASES = [(check, tamper) for check, tampers in TAMPERED.items() for tamper in ta
 
 
 @pytest.mark.parametrize(("check", "tamper"), CASES, ids=[tamper.__name__ for _, tamper in CASES])
-def test_a_check_finds_what_was_changed(right: Records, check: str, tamper: Tamper) -> None:
+def test_a_check_finds_what_was_changed(right: RunRecords, check: str, tamper: Tamper) -> None:
     changed = copy.deepcopy(right)
     tamper(changed)
     verdict = judge(changed)
@@ -424,14 +436,14 @@ def test_every_check_is_put_to_the_test() -> None:
     [(drop_a_command, True, False), (repeat_a_command, False, True), (lose_poison, True, False)],
 )
 def test_what_is_lost_and_what_is_repeated_is_counted(
-    right: Records, tamper: Tamper, lost: bool, repeated: bool
+    right: RunRecords, tamper: Tamper, lost: bool, repeated: bool
 ) -> None:
     tamper(right)
     verdict = judge(right)
     assert (verdict.lost > 0, verdict.repeated > 0) == (lost, repeated)
 
 
-def test_an_open_command_excuses_a_group_below_maintenance(right: Records) -> None:
+def test_an_open_command_excuses_a_group_below_maintenance(right: RunRecords) -> None:
     leave_somebody_below_maintenance(right)
     groups = right.logs[topics.ACCOUNTS][2].json()["groups"]
     groups[0]["command"] = {"command_id": f"{ALICE}:1"}
@@ -439,6 +451,6 @@ def test_an_open_command_excuses_a_group_below_maintenance(right: Records) -> No
     assert CHECKS["nobody_is_left_liquidatable"](right) == []
 
 
-def test_records_that_cannot_be_judged_are_a_difference(right: Records) -> None:
+def test_records_that_cannot_be_judged_are_a_difference(right: RunRecords) -> None:
     right.logs[topics.COMMANDS] = [record(0, {})]
     assert any("cannot be judged" in text for text in judge(right).differences["every_command_is_justified"])

@@ -24,17 +24,17 @@ def run() -> Iterator[Run]:
 @pytest.mark.long
 @pytest.mark.parametrize("name", SHORT)
 def test_the_fault_happens_and_everything_works_again(run: Run, name: str) -> None:
-    found = run.round(name)
-    assert not found.problem
-    assert found.evidence
-    assert found.recovered_s is not None
+    outcome = run.round(name)
+    assert not outcome.problem
+    assert outcome.evidence
+    assert outcome.recovered_s is not None
 
 
 @pytest.mark.long
 def test_nothing_was_lost_repeated_or_made_up_and_everybody_left_in_order(run: Run) -> None:
     result = run.finish()
     assert result.verdict is not None
-    assert {name: found for name, found in result.verdict.differences.items() if found} == {}
+    assert {name: differences for name, differences in result.verdict.differences.items() if differences} == {}
     assert result.verdict.commands > 0
     assert (result.verdict.lost, result.verdict.repeated) == (0, 0)
     assert result.problems == []

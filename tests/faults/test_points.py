@@ -37,9 +37,9 @@ def test_every_point_of_the_rows_is_laid_round_a_method_that_is_there(role: Role
 
 @pytest.fixture
 def received() -> Iterator[list[int]]:
-    found: list[int] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, _: found.append(number))
-    yield found
+    signals: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: signals.append(number))
+    yield signals
     signal.signal(signal.SIGUSR2, before)
 
 

@@ -89,22 +89,22 @@ class Client:
 
 @pytest.fixture
 def broker() -> Iterator[Broker]:
-    found = Broker()
-    yield found
-    found.close()
+    broker = Broker()
+    yield broker
+    broker.close()
 
 
 @pytest.fixture
 def proxy(broker: Broker) -> Iterator[Proxy]:
-    with Proxy(free_port(), broker.port) as found:
-        yield found
+    with Proxy(free_port(), broker.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[Client]:
-    found = Client(proxy.port)
-    yield found
-    found.close()
+    client = Client(proxy.port)
+    yield client
+    client.close()
 
 
 def test_what_no_rule_is_about_goes_through(client: Client, broker: Broker, proxy: Proxy) -> None:
@@ -183,6 +183,6 @@ def test_every_connection_is_cut_and_new_ones_are_taken(client: Client, proxy: P
 
 def test_a_broker_that_is_away_is_a_connection_that_is_cut() -> None:
     with Proxy(free_port(), free_port()) as proxy:
-        found = Client(proxy.port)
-        assert found.receive() is None
-        found.close()
+        client = Client(proxy.port)
+        assert client.receive() is None
+        client.close()

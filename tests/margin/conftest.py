@@ -223,33 +223,33 @@ def parameter_sets(draw: st.DrawFn, *, plain: bool = False) -> RiskParameters:
 
 
 @st.composite
-def books(draw: st.DrawFn, *, plain: bool = False, positions: int = 1) -> Book:
-    """A group with at least ``positions`` positions, solvent or not, and marks for all it needs."""
+def books(draw: st.DrawFn, *, plain: bool = False, positions_min: int = 1) -> Book:
+    """A group with at least ``positions_min`` positions, solvent or not, and marks for all it needs."""
     parameters = draw(parameter_sets(plain=plain))
     marks = {symbol: draw(decimals("1", "2000", 2)) for symbol in SYMBOLS}
     marks["EUR-USD"] = draw(decimals("0.5", "2", 4))
-    held = draw(st.lists(st.sampled_from(SYMBOLS), min_size=positions, max_size=3, unique=True))
-    found = []
+    held = draw(st.lists(st.sampled_from(SYMBOLS), min_size=positions_min, max_size=3, unique=True))
+    positions = []
     with localcontext(EXACT):
         for symbol in sorted(held):
             increment = parameters.instruments[symbol].quantity_increment
             lots = draw(st.integers(1, int(Decimal(1000) / increment))) * draw(st.sampled_from([1, -1]))
             entry = draw(decimals("1", "2000", 2))
-            found.append(Position(symbol, lots * increment, -lots * increment * entry))
+            positions.append(Position(symbol, lots * increment, -lots * increment * entry))
     balances = {
         asset: amount
         for asset, bound in (("USD", "300000"), ("EUR", "100000"), ("BTC", "100"))
         if (amount := draw(st.just(Decimal(0)) | decimals(f"-{bound}", bound, 2)))
     }
-    return Book(parameters, Group("a", "cross", balances, tuple(found)), marks)
+    return Book(parameters, Group("a", "cross", balances, tuple(positions)), marks)
 
 
 @st.composite
-def underwater(draw: st.DrawFn, *, plain: bool = False, positions: int = 1) -> Book:
+def underwater(draw: st.DrawFn, *, plain: bool = False, positions_min: int = 1) -> Book:
     """A liquidatable group with positive equity: the USD balance is set so that equity is a part of maintenance."""
     from streams.margin.health import evaluate
 
-    book = draw(books(plain=plain, positions=positions))
+    book = draw(books(plain=plain, positions_min=positions_min))
     share = draw(decimals("0.01", "0.99", 2))
     usd = book.parameters.assets["USD"]
     with localcontext(EXACT):

@@ -28,53 +28,53 @@ AMOUNT = (
 DECIMALS = st.integers(0, FRACTION_DIGITS_MAX)
 
 
-def column(amounts: list[int], decimals: int) -> Amounts:
-    found = Amounts(len(amounts))
+def column_of(amounts: list[int], decimals: int) -> Amounts:
+    column = Amounts(len(amounts))
     for index, amount in enumerate(amounts):
-        found.put(index, *divmod(amount, fine_step(decimals)))
-    return found
+        column.put(index, *divmod(amount, fine_step(decimals)))
+    return column
 
 
 @given(st.lists(AMOUNT, min_size=1, max_size=6), DECIMALS)
 def test_what_is_put_is_there(amounts: list[int], decimals: int) -> None:
-    found = column(amounts, decimals)
+    column = column_of(amounts, decimals)
     for index, amount in enumerate(amounts):
-        assert found.exact(index, decimals) == amount
-        assert found.units(index) == amount // fine_step(decimals)
-        assert parse_units(found.text(index, decimals), FRACTION_DIGITS_MAX) == amount
-        assert found.text(index, decimals) == from_units(amount, FRACTION_DIGITS_MAX)
-        assert Fraction(found.decimal(index, decimals)) == Fraction(amount, 10**18)
-        assert bool(found.held(slice(index, index + 1))[0]) == (amount != 0)
-        assert not found.is_plain(index) or found.view[index] * fine_step(decimals) == amount
-    assert found.held(slice(0, len(amounts))).tolist() == [amount != 0 for amount in amounts]
-    copied = found.copy()
-    found.resize(2 * len(amounts))
-    found.clear(0)
-    assert not found.held(slice(0, 1)).any()
+        assert column.exact(index, decimals) == amount
+        assert column.units(index) == amount // fine_step(decimals)
+        assert parse_units(column.text(index, decimals), FRACTION_DIGITS_MAX) == amount
+        assert column.text(index, decimals) == from_units(amount, FRACTION_DIGITS_MAX)
+        assert Fraction(column.decimal(index, decimals)) == Fraction(amount, 10**18)
+        assert bool(column.held(slice(index, index + 1))[0]) == (amount != 0)
+        assert not column.is_plain(index) or column.view[index] * fine_step(decimals) == amount
+    assert column.held(slice(0, len(amounts))).tolist() == [amount != 0 for amount in amounts]
+    copied = column.copy()
+    column.resize(2 * len(amounts))
+    column.clear(0)
+    assert not column.held(slice(0, 1)).any()
     assert copied.exact(0, decimals) == amounts[0]
-    assert [found.exact(index, decimals) for index in range(1, 2 * len(amounts))] == amounts[1:] + [0] * len(amounts)
+    assert [column.exact(index, decimals) for index in range(1, 2 * len(amounts))] == amounts[1:] + [0] * len(amounts)
 
 
 @given(st.lists(AMOUNT, min_size=1, max_size=6), DECIMALS, DECIMALS)
 def test_other_units_change_no_amount(amounts: list[int], before: int, after: int) -> None:
-    found = column(amounts, before)
+    column = column_of(amounts, before)
     at = np.arange(0, len(amounts), 2, dtype=np.int64)
-    assert found.finer_than(at, before, after) == any(amount % fine_step(after) for amount in amounts[::2])
-    found.rescale(at, before, after)
+    assert column.finer_than(at, before, after) == any(amount % fine_step(after) for amount in amounts[::2])
+    column.rescale(at, before, after)
     for index, amount in enumerate(amounts):
-        assert found.exact(index, before if index % 2 else after) == amount
-    assert all(found.units(index) == amounts[index] // fine_step(after) for index in at.tolist())
+        assert column.exact(index, before if index % 2 else after) == amount
+    assert all(column.units(index) == amounts[index] // fine_step(after) for index in at.tolist())
 
 
 @given(st.lists(AMOUNT, min_size=1, max_size=6), DECIMALS, st.data())
 def test_a_double_is_within_its_bound_and_has_the_sign_of_its_amount(
     amounts: list[int], decimals: int, data: st.DataObject
 ) -> None:
-    found = column(amounts, decimals)
+    column = column_of(amounts, decimals)
     step = fine_step(decimals)
     choices: list[int | np.ndarray[Any, np.dtype[np.int64]]] = [step, np.full(len(amounts), step, dtype=np.int64)]
     steps = data.draw(st.sampled_from(choices))
-    for value, amount in zip(found.doubles(slice(None), steps).tolist(), amounts, strict=True):
+    for value, amount in zip(column.doubles(slice(None), steps).tolist(), amounts, strict=True):
         exact = Fraction(amount, step)
         assert (value > 0, value < 0) == (exact > 0, exact < 0)
         assert abs(Fraction(value) - exact) <= abs(exact) * Fraction(92, 10 * 2**53)
@@ -90,13 +90,13 @@ def test_no_low_word_passes_what_can_be_written_while_the_high_one_is_within_its
 @given(st.lists(AMOUNT, min_size=1, max_size=6), DECIMALS, st.integers(0, 3))
 def test_high_words_above_a_bound_are_found(amounts: list[int], decimals: int, most: int) -> None:
     highs = [((amount // fine_step(decimals)) + 2**63) >> 64 for amount in amounts]
-    assert column(amounts, decimals).passes(slice(None), most) == any(abs(high) > most for high in highs)
+    assert column_of(amounts, decimals).passes(slice(None), most) == any(abs(high) > most for high in highs)
 
 
 @given(st.lists(AMOUNT, min_size=1, max_size=6), DECIMALS)
 def test_what_is_owed_is_added_up_exactly(amounts: list[int], decimals: int) -> None:
-    found = column(amounts, decimals)
+    column = column_of(amounts, decimals)
     at = np.arange(0, len(amounts), 2, dtype=np.int64)
-    assert found.below_zero(at, decimals) == sum(amount for amount in amounts[::2] if amount < 0)
+    assert column.below_zero(at, decimals) == sum(amount for amount in amounts[::2] if amount < 0)
     units = [amount // fine_step(decimals) for amount in amounts[::2]]
-    assert found.within(at, INT64_MAX).tolist() == [-INT64_MAX <= count <= INT64_MAX for count in units]
+    assert column.within(at, INT64_MAX).tolist() == [-INT64_MAX <= count <= INT64_MAX for count in units]

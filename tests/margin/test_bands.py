@@ -28,10 +28,10 @@ LEVELS = ("1.5", "1.2", "1.05")
 PRICED = (*SYMBOLS, "EUR-USD")
 
 
-def bracket(found: Portfolio, row: int) -> int:
+def bracket(portfolio: Portfolio, row: int) -> int:
     """How many edges the exact health ratio of a row has reached; -1 without margin and debt, -2 and -3 if it needs a
     mark that is not live and is, or is not, liquidatable all the same."""
-    return bracket_of(found.group(row), found.marks, found.parameters, found.stale)
+    return bracket_of(portfolio.group(row), portfolio.marks, portfolio.parameters, portfolio.stale)
 
 
 def bracket_of(
@@ -139,16 +139,16 @@ def with_levels() -> RiskParameters:
 
 @settings(max_examples=examples(250))
 @given(
-    st.lists(books(positions=0), min_size=1, max_size=5),
+    st.lists(books(positions_min=0), min_size=1, max_size=5),
     st.lists(MOVE | MOVE | MOVE | FLIP | FILL | CHANGE, min_size=1, max_size=12),
     st.sampled_from(["0.3", "2"]),
     st.booleans(),
     st.sets(st.sampled_from(PRICED), max_size=1),
 )
 def test_no_walk_of_marks_fills_and_rules_carries_a_group_past_an_edge_unseen(
-    found: list[Any], actions: list[Any], bound: str, scanned: bool, never: set[str]
+    group_books: list[Any], actions: list[Any], bound: str, scanned: bool, never: set[str]
 ) -> None:
-    parameters = found[0].parameters.with_record(
+    parameters = group_books[0].parameters.with_record(
         PolicyParameters(
             margin_call_levels=LEVELS,
             portfolio_margin_accounts=("account-0", "account-2", "account-3") if scanned else (),
@@ -158,10 +158,10 @@ def test_no_walk_of_marks_fills_and_rules_carries_a_group_past_an_edge_unseen(
         if not isinstance(record, PolicyParameters):
             parameters = parameters.with_record(msgspec.structs.replace(record, stale_bound=bound))
     portfolio = Portfolio(parameters)
-    for symbol, mark in found[0].marks.items():
+    for symbol, mark in group_books[0].marks.items():
         if symbol not in never:
             portfolio.set_mark(symbol, mark, True)
-    for number, book in enumerate(found):
+    for number, book in enumerate(group_books):
         row = portfolio.ledger.open_group(f"account-{number}", "cross")
         lots = {name: rule.quantity_increment for name, rule in parameters.instruments.items()}
         positions = [

@@ -69,7 +69,7 @@ def test_without_a_liquidation_price_no_mark_changes_the_verdict(book: Book, sym
     assert len(verdicts) == 1
 
 
-@given(books(positions=2), PRICED)
+@given(books(positions_min=2), PRICED)
 def test_the_liquidation_price_does_not_depend_on_the_symbols_own_mark(book: Book, symbol: str) -> None:
     others = {name: mark for name, mark in book.marks.items() if name != symbol}
     assert liquidation_price(book.group, symbol, others, book.parameters) == liquidation_price(

@@ -70,11 +70,11 @@ def asset(name: str, decimals: int) -> AssetParameters:
 def parameter_sets(draw: st.DrawFn) -> RiskParameters:
     """Any increments beside each other, any decimals of the assets that go with them."""
     instruments = [instrument(symbol, *draw(INCREMENTS)) for symbol in SETTLED]
-    found = RiskParameters.build(instruments)
+    parameters = RiskParameters.build(instruments)
     for name in PRICED:
-        needed = max(rules.cash_decimals for rules in found.instruments.values() if rules.settle_asset == name)
-        found = found.with_record(asset(name, draw(st.just(DECIMALS_DEFAULT) | st.integers(needed, 18))))
-    return found
+        needed = max(rules.cash_decimals for rules in parameters.instruments.values() if rules.settle_asset == name)
+        parameters = parameters.with_record(asset(name, draw(st.just(DECIMALS_DEFAULT) | st.integers(needed, 18))))
+    return parameters
 
 
 def sized(digits_max: int) -> st.SearchStrategy[int]:
@@ -309,10 +309,10 @@ def holding(decimals: Mapping[str, int], *increments: tuple[str, str]) -> tuple[
         for index, (price, quantity) in enumerate(increments)
     ]
     assets = [AssetParameters(asset=name, decimals=places) for name, places in decimals.items()]
-    found = Portfolio(RiskParameters.build([*assets, *records]))
-    for symbol in found.parameters.instruments:
-        found.set_mark(symbol, "1", True)
-    return found, found.ledger.open_group("a", "cross")
+    portfolio = Portfolio(RiskParameters.build([*assets, *records]))
+    for symbol in portfolio.parameters.instruments:
+        portfolio.set_mark(symbol, "1", True)
+    return portfolio, portfolio.ledger.open_group("a", "cross")
 
 
 @pytest.mark.parametrize(
@@ -329,20 +329,20 @@ def holding(decimals: Mapping[str, int], *increments: tuple[str, str]) -> tuple[
 )
 def test_a_balance_is_held_whatever_is_listed_beside_it(decimals: int, amount: str) -> None:
     listed = [("0.00000001", "0.00000001"), (LEAST, "1"), ("1", LEAST)] if decimals in (8, 18) else []
-    found, row = holding({"USD": decimals}, *listed)
+    portfolio, row = holding({"USD": decimals}, *listed)
     for sign in ("", "-"):
-        found.ledger.apply_transfer(row, "USD", sign + amount)
-        assert found.balances(row) == {"USD": sign + amount}
-        equity = Decimal(float(found.evaluate().equity[row]))
-        assert abs(equity - Decimal(sign + amount)) <= Decimal(float(found.evaluate().error[row]))
-        found.ledger.apply_transfer(row, "USD", ("" if sign else "-") + amount)
-    assert found.ledger.is_empty(row)
+        portfolio.ledger.apply_transfer(row, "USD", sign + amount)
+        assert portfolio.balances(row) == {"USD": sign + amount}
+        equity = Decimal(float(portfolio.evaluate().equity[row]))
+        assert abs(equity - Decimal(sign + amount)) <= Decimal(float(portfolio.evaluate().error[row]))
+        portfolio.ledger.apply_transfer(row, "USD", ("" if sign else "-") + amount)
+    assert portfolio.ledger.is_empty(row)
 
 
 def test_listing_the_finest_instrument_leaves_everybody_room() -> None:
-    found, row = holding({"USD": 8}, ("0.1", "0.001"))
-    found.ledger.apply_transfer(row, "USD", "90000")
-    found.ledger.apply_fill(row, "S0", "1000000", "60000", "12.5")
+    portfolio, row = holding({"USD": 8}, ("0.1", "0.001"))
+    portfolio.ledger.apply_transfer(row, "USD", "90000")
+    portfolio.ledger.apply_fill(row, "S0", "1000000", "60000", "12.5")
     fine = InstrumentParameters(
         symbol="PEPE",
         settle_asset="USD",
@@ -350,29 +350,29 @@ def test_listing_the_finest_instrument_leaves_everybody_room() -> None:
         quantity_increment="0.00000001",
         margin_tiers=TIERS[:1],
     )
-    found.set_parameters(found.parameters.with_record(fine))
-    found.ledger.apply_transfer(row, "USD", "1000000000")
-    found.ledger.apply_fill(row, "S0", "1000000", "70000", "12.5")
-    found.ledger.apply_fill(row, "PEPE", "90000000000.00000001", "0.00000007", "0.00000001")
-    found.ledger.apply_fill(row, "PEPE", "-0.00000001", "0.00000009", "0")
-    assert found.balances(row) == {"USD": "1000089974.99999999"}
-    assert found.positions(row) == [
+    portfolio.set_parameters(portfolio.parameters.with_record(fine))
+    portfolio.ledger.apply_transfer(row, "USD", "1000000000")
+    portfolio.ledger.apply_fill(row, "S0", "1000000", "70000", "12.5")
+    portfolio.ledger.apply_fill(row, "PEPE", "90000000000.00000001", "0.00000007", "0.00000001")
+    portfolio.ledger.apply_fill(row, "PEPE", "-0.00000001", "0.00000009", "0")
+    assert portfolio.balances(row) == {"USD": "1000089974.99999999"}
+    assert portfolio.positions(row) == [
         ("PEPE", "90000000000", "-6299.9999999999999998"),
         ("S0", "2000000", "-130000000000"),
     ]
-    found.ledger.apply_fill(row, "PEPE", "-90000000000", "0.00000007", "0")
-    assert found.balances(row) == {"USD": "1000089974.9999999900000002"}
-    found.ledger.apply_transfer(row, "USD", "-1000089974.99999999")
-    assert found.balances(row) == {"USD": "0.0000000000000002"}
-    assert not found.ledger.is_empty(row)
+    portfolio.ledger.apply_fill(row, "PEPE", "-90000000000", "0.00000007", "0")
+    assert portfolio.balances(row) == {"USD": "1000089974.9999999900000002"}
+    portfolio.ledger.apply_transfer(row, "USD", "-1000089974.99999999")
+    assert portfolio.balances(row) == {"USD": "0.0000000000000002"}
+    assert not portfolio.ledger.is_empty(row)
 
 
 def test_debt_of_less_than_a_unit_is_screened_as_debt() -> None:
-    found, row = holding({"USD": 8}, ("0.00000001", "0.00000001"))
-    found.ledger.apply_fill(row, "S0", "0.00000001", "0.00000002", "0")
-    found.ledger.apply_fill(row, "S0", "-0.00000001", "0.00000001", "0")
-    assert found.balances(row) == {"USD": "-0.0000000000000001"}
-    columns = found.evaluate()
+    portfolio, row = holding({"USD": 8}, ("0.00000001", "0.00000001"))
+    portfolio.ledger.apply_fill(row, "S0", "0.00000001", "0.00000002", "0")
+    portfolio.ledger.apply_fill(row, "S0", "-0.00000001", "0.00000001", "0")
+    assert portfolio.balances(row) == {"USD": "-0.0000000000000001"}
+    columns = portfolio.evaluate()
     assert -1.01e-16 < columns.equity[row] < -0.99e-16
     assert columns.error[row] < 1e-28
 
@@ -380,43 +380,43 @@ def test_debt_of_less_than_a_unit_is_screened_as_debt() -> None:
 @pytest.mark.parametrize("decimals", [1, 6, 8, 18])
 def test_many_small_steps_do_not_pass_the_border_that_one_may_not(decimals: int) -> None:
     """Near it no word of 64 bits may move unseen."""
-    found, row = holding({"USD": decimals}, ("1", "1"))
+    portfolio, row = holding({"USD": decimals}, ("1", "1"))
     unit = from_units(1, decimals)
     step = "400000000000000000" if decimals == 1 else from_units(4 * 10**18, decimals)
     with localcontext(EXACT):
         most = 10**18 - Decimal(unit)
         start = most - 2 * Decimal(step)
-    found.ledger.apply_transfer(row, "USD", format_decimal(start))
+    portfolio.ledger.apply_transfer(row, "USD", format_decimal(start))
     for _ in range(2):
-        found.ledger.apply_fill(row, "S0", "1", "1", f"-{step}")
-    assert found.balances(row) == {"USD": format_decimal(most)}
+        portfolio.ledger.apply_fill(row, "S0", "1", "1", f"-{step}")
+    assert portfolio.balances(row) == {"USD": format_decimal(most)}
     changes: tuple[Callable[[], object], ...] = (
-        lambda: found.ledger.apply_fill(row, "S0", "1", "1", f"-{unit}"),
-        lambda: found.ledger.apply_fill(row, "S0", "1", "1", f"-{step}"),
-        lambda: found.ledger.apply_transfer(row, "USD", unit),
-        lambda: found.ledger.apply_transfer(row, "USD", step),
+        lambda: portfolio.ledger.apply_fill(row, "S0", "1", "1", f"-{unit}"),
+        lambda: portfolio.ledger.apply_fill(row, "S0", "1", "1", f"-{step}"),
+        lambda: portfolio.ledger.apply_transfer(row, "USD", unit),
+        lambda: portfolio.ledger.apply_transfer(row, "USD", step),
     )
     for change in changes:
         with pytest.raises(InputError, match="leaves the ledger"):
             change()
-    assert found.balances(row) == {"USD": format_decimal(most)}
-    found.ledger.apply_fill(row, "S0", "1", "1", step)
-    found.set_parameters(found.parameters.with_record(AssetParameters(asset="USD", decimals=18)))
-    found.ledger.apply_transfer(row, "USD", step)
+    assert portfolio.balances(row) == {"USD": format_decimal(most)}
+    portfolio.ledger.apply_fill(row, "S0", "1", "1", step)
+    portfolio.set_parameters(portfolio.parameters.with_record(AssetParameters(asset="USD", decimals=18)))
+    portfolio.ledger.apply_transfer(row, "USD", step)
     with pytest.raises(InputError, match="leaves the ledger"):
-        found.ledger.apply_transfer(row, "USD", step)
-    assert found.positions(row) == [("S0", "3", "-3")]
+        portfolio.ledger.apply_transfer(row, "USD", step)
+    assert portfolio.positions(row) == [("S0", "3", "-3")]
 
 
 def test_many_small_fills_do_not_pass_the_border_of_a_position() -> None:
-    found, row = holding({"USD": 18}, ("1", LEAST))
-    found.ledger.load_group(row, {}, [("S0", "999999999999999998.5", "0")])
-    found.ledger.apply_fill(row, "S0", "0.5", "1", "0")
+    portfolio, row = holding({"USD": 18}, ("1", LEAST))
+    portfolio.ledger.load_group(row, {}, [("S0", "999999999999999998.5", "0")])
+    portfolio.ledger.apply_fill(row, "S0", "0.5", "1", "0")
     with pytest.raises(InputError, match=f"{MOST} of it"):
-        found.ledger.apply_fill(row, "S0", "1", "1", "0")
-    found.ledger.apply_fill(row, "S0", "0.999999999999999999", "1", "0")
-    assert found.positions(row) == [("S0", MOST, "-1.499999999999999999")]
-    assert found.ledger.open_interest() == {"S0": MOST}
+        portfolio.ledger.apply_fill(row, "S0", "1", "1", "0")
+    portfolio.ledger.apply_fill(row, "S0", "0.999999999999999999", "1", "0")
+    assert portfolio.positions(row) == [("S0", MOST, "-1.499999999999999999")]
+    assert portfolio.ledger.open_interest() == {"S0": MOST}
 
 
 @pytest.mark.parametrize(
@@ -430,52 +430,52 @@ def test_many_small_fills_do_not_pass_the_border_of_a_position() -> None:
 def test_the_borders_stand_where_other_units_bring_an_amount_near_to_them(
     balance: str, position: tuple[str, str], within: tuple[str, str, str], beyond: tuple[str, str, str]
 ) -> None:
-    found, row = holding({"USD": 0}, ("1", "1"))
-    found.ledger.load_group(row, {"USD": balance}, [("S0", *position)])
+    portfolio, row = holding({"USD": 0}, ("1", "1"))
+    portfolio.ledger.load_group(row, {"USD": balance}, [("S0", *position)])
     finest = InstrumentParameters(
         symbol="S0", settle_asset="USD", price_increment="1", quantity_increment=LEAST, margin_tiers=TIERS[:1]
     )
-    parameters = found.parameters.with_record(AssetParameters(asset="USD", decimals=18)).with_record(finest)
-    found.set_parameters(parameters)
-    found.ledger.apply_fill(row, "S0", *within)
-    before = found.balances(row), found.positions(row)
+    parameters = portfolio.parameters.with_record(AssetParameters(asset="USD", decimals=18)).with_record(finest)
+    portfolio.set_parameters(parameters)
+    portfolio.ledger.apply_fill(row, "S0", *within)
+    before = portfolio.balances(row), portfolio.positions(row)
     with pytest.raises(InputError, match="leaves the ledger"):
-        found.ledger.apply_fill(row, "S0", *beyond)
-    assert (found.balances(row), found.positions(row)) == before
+        portfolio.ledger.apply_fill(row, "S0", *beyond)
+    assert (portfolio.balances(row), portfolio.positions(row)) == before
 
 
 def test_a_slot_that_held_much_is_empty_for_the_next() -> None:
-    found, row = holding({"USD": 18}, ("1", LEAST), ("1", "1"))
-    found.ledger.load_group(row, {"USD": "5000000000000"}, [("S0", "1000000000000", "-1000000000000.5")])
-    found.ledger.load_group(row, {}, [])
-    found.ledger.apply_fill(row, "S1", "1", "1", "0")
-    assert (found.balances(row), found.positions(row)) == ({}, [("S1", "1", "-1")])
-    found.ledger.apply_fill(row, "S0", "1", "3", "0")
-    assert found.positions(row) == [("S0", "1", "-3"), ("S1", "1", "-1")]
-    assert found.evaluate().equity[row] == -2
+    portfolio, row = holding({"USD": 18}, ("1", LEAST), ("1", "1"))
+    portfolio.ledger.load_group(row, {"USD": "5000000000000"}, [("S0", "1000000000000", "-1000000000000.5")])
+    portfolio.ledger.load_group(row, {}, [])
+    portfolio.ledger.apply_fill(row, "S1", "1", "1", "0")
+    assert (portfolio.balances(row), portfolio.positions(row)) == ({}, [("S1", "1", "-1")])
+    portfolio.ledger.apply_fill(row, "S0", "1", "3", "0")
+    assert portfolio.positions(row) == [("S0", "1", "-3"), ("S1", "1", "-1")]
+    assert portfolio.evaluate().equity[row] == -2
 
 
 def test_cash_finer_than_a_fill_can_make_it_is_kept_to_the_end() -> None:
-    found, row = holding({"USD": 8}, ("0.01", "1"))
-    found.ledger.load_group(row, {"USD": "0.0000000001"}, [("S0", "2", "-200.0000000000000009")])
-    found.ledger.apply_fill(row, "S0", "-1", "100", "0")
-    assert found.positions(row) == [("S0", "1", "-100.0000000000000009")]
-    found.ledger.apply_fill(row, "S0", "-1", "100", "0")
-    assert (found.balances(row), found.positions(row)) == ({"USD": "0.0000000000999991"}, [])
+    portfolio, row = holding({"USD": 8}, ("0.01", "1"))
+    portfolio.ledger.load_group(row, {"USD": "0.0000000001"}, [("S0", "2", "-200.0000000000000009")])
+    portfolio.ledger.apply_fill(row, "S0", "-1", "100", "0")
+    assert portfolio.positions(row) == [("S0", "1", "-100.0000000000000009")]
+    portfolio.ledger.apply_fill(row, "S0", "-1", "100", "0")
+    assert (portfolio.balances(row), portfolio.positions(row)) == ({"USD": "0.0000000000999991"}, [])
 
 
 def test_no_record_caps_what_an_account_can_hold() -> None:
     """The finest of everything beside each other: each still takes all that can be written."""
     listed = [(LEAST, "1"), ("1", LEAST), ("0.000000001", "0.000000001"), ("0.01", "0.001")]
     for decimals in (DECIMALS_DEFAULT, 18):
-        found, row = holding({"USD": decimals}, *listed)
+        portfolio, row = holding({"USD": decimals}, *listed)
         unit = from_units(1, decimals)
         with localcontext(EXACT):
             most = format_decimal(Decimal(10**18) - Decimal(unit))
-        found.ledger.apply_transfer(row, "USD", most)
-        assert found.balances(row) == {"USD": most}
+        portfolio.ledger.apply_transfer(row, "USD", most)
+        assert portfolio.balances(row) == {"USD": most}
         for index, (_, increment) in enumerate(listed):
             digits = fraction_digits(Decimal(increment))
             quantity = from_units(10 ** (18 + digits) - 1, digits)
-            found.ledger.load_group(row, {}, [(f"S{index}", quantity, f"-{MOST}")])
-            assert found.positions(row) == [(f"S{index}", quantity, f"-{MOST}")]
+            portfolio.ledger.load_group(row, {}, [(f"S{index}", quantity, f"-{MOST}")])
+            assert portfolio.positions(row) == [(f"S{index}", quantity, f"-{MOST}")]

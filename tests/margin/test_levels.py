@@ -32,8 +32,8 @@ LEVELS = tuple(Decimal(level) for level in ("1.5", "1.2", "1.05"))
 def test_a_level_is_reached_below_it_and_left_two_per_cent_above(
     ratio: str, previous: str | None, level: str | None
 ) -> None:
-    found = margin_call_level(Decimal(ratio), LEVELS, None if previous is None else Decimal(previous))
-    assert found == (None if level is None else Decimal(level))
+    reached = margin_call_level(Decimal(ratio), LEVELS, None if previous is None else Decimal(previous))
+    assert reached == (None if level is None else Decimal(level))
 
 
 def test_without_a_maintenance_margin_no_level_holds() -> None:
@@ -48,10 +48,10 @@ def test_a_ratio_that_wavers_less_than_the_hysteresis_changes_the_level_at_most_
     level: Decimal | None = None
     changes: list[tuple[Decimal, Decimal | None, Decimal | None]] = []
     for ratio in walk:
-        found = margin_call_level(ratio, LEVELS, level)
-        if found != level:
-            changes.append((ratio, level, found))
-        level = found
+        reached = margin_call_level(ratio, LEVELS, level)
+        if reached != level:
+            changes.append((ratio, level, reached))
+        level = reached
     for ratio, before, after in changes:
         if after is not None and (before is None or after < before):
             assert ratio < after

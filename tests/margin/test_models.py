@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from schemas.parameters import PolicyParameters, ScanOffset
 from streams.errors import ParameterError
 from streams.margin.fixed_point import EXACT
-from streams.margin.health import evaluate, holdings
+from streams.margin.health import evaluate
+from streams.margin.health import holdings as holdings_of
 from streams.margin.models import TIERED, Holding, MarginModel, ScannedMargin, model_of
 from streams.margin.parameters import RiskParameters
 from streams.margin.rules import SCENARIOS
@@ -22,57 +23,57 @@ MARK = decimals("0.01", "5000", 2)
 
 
 def held(book: Book, **marks: Decimal) -> tuple[MarginModel, list[Holding]]:
-    found = holdings(book.group, {**book.marks, **marks}, book.parameters)
-    return model_of(book.group.account, book.parameters), found
+    holdings = holdings_of(book.group, {**book.marks, **marks}, book.parameters)
+    return model_of(book.group.account, book.parameters), holdings
 
 
 # --- what both models promise ----------------------------------------------------------------------------------------
 
 
-@given(books(positions=2), st.sampled_from([*SYMBOLS, "EUR-USD"]), MARK)
+@given(books(positions_min=2), st.sampled_from([*SYMBOLS, "EUR-USD"]), MARK)
 def test_a_tangent_touches_the_margin_at_its_mark_and_lies_nowhere_above_it(
     book: Book, symbol: str, mark: Decimal
 ) -> None:
-    model, found = held(book)
-    constant, slope = model.tangent(found, symbol)
+    model, holdings = held(book)
+    constant, slope = model.tangent(holdings, symbol)
     _, moved = held(book, **{symbol: mark})
     with localcontext(EXACT):
-        assert constant + slope * book.marks[symbol] == model.margins(found).maintenance
+        assert constant + slope * book.marks[symbol] == model.margins(holdings).maintenance
         assert constant + slope * mark <= model.margins(moved).maintenance
 
 
-@given(books(positions=2), st.integers(0, 2), decimals("0.01", "1", 2))
+@given(books(positions_min=2), st.integers(0, 2), decimals("0.01", "1", 2))
 def test_a_close_never_releases_more_than_its_first_bit_did(book: Book, index: int, part: Decimal) -> None:
-    model, found = held(book)
-    index %= len(found)
-    holding = found[index]
-    rate, _ = model.released(found, index)
+    model, holdings = held(book)
+    index %= len(holdings)
+    holding = holdings[index]
+    rate, _ = model.released(holdings, index)
     with localcontext(EXACT):
-        rest = [*found]
+        rest = [*holdings]
         rest[index] = replace(holding, quantity=holding.quantity * (1 - part))
         if part == 1:
             del rest[index]
-        released = model.margins(found).maintenance - model.margins(rest).maintenance
+        released = model.margins(holdings).maintenance - model.margins(rest).maintenance
         assert released <= rate * abs(holding.quantity) * part * holding.mark * holding.unit
 
 
-@given(books(positions=2), decimals("0", "1", 2))
+@given(books(positions_min=2), decimals("0", "1", 2))
 def test_the_margin_of_a_part_of_every_position_is_at_most_that_part(book: Book, part: Decimal) -> None:
-    model, found = held(book)
+    model, holdings = held(book)
     with localcontext(EXACT):
-        some = [replace(holding, quantity=holding.quantity * part) for holding in found if part]
-        assert model.margins(some).maintenance <= model.margins(found).maintenance * part
+        some = [replace(holding, quantity=holding.quantity * part) for holding in holdings if part]
+        assert model.margins(some).maintenance <= model.margins(holdings).maintenance * part
 
 
-@given(books(positions=2))
+@given(books(positions_min=2))
 def test_portfolio_margin_is_between_its_floor_and_the_sum_of_its_legs(book: Book) -> None:
     """Every leg alone is at least its own floor, so the bounds never cross; what cannot be scanned counts in full."""
-    model, found = held(book)
+    model, holdings = held(book)
     assume(isinstance(model, ScannedMargin))
-    margins = model.margins(found)
+    margins = model.margins(holdings)
     with localcontext(EXACT):
         floor = tiers = legs = Decimal(0)
-        for holding, (alone, initial) in zip(found, margins.by_holding, strict=True):
+        for holding, (alone, initial) in zip(holdings, margins.by_holding, strict=True):
             notional = abs(holding.quantity) * holding.mark
             if holding.instrument.scan is None:
                 tiers += holding.instrument.maintenance(notional) * holding.unit
@@ -88,7 +89,7 @@ def test_portfolio_margin_is_between_its_floor_and_the_sum_of_its_legs(book: Boo
                 sum(
                     (
                         -holding.quantity * holding.mark * holding.unit * profits(scan)[scenario]
-                        for holding in found
+                        for holding in holdings
                         if (scan := holding.instrument.scan) is not None
                     ),
                     Decimal(0),
@@ -104,13 +105,13 @@ def test_portfolio_margin_is_between_its_floor_and_the_sum_of_its_legs(book: Boo
 
 def scanned(policy: dict[str, Any] | None = None, **by_symbol: dict[str, Any]) -> RiskParameters:
     """Instruments of one tier of 20 %, with scan fields; account ``a`` is under portfolio margin."""
-    found = RiskParameters.empty()
+    parameters = RiskParameters.empty()
     for symbol, fields in by_symbol.items():
         given_fields = {"scan_floor_rate": "0.01", **fields} if fields else {}
         one = rules(tiers=((0, "0.2", "0.4"),), symbol=symbol, **given_fields)
         for key in ("asset:USD", f"instrument:{symbol}"):
-            found = found.with_record(one.records[key])
-    return found.with_record(PolicyParameters(portfolio_margin_accounts=("a",), **(policy or {})))
+            parameters = parameters.with_record(one.records[key])
+    return parameters.with_record(PolicyParameters(portfolio_margin_accounts=("a",), **(policy or {})))
 
 
 def maintenance(parameters: RiskParameters, *positions: tuple[str, str]) -> Decimal:

@@ -21,15 +21,15 @@ from streams.margin.parameters import RiskParameters
 
 def instrument(*tiers: tuple[str, str, str], **fields: Any) -> InstrumentParameters:
     named = {"symbol": "X-PERP", "settle_asset": "USD", "price_increment": "0.01", "quantity_increment": "0.001"}
-    found = tuple(
+    margin_tiers = tuple(
         MarginTier(notional_floor=floor, maintenance_rate=rate, initial_rate=initial) for floor, rate, initial in tiers
     )
-    return InstrumentParameters(margin_tiers=found or (MarginTier(**TIER),), **{**named, **fields})
+    return InstrumentParameters(margin_tiers=margin_tiers or (MarginTier(**TIER),), **{**named, **fields})
 
 
 def asset(*tiers: tuple[str, str], **fields: Any) -> AssetParameters:
-    found = tuple(CollateralTier(quantity_floor=floor, weight=weight) for floor, weight in tiers)
-    return AssetParameters(**{"asset": "USD", **({"collateral_tiers": found} if tiers else {}), **fields})
+    collateral_tiers = tuple(CollateralTier(quantity_floor=floor, weight=weight) for floor, weight in tiers)
+    return AssetParameters(**{"asset": "USD", **({"collateral_tiers": collateral_tiers} if tiers else {}), **fields})
 
 
 def oracle(**fields: Any) -> OracleParameters:
@@ -126,12 +126,14 @@ def test_the_order_of_records_does_not_matter() -> None:
     records: list[Parameter] = [instrument(), asset(), asset(asset="BTC"), PolicyParameters(), oracle()]
     sets = []
     for order in permutations(records):
-        found = RiskParameters.empty()
+        parameters = RiskParameters.empty()
         for record in order:
-            found = found.with_record(record)
-        sets.append(found)
-    assert all(found.records == sets[0].records == RiskParameters.build(records).records for found in sets)
-    assert all(set(found.instruments) == {"X-PERP"} and set(found.assets) == {"USD", "BTC"} for found in sets)
+            parameters = parameters.with_record(record)
+        sets.append(parameters)
+    assert all(parameters.records == sets[0].records == RiskParameters.build(records).records for parameters in sets)
+    assert all(
+        set(parameters.instruments) == {"X-PERP"} and set(parameters.assets) == {"USD", "BTC"} for parameters in sets
+    )
 
 
 def test_a_later_record_replaces_the_one_with_its_key_and_a_tombstone_removes_it() -> None:
@@ -188,21 +190,21 @@ def test_what_is_not_known_is_named() -> None:
 )
 def test_a_bound_that_a_jump_may_pass_is_refused_whichever_record_comes_last(bounded: Parameter) -> None:
     for records in permutations([bounded, oracle(max_jump="0.3")]):
-        found = RiskParameters.build([asset(), instrument()]).with_record(records[0])
+        parameters = RiskParameters.build([asset(), instrument()]).with_record(records[0])
         with pytest.raises(
             ParameterError, match=r"stale_bound 0\.3 is not above max_jump 0\.3 of oracle:X-PERP"
         ) as refused:
-            found.with_record(records[1])
+            parameters.with_record(records[1])
         assert bounded.key in str(refused.value)
     for other in (oracle(max_jump="0.29"), oracle(symbol="Y-PERP", max_jump="0.5")):
         RiskParameters.build([asset(), instrument(), other]).with_record(bounded)
 
 
 def test_an_asset_of_which_no_weight_counts_is_no_collateral_however_it_is_scaled() -> None:
-    found = RiskParameters.build(
+    parameters = RiskParameters.build(
         [asset(("0", "0")), asset(("0", "0.5"), ("1", "0"), asset="BTC", price_symbol="BTC-USD")]
     )
-    assert not found.assets["USD"].collateral
-    scaled = found.with_scales({"asset:BTC": Decimal(3)})
+    assert not parameters.assets["USD"].collateral
+    scaled = parameters.with_scales({"asset:BTC": Decimal(3)})
     assert scaled.assets["BTC"].weighted(Decimal(1)) == 0
     assert scaled.assets["BTC"].collateral

@@ -35,10 +35,10 @@ MARKS = {"X-PERP": Decimal(100), "Y-PERP": Decimal(100)}
 
 
 def totals(plan: Plan) -> dict[str, Decimal]:
-    found: dict[str, Decimal] = {}
+    quantities: dict[str, Decimal] = {}
     for order in plan.orders:
-        found[order.symbol] = found.get(order.symbol, Decimal(0)) + order.quantity
-    return found
+        quantities[order.symbol] = quantities.get(order.symbol, Decimal(0)) + order.quantity
+    return quantities
 
 
 def shortage(book: Book, after: Group) -> Decimal:
@@ -183,12 +183,12 @@ def test_a_settle_asset_with_a_haircut_is_charged_what_the_fee_really_costs() ->
 
 def thin(depths: tuple[str | None, ...], tiers: tuple[tuple[int, str, str], ...], fee: str = "0.001") -> RiskParameters:
     """One instrument a depth: S0-PERP, S1-PERP ... at an impact of 1 % for the depth."""
-    found = RiskParameters.build([AssetParameters(asset="USD")])
+    parameters = RiskParameters.build([AssetParameters(asset="USD")])
     for index, depth in enumerate(depths):
         impact: dict[str, Any] = {} if depth is None else {"depth_notional": depth, "impact_rate": "0.01"}
         one = rules(symbol=f"S{index}-PERP", tiers=tiers, liquidation_fee=fee, quantity_increment="1", **impact)
-        found = found.with_record(one.records[f"instrument:S{index}-PERP"])
-    return found
+        parameters = parameters.with_record(one.records[f"instrument:S{index}-PERP"])
+    return parameters
 
 
 def expected_cost(parameters: RiskParameters, quantities: dict[str, Decimal], mark: Decimal) -> Decimal:
@@ -216,8 +216,8 @@ def test_a_plan_costs_no_more_than_any_other_that_restores_the_target(
     marks = {"S0-PERP": Decimal(100), "S1-PERP": Decimal(100)}
     held = group({"USD": equity}, ("S0-PERP", "50", "100"), ("S1-PERP", "-50", "100"))
     book = Book(parameters, held, marks)
-    found = totals(planned(held, marks, parameters))
-    assert shortage(book, after_closing(book, found)) <= 0
+    quantities = totals(planned(held, marks, parameters))
+    assert shortage(book, after_closing(book, quantities)) <= 0
     others = (
         {"S0-PERP": Decimal(first), "S1-PERP": Decimal(second)}
         for first in range(0, 51, 2)
@@ -227,7 +227,7 @@ def test_a_plan_costs_no_more_than_any_other_that_restores_the_target(
     assert restoring
     one_increment = expected_cost(parameters, {"S0-PERP": Decimal(50)}, Decimal(100)) / 20
     best = min(expected_cost(parameters, other, Decimal(100)) for other in restoring)
-    assert expected_cost(parameters, found, Decimal(100)) <= best + one_increment
+    assert expected_cost(parameters, quantities, Decimal(100)) <= best + one_increment
 
 
 def test_equally_thin_markets_share_a_close_and_a_deeper_one_takes_its_part_more() -> None:
@@ -391,7 +391,7 @@ def test_a_sale_that_costs_more_than_a_close_or_has_no_market_is_not_made(fee: s
 
 
 @settings(max_examples=examples(150))
-@given(underwater(positions=2), st.sampled_from(["0", "0.002", "0.05"]), st.sampled_from([None, "20000"]))
+@given(underwater(positions_min=2), st.sampled_from(["0", "0.002", "0.05"]), st.sampled_from([None, "20000"]))
 def test_closes_and_sales_together_restore_the_target(book: Book, fee: str, depth: str | None) -> None:
     """The group after the orders of a plan, fees paid, meets its target, or everything that helps has been done."""
     assume(evaluate(book.group, book.marks, book.parameters).equity > 0)
@@ -470,7 +470,7 @@ def with_fee(parameters: RiskParameters, fee: str | None, **fields: Any) -> Risk
 @st.composite
 def between(draw: st.DrawFn, *, positions: int = 0) -> Book:
     """A group below its requirement whose unweighted equity is above 0, by haircuts, debts or margin."""
-    book = draw(books(positions=positions))
+    book = draw(books(positions_min=positions))
     book = replace(book, parameters=with_fee(book.parameters, draw(st.sampled_from([None, "0", "0.002", "0.05"]))))
     health = evaluate(book.group, book.marks, book.parameters)
     with localcontext(EXACT):

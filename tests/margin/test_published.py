@@ -33,10 +33,10 @@ def test_every_example_names_its_source_and_has_a_name_of_its_own() -> None:
 
 
 def _check(answer: dict[str, Any], expected: dict[str, Any], tolerance: Decimal) -> None:
-    found, wanted = _figures(answer), _figures_expected(expected)
-    assert wanted.keys() <= found.keys()
+    figures, wanted = _figures(answer), _figures_expected(expected)
+    assert wanted.keys() <= figures.keys()
     for name, value in wanted.items():
-        assert abs(found[name] - value) <= tolerance, name
+        assert abs(figures[name] - value) <= tolerance, name
     if "liquidatable" in expected:
         assert answer["liquidatable"] is expected["liquidatable"]
     if "stage" in expected:

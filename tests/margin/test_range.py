@@ -83,9 +83,9 @@ def tiers(draw: st.DrawFn) -> tuple[MarginTier, ...]:
 @st.composite
 def haircuts(draw: st.DrawFn) -> tuple[CollateralTier, ...]:
     floors = ["0", *sorted(draw(st.sets(POSITIVE, max_size=3)), key=Decimal)]
-    weights = st.sampled_from(["0", LEAST, "0.5", "0.95", "1"])
-    found = sorted(draw(st.lists(weights, min_size=len(floors), max_size=len(floors))), key=Decimal, reverse=True)
-    return tuple(CollateralTier(quantity_floor=f, weight=w) for f, w in zip(floors, found, strict=True))
+    weight = st.sampled_from(["0", LEAST, "0.5", "0.95", "1"])
+    weights = sorted(draw(st.lists(weight, min_size=len(floors), max_size=len(floors))), key=Decimal, reverse=True)
+    return tuple(CollateralTier(quantity_floor=f, weight=w) for f, w in zip(floors, weights, strict=True))
 
 
 STEEPEST = {"depth_notional": LEAST, "impact_rate": "0.999999999999999999"}
@@ -284,9 +284,9 @@ def test_every_corner_of_the_range_is_exact_or_refused(
 
 def one(price_increment: str, quantity_increment: str, **asset: Any) -> Portfolio:
     record = rules(price_increment=price_increment, quantity_increment=quantity_increment).records
-    found = Portfolio(RiskParameters.build([AssetParameters(asset="USD", **asset), record["instrument:X-PERP"]]))
-    found.ledger.open_group("a", "cross")
-    return found
+    portfolio = Portfolio(RiskParameters.build([AssetParameters(asset="USD", **asset), record["instrument:X-PERP"]]))
+    portfolio.ledger.open_group("a", "cross")
+    return portfolio
 
 
 @pytest.mark.parametrize(
@@ -300,15 +300,15 @@ def one(price_increment: str, quantity_increment: str, **asset: Any) -> Portfoli
     ],
 )
 def test_a_balance_ends_where_the_page_says(decimals: int, most: str, beyond: str) -> None:
-    found = Portfolio(RiskParameters.build([AssetParameters(asset="USD", decimals=decimals)]))
-    row = found.ledger.open_group("a", "cross")
+    portfolio = Portfolio(RiskParameters.build([AssetParameters(asset="USD", decimals=decimals)]))
+    row = portfolio.ledger.open_group("a", "cross")
     for sign in ("", "-"):
-        found.ledger.apply_transfer(row, "USD", sign + most)
+        portfolio.ledger.apply_transfer(row, "USD", sign + most)
         with pytest.raises(InputError, match="leaves the ledger"):
-            found.ledger.apply_transfer(row, "USD", sign + beyond)
-        assert found.balances(row) == {"USD": sign + most}
-        found.ledger.apply_transfer(row, "USD", ("-" if not sign else "") + most)
-    assert found.ledger.is_empty(row)
+            portfolio.ledger.apply_transfer(row, "USD", sign + beyond)
+        assert portfolio.balances(row) == {"USD": sign + most}
+        portfolio.ledger.apply_transfer(row, "USD", ("-" if not sign else "") + most)
+    assert portfolio.ledger.is_empty(row)
 
 
 @pytest.mark.parametrize(
@@ -323,17 +323,17 @@ def test_a_balance_ends_where_the_page_says(decimals: int, most: str, beyond: st
 )
 def test_a_position_ends_where_its_quantity_can_no_longer_be_written(increment: str, most: str) -> None:
     """Past the border a position would be held that its own changelog row could not bring back."""
-    found = one("0.00000001", increment)
-    found.ledger.load_group(0, {}, [("X-PERP", most, "0")])
-    assert found.positions(0) == [("X-PERP", most, "0")]
+    portfolio = one("0.00000001", increment)
+    portfolio.ledger.load_group(0, {}, [("X-PERP", most, "0")])
+    assert portfolio.positions(0) == [("X-PERP", most, "0")]
     with pytest.raises(InputError, match=f"leaves the ledger: {most} of it"):
-        found.ledger.apply_fill(0, "X-PERP", increment, "0.00000001", "0")
-    assert found.positions(0) == [("X-PERP", most, "0")]
-    found.ledger.load_group(0, *_reloaded(found))
+        portfolio.ledger.apply_fill(0, "X-PERP", increment, "0.00000001", "0")
+    assert portfolio.positions(0) == [("X-PERP", most, "0")]
+    portfolio.ledger.load_group(0, *_reloaded(portfolio))
 
 
-def _reloaded(found: Portfolio) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
-    return found.balances(0), found.positions(0)
+def _reloaded(portfolio: Portfolio) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+    return portfolio.balances(0), portfolio.positions(0)
 
 
 @pytest.mark.parametrize("field", ["price_increment", "quantity_increment"])
@@ -344,30 +344,30 @@ def test_an_increment_that_no_ledger_unit_holds_is_refused_with_its_record(field
 
 
 def test_a_change_of_increment_across_the_whole_range_is_restated() -> None:
-    found = one("1", "1000000000")
+    portfolio = one("1", "1000000000")
     held = [("X-PERP", "999999999000000000", "-0.5")]
-    found.ledger.load_group(0, {}, held)
-    record = found.parameters.records["asset:USD"]
+    portfolio.ledger.load_group(0, {}, held)
+    record = portfolio.parameters.records["asset:USD"]
     for increment in (LEAST, "0.000000001", "0.0025", "1000000000"):
         changed = rules(price_increment="1", quantity_increment=increment).records["instrument:X-PERP"]
-        found.set_parameters(RiskParameters.build([record, changed]))
-        assert found.positions(0) == held
+        portfolio.set_parameters(RiskParameters.build([record, changed]))
+        assert portfolio.positions(0) == held
 
 
 @pytest.mark.parametrize("price", ["1E+18", "1E-19", "1000000000000000000", "0.0000000000000000001"])
 def test_a_mark_outside_the_contract_is_refused(price: str) -> None:
-    found = one("1", "1")
+    portfolio = one("1", "1")
     with pytest.raises(InputError, match="X-PERP"):
-        found.set_mark("X-PERP", Decimal(price), True)
-    assert "X-PERP" not in found.marks
+        portfolio.set_mark("X-PERP", Decimal(price), True)
+    assert "X-PERP" not in portfolio.marks
 
 
 def test_a_health_ratio_is_held_within_what_a_message_can_carry() -> None:
-    found = one("0.01", "0.01")
-    found.set_mark("X-PERP", LEAST, True)
+    portfolio = one("0.01", "0.01")
+    portfolio.set_mark("X-PERP", LEAST, True)
     for cash, ratio in (("1000000", "999999999999999999"), ("-1000000", "-999999999999999999")):
-        found.ledger.load_group(0, {}, [("X-PERP", "0.01", cash)])
-        health = evaluate(found.group(0), found.marks, found.parameters)
+        portfolio.ledger.load_group(0, {}, [("X-PERP", "0.01", cash)])
+        health = evaluate(portfolio.group(0), portfolio.marks, portfolio.parameters)
         assert health.health_ratio == Decimal(ratio)
         assert health.liquidatable == (cash < "0")
 

@@ -181,13 +181,13 @@ ACTION = st.one_of(
 )
 
 
-def opened(found: list[Book]) -> Portfolio:
+def opened(group_books: list[Book]) -> Portfolio:
     """The books as accounts a0, a1, … under the rules and at the marks of the first."""
-    portfolio = Portfolio(with_policy(found[0].parameters))
-    for symbol, mark in found[0].marks.items():
+    portfolio = Portfolio(with_policy(group_books[0].parameters))
+    for symbol, mark in group_books[0].marks.items():
         portfolio.set_mark(symbol, mark, True)
     lots = {name: rule.quantity_increment for name, rule in portfolio.parameters.instruments.items()}
-    for number, book in enumerate(found):
+    for number, book in enumerate(group_books):
         positions = [
             (p.symbol, format_decimal(p.quantity // lots[p.symbol] * lots[p.symbol]), format_decimal(p.cash))
             for p in book.group.positions
@@ -201,13 +201,13 @@ def opened(found: list[Book]) -> Portfolio:
 @settings(max_examples=examples(80))
 @given(st.lists(books() | underwater(), min_size=2, max_size=5), st.lists(ACTION, min_size=2, max_size=14))
 def test_whatever_happens_no_group_that_can_be_decided_stands_undecided(
-    found: list[Book], actions: list[tuple[str, Any]]
+    group_books: list[Book], actions: list[tuple[str, Any]]
 ) -> None:
-    desk = Desk(opened(found))
-    assert desk.check() == len(found)
+    desk = Desk(opened(group_books))
+    assert desk.check() == len(group_books)
     for action, detail in actions:
         desk.act(action, detail)
         desk.check()
     for symbol in PRICED:
         desk.act("live", (symbol, True))
-    assert desk.check() == len(found)
+    assert desk.check() == len(group_books)

@@ -9,7 +9,8 @@ import pytest
 from schemas.messages import Transfer
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, JOURNAL, MARKS, PARAMETERS, PRICES, TRADES, TRANSFERS
 from streams.errors import ScenarioError
-from streams.memory import Pipeline, pipeline
+from streams.memory import Pipeline
+from streams.memory import pipeline as pipeline_module
 from streams.memory.scheduler import EPOCH_US
 from tests.memory.market import PARAMETER_RECORDS
 
@@ -65,9 +66,9 @@ class Venue:
 
 
 def test_the_example_of_the_documentation_is_one_and_runs() -> None:
-    docstring = pipeline.__doc__ or ""
+    docstring = pipeline_module.__doc__ or ""
     code = re.findall(r"(?:^    .*\n|^\n)+", docstring[docstring.index("ten lines:") :], re.MULTILINE)[0]
-    readme = (Path(pipeline.__file__).parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(pipeline_module.__file__).parent / "README.md").read_text(encoding="utf-8")
     lines = [line.removeprefix("    ") for line in code.strip("\n").splitlines()]
     assert "\n".join(lines) in readme
     names = {
@@ -85,125 +86,125 @@ def test_the_example_of_the_documentation_is_one_and_runs() -> None:
     command = names["command"]
     assert isinstance(command, dict)
     assert command["account"] == "ada"
-    found = names["pipeline"]
-    assert isinstance(found, Pipeline)
-    reported = found.records(ACCOUNTS)[-1].value["groups"][0]["command"]
+    pipeline = names["pipeline"]
+    assert isinstance(pipeline, Pipeline)
+    reported = pipeline.records(ACCOUNTS)[-1].value["groups"][0]["command"]
     assert reported["command_id"] == command["command_id"] == "ada:1"
     assert [order["final"] for order in reported["orders"]] == ["0"]
 
 
 def test_time_stands_still_but_for_advance() -> None:
-    with Pipeline() as found:
-        assert found.now_ms == 0
-        found.send(TRANSFERS, deposit("ada", "5"))
-        assert found.records(ACCOUNTS) == []
-        found.advance(1_500)
-        assert found.now_ms == 1_500
+    with Pipeline() as pipeline:
+        assert pipeline.now_ms == 0
+        pipeline.send(TRANSFERS, deposit("ada", "5"))
+        assert pipeline.records(ACCOUNTS) == []
+        pipeline.advance(1_500)
+        assert pipeline.now_ms == 1_500
         with pytest.raises(ScenarioError, match="time does not go back"):
-            found.advance(-1)
+            pipeline.advance(-1)
 
 
 def test_what_is_sent_is_seen_with_key_and_partition_of_the_contract() -> None:
-    with Pipeline(partitions=3) as found:
-        found.advance(7)
-        found.send(TRANSFERS, deposit("ada", "5"))
-        found.send(TRANSFERS, b"\xff", key=None, partition=2)
-        found.send(PARAMETERS, None, key="asset:X")
-        first, second = found.records(TRANSFERS)
-        tombstone = found.records(PARAMETERS)[0]
+    with Pipeline(partitions=3) as pipeline:
+        pipeline.advance(7)
+        pipeline.send(TRANSFERS, deposit("ada", "5"))
+        pipeline.send(TRANSFERS, b"\xff", key=None, partition=2)
+        pipeline.send(PARAMETERS, None, key="asset:X")
+        first, second = pipeline.records(TRANSFERS)
+        tombstone = pipeline.records(PARAMETERS)[0]
     assert (first.at_ms, first.key, first.value["event_time"]) == (7, "ada", EPOCH_US + 7_000)
     assert (second.key, second.partition, second.value, second.text) == (None, 2, None, "\udcff")
     assert (tombstone.key, tombstone.value, tombstone.text) == ("asset:X", None, None)
     assert first.partition in range(3)
-    assert found.partitions[TRANSFERS] == 3
+    assert pipeline.partitions[TRANSFERS] == 3
 
 
 def test_messages_of_the_contract_can_be_sent() -> None:
     transfer = Transfer(transfer_id="t", account="ada", asset="USDC", amount="5", sequence=1, event_time=EPOCH_US)
-    with Pipeline() as found:
-        give_parameters(found)
-        found.send(TRANSFERS, transfer)
-        found.advance(200)
-        row = found.records(ACCOUNTS)[-1].value
+    with Pipeline() as pipeline:
+        give_parameters(pipeline)
+        pipeline.send(TRANSFERS, transfer)
+        pipeline.advance(200)
+        row = pipeline.records(ACCOUNTS)[-1].value
     assert row["groups"][0]["balances"] == {"USDC": "5"}
 
 
 def test_marks_can_be_given_where_no_oracle_runs() -> None:
-    with Pipeline(oracle=False) as found:
-        give_parameters(found)
-        found.send(TRANSFERS, deposit("ada", "10000"))
-        found.send(TRADES, bought("ada", "1", "60000"))
-        found.advance(200)
-        found.send(MARKS, {"marks": [{"symbol": "BTC-PERP", "price": "52000"}]})
-        found.advance(1_000)
-        assert [record.key for record in found.records(COMMANDS)] == ["ada"]
-        beats = found.records(MARKS)
+    with Pipeline(oracle=False) as pipeline:
+        give_parameters(pipeline)
+        pipeline.send(TRANSFERS, deposit("ada", "10000"))
+        pipeline.send(TRADES, bought("ada", "1", "60000"))
+        pipeline.advance(200)
+        pipeline.send(MARKS, {"marks": [{"symbol": "BTC-PERP", "price": "52000"}]})
+        pipeline.advance(1_000)
+        assert [record.key for record in pipeline.records(COMMANDS)] == ["ada"]
+        beats = pipeline.records(MARKS)
     last = beats[-1].value
     assert last["full"]
     assert last["marks"][0]["publish_time"] == EPOCH_US + 200_000
     assert last["time"] > EPOCH_US + 900_000
-    with Pipeline() as found, pytest.raises(ScenarioError, match="oracle=False"):
-        found.send(MARKS, {"marks": []})
+    with Pipeline() as pipeline, pytest.raises(ScenarioError, match="oracle=False"):
+        pipeline.send(MARKS, {"marks": []})
 
 
 def test_faults_strike_one_process() -> None:
-    with Pipeline(engines=2) as found:
-        give_parameters(found)
-        found.kill("engine:0")
-        found.freeze("engine:1", 500)
-        found.set_clock("router:0", 90_000)
+    with Pipeline(engines=2) as pipeline:
+        give_parameters(pipeline)
+        pipeline.kill("engine:0")
+        pipeline.freeze("engine:1", 500)
+        pipeline.set_clock("router:0", 90_000)
         for number in range(8):
-            found.send(TRANSFERS, deposit(f"acct-{number}", "5"))
-        found.advance(400)
-        assert found.records(ACCOUNTS) == []
-        found.advance(3_000)
-        assert len(found.records(ACCOUNTS)) == 8
-        assert {record.value["kind"] for record in found.records(ALERTS)} == {"clock_skew"}
+            pipeline.send(TRANSFERS, deposit(f"acct-{number}", "5"))
+        pipeline.advance(400)
+        assert pipeline.records(ACCOUNTS) == []
+        pipeline.advance(3_000)
+        assert len(pipeline.records(ACCOUNTS)) == 8
+        assert {record.value["kind"] for record in pipeline.records(ALERTS)} == {"clock_skew"}
         for wrong in ("engine:2", "broker:0", "engine", "engine:x"):
             with pytest.raises(ScenarioError, match="there are router:0, engine:0, engine:1, oracle:0"):
-                found.kill(wrong)
+                pipeline.kill(wrong)
 
 
 def test_what_cannot_be_sent_or_read_is_refused() -> None:
-    with Pipeline() as found:
+    with Pipeline() as pipeline:
         with pytest.raises(ScenarioError, match=r"^topic: \"liquidation.commands.v1\" is not written from outside"):
-            found.send(COMMANDS, {})
+            pipeline.send(COMMANDS, {})
         with pytest.raises(ScenarioError, match=r"^partition: trades.v1 has the partitions 0 to 3, got 4$"):
-            found.send(TRADES, {}, partition=4)
+            pipeline.send(TRADES, {}, partition=4)
         with pytest.raises(ScenarioError, match="there is no topic 'orders'"):
-            found.records("orders")
+            pipeline.records("orders")
 
 
 def test_the_same_calls_give_the_same_records() -> None:
     def run() -> list[bytes]:
-        with Pipeline(routers=2, engines=2) as found:
-            give_parameters(found)
+        with Pipeline(routers=2, engines=2) as pipeline:
+            give_parameters(pipeline)
             for number in range(10):
-                found.send(TRANSFERS, deposit(f"acct-{number}", "10000"))
-                found.send(TRADES, bought(f"acct-{number}", "1", "60000", number))
-            found.send(PRICES, printed("60000", 1))
-            found.advance(500)
-            found.kill("engine:1")
-            found.send(PRICES, printed("52000", 2))
-            found.advance(5_000)
-        assert not found.broken
-        return [record.line() for record in found.records()]
+                pipeline.send(TRANSFERS, deposit(f"acct-{number}", "10000"))
+                pipeline.send(TRADES, bought(f"acct-{number}", "1", "60000", number))
+            pipeline.send(PRICES, printed("60000", 1))
+            pipeline.advance(500)
+            pipeline.kill("engine:1")
+            pipeline.send(PRICES, printed("52000", 2))
+            pipeline.advance(5_000)
+        assert not pipeline.broken
+        return [record.line() for record in pipeline.records()]
 
     assert run() == run()
 
 
 def test_nothing_is_shown_from_before_the_beginning() -> None:
-    with Pipeline() as found:
-        found.advance(6_000)
-        assert found.records(MARKS)
-        assert all(record.at_ms >= 0 for record in found.records())
-        assert found.records(JOURNAL)
+    with Pipeline() as pipeline:
+        pipeline.advance(6_000)
+        assert pipeline.records(MARKS)
+        assert all(record.at_ms >= 0 for record in pipeline.records())
+        assert pipeline.records(JOURNAL)
 
 
 def test_processes_own_everything_at_the_beginning() -> None:
-    with Pipeline(shards=16, partitions=8, routers=3, engines=4) as found:
-        give_parameters(found)
+    with Pipeline(shards=16, partitions=8, routers=3, engines=4) as pipeline:
+        give_parameters(pipeline)
         for number in range(64):
-            found.send(TRANSFERS, deposit(f"acct-{number}", "5"))
-        found.advance(250)
-        assert len({record.key for record in found.records(ACCOUNTS)}) == 64
+            pipeline.send(TRANSFERS, deposit(f"acct-{number}", "5"))
+        pipeline.advance(250)
+        assert len({record.key for record in pipeline.records(ACCOUNTS)}) == 64

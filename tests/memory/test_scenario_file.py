@@ -23,9 +23,9 @@ def read(*lines: dict[str, Any] | str, **counts: int | None) -> ScenarioScript:
 
 
 def record(line: dict[str, Any]) -> GivenRecord:
-    found = read({"at_ms": 0} | line).lines[0].what
-    assert isinstance(found, GivenRecord)
-    return found
+    given = read({"at_ms": 0} | line).lines[0].what
+    assert isinstance(given, GivenRecord)
+    return given
 
 
 # --- what lines become -----------------------------------------------------------------------------------------------
@@ -54,8 +54,8 @@ def test_a_record_without_a_key_has_the_contracts(topic: str, value: Any, key: b
 
 
 def test_a_key_and_a_partition_that_are_given_count() -> None:
-    found = record(TRADE | {"key": "other", "partition": 2})
-    assert (found.key, found.partition) == (b"other", 2)
+    given = record(TRADE | {"key": "other", "partition": 2})
+    assert (given.key, given.partition) == (b"other", 2)
     assert record(TRADE | {"key": None}).key is None
 
 
@@ -67,8 +67,8 @@ def test_a_record_without_a_partition_is_where_its_key_belongs() -> None:
 
 def test_times_on_the_scenarios_clock_become_the_contracts_at_any_depth() -> None:
     value = {"event_time_ms": 1500, "deep": [{"publish_time_ms": -2, "other_ms": 3}], "time_ms": 0.5}
-    found = json.loads(record(TRADE | {"value": value}).value or b"")
-    assert found == {
+    message = json.loads(record(TRADE | {"value": value}).value or b"")
+    assert message == {
         "event_time": EPOCH_US + 1_500_000,
         "deep": [{"publish_time": EPOCH_US - 2_000, "other_ms": 3}],
         "time": EPOCH_US + 500,
@@ -80,13 +80,13 @@ def test_times_on_the_scenarios_clock_become_the_contracts_at_any_depth() -> Non
     [(TRADES, "event_time"), (TRANSFERS, "event_time"), (REPORTS, "event_time"), (PRICES, "publish_time")],
 )
 def test_an_age_counts_back_from_the_line(topic: str, field: str) -> None:
-    found = record({"at_ms": 700, "topic": topic, "value": {"age_ms": 200}})
-    assert json.loads(found.value or b"") == {field: EPOCH_US + 500_000}
+    given = record({"at_ms": 700, "topic": topic, "value": {"age_ms": 200}})
+    assert json.loads(given.value or b"") == {field: EPOCH_US + 500_000}
 
 
 def test_the_ages_of_marks_are_those_of_their_prices() -> None:
-    found = record({"at_ms": 700, "topic": MARKS, "value": {"marks": [{"symbol": "X", "age_ms": 200}]}})
-    assert found.message == {"marks": [{"symbol": "X", "publish_time": EPOCH_US + 500_000}]}
+    given = record({"at_ms": 700, "topic": MARKS, "value": {"marks": [{"symbol": "X", "age_ms": 200}]}})
+    assert given.message == {"marks": [{"symbol": "X", "publish_time": EPOCH_US + 500_000}]}
 
 
 def test_settings_in_milliseconds_stay_what_they_are() -> None:

@@ -59,13 +59,13 @@ def records() -> Records:
 
 def rows(frames: Iterable[tuple[int, bytes]], kind: str) -> list[tuple[int, dict[str, Any]]]:
     """Every row of one kind in ``frames`` as (shard, {column: value}), in order."""
-    found = []
+    sharded_rows = []
     for shard, data in frames:
         columns = getattr(_FRAME(data), kind)
         names = columns.__struct_fields__
         for values in zip(*(getattr(columns, name) for name in names), strict=True):
-            found.append((shard, dict(zip(names, values, strict=True))))
-    return found
+            sharded_rows.append((shard, dict(zip(names, values, strict=True))))
+    return sharded_rows
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ def sides(maker: str = '"alice"', taker: str = '"bob"') -> str:
     ids=lambda value: value[:40],
 )
 def test_both_sides_of_a_trade_are_found_whatever_else_is_wrong_with_it(value: str) -> None:
-    found = concerned(TRADES, b"BTC-PERP", value.encode())
-    assert (found.accounts, found.complete) == (("alice", "bob"), True)
+    whom = concerned(TRADES, b"BTC-PERP", value.encode())
+    assert (whom.accounts, whom.complete) == (("alice", "bob"), True)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
@@ -75,9 +75,9 @@ def test_beside_bytes_of_no_encoding() -> None:
     ],
 )
 def test_what_is_no_account_is_none(maker: str, accounts: tuple[str, ...]) -> None:
-    found = concerned(TRADES, None, ("{" + sides(maker) + "}").encode())
-    assert found.accounts == accounts
-    assert found.complete is (maker in ('"bob"', '"alice","account":"carol"'))
+    whom = concerned(TRADES, None, ("{" + sides(maker) + "}").encode())
+    assert whom.accounts == accounts
+    assert whom.complete is (maker in ('"bob"', '"alice","account":"carol"'))
 
 
 def test_other_accounts_in_a_record_are_not_meant_if_the_contract_names_some() -> None:
@@ -98,13 +98,13 @@ def test_other_accounts_in_a_record_are_not_meant_if_the_contract_names_some() -
     ],
 )
 def test_a_transfer_concerns_its_account_or_its_key(key: bytes, value: bytes | None, accounts: tuple[str, ...]) -> None:
-    found = concerned(TRANSFERS, key, value)
-    assert (found.accounts, found.complete) == (accounts, bool(accounts))
+    whom = concerned(TRANSFERS, key, value)
+    assert (whom.accounts, whom.complete) == (accounts, bool(accounts))
 
 
 def test_a_report_moves_nothing_so_it_suspends_nobody() -> None:
-    found = concerned(REPORTS, b"alice", b'{"account":"alice"}')
-    assert (found.accounts, found.complete) == ((), False)
+    whom = concerned(REPORTS, b"alice", b'{"account":"alice"}')
+    assert (whom.accounts, whom.complete) == ((), False)
 
 
 @given(st.binary(max_size=200))
@@ -141,12 +141,12 @@ def test_the_frames_of_each_accounts_shard_tell_it_with_the_place_of_the_record(
     assert refused.value.whom.complete
     splitter.add(TRANSFERS, orjson.dumps(records.transfer("maker")), TradeIds())
     frames, counts = splitter.take(5)
-    found = [(shard, told) for shard, data in frames for told in _FRAME(data).suspensions]
-    assert sorted((told.account, told.topic, told.partition, told.offset) for _, told in found) == [
+    suspensions = [(shard, told) for shard, data in frames for told in _FRAME(data).suspensions]
+    assert sorted((told.account, told.topic, told.partition, told.offset) for _, told in suspensions) == [
         ("maker", TRADES, 3, 41),
         ("taker", TRADES, 3, 41),
     ]
-    for shard, told in found:
+    for shard, told in suspensions:
         assert shard == shard_of(told.account, SHARDS)
         assert "price" in told.reason
         assert len(told.reason) <= REASON_MAX

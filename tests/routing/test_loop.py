@@ -15,7 +15,7 @@ from streams.settings import Settings, load
 from streams.watchdog import Watchdog
 
 
-class Message:
+class SizedMessage:
     """A record of so many bytes, as a client delivers it."""
 
     def __init__(self, size: int) -> None:
@@ -28,17 +28,17 @@ class Message:
         return None
 
 
-class Group:
+class GroupConsumer:
     """A consumer: what has arrived, and the group's side of a membership."""
 
     def __init__(self, properties: dict[str, Any]) -> None:
-        self.waiting: list[Message] = []
+        self.waiting: list[SizedMessage] = []
         self.note_statistics = properties["stats_cb"]
 
-    def poll(self, timeout: float) -> Message | None:
+    def poll(self, timeout: float) -> SizedMessage | None:
         return next(iter(self.consume(1, timeout)), None)
 
-    def consume(self, num_messages: int, timeout: float) -> list[Message]:
+    def consume(self, num_messages: int, timeout: float) -> list[SizedMessage]:
         arrived = self.waiting[:num_messages]
         del self.waiting[:num_messages]
         return arrived
@@ -85,12 +85,12 @@ class Stub:
     def log_reader(self, *_: Any) -> EmptyLogs:
         return EmptyLogs()
 
-    def group_consumer(self, client_id: str, group_id: str, properties: dict[str, Any]) -> Group:
-        self.group = Group(properties)
+    def group_consumer(self, client_id: str, group_id: str, properties: dict[str, Any]) -> GroupConsumer:
+        self.group = GroupConsumer(properties)
         return self.group
 
 
-def built(**changes: int) -> tuple[Router, Group]:
+def built(**changes: int) -> tuple[Router, GroupConsumer]:
     kafka = Stub(load({}, {f"router.{name}": value for name, value in changes.items()}))
     router = Router.build(cast(Kafka, kafka), threading.Event(), Watchdog())
     return router, kafka.group
@@ -99,7 +99,7 @@ def built(**changes: int) -> tuple[Router, Group]:
 def collected(sizes: list[int], **changes: int) -> list[Record]:
     """The batch that a router collects of records of these sizes, all of which have arrived."""
     router, group = built(linger_ms=1_000, **changes)
-    group.waiting = [Message(size) for size in sizes]
+    group.waiting = [SizedMessage(size) for size in sizes]
     return router.collect()
 
 

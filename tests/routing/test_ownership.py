@@ -49,7 +49,7 @@ class Log:
         return (row for row in self.rows[first:end] if row is not None)
 
 
-class Group:
+class CommittedConsumer:
     """A consumer whose group has committed ``offset``, after ``errors`` answers that it cannot say."""
 
     def __init__(self, offset: int, errors: list[int] | None = None) -> None:
@@ -62,7 +62,7 @@ class Group:
 
 
 def begin(
-    log: Log, group: Group, topic: str = REPORTS, partition: int = 0, timeout_s: float = 30.0
+    log: Log, group: CommittedConsumer, topic: str = REPORTS, partition: int = 0, timeout_s: float = 30.0
 ) -> tuple[Ownership, int]:
     owned = Ownership(cast(LogReader, log), timeout_s, SYSTEM)
     (place,) = owned.begin(cast(Consumer, group), [TopicPartition(topic, partition)])
@@ -74,35 +74,35 @@ def begin(
     [(-1001, 0, 10, 0), (-1001, 7, 10, 7), (3, 0, 10, 3), (7, 7, 10, 7), (10, 0, 10, 10), (0, 0, 0, 0)],
 )
 def test_a_partition_goes_on_at_the_committed_offset(committed: int, low: int, high: int, begins: int) -> None:
-    owned, first = begin(Log(low, high), Group(committed))
-    found = owned.find(REPORTS, 0)
+    owned, first = begin(Log(low, high), CommittedConsumer(committed))
+    partition = owned.find(REPORTS, 0)
     assert first == begins
-    assert found is not None
-    assert found.next_offset == begins
+    assert partition is not None
+    assert partition.next_offset == begins
 
 
 def test_records_that_are_gone_before_they_were_routed_stop_the_router() -> None:
     with pytest.raises(BrokerError, match=r"liquidation.reports.v1\[0\]: the records from 3 to 6 are gone"):
-        begin(Log(7, 10), Group(3))
+        begin(Log(7, 10), CommittedConsumer(3))
 
 
 def test_a_topic_that_was_created_anew_stops_the_router() -> None:
     with pytest.raises(BrokerError, match="committed 30 but the log ends at 10"):
-        begin(Log(0, 10), Group(30))
+        begin(Log(0, 10), CommittedConsumer(30))
 
 
 def test_a_coordinator_that_is_away_for_a_moment_is_asked_again() -> None:
-    _, first = begin(Log(0, 10), Group(3, [KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError._TIMED_OUT]))
+    _, first = begin(Log(0, 10), CommittedConsumer(3, [KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError._TIMED_OUT]))
     assert first == 3
 
 
 def test_a_coordinator_that_stays_away_is_an_error() -> None:
     with pytest.raises(BrokerError, match="committed offsets cannot be read"):
-        begin(Log(0, 10), Group(3, [KafkaError.COORDINATOR_NOT_AVAILABLE] * 10_000), timeout_s=0.01)
+        begin(Log(0, 10), CommittedConsumer(3, [KafkaError.COORDINATOR_NOT_AVAILABLE] * 10_000), timeout_s=0.01)
 
 
 def test_a_group_that_may_not_be_read_is_an_error_at_once() -> None:
-    group = Group(3, [KafkaError.GROUP_AUTHORIZATION_FAILED] * 2)
+    group = CommittedConsumer(3, [KafkaError.GROUP_AUTHORIZATION_FAILED] * 2)
     with pytest.raises(BrokerError, match="committed offsets cannot be read"):
         begin(Log(0, 10), group)
     assert len(group.errors) == 1
@@ -137,10 +137,10 @@ def old_row(last: dict[str, int], partition: int = 0) -> Row:
 
 
 def recalled(rows: list[Row | None]) -> TradeIds:
-    owned, _ = begin(Log(0, 10, rows), Group(3), TRADES)
-    found = owned.find(TRADES, 0)
-    assert found is not None
-    return found.trade_ids
+    owned, _ = begin(Log(0, 10, rows), CommittedConsumer(3), TRADES)
+    partition = owned.find(TRADES, 0)
+    assert partition is not None
+    return partition.trade_ids
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_partition_of_many_symbols_is_taken_again() -> None:
         for name in names:
             memory.accept(trade(trade_id, name))
     rows: list[Row | None] = [Row(memory_key(0, name), memory.symbols[name].row()) for name in names]
-    assert max(len(found.value() or b"") for found in rows if found is not None) < 1_000
+    assert max(len(record.value() or b"") for record in rows if record is not None) < 1_000
     again = recalled(rows)
     assert again.last == dict.fromkeys(names, 3)
     assert again.accept(trade(3, names[7])) == REPEATED
@@ -248,11 +248,11 @@ def test_an_old_row_of_more_symbols_than_a_message_may_hold_is_read() -> None:
 
 def test_a_trades_partition_without_a_place_for_its_memory_stops_the_router() -> None:
     with pytest.raises(TopicError, match=r"trades.v1 has a partition 3 and margin.router.v1 has 3 partitions"):
-        begin(Log(0, 10), Group(3), TRADES, partition=3)
+        begin(Log(0, 10), CommittedConsumer(3), TRADES, partition=3)
 
 
 def test_a_dropped_partition_is_owned_no_more() -> None:
-    owned, _ = begin(Log(0, 10), Group(3))
+    owned, _ = begin(Log(0, 10), CommittedConsumer(3))
     owned.drop([TopicPartition(REPORTS, 0), TopicPartition(REPORTS, 1)])
     assert owned.find(REPORTS, 0) is None
     assert len(owned) == 0

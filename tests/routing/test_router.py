@@ -54,7 +54,7 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
         threading.Event().wait(0.02)
 
 
-class Log:
+class TopicLog:
     """Everything committed to a topic since this was made."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
@@ -68,8 +68,8 @@ class Log:
 
     def records(self) -> list[Any]:
         for follower in self._followers:
-            while found := follower.poll(0.01):
-                self._records += found
+            while batch := follower.poll(0.01):
+                self._records += batch
         return self._records
 
     def close(self) -> None:
@@ -87,14 +87,14 @@ class Exchange:
         self.symbol = f"R{self.name}-PERP"
         self.alice, self.bob = f"alice-{self.name}", f"bob-{self.name}"
         self._producer = Producer(config.producer(settings.kafka, "test"))
-        self._logs: dict[str, Log] = {}
+        self._logs: dict[str, TopicLog] = {}
         self._rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._seen: dict[str, int] = defaultdict(int)
         self.log(EVENTS)
 
-    def log(self, topic: str) -> Log:
+    def log(self, topic: str) -> TopicLog:
         if topic not in self._logs:
-            self._logs[topic] = Log(self.settings, topic)
+            self._logs[topic] = TopicLog(self.settings, topic)
         return self._logs[topic]
 
     def send(self, topic: str, value: Any, key: str | None = None) -> None:
@@ -155,9 +155,9 @@ class Exchange:
 
 @pytest.fixture
 def exchange(settings: Settings, records: Any, rows_of: Any) -> Iterator[Exchange]:
-    found = Exchange(settings, records, rows_of)
-    yield found
-    found.close()
+    exchange = Exchange(settings, records, rows_of)
+    yield exchange
+    exchange.close()
 
 
 class Process:
@@ -208,10 +208,11 @@ class Process:
 
 _MAIN = """
 import itertools, os, signal, time
-from streams import logs, settings
+from streams import logs
 from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer
 from streams.routing.router import Router, run
+from streams.settings import load
 
 crash = os.environ.get("CRASH")
 if crash == "frozen":
@@ -246,9 +247,9 @@ elif crash:
         die(last)
 
     setattr(TransactionalProducer, name, dying)
-found = settings.load()
-logs.configure("INFO", "json", found.worker_name)
-run(found)
+settings = load()
+logs.configure("INFO", "json", settings.worker_name)
+run(settings)
 """
 
 
@@ -381,10 +382,10 @@ def test_what_cannot_be_read_is_kept_as_it_came_and_its_neighbours_are_routed(
     ]
     for topic, cases in BAD.items():
         sent = {m.key(): m for m in inputs[topic].records() if m.key().startswith(exchange.symbol.encode() + b"/")}
-        found = [m for m in letters[topic].records() if m.key() in sent]
-        assert Counter(m.key() for m in found) == Counter(dict.fromkeys(sent, 1))
+        dead_letters = [m for m in letters[topic].records() if m.key() in sent]
+        assert Counter(m.key() for m in dead_letters) == Counter(dict.fromkeys(sent, 1))
         assert len(sent) == len(cases)
-        for letter in found:
+        for letter in dead_letters:
             original = sent[letter.key()]
             assert letter.value() == original.value()
             headers = dict(letter.headers())
@@ -667,12 +668,12 @@ def test_gaps_and_repeats_are_logged_once_a_batch(
 
 def suspended(exchange: Exchange) -> dict[str, list[str]]:
     """The accounts of this exchange that the frames suspend, and why."""
-    found: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, list[str]] = defaultdict(list)
     for message in exchange.log(EVENTS).records():
         for told in _FRAME(message.value()).suspensions:
             if told.account.endswith(f"-{exchange.name}"):
-                found[told.account].append(told.reason)
-    return found
+                reasons[told.account].append(told.reason)
+    return reasons
 
 
 def test_a_trade_that_contradicts_one_that_was_routed_suspends_its_accounts_over_a_restart(
@@ -755,7 +756,7 @@ def test_a_router_whose_partition_has_many_symbols_starts_again(
     exchange.wait_for_trade(6)
     assert second.stop() == 0, second.log()
     recalled = [orjson.loads(line) for line in second.log().splitlines() if "trade_ids_recalled" in line]
-    assert max(found["symbols"] for found in recalled) >= len(symbols)
+    assert max(entry["symbols"] for entry in recalled) >= len(symbols)
     of_one = [row["trade_id"] for row in exchange.rows("fills") if row["symbol"] == symbols[7]]
     assert of_one == [1, 1, 2, 2]
     assert suspended(exchange) == {}

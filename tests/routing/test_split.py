@@ -284,15 +284,15 @@ def test_every_event_lands_once_on_its_shard_in_order(
         frames += taken
         counted.repeats += counts.repeats
         counted.fills += counts.fills
-    found: dict[str, list[Any]] = defaultdict(list)
+    landed: dict[str, list[Any]] = defaultdict(list)
     for shard, row in rows_of(frames, "transfers"):
         assert shard == shard_of(row["account"], shards)
-        found[row["account"]].append((row["sequence"], row["amount"]))
+        landed[row["account"]].append((row["sequence"], row["amount"]))
     fills = rows_of(frames, "fills")
     for shard, row in fills:
         assert shard == shard_of(row["account"], shards)
-        found[row["account"] + "/fills"].append((row["symbol"], row["trade_id"], row["quantity"]))
-    assert found == expected
+        landed[row["account"] + "/fills"].append((row["symbol"], row["trade_id"], row["quantity"]))
+    assert landed == expected
     suspended: dict[str, int] = defaultdict(int)
     for shard, data in frames:
         for suspension in Decoder[EventFrame](EventFrame)(data).suspensions:

@@ -31,16 +31,16 @@ def trade(trade_id: int, **changes: Any) -> Trade:
 
 def memory_of(*trades: Trade) -> TradeIds:
     memory = TradeIds()
-    for found in trades:
-        memory.accept(found)
+    for accepted in trades:
+        memory.accept(accepted)
     return memory
 
 
 def restarted(memory: TradeIds) -> TradeIds:
     """As another router finds it."""
     again = TradeIds()
-    for symbol, found in memory.symbols.items():
-        again.recall(symbol, found.row())
+    for symbol, symbol_memory in memory.symbols.items():
+        again.recall(symbol, symbol_memory.row())
     return again
 
 
@@ -112,7 +112,7 @@ def test_reading_again_routes_nothing_twice_and_refuses_nothing(feed: list[tuple
     for _ in range(3):
         first = data.draw(st.integers(0, len(trades)))
         memory = restarted(memory)
-        assert all(memory.accept(found) == REPEATED for found in trades[first:])
+        assert all(memory.accept(repeat) == REPEATED for repeat in trades[first:])
         assert memory.changed == set()
     new = trade(last["A"] + 1, symbol="A", event_time=T0)
     assert memory.accept(new) == 0
