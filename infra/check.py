@@ -52,8 +52,8 @@ CHECKS = (
 def run(command: Sequence[str], root: Path) -> int:
     """Run a command of this interpreter's environment in ``root``; its exit code."""
     program, *rest = command
-    found = sys.executable if program == "python" else str(Path(sys.executable).parent / program)
-    return subprocess.run([found, *rest], cwd=root, check=False).returncode
+    executable = sys.executable if program == "python" else str(Path(sys.executable).parent / program)
+    return subprocess.run([executable, *rest], cwd=root, check=False).returncode
 
 
 def check_all(

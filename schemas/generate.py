@@ -103,7 +103,7 @@ READERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class Process:
     """A process of the pipeline: what it receives, in which consumer group (by default), and what it sends."""
 
     name: str
@@ -111,14 +111,14 @@ class Role:
     sends: tuple[str, ...]
 
 
-ROLES = (
-    Role(
+PROCESSES = (
+    Process(
         "router",
         (TRADES, TRANSFERS, REPORTS, ROUTER),
         (EVENTS, ROUTER, *map(dead_letter_topic, (TRADES, TRANSFERS, REPORTS))),
     ),
-    Role("oracle", (PRICES, PARAMETERS, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
-    Role(
+    Process("oracle", (PRICES, PARAMETERS, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
+    Process(
         "engine",
         (EVENTS, MARKS, PARAMETERS, ACCOUNTS, JOURNAL),
         (COMMANDS, ALERTS, ACCOUNTS, JOURNAL, *map(dead_letter_topic, (EVENTS, MARKS, PARAMETERS))),
@@ -183,12 +183,12 @@ def _standard(schema: Any) -> Any:
         return [_standard(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {name: _standard(item) for name, item in schema.items()}
-    if "anyOf" in found:
-        found.pop("discriminator", None)
-    if "prefixItems" in found:
-        found |= {"minItems": len(found["prefixItems"]), "maxItems": len(found["prefixItems"])}
-    return found
+    converted = {name: _standard(item) for name, item in schema.items()}
+    if "anyOf" in converted:
+        converted.pop("discriminator", None)
+    if "prefixItems" in converted:
+        converted |= {"minItems": len(converted["prefixItems"]), "maxItems": len(converted["prefixItems"])}
+    return converted
 
 
 def _pretty(value: Any) -> str:
@@ -208,7 +208,7 @@ def _table_row(topic: Topic) -> str:
     if topic.name in MESSAGE_TYPES:
         name = f"[{name}](json/{topic.name}.schema.json)"
     kept = "compacted" if topic.retention_ms is None else f"{topic.retention_ms // 86_400_000} d"
-    readers = [role.name for role in ROLES if topic.name in role.receives] + list(
+    readers = [role.name for role in PROCESSES if topic.name in role.receives] + list(
         filter(None, [READERS.get(topic.name)])
     )
     columns = (name, topic.key, _PARTITIONS[topic.partitioning], kept, WRITERS[topic.name], ", ".join(readers))
@@ -234,7 +234,7 @@ def asyncapi() -> dict[str, Any]:
         "channels": {_name(topic.name): _channel(topic) for topic in all_topics()},
         "operations": {
             f"{role.name}_{action}s_{_name(topic)}": _operation(role, action, topic)
-            for role in ROLES
+            for role in PROCESSES
             for action, topics in (("receive", role.receives), ("send", role.sends))
             for topic in topics
         },
@@ -298,7 +298,7 @@ def _name(topic: str) -> str:
 
 
 def _channel(topic: Topic) -> dict[str, Any]:
-    letter_of = next((found.name for found in CONTRACT if found.dead_letters and found.dlq == topic.name), None)
+    letter_of = next((source.name for source in CONTRACT if source.dead_letters and source.dlq == topic.name), None)
     partitions = _PARTITIONS[topic.partitioning]
     what = (
         f"Records of {letter_of} that could not be read or applied."
@@ -369,7 +369,7 @@ def _topic_binding(topic: Topic) -> dict[str, Any]:
     }
 
 
-def _operation(role: Role, action: str, topic: str) -> dict[str, Any]:
+def _operation(role: Process, action: str, topic: str) -> dict[str, Any]:
     channel = f"#/channels/{_name(topic)}"
     return {
         "action": action,

@@ -28,15 +28,15 @@ _ANY = object()
 
 def refusal(text: str, message_type: Any, data: bytes) -> str:
     """Msgspec's ``text`` about ``data``, which is no ``message_type``, in words; at most TEXT_CHARACTERS_MAX."""
-    found = _PLACE.match(text)
-    if found is None:
+    match = _PLACE.match(text)
+    if match is None:
         return _cut(_expected(text, None), TEXT_CHARACTERS_MAX)
-    what, path = found["what"], found["path"]
+    what, path = match["what"], match["path"]
     pattern = _pattern_of(what)
     steps = list(_steps(path))
     shown, place = "", path
     for place, value in _values(data, steps, whole=path):
-        if found["key"]:
+        if match["key"]:
             # A key of this mapping: the first that has not the form.
             wrong = next((key for key in value if pattern and not re.search(pattern, key)), None)
             shown, place = ("" if wrong is None else _shown(wrong)), f"{place}` (a key)"
@@ -48,7 +48,7 @@ def refusal(text: str, message_type: Any, data: bytes) -> str:
     if _ANY in steps and pattern is None:  # any of them may be the one
         shown, place = "", path
     where = f"at `{place}" if place.endswith("(a key)") else f"at `{place}`"
-    must = "" if pattern is not None or found["key"] else _must(what, message_type, steps)
+    must = "" if pattern is not None or match["key"] else _must(what, message_type, steps)
     return _cut(
         f"{_expected(what, pattern)} - {where}{must and ', which must be ' + must}{shown and ', got ' + shown}",
         TEXT_CHARACTERS_MAX,
@@ -58,16 +58,16 @@ def refusal(text: str, message_type: Any, data: bytes) -> str:
 def _expected(what: str, pattern: str | None) -> str:
     if pattern is not None:
         return f"Expected {IN_WORDS.get(pattern, 'text of another form')}"
-    if (found := _ENUM.match(what)) is not None and len(what) > _VALUE_CHARACTERS_MAX:
-        return f"Invalid enum value {_cut(found['value'], _VALUE_CHARACTERS_MAX)}"
+    if (enum := _ENUM.match(what)) is not None and len(what) > _VALUE_CHARACTERS_MAX:
+        return f"Invalid enum value {_cut(enum['value'], _VALUE_CHARACTERS_MAX)}"
     return what
 
 
 def _pattern_of(what: str) -> str | None:
-    found = _PATTERN.match(what)
-    if found is None:
+    match = _PATTERN.match(what)
+    if match is None:
         return None
-    pattern: str = ast.literal_eval(found["literal"])
+    pattern: str = ast.literal_eval(match["literal"])
     return pattern
 
 

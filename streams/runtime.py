@@ -18,7 +18,7 @@ class Event(Protocol):
     def wait(self, timeout: float | None = None) -> bool: ...
 
 
-class Condition(Protocol):
+class ConditionVariable(Protocol):
     """What is used of ``threading.Condition``."""
 
     def __enter__(self) -> object: ...
@@ -56,7 +56,7 @@ class Runtime(Protocol):
         """An event that is not set."""
         ...
 
-    def condition(self) -> Condition:
+    def condition(self) -> ConditionVariable:
         """A condition with a lock of its own."""
         ...
 
@@ -80,7 +80,7 @@ class SystemRuntime:
     def event(self) -> Event:
         return threading.Event()
 
-    def condition(self) -> Condition:
+    def condition(self) -> ConditionVariable:
         return threading.Condition()
 
     def thread(self, target: Callable[[], None], name: str) -> Thread:

@@ -164,11 +164,13 @@ class RedisSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_
         Raises:
             SettingsError: the URL is none, or credentials are given twice.
         """
-        found = redis_address.parse_url(self.url, f"{PREFIX}REDIS__URL")
+        parsed = redis_address.parse_url(self.url, f"{PREFIX}REDIS__URL")
         for field in ("username", "password"):
-            if getattr(self, field) and getattr(found, field):
+            if getattr(self, field) and getattr(parsed, field):
                 raise SettingsError(f"{PREFIX}REDIS__URL and {PREFIX}REDIS__{field.upper()} both give a {field}")
-        return redis_address.with_credentials(found, self.username or found.username, self.password or found.password)
+        return redis_address.with_credentials(
+            parsed, self.username or parsed.username, self.password or parsed.password
+        )
 
     @property
     def tls(self) -> TlsFiles | None:
@@ -394,8 +396,8 @@ def variable(section: str, field: str) -> str:
 
 def schema(section: str, field: str) -> dict[str, Any]:
     """The JSON Schema of a setting: type, default and limits, ``description`` in Markdown, and :data:`UNIT`."""
-    found: dict[str, Any] = msgspec.json.schema(type(getattr(Settings(), section)))
-    return next(iter(found["$defs"].values()))["properties"][field]  # type: ignore[no-any-return]
+    fields: dict[str, Any] = msgspec.json.schema(type(getattr(Settings(), section)))
+    return next(iter(fields["$defs"].values()))["properties"][field]  # type: ignore[no-any-return]
 
 
 def is_injected(name: str, value: str) -> bool:
@@ -529,7 +531,7 @@ def _take_properties(values: dict[str, dict[str, Any]], set_by: dict[tuple[str, 
 
 def _servers(text: str) -> tuple[str, ...]:
     name = variable("kafka", "bootstrap_servers")
-    found = []
+    servers = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+)(?::(\d{1,5}))?", entry)
         if match is None or not 0 < int(match[2] or 9092) < 65_536:
@@ -537,10 +539,10 @@ def _servers(text: str) -> tuple[str, ...]:
                 f"{name}: {entry!r} is not host:port (an IPv6 address is written [::1]:9092; how the connection is "
                 "secured is said by SECURITY_PROTOCOL)"
             )
-        found.append(f"{match[1]}:{match[2] or 9092}")
-    if not found:
+        servers.append(f"{match[1]}:{match[2] or 9092}")
+    if not servers:
         raise SettingsError(f"{name} is empty")
-    return tuple(found)
+    return tuple(servers)
 
 
 def _refuse_unknown(values: Mapping[str, Mapping[str, Any]]) -> None:

@@ -35,25 +35,30 @@ def with_table(readme: str) -> str:
 
 
 def _row(section: str, field: str) -> str:
-    found = schema(section, field)
-    default = "" if found["default"] == "" else f"`{found['default']}`"
-    cells = (f"`{variable(section, field)}`", default, _values(section, field, found), found["description"])
+    described = schema(section, field)
+    default = "" if described["default"] == "" else f"`{described['default']}`"
+    cells = (
+        f"`{variable(section, field)}`",
+        default,
+        _values(section, field, described),
+        described["description"],
+    )
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
-def _values(section: str, field: str, found: dict[str, Any]) -> str:
+def _values(section: str, field: str, described: dict[str, Any]) -> str:
     if (section, field) in SECRETS:
         return "secret"
-    if "enum" in found:
-        return ", ".join(f"`{value}`" for value in sorted(found["enum"]) if value != "")
-    if "pattern" in found:
-        return f"`{found['pattern']}`"
-    if "minimum" not in found:
+    if "enum" in described:
+        return ", ".join(f"`{value}`" for value in sorted(described["enum"]) if value != "")
+    if "pattern" in described:
+        return f"`{described['pattern']}`"
+    if "minimum" not in described:
         return ""
-    unit = f" {found[UNIT]}" if UNIT in found else ""
-    if "maximum" not in found:
-        return f"from {found['minimum']:,}{unit}"
-    return f"{found['minimum']:,} to {found['maximum']:,}{unit}"
+    unit = f" {described[UNIT]}" if UNIT in described else ""
+    if "maximum" not in described:
+        return f"from {described['minimum']:,}{unit}"
+    return f"{described['minimum']:,} to {described['maximum']:,}{unit}"
 
 
 def main(arguments: Sequence[str], readme: Path = README) -> int:

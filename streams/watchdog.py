@@ -65,8 +65,8 @@ class Watchdog:
     def loops(self) -> list[Loop]:
         """Every loop that is watched, the one that is longest without progress first."""
         now = time.monotonic()
-        found = [Loop(name, doing, now - since) for name, (since, doing) in self._beats.copy().items()]
-        return sorted(found, key=lambda loop: -loop.seconds)
+        loops = [Loop(name, doing, now - since) for name, (since, doing) in self._beats.copy().items()]
+        return sorted(loops, key=lambda loop: -loop.seconds)
 
     def overdue(self) -> list[Loop]:
         """The loops that have made no progress for the limit."""

@@ -54,6 +54,6 @@ def _fingerprint(java: Path, jars: Sequence[Path]) -> str:
     """Changes with whatever would make the Java refuse the archive."""
     known = hashlib.sha256()
     for path in (java, *jars):
-        found = path.stat()
-        known.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+        status = path.stat()
+        known.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return known.hexdigest()[:16]

@@ -27,7 +27,7 @@ def find_java() -> Java:
         MissingError: there is none.
     """
     candidates = [str(Path(os.environ["JAVA_HOME"]) / "bin" / "java")] if os.environ.get("JAVA_HOME") else []
-    candidates += [found] if (found := shutil.which("java")) else []
+    candidates += [on_path] if (on_path := shutil.which("java")) else []
     candidates += [packaged] if (packaged := _packaged_java()) else []
     for candidate in candidates:
         java = _examine(candidate)

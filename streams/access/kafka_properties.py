@@ -178,9 +178,9 @@ def sort_properties(options: str, name: str) -> KafkaProperties:
             raise SettingsError(f"{name}: {_refusal(property_name, number)}")
         if sorted_in[kind].setdefault(property_name, value) != value:
             raise SettingsError(f"{name}: {property_name} is there twice, with different values")
-    found = KafkaProperties(settings, sorted_in["tls"], sorted_in["shared"], sorted_in["tuning"])
-    _check_values(found, name)
-    return found
+    sorted_properties = KafkaProperties(settings, sorted_in["tls"], sorted_in["shared"], sorted_in["tuning"])
+    _check_values(sorted_properties, name)
+    return sorted_properties
 
 
 def _refusal(name: str, number: int) -> str:
@@ -197,20 +197,21 @@ def _refusal(name: str, number: int) -> str:
     return f"entry {number} is not a property that may stand here; there are {', '.join(known)}"
 
 
-def _check_values(found: KafkaProperties, name: str) -> None:
-    for shared, value in found.shared.items():
+def _check_values(properties: KafkaProperties, name: str) -> None:
+    for shared, value in properties.shared.items():
         try:
             SHARED[shared].value(value)
         except ValueError:
             raise SettingsError(f"{name}: {shared}={value} is not a value that it may have") from None
     sizes = {
-        found.shared[size] for size in ("max.partition.fetch.bytes", "fetch.message.max.bytes") & found.shared.keys()
+        properties.shared[size]
+        for size in ("max.partition.fetch.bytes", "fetch.message.max.bytes") & properties.shared.keys()
     }
     if len(sizes) > 1:
         raise SettingsError(f"{name}: max.partition.fetch.bytes and fetch.message.max.bytes are one property")
-    verification = found.tls.get("enable.ssl.certificate.verification", "true")
+    verification = properties.tls.get("enable.ssl.certificate.verification", "true")
     if verification.lower() not in ("true", "false"):
         raise SettingsError(f"{name}: enable.ssl.certificate.verification={verification} must be true or false")
-    identification = found.tls.get("ssl.endpoint.identification.algorithm", "https")
+    identification = properties.tls.get("ssl.endpoint.identification.algorithm", "https")
     if identification.lower() not in ("https", "none"):
         raise SettingsError(f"{name}: ssl.endpoint.identification.algorithm={identification} must be https or none")

@@ -63,7 +63,7 @@ def parse_url(url: str, name: str) -> RedisAddress:
         raise SettingsError(f"{name} holds a # behind the credentials: write it as %23")
     username, colon, password = credentials.partition(":")
     options = _options(query, scheme, name)
-    found = RedisAddress(
+    address = RedisAddress(
         scheme,
         username=unquote(username),
         password=unquote(password) if colon else "",
@@ -73,11 +73,11 @@ def parse_url(url: str, name: str) -> RedisAddress:
     if scheme == "unix":
         if not place.startswith("/"):
             raise SettingsError(f"{name} must name the socket's path: unix:///run/redis.sock")
-        return replace(found, path=unquote(place), db=options.db or 0)
+        return replace(address, path=unquote(place), db=options.db or 0)
     host, port, db = _place(place, name)
     if options.db is not None and db is not None and options.db != db:
         raise SettingsError(f"{name} names two databases, one in its path and one in ?db=")
-    return replace(found, host=host, port=port, db=db if db is not None else options.db or 0)
+    return replace(address, host=host, port=port, db=db if db is not None else options.db or 0)
 
 
 def masked_url(url: str) -> str:
@@ -101,9 +101,9 @@ def secrets_of(url: str) -> set[str]:
     """What in ``url`` is, or may be, a secret, as it stands there and decoded. Never fails."""
     rest = url.partition("://")[2] or url
     credentials, _, place = rest.rpartition("@")
-    found = {credentials.partition(":")[2]}
-    found |= {value for option, value in parse_qsl(place.partition("?")[2]) if option not in _OPTIONS}
-    return {form for secret in found for form in (secret, unquote(secret)) if form}
+    secrets = {credentials.partition(":")[2]}
+    secrets |= {value for option, value in parse_qsl(place.partition("?")[2]) if option not in _OPTIONS}
+    return {form for secret in secrets for form in (secret, unquote(secret)) if form}
 
 
 def holds_password(url: str) -> bool:

@@ -78,12 +78,12 @@ def _ensured(settings: Settings, *, create: bool, timeout_s: float) -> tuple[Top
     present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
     configurations = _configurations(admin, present, report, timeout_s)
     for topic in present:
-        found = configurations.get(topic.name)
+        configuration = configurations.get(topic.name)
         faults = _faults(topic, existing, settings)
-        if found is not None:
-            faults += _configuration_faults(topic, found, settings)
+        if configuration is not None:
+            faults += _configuration_faults(topic, configuration, settings)
         report.wrong += faults
-        if not faults and found is not None:
+        if not faults and configuration is not None:
             report.right.append(topic.name)
     return report, existing
 
@@ -114,9 +114,9 @@ def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0)
         BrokerError: the cluster does not answer, or there is no such topic.
     """
     admin = admin_client(settings)  # kept: its requests end with it
-    found = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
+    descriptions = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
     try:
-        return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in found.items()}
+        return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in descriptions.items()}
     except KafkaException as error:
         raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {in_words(error.args[0])}") from error
 
@@ -152,7 +152,7 @@ def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> C
         offsets = admin.list_consumer_group_offsets(
             [ConsumerGroupTopicPartitions(group_id)], request_timeout=timeout_s
         )[group_id]
-        found, committed = described.result(timeout=timeout_s), offsets.result(timeout=timeout_s)
+        group, committed = described.result(timeout=timeout_s), offsets.result(timeout=timeout_s)
     except KafkaException as error:
         raise BrokerError(f"group {group_id}: {in_words(error.args[0])}") from error
     members = (
@@ -161,11 +161,11 @@ def group_state(settings: Settings, group_id: str, timeout_s: float = 10.0) -> C
             member.host,
             tuple(sorted((place.topic, place.partition) for place in member.assignment.topic_partitions)),
         )
-        for member in found.members
+        for member in group.members
     )
     return ConsumerGroup(
         group_id,
-        found.state.name,
+        group.state.name,
         tuple(sorted(members, key=lambda member: member.client_id)),
         {(place.topic, place.partition): place.offset for place in committed.topic_partitions if place.offset >= 0},
     )
@@ -224,26 +224,26 @@ def _configurations(
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
     required = {topic.name: topic.required() for topic in topics}
-    found = {}
+    configurations = {}
     for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
         try:
             values = future.result(timeout=timeout_s)
-            found[resource.name] = {name: values[name].value for name in required[resource.name]}
+            configurations[resource.name] = {name: values[name].value for name in required[resource.name]}
         except KafkaException as error:
             text = f"{resource.name}: its configuration cannot be read: {in_words(error.args[0])}"
             if not is_not_authorised(error.args[0]):
                 raise BrokerError(text) from error
             report.wrong.append(text)
-    return found
+    return configurations
 
 
-def _configuration_faults(topic: Topic, found: dict[str, str], settings: Settings) -> list[str]:
+def _configuration_faults(topic: Topic, configuration: dict[str, str], settings: Settings) -> list[str]:
     return [
-        f"{topic.name} has {name}={found[name]} and must have {value}{_WHY.get(name, '')}: kafka-configs "
+        f"{topic.name} has {name}={configuration[name]} and must have {value}{_WHY.get(name, '')}: kafka-configs "
         f"--bootstrap-server {settings.kafka.bootstrap_servers} --alter --entity-type topics "
         f"--entity-name {topic.name} --add-config {name}={value}"
         for name, value in topic.required().items()
-        if found[name] != value
+        if configuration[name] != value
     ]
 
 

@@ -71,8 +71,8 @@ class ClientLog:
 def reason_of(text: str) -> tuple[str, str]:
     """The broker (``host:port``, empty if none is named) and the reason in one of librdkafka's lines, without noise."""
     text = redacted(text)  # before it is cut: half a secret would not be known as one
-    found = _BROKER.match(text.strip())
-    broker, reason = (found["broker"], found["reason"]) if found else ("", text.strip())
+    match = _BROKER.match(text.strip())
+    broker, reason = (match["broker"], match["reason"]) if match else ("", text.strip())
     for noise in _NOISE:
         reason = noise.sub("", reason)
     if "Invalid response size" in reason:
@@ -85,8 +85,8 @@ def reason_of(text: str) -> tuple[str, str]:
 
 def is_bootstrap(text: str) -> bool:
     """Whether a line of librdkafka is about an address of the settings, not about one that the cluster gave."""
-    found = _BROKER.match(text.strip())
-    return found is not None and found["node"] == "bootstrap"
+    match = _BROKER.match(text.strip())
+    return match is not None and match["node"] == "bootstrap"
 
 
 def last_reasons(age_s_max: float = _REASON_AGE_S) -> str:

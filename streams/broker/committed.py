@@ -63,12 +63,14 @@ def committed_steps(
     while True:
         left_s = max(_CALL_MIN_S, deadline - runtime.monotonic())
         try:
-            found = consumer.committed(list(places), timeout=left_s if call_s_max is None else min(pause_s, call_s_max))
-            error = next((place.error for place in found if place.error is not None), None)
+            committed = consumer.committed(
+                list(places), timeout=left_s if call_s_max is None else min(pause_s, call_s_max)
+            )
+            error = next((place.error for place in committed if place.error is not None), None)
         except KafkaException as raised:
             error = raised.args[0]
         if error is None:
-            return found
+            return committed
         if error.code() not in RETRIABLE or runtime.monotonic() > deadline:
             raise BrokerError(f"the group's committed offsets cannot be read: {in_words(error)}")
         yield pause_s

@@ -65,9 +65,9 @@ class UntoldLetters:
     reason: str
 
 
-def is_untold(topic: str, found: headers.Received) -> bool:
+def is_untold(topic: str, received: headers.Received) -> bool:
     """Whether a dead letter of ``topic`` with the headers ``found`` concerns somebody who could not be told."""
-    values = dict(found or ())
+    values = dict(received or ())
     if topic == EVENTS:
         return values.get("dlq.error") == DecodeError.__name__.encode()
     return "dlq.untold" in values or "dlq.suspended" not in values

@@ -73,9 +73,9 @@ class GroupPlace:
         """Note one of librdkafka's statistics documents; a consumer does it while it polls."""
         said = _DECODE(statistics)
         self._partitions = {
-            (topic, int(partition)): found
+            (topic, int(partition)): fetch
             for topic, partitions in said.topics.items()
-            for partition, found in partitions.partitions.items()
+            for partition, fetch in partitions.partitions.items()
         }
         connected = any(broker.nodeid >= 0 and broker.state == "UP" for broker in said.brokers.values())
         if said.cgrp is None or said.cgrp.join_state == _MEMBER or not connected:
@@ -91,12 +91,12 @@ class GroupPlace:
         None as long as nothing has been fetched from it. Control records count only until they are passed, so the lag
         of a log that was read to its end is 0.
         """
-        found = self._partitions.get((topic, partition))
-        if found is None or found.ls_offset < 0:
+        fetch = self._partitions.get((topic, partition))
+        if fetch is None or fetch.ls_offset < 0:
             return None
         # Where nothing has been consumed since the assignment, what was fetched says how far it is.
-        place = found.app_offset if found.app_offset >= 0 else found.next_offset - found.fetchq_cnt
-        return None if place < 0 else max(0, found.ls_offset - place)
+        place = fetch.app_offset if fetch.app_offset >= 0 else fetch.next_offset - fetch.fetchq_cnt
+        return None if place < 0 else max(0, fetch.ls_offset - place)
 
     def require_member(self) -> None:
         """Refuse to poll for ever in vain.

@@ -24,7 +24,7 @@ def search_tail(log: Log, topic: str, partition: int, find: Callable[[Iterator[R
     span = _SPAN_FIRST
     while True:
         first = max(low, end - span)
-        found = find(log.read_range(topic, partition, first, end), first == low)
-        if found is not None or first == low:
-            return found
+        answer = find(log.read_range(topic, partition, first, end), first == low)
+        if answer is not None or first == low:
+            return answer
         span *= _SPAN_GROWTH

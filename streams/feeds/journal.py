@@ -116,9 +116,9 @@ class JournalFollower:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        for found in map(journal_entry, poll_batch(self._consumer, 0, _RECORDS_MAX)):
-            if found.record is not None and found.record.open_interest is not None:
-                yield found.record.shard, found.record.open_interest
+        for entry in map(journal_entry, poll_batch(self._consumer, 0, _RECORDS_MAX)):
+            if entry.record is not None and entry.record.open_interest is not None:
+                yield entry.record.shard, entry.record.open_interest
 
     def close(self) -> None:
         self._consumer.close()

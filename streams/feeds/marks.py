@@ -77,8 +77,8 @@ def last_full_frame(log: Log) -> MarkFrame | None:
 
 def _last_full(records: Iterable[Record]) -> MarkFrame | None:
     last: MarkFrame | None = None
-    for found in mark_records(records):
-        frame = found.frame
+    for mark in mark_records(records):
+        frame = mark.frame
         if frame is not None and frame.full and (last is None or frame.epoch >= last.epoch):
             last = frame
     return last

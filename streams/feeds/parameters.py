@@ -162,5 +162,5 @@ class ParameterHistory:
 
     def last_of(self, key: str, end: int) -> int | None:
         """The offset of the last record below ``end`` with this key."""
-        found = [record.offset() for record in self._records if record.offset() < end and record.key_text == key]
-        return found[-1] if found else None
+        offsets = [record.offset() for record in self._records if record.offset() < end and record.key_text == key]
+        return offsets[-1] if offsets else None

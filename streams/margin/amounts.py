@@ -41,9 +41,9 @@ def scalars(column: Ints) -> "memoryview[int]":
 
 def grown(column: Ints, size: int, fill: int = 0) -> Ints:
     """``column`` and as many of ``fill`` as make it ``size`` long."""
-    found = np.full(size, fill, dtype=np.int64)
-    found[: column.size] = column
-    return found
+    longer = np.full(size, fill, dtype=np.int64)
+    longer[: column.size] = column
+    return longer
 
 
 class Amounts:
@@ -66,10 +66,10 @@ class Amounts:
 
     def copy(self) -> "Amounts":
         """The same amounts in columns of their own."""
-        found = Amounts(0)
+        copied = Amounts(0)
         parts = (None if part is None else part.copy() for part in (self.high, self.fine))
-        found._take(self.low.copy(), *parts)
-        return found
+        copied._take(self.low.copy(), *parts)
+        return copied
 
     def resize(self, size: int) -> None:
         """Make room for ``size`` amounts, the new ones 0."""
@@ -133,19 +133,19 @@ class Amounts:
 
     def held(self, at: "Ints | slice") -> Bools:
         """bool[n]: which of the amounts are not 0."""
-        found: Bools = self.low[at] != 0
+        is_held: Bools = self.low[at] != 0
         for part in (self.high, self.fine):
             if part is not None:
-                found |= part[at] != 0
-        return found
+                is_held |= part[at] != 0
+        return is_held
 
     def within(self, at: Ints, most: int) -> Bools:
         """bool[n]: which of the amounts have at most ``most`` (in int64) whole units either way, by ``low`` alone."""
         low = self.low[at]
-        found: Bools = (low <= most) & (low >= -most)
+        is_within: Bools = (low <= most) & (low >= -most)
         if self.high is not None:
-            found &= self.high[at] == 0
-        return found
+            is_within &= self.high[at] == 0
+        return is_within
 
     def below_zero(self, at: Ints, decimals: int) -> int:
         """The sum of the amounts that are below 0, in units of 10**-18."""
@@ -165,14 +165,14 @@ class Amounts:
         if self.high is None and self.fine is None:
             return low
         if self.fine is None:
-            found: Floats = low.astype(np.float64)
+            in_units: Floats = low.astype(np.float64)
         else:
             fine = self.fine[at]
             down = (low < 0) & (fine > 0)
-            found = (low + down).astype(np.float64) + (fine - down * np.asarray(step, dtype=np.int64)) / step
+            in_units = (low + down).astype(np.float64) + (fine - down * np.asarray(step, dtype=np.int64)) / step
         if self.high is not None:
-            found += self.high[at] * 2.0**_WORD
-        return found
+            in_units += self.high[at] * 2.0**_WORD
+        return in_units
 
     def finer_than(self, at: Ints, before: int, decimals: int) -> bool:
         """Whether any amount, in units of ``10**-before``, is no whole number of ``10**-decimals``."""

@@ -136,10 +136,10 @@ class TriggerIndex:
     def crossed_all(self, prices: Mapping[str, Decimal | str | float]) -> Rows:
         """:meth:`crossed` of several new marks at once. The rows found must be updated: their triggers are spent."""
         self._fit()
-        found = [rows for symbol, price in prices.items() for rows in self._crossed(symbol, float(price))]
+        crossed = [rows for symbol, price in prices.items() for rows in self._crossed(symbol, float(price))]
         if self._awake_count:
-            found.append(np.flatnonzero(self._awake))
-        return _distinct(found, self._awake.size)
+            crossed.append(np.flatnonzero(self._awake))
+        return _distinct(crossed, self._awake.size)
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -375,13 +375,13 @@ class _Ladder:
         """Take out every trigger at or below ``bound``; the rows of those that count."""
         if self.entered:
             self._sort_in(current)
-        found = []
+        left = []
         for run in self._runs:
             if run.head <= bound:
                 ticket = run.take(bound)
                 row = ticket >> _ROW_SHIFT
-                found.append(row[current[row] == ticket])
-        return found
+                left.append(row[current[row] == ticket])
+        return left
 
     def _sort_in(self, current: Ints) -> None:
         runs = self._runs
@@ -410,11 +410,11 @@ def _sorted_run(parts: Sequence[tuple[Floats, Ints]], current: Ints) -> _Run:
     return _Run(key[order], ticket[order])
 
 
-def _distinct(found: list[Rows], count: int) -> Rows:
+def _distinct(parts: list[Rows], count: int) -> Rows:
     """The rows in ``found``, each once, ascending."""
-    if not found:
+    if not parts:
         return np.empty(0, dtype=np.int64)
-    rows = np.concatenate(found)
+    rows = np.concatenate(parts)
     if rows.size * 16 < count:
         return np.unique(rows)
     flags = np.zeros(count, dtype=np.bool_)

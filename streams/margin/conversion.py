@@ -99,7 +99,7 @@ class ExchangeBook:
         """
         named = (self._parameters.asset(asset) for asset, amount in balances.items() if amount)
         held = [rules for rules in named if self._has_market(rules, balances[rules.asset], declared)]
-        found = [
+        exchanges = [
             exchange
             for debt in held
             for credit in held
@@ -107,7 +107,7 @@ class ExchangeBook:
             and (exchange := self._exchange(debt, credit, balances)).gain > 0
         ]
         return min(
-            found, key=lambda one: (one.cost_per_gain, -one.gain, one.debt.asset, one.credit.asset), default=None
+            exchanges, key=lambda one: (one.cost_per_gain, -one.gain, one.debt.asset, one.credit.asset), default=None
         )
 
     def make(self, exchange: Exchange, shortage: Decimal, balances: Mapping[str, Decimal]) -> None:

@@ -130,13 +130,13 @@ def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Hol
     Raises:
         InputError: a mark, an instrument or an asset is missing; the text names it.
     """
-    found = []
+    held = []
     for position in group.positions:
         instrument = parameters.instrument(position.symbol)
         settle = parameters.asset(instrument.settle_asset)
         mark, unit = mark_of(position.symbol, marks), price_of(settle, marks)
-        found.append(Holding(instrument, position.quantity, mark, unit, settle.price_symbol))
-    return found
+        held.append(Holding(instrument, position.quantity, mark, unit, settle.price_symbol))
+    return held
 
 
 def bankruptcy_prices(health: Health, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
@@ -232,12 +232,12 @@ def priced_balances(group: Group, marks: Marks, parameters: RiskParameters) -> l
     Raises:
         InputError: an asset is missing.
     """
-    found = []
+    priced = []
     for asset, quantity in sorted(group.balances.items()):
         rules = parameters.asset(asset)
         if rules.price_symbol is not None and counts(rules, quantity, marks):
-            found.append((asset, rules.price_symbol))
-    return found
+            priced.append((asset, rules.price_symbol))
+    return priced
 
 
 def symbols_of(group: Group, marks: Marks, parameters: RiskParameters) -> set[str]:
@@ -246,13 +246,13 @@ def symbols_of(group: Group, marks: Marks, parameters: RiskParameters) -> set[st
     Raises:
         InputError: an instrument or an asset is missing.
     """
-    found = {symbol for _, symbol in priced_balances(group, marks, parameters)}
+    symbols = {symbol for _, symbol in priced_balances(group, marks, parameters)}
     for position in group.positions:
         settle = parameters.asset(parameters.instrument(position.symbol).settle_asset)
-        found.add(position.symbol)
+        symbols.add(position.symbol)
         if settle.price_symbol is not None:
-            found.add(settle.price_symbol)
-    return found
+            symbols.add(settle.price_symbol)
+    return symbols
 
 
 class _Section:

@@ -322,11 +322,11 @@ class Ledger:
 
     def positions(self, row: int) -> list[tuple[str, str, str]]:
         """(symbol, quantity, cash) of every position in order of symbol, as canonical decimal strings."""
-        found, lots, cash = [], self.slots.lots, self.slots.cash
+        listed, lots, cash = [], self.slots.lots, self.slots.cash
         for slot, symbol, rules in self._positions_of(row):
             quantity = from_units(lots.units(slot) * rules.lot, rules.lot_digits)
-            found.append((symbol, quantity, cash.text(slot, rules.cash_decimals)))
-        return found
+            listed.append((symbol, quantity, cash.text(slot, rules.cash_decimals)))
+        return listed
 
     def is_empty(self, row: int) -> bool:
         """Whether the group has neither positions nor balances."""
@@ -361,12 +361,12 @@ class Ledger:
 
     def open_interest(self) -> dict[str, str]:
         """The quantity of all long positions by symbol, those without any left out."""
-        found = {}
+        quantities = {}
         for symbol, total in self.lots_by_symbol(np.arange(self.slots.used), shorts=False):
             instrument = self._parameters.instruments[symbol]
             digits = fraction_digits(instrument.quantity_increment)
-            found[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
-        return found
+            quantities[symbol] = from_units(total * to_units(instrument.quantity_increment, digits), digits)
+        return quantities
 
     def lots_by_symbol(self, slots: Ints, *, shorts: bool) -> list[tuple[str, int]]:
         """(symbol, lots of the long positions in ``slots``, and of the short ones) in order of symbol, 0 left out."""

@@ -72,10 +72,10 @@ class RiskParameters:
         Raises:
             ParameterError: a record breaks a rule, or two of them contradict each other.
         """
-        found = cls.empty()
+        parameters = cls.empty()
         for record in {record.key: record for record in records}.values():
-            found = found.with_record(record)
-        return found
+            parameters = parameters.with_record(record)
+        return parameters
 
     @property
     def records(self) -> Mapping[str, Parameter]:

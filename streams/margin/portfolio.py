@@ -158,30 +158,30 @@ class Portfolio:
             hit[ledger.symbol_ids[symbol]] |= instrument.settle_asset in assets
         if among is None:
             used = ledger.slots.used
-            found = np.zeros(ledger.row_count, dtype=np.bool_)
-            found[ledger.slots.row[:used][hit[ledger.slots.symbol[:used]]]] = True
+            is_concerned = np.zeros(ledger.row_count, dtype=np.bool_)
+            is_concerned[ledger.slots.row[:used][hit[ledger.slots.symbol[:used]]]] = True
             for asset in assets:
-                found |= ledger.holds(asset, slice(0, ledger.row_count))
-            return np.flatnonzero(found)
+                is_concerned |= ledger.holds(asset, slice(0, ledger.row_count))
+            return np.flatnonzero(is_concerned)
         owners, slots = ledger.slots.chains(among)
-        found = np.zeros(among.size, dtype=np.bool_)
-        found[owners[hit[ledger.slots.symbol[slots]]]] = True
+        is_concerned = np.zeros(among.size, dtype=np.bool_)
+        is_concerned[owners[hit[ledger.slots.symbol[slots]]]] = True
         for asset in assets:
-            found |= ledger.holds(asset, among)
-        return among[found]
+            is_concerned |= ledger.holds(asset, among)
+        return among[is_concerned]
 
     def awaited(self, rows: Rows | None = None) -> set[str]:
         """The symbols that ``rows`` (None: all) need a live mark of and that have none."""
         self._prices.refresh(self._marks, self._live)
         ledger, parameters = self.ledger, self.parameters
-        found: set[str] = set()
+        not_live: set[str] = set()
         if not self._prices.live.all():
             slots = slice(0, ledger.slots.used) if rows is None else ledger.slots.chains(rows)[1]
             symbols = ledger.slots.symbol[slots]
             for index in np.unique(symbols[~self._prices.live[symbols]]).tolist():
                 symbol = ledger.symbols[index]
                 settle = parameters.assets[parameters.instruments[symbol].settle_asset].price_symbol
-                found.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
+                not_live.update(name for name in (symbol, settle) if name is not None and not self._is_live(name))
         for column in ledger.columns:
             if column.asset not in parameters.assets:  # taken back, so nobody holds any
                 continue
@@ -190,8 +190,8 @@ class Portfolio:
             needing = self._prices.dim(column.asset, units)
             priced_by = parameters.assets[column.asset].price_symbol
             if needing is not None and needing.any() and priced_by is not None:
-                found.add(priced_by)
-        return found
+                not_live.add(priced_by)
+        return not_live
 
     # --- at the last prices ------------------------------------------------------------------------------------------
 
@@ -208,8 +208,8 @@ class Portfolio:
             self._last_prices.rebuild(self.parameters, self.ledger.symbol_ids)
         self._last_prices.refresh(self._marks, dict.fromkeys(self._marks, True))
         columns = Screens(self.ledger, self._last_prices, self._scans).evaluate(rows)
-        found: Rows = rows[columns.decidable & (columns.equity - columns.maintenance <= columns.error)]
-        return found
+        below: Rows = rows[columns.decidable & (columns.equity - columns.maintenance <= columns.error)]
+        return below
 
     def worth_at_stake(self, rows: Rows) -> Decimal:
         """What ``rows`` hold in positions of either side, and owe, at the last prices, in the unit of account.

@@ -294,7 +294,7 @@ class PriceTables:
         In the price of the settle asset what they are worth is a line. In the mark it is the greater of a line and
         nothing, as the settle asset may be worth nothing: its slope is anywhere between.
         """
-        found = self.at_best(symbol, long, value, cash)
+        best = self.at_best(symbol, long, value, cash)
         size, settle = np.abs(value), self.settle_symbol[symbol]
         reach = np.where(np.isinf(self.reach[symbol]), 0, self.reach[symbol])
         sway = size * sway_rate * (1 + reach)
@@ -303,7 +303,7 @@ class PriceTables:
         parts = []
         if by_unit.any():
             parts.append(
-                Exposures.of(owner[by_unit], settle[by_unit], found.worth[by_unit], sway[by_unit], found.gross[by_unit])
+                Exposures.of(owner[by_unit], settle[by_unit], best.worth[by_unit], sway[by_unit], best.gross[by_unit])
             )
         if by_mark.any():
             slope = size * self.unit_most[symbol]
@@ -328,17 +328,17 @@ class PriceTables:
 
     def _above(self, symbol: Ints, size: Floats) -> "list[tuple[int, Ints]]":
         """(tier, indices of the positions above its floor) of every tier but the first that has any."""
-        found: list[tuple[int, Ints]] = []
+        tiers_above: list[tuple[int, Ints]] = []
         if len(self._rates) == 1:
-            return found
+            return tiers_above
         above = np.flatnonzero(size > self._floors[1][symbol])
         for tier in range(1, len(self._rates)):
             if not above.size:
                 break
-            found.append((tier, above))
+            tiers_above.append((tier, above))
             if tier + 1 < len(self._rates):
                 above = above[size[above] > self._floors[tier + 1][symbol[above]]]
-        return found
+        return tiers_above
 
     # --- collateral --------------------------------------------------------------------------------------------------
 

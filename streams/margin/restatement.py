@@ -62,9 +62,9 @@ class Restatement:
             return
         rows = np.flatnonzero(column.amounts.held(slice(0, self._rows)))
         slots = {symbol: self._slots.of_symbol(self._symbol_ids[symbol]) for symbol, _ in self._settled_in(asset)}
-        slots = {symbol: found[cash.held(found)] for symbol, found in slots.items()}
+        slots = {symbol: of_symbol[cash.held(of_symbol)] for symbol, of_symbol in slots.items()}
         if rules is None:
-            if rows.size or any(found.size for found in slots.values()):
+            if rows.size or any(of_symbol.size for of_symbol in slots.values()):
                 raise ParameterError(f"asset {asset} is held and cannot be removed")
             return
         decimals = self._after.cash_decimals(asset)
@@ -84,7 +84,7 @@ class Restatement:
         Raises:
             ParameterError: they are gone, or settled in another asset or in none.
         """
-        found = []
+        changed = []
         for symbol, before in self._before.instruments.items():
             after = self._after.instruments.get(symbol)
             settled = after is not None and after.settle_asset == before.settle_asset in self._after.assets
@@ -94,8 +94,8 @@ class Restatement:
                 continue
             if not settled:
                 raise ParameterError(f"symbol {symbol} has open positions: it cannot be removed or settled otherwise")
-            found.append(symbol)
-        return found
+            changed.append(symbol)
+        return changed
 
     def _restate_positions(self, symbol: str) -> None:
         """Restate the slots of ``symbol`` in place in the copies."""

@@ -50,12 +50,12 @@ class SlotTable:
 
     def chain(self, row: int) -> list[int]:
         """The slots of ``row``."""
-        found = []
+        slots = []
         slot = self.head_view[row]
         while slot >= 0:
-            found.append(slot)
+            slots.append(slot)
             slot = self.following_view[slot]
-        return found
+        return slots
 
     def chains(self, rows: Rows) -> tuple[Ints, Ints]:
         """The slots of ``rows`` and, for each, the index into ``rows`` of its owner, the latter first."""

@@ -180,11 +180,11 @@ class Valuation:
     def margins(self) -> Margins:
         """The least margins that the positions may need; ``by_holding`` is what each needs alone, 0 if not live."""
         held = [valued.holding for valued in self.positions if valued.live and valued.holding is not None]
-        found = self._model.margins(held)
-        alone = iter(found.by_holding)
+        needed = self._model.margins(held)
+        alone = iter(needed.by_holding)
         parts = tuple(next(alone) if valued.live else (_ZERO, _ZERO) for valued in self.positions)
         if not self._unknown:
-            return Margins(found.maintenance, found.initial, parts)
+            return Margins(needed.maintenance, needed.initial, parts)
         with localcontext(EXACT):
             scale = self.parameters.policy.scan.initial_scale
             risk = self._risk(held)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams.memory.clients import FakeConsumer, FakeMessage
-from streams.memory.log import Cluster, Headers, Partition, Place, Record, Transaction
+from streams.memory.log import Cluster, Headers, LogRecord, Partition, Place, Transaction
 from streams.memory.scheduler import Scheduler, Task
 
 
@@ -20,7 +20,7 @@ class VisibleRecord:
     at_us: int
     topic: str
     partition: int
-    record: Record
+    record: LogRecord
 
 
 class VisibleCluster(Cluster):
@@ -54,7 +54,7 @@ class VisibleCluster(Cluster):
         headers: Headers | None,
         txn: Transaction | None,
         control: bool = False,
-    ) -> Record:
+    ) -> LogRecord:
         record = super()._append(partition, key, value, headers, txn, control)
         if txn is None or control:
             self._show(partition)
@@ -80,8 +80,8 @@ class WaitingConsumer(FakeConsumer):
 
     def poll(self, timeout: float = -1) -> FakeMessage | None:
         self._enter("poll")
-        found = self._await(1, timeout)
-        return found[0] if found else None
+        messages = self._await(1, timeout)
+        return messages[0] if messages else None
 
     def consume(self, num_messages: int = 1, timeout: float = -1) -> list[FakeMessage]:
         self._enter("consume")
@@ -102,9 +102,9 @@ class WaitingConsumer(FakeConsumer):
         deadline_us = self._now() + int(timeout_s * 1e6)
         while True:
             self._serve()
-            found = self._fetch(most)
+            messages = self._fetch(most)
             left_us = deadline_us - self._now()
-            if found or left_us <= 0:
-                return found
+            if messages or left_us <= 0:
+                return messages
             places = [place for place, position in self._positions.items() if not position.paused]
             self._brokers.sleep_until_visible(places, self._sleepers, left_us / 1e6)

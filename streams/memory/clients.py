@@ -23,7 +23,7 @@ from confluent_kafka import (
 )
 
 from streams.memory.groups import HEARTBEAT_US, Place
-from streams.memory.log import Cluster, Concurrent, Fenced, InvalidState, Partition, Record
+from streams.memory.log import Cluster, Concurrent, Fenced, InvalidState, LogRecord, Partition
 from streams.memory.scheduler import Process
 
 
@@ -89,11 +89,11 @@ class FakeMessage:
 
     __slots__ = ("_error", "_offset", "_place", "_record")
 
-    def __init__(self, place: Place, record: Record | None, offset: int, found: KafkaError | None = None) -> None:
+    def __init__(self, place: Place, record: LogRecord | None, offset: int, cause: KafkaError | None = None) -> None:
         self._place = place
         self._record = record
         self._offset = offset
-        self._error = found
+        self._error = cause
 
     def error(self) -> KafkaError | None:
         return self._error
@@ -126,7 +126,7 @@ class _Metadata:
     """What ``list_topics`` answers: the topics with their partitions."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.topics = {name: _TopicMetadata(len(found)) for name, found in cluster.topics.items()}
+        self.topics = {name: _TopicMetadata(len(partitions)) for name, partitions in cluster.topics.items()}
 
 
 class _TopicMetadata:
@@ -227,7 +227,7 @@ class FakeProducer:
         self._maybe_fail()
         self._send(part=True)
         group, member = metadata
-        places = {(found.topic, found.partition): found.offset for found in offsets}
+        places = {(place.topic, place.partition): place.offset for place in offsets}
         while True:
             self._reach(deadline)
             try:
@@ -405,18 +405,18 @@ class FakeProducer:
         return True
 
     def _note_delivery(
-        self, on_delivery: Any, found: KafkaError | None, place: Partition, record: Record | None
+        self, on_delivery: Any, cause: KafkaError | None, place: Partition, record: LogRecord | None
     ) -> None:
         if on_delivery is not None:
             message = FakeMessage(
                 (place.topic, place.number), record, OFFSET_INVALID if record is None else record.offset
             )
-            self._reports.append((on_delivery, found, message))
+            self._reports.append((on_delivery, cause, message))
 
     def _report(self) -> int:
         reports, self._reports = self._reports, []
-        for on_delivery, found, message in reports:
-            on_delivery(found, message)
+        for on_delivery, cause, message in reports:
+            on_delivery(cause, message)
         return len(reports)
 
 
@@ -474,10 +474,10 @@ class FakeConsumer:
     def assign(self, places: list[TopicPartition]) -> None:
         self._enter("assign")
         self._positions = {}
-        for found in places:
-            begin = self._cluster.topics[found.topic][found.partition].start
-            offset = begin if found.offset == OFFSET_BEGINNING else found.offset
-            self._positions[found.topic, found.partition] = _Position(offset)
+        for place in places:
+            begin = self._cluster.topics[place.topic][place.partition].start
+            offset = begin if place.offset == OFFSET_BEGINNING else place.offset
+            self._positions[place.topic, place.partition] = _Position(offset)
 
     def unassign(self) -> None:
         """Neither a switch point nor an end: a reader's generator may be closed anywhere, even after a crash."""
@@ -487,8 +487,8 @@ class FakeConsumer:
 
     def incremental_assign(self, places: list[TopicPartition]) -> None:
         self._enter("incremental assign")
-        for found in places:
-            self._positions[found.topic, found.partition] = _Position(found.offset if found.offset >= 0 else None)
+        for place in places:
+            self._positions[place.topic, place.partition] = _Position(place.offset if place.offset >= 0 else None)
 
     def assignment(self) -> list[TopicPartition]:
         self._enter("assignment")
@@ -496,12 +496,12 @@ class FakeConsumer:
 
     def position(self, places: list[TopicPartition]) -> list[TopicPartition]:
         self._enter("position")
-        found = []
+        positions = []
         for place in places:
             position = self._positions.get((place.topic, place.partition))
             offset = OFFSET_INVALID if position is None or position.next is None else position.next
-            found.append(TopicPartition(place.topic, place.partition, offset))
-        return found
+            positions.append(TopicPartition(place.topic, place.partition, offset))
+        return positions
 
     def pause(self, places: list[TopicPartition]) -> None:
         self._pause(places, True)
@@ -511,8 +511,8 @@ class FakeConsumer:
 
     def _pause(self, places: list[TopicPartition], paused: bool) -> None:
         self._enter("pause" if paused else "resume")
-        for found in places:
-            position = self._positions.get((found.topic, found.partition))
+        for place in places:
+            position = self._positions.get((place.topic, place.partition))
             if position is not None:
                 position.paused = paused
 
@@ -528,34 +528,34 @@ class FakeConsumer:
     def poll(self, timeout: float = -1) -> FakeMessage | None:
         self._enter("poll")
         self._serve()
-        found = self._fetch(1)
-        if not found and timeout > 0:
+        messages = self._fetch(1)
+        if not messages and timeout > 0:
             self._cluster.scheduler.sleep(int(timeout * 1e6))
             self._serve()
-            found = self._fetch(1)
-        return found[0] if found else None
+            messages = self._fetch(1)
+        return messages[0] if messages else None
 
     def consume(self, num_messages: int = 1, timeout: float = -1) -> list[FakeMessage]:
         self._enter("consume")
         self._serve()
-        found = self._fetch(num_messages)
-        if not found and timeout > 0:
+        messages = self._fetch(num_messages)
+        if not messages and timeout > 0:
             self._cluster.scheduler.sleep(int(timeout * 1e6))
             self._serve()
-            found = self._fetch(num_messages)
-        return found
+            messages = self._fetch(num_messages)
+        return messages
 
     def _fetch(self, most: int) -> list[FakeMessage]:
         if self._fenced:
             self._fenced = False
             fenced = KafkaError(KafkaError.FENCED_INSTANCE_ID, "replaced by another of this instance", fatal=True)
             return [FakeMessage(("", -1), None, OFFSET_INVALID, fenced)]
-        found: list[FakeMessage] = []
+        messages: list[FakeMessage] = []
         places = list(self._positions.items())
         if len(places) > 1:
             self._random.shuffle(places)
         for place, position in places:
-            if position.paused or len(found) >= most:
+            if position.paused or len(messages) >= most:
                 continue
             may_be_slow = self._rates.slow_fetch or self._rates.due["slow_fetch"]
             if may_be_slow and self._rates.strikes("slow_fetch", self._random.random()):
@@ -569,18 +569,18 @@ class FakeConsumer:
             if not partition.start <= position.next <= partition.end:
                 reset = KafkaError(KafkaError._AUTO_OFFSET_RESET, "the offset is out of range")
                 return [FakeMessage(place, None, position.next, reset)]
-            records, position.next = partition.read(position.next, most - len(found))
-            found += [FakeMessage(place, record, record.offset) for record in records]
+            records, position.next = partition.read(position.next, most - len(messages))
+            messages += [FakeMessage(place, record, record.offset) for record in records]
             if (
                 self._says_end
-                and len(found) < most
+                and len(messages) < most
                 and position.next == partition.stable_end
                 and position.eof != position.next
             ):
                 position.eof = position.next
                 ended = KafkaError(KafkaError._PARTITION_EOF, "end")
-                found.append(FakeMessage(place, None, position.next, ended))
-        return found
+                messages.append(FakeMessage(place, None, position.next, ended))
+        return messages
 
     def _statistics(self) -> str:
         """librdkafka's statistics, as far as they tell of partitions: what was consumed, and where each log ends."""
@@ -618,7 +618,7 @@ class FakeConsumer:
         deadline = scheduler.now + int(timeout * 1e6)
         if self._rates.strikes("committed_error", self._random.random()):
             raise error(KafkaError._WAIT_COORD, "committed")
-        asked = [(found.topic, found.partition) for found in places]
+        asked = [(wanted.topic, wanted.partition) for wanted in places]
         while True:
             reachable = self.process.cut_until <= scheduler.now
             offsets = self._cluster.committed_offsets(self._group_id, asked) if reachable else None

@@ -114,8 +114,8 @@ def _key_of(topic: str, message: Any) -> str | None:
             return "policy:default"
         name = message.get(_PARAMETER_ID.get(kind, "")) if isinstance(kind, str) else None
         return f"{kind}:{name}" if isinstance(name, str) else None
-    found = message.get(_KEY_FIELD.get(topic, ""))
-    return found if isinstance(found, str) else None
+    key = message.get(_KEY_FIELD.get(topic, ""))
+    return key if isinstance(key, str) else None
 
 
 # --- times -----------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def _converted(value: Any, path: str, at_us: int, age_of: str | None) -> Any:
         return [_converted(item, f"{path}[{number}]", at_us, age_of) for number, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    found: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for name, item in value.items():
         field = f"{path}.{name}"
         if name in ON_THE_CLOCK:
@@ -149,10 +149,10 @@ def _converted(value: Any, path: str, at_us: int, age_of: str | None) -> Any:
             name, item = age_of, EPOCH_US + at_us - microseconds(item, field)
         else:
             item = _converted(item, field, at_us, age_of)
-        if name in found:
+        if name in converted:
             raise FieldError(field, f"{name} is given twice")
-        found[name] = item
-    return found
+        converted[name] = item
+    return converted
 
 
 # --- text and JSON ---------------------------------------------------------------------------------------------------
@@ -201,9 +201,9 @@ def _require_depth(value: Any) -> None:
             raise ValueError(f"nested deeper than {DEPTH_MAX}")
         level = [
             item
-            for found in level
-            if isinstance(found, dict | list)
-            for item in (found.values() if isinstance(found, dict) else found)
+            for container in level
+            if isinstance(container, dict | list)
+            for item in (container.values() if isinstance(container, dict) else container)
             if isinstance(item, dict | list)
         ]
 
@@ -219,12 +219,12 @@ def _float(text: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the field {_shown(twice)} is given twice")
-    return found
+    return fields
 
 
 def _shown(value: Any) -> str:

@@ -63,7 +63,7 @@ class Member:
         self.assignment: set[Place] = set()
 
 
-class Group:
+class GroupCoordinator:
     """One consumer group."""
 
     def __init__(self, scheduler: Scheduler, name: str, partitions: Mapping[str, int]) -> None:
@@ -87,7 +87,7 @@ class Group:
         if not member and generation < 0 and not instance:
             return None
         if member not in self.members:
-            replaced = instance and any(found.instance == instance for found in self.members.values())
+            replaced = instance and any(other.instance == instance for other in self.members.values())
             return int(KafkaError.FENCED_INSTANCE_ID if replaced else KafkaError.UNKNOWN_MEMBER_ID)
         return None if generation == self.generation else int(KafkaError.ILLEGAL_GENERATION)
 
@@ -171,7 +171,7 @@ class Group:
         self.background(client, delay, lambda: client.lose(member.id, fenced=fenced), cut_matters=False)
 
     def _static(self, instance: str) -> Member | None:
-        return next((found for found in self.members.values() if instance and found.instance == instance), None)
+        return next((member for member in self.members.values() if instance and member.instance == instance), None)
 
     def _replace(self, old: Member, member: Member) -> None:
         """A static member comes back: it gets what it had, in the same generation, and the old one is fenced."""

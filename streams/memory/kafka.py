@@ -55,7 +55,7 @@ class MemoryKafka(Kafka):
 
     def partition_counts(self) -> dict[str, int]:
         self._process.call("topics")
-        return {topic: len(found) for topic, found in self._cluster.topics.items()}
+        return {topic: len(partitions) for topic, partitions in self._cluster.topics.items()}
 
     def cluster_id(self) -> str:
         return self._cluster.name

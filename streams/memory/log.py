@@ -12,7 +12,7 @@ from typing import Any
 
 from schemas.partitioning import partition_of
 from schemas.topics import all_topics
-from streams.memory.groups import Group
+from streams.memory.groups import GroupCoordinator
 from streams.memory.scheduler import EPOCH_US, Scheduler
 
 _partition_of = lru_cache(maxsize=10_000)(partition_of)
@@ -36,7 +36,7 @@ class InvalidState(Exception):
     """There is no such transaction to end, or it was ended the other way."""
 
 
-class Record:
+class LogRecord:
     """A record of a partition; ``control`` and ``compacted`` ones take an offset and are never delivered.
 
     ``stamped``: its time is the brokers' (``LogAppendTime``), as :attr:`Cluster.append_time` had it.
@@ -83,7 +83,7 @@ class Partition:
     def __init__(self, topic: str, number: int) -> None:
         self.topic = topic
         self.number = number
-        self.records: list[Record] = []
+        self.records: list[LogRecord] = []
         self.start = 0
         self.open: dict[Transaction, int] = {}
 
@@ -96,20 +96,20 @@ class Partition:
         """The last stable offset: everything below it is decided."""
         return min(self.open.values(), default=len(self.records))
 
-    def read(self, position: int, most: int) -> tuple[list[Record], int]:
+    def read(self, position: int, most: int) -> tuple[list[LogRecord], int]:
         """Up to ``most`` committed records from ``position`` on, and the position after them."""
         position, end, records = max(position, self.start), self.stable_end, self.records
-        found: list[Record] = []
-        while position < end and len(found) < most:
+        readable: list[LogRecord] = []
+        while position < end and len(readable) < most:
             record = records[position]
             position += 1
             if record.readable:
-                found.append(record)
-        return found, position
+                readable.append(record)
+        return readable, position
 
     def compact(self) -> None:
         """Let only the last committed record of every key stay, as log compaction does; offsets do not change."""
-        last: dict[bytes | None, Record] = {}
+        last: dict[bytes | None, LogRecord] = {}
         for record in self.committed(end=self.stable_end):
             if record.key is not None and record.key in last:
                 last[record.key].compacted = True
@@ -125,7 +125,7 @@ class Partition:
             raise ValueError(f"{self.topic}[{self.number}] ends at {self.stable_end}, before {offset}")
         self.start = max(self.start, offset)
 
-    def committed(self, first: int = 0, end: int | None = None) -> Iterator[Record]:
+    def committed(self, first: int = 0, end: int | None = None) -> Iterator[LogRecord]:
         """The committed records in a range, decided or not being the coordinator's word, markers or not."""
         return (record for record in self.records[max(first, self.start) : end] if record.readable)
 
@@ -139,7 +139,7 @@ class Transaction:
         self.producer = producer
         self.epoch = epoch
         self.state = OPEN
-        self.records: list[tuple[Partition, Record]] = []
+        self.records: list[tuple[Partition, LogRecord]] = []
         self.touched: dict[Partition, int] = {}
         self.offsets: dict[str, dict[Place, int]] = {}
 
@@ -174,39 +174,41 @@ class Cluster:
         self.append_time = {topic.name for topic in all_topics() if topic.append_time}
         self.offsets: dict[str, dict[Place, int]] = {}
         self.marker_delay_us: Callable[[], int] = lambda: 0
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, GroupCoordinator] = {}
         self.aborted = self.committed = self.timed_out = 0
         self._pending: dict[str, dict[Transaction, dict[Place, int]]] = {}
         self._identities: dict[str, _Identity] = {}
         self._on_decided = on_decided
 
-    def group(self, name: str) -> Group:
+    def group(self, name: str) -> GroupCoordinator:
         """The consumer group of that name."""
         if name not in self.groups:
-            self.groups[name] = Group(self.scheduler, name, {topic: len(found) for topic, found in self.topics.items()})
+            self.groups[name] = GroupCoordinator(
+                self.scheduler, name, {topic: len(partitions) for topic, partitions in self.topics.items()}
+            )
         return self.groups[name]
 
     def digest(self) -> int:
         """A checksum of every record of every partition: offset, time, key, value, headers and what became of it."""
-        found = 0
+        crc = 0
         for topic in sorted(self.topics):
             for partition in self.topics[topic]:
                 for record in partition.records:
                     state = None if record.txn is None else record.txn.state
                     place = (topic, partition.number, record.offset, record.time_ms, state, record.control)
-                    found = zlib.crc32(repr((*place, record.key, record.value, record.headers)).encode(), found)
-        return found
+                    crc = zlib.crc32(repr((*place, record.key, record.value, record.headers)).encode(), crc)
+        return crc
 
     # --- plain records -----------------------------------------------------------------------------------------------
 
     def partition(self, topic: str, key: bytes | None, number: int = -1) -> Partition:
         """Where a record goes: the given partition, or that of its key."""
-        found = self.topics[topic]
-        return found[number if number >= 0 else _partition_of(key or b"", len(found))]
+        partitions = self.topics[topic]
+        return partitions[number if number >= 0 else _partition_of(key or b"", len(partitions))]
 
     def append(
         self, topic: str, key: bytes | None, value: bytes | None, number: int = -1, headers: Headers | None = None
-    ) -> Record:
+    ) -> LogRecord:
         """Write a record outside any transaction."""
         return self._append(self.partition(topic, key, number), key, value, headers, None)
 
@@ -218,9 +220,11 @@ class Cluster:
         headers: Headers | None,
         txn: Transaction | None,
         control: bool = False,
-    ) -> Record:
+    ) -> LogRecord:
         time_ms = (EPOCH_US + self.scheduler.now) // 1000
-        record = Record(partition.end, key, value, headers, time_ms, txn, partition.topic in self.append_time, control)
+        record = LogRecord(
+            partition.end, key, value, headers, time_ms, txn, partition.topic in self.append_time, control
+        )
         partition.records.append(record)
         return record
 
@@ -252,7 +256,7 @@ class Cluster:
         key: bytes | None,
         value: bytes | None,
         headers: Headers | None,
-    ) -> Record:
+    ) -> LogRecord:
         """Write a record in the producer's transaction, which begins with its first one.
 
         Raises:
@@ -361,5 +365,5 @@ class Cluster:
         for pending in self._pending.get(group, {}).values():
             if any(place in pending for place in places):
                 return None
-        found = self.offsets.get(group, {})
-        return [found.get(place, -1) for place in places]
+        offsets = self.offsets.get(group, {})
+        return [offsets.get(place, -1) for place in places]

@@ -64,16 +64,16 @@ class WrittenRecord:
 
     def line(self) -> bytes:
         """The record as a line of a scenario's output, with its end."""
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "at_ms": self.at_ms,
             "topic": self.topic,
             "partition": self.partition,
             "key": self.key,
         }
-        found |= {"value": self.value} if self.text is None else {"bytes": self.text}
+        fields |= {"value": self.value} if self.text is None else {"bytes": self.text}
         if self.headers:
-            found["headers"] = dict(self.headers)
-        return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+            fields["headers"] = dict(self.headers)
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,22 +254,22 @@ class Pipeline:
 
     def _worker(self, name: str) -> Worker:
         role, _, number = name.partition(":")
-        found = self._deployment.workers.get((role, int(number))) if number.isdecimal() else None
-        if found is None:
+        worker = self._deployment.workers.get((role, int(number))) if number.isdecimal() else None
+        if worker is None:
             known = ", ".join(f"{role}:{number}" for role, number in self._deployment.workers)
             raise ScenarioError(f"there is no process {name!r}; there are {known}")
-        return found
+        return worker
 
-    def _on_visible(self, found: VisibleRecord) -> None:
-        if found.at_us < 0:  # the first heartbeats and journal records of processes that start
+    def _on_visible(self, visible: VisibleRecord) -> None:
+        if visible.at_us < 0:  # the first heartbeats and journal records of processes that start
             return
-        record = found.record
+        record = visible.record
         value, text = _read(record.value)
         self._written.append(
             WrittenRecord(
-                at_ms=found.at_us // 1000,
-                topic=found.topic,
-                partition=found.partition,
+                at_ms=visible.at_us // 1000,
+                topic=visible.topic,
+                partition=visible.partition,
                 key=None if record.key is None else record.key.decode("utf-8", "surrogateescape"),
                 value=value,
                 text=text,

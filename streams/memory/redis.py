@@ -48,22 +48,22 @@ class Server:
     # --- commands ----------------------------------------------------------------------------------------------------
 
     def hset(self, key: bytes, fields: Mapping[bytes, bytes]) -> int:
-        found = self.hashes.setdefault(key, {})
-        added = sum(name not in found for name in fields)
-        found.update(fields)
+        fields_held = self.hashes.setdefault(key, {})
+        added = sum(name not in fields_held for name in fields)
+        fields_held.update(fields)
         return added
 
     def _hdel(self, key: bytes, *names: bytes) -> None:
-        found = self.hashes.get(key)
-        if found is not None:
+        fields_held = self.hashes.get(key)
+        if fields_held is not None:
             for name in names:
-                found.pop(name, None)
-            if not found:
+                fields_held.pop(name, None)
+            if not fields_held:
                 del self.hashes[key]
 
     def _hmget(self, key: bytes, *names: bytes) -> list[bytes | None]:
-        found = self.hashes.get(key, {})
-        return [found.get(name) for name in names]
+        fields_held = self.hashes.get(key, {})
+        return [fields_held.get(name) for name in names]
 
     def _hlen(self, key: bytes) -> int:
         return len(self.hashes.get(key, {}))
@@ -71,17 +71,15 @@ class Server:
     def open_lua(self, keys: list[bytes], argv: list[bytes]) -> list[bytes]:
         """``open.lua``."""
         token, clear = int(argv[0]), argv[1] == b"1"
-        found = self._hmget(
-            keys[1], b"token", b"stamp", b"as_of", b"cluster", b"topic", b"topic_id", b"shards", b"rows"
-        )
-        ours = found[0] is not None and found[3:7] == argv[2:6]
-        if ours and int(found[0] or b"") > token:
-            return [b"fenced", found[0] or b""]
-        self.on_token(keys[1], token, int(found[0] or b"") if ours else None)
-        whole = ours and int(found[7] or b"-1") == self._hlen(keys[0])
+        meta = self._hmget(keys[1], b"token", b"stamp", b"as_of", b"cluster", b"topic", b"topic_id", b"shards", b"rows")
+        ours = meta[0] is not None and meta[3:7] == argv[2:6]
+        if ours and int(meta[0] or b"") > token:
+            return [b"fenced", meta[0] or b""]
+        self.on_token(keys[1], token, int(meta[0] or b"") if ours else None)
+        whole = ours and int(meta[7] or b"-1") == self._hlen(keys[0])
         if whole and not clear:
             self.hset(keys[1], {b"token": argv[0]})
-            return [b"opened", found[1] or b"", found[2] or b""]
+            return [b"opened", meta[1] or b"", meta[2] or b""]
         self.hashes.pop(keys[0], None)
         self.hashes.pop(keys[1], None)
         self.hset(
@@ -103,29 +101,29 @@ class Server:
     def write_lua(self, keys: list[bytes], argv: list[bytes]) -> bytes:
         """``write.lua``."""
         token, after, stamp = int(argv[0]), int(argv[1]), int(argv[2])
-        found = self._hmget(
+        meta = self._hmget(
             keys[1], b"token", b"stamp", b"writing", b"cluster", b"topic", b"topic_id", b"shards", b"rows", b"part"
         )
-        if found[0] is None:
+        if meta[0] is None:
             return b"lost"
-        if found[3:7] != argv[7:11]:
+        if meta[3:7] != argv[7:11]:
             return b"fenced"
-        if int(found[0]) > token:
+        if int(meta[0]) > token:
             return b"fenced"
-        if int(found[0]) < token or int(found[1] or b"") < after:
+        if int(meta[0]) < token or int(meta[1] or b"") < after:
             return b"lost"
-        if int(found[7] or b"") != self._hlen(keys[0]):
+        if int(meta[7] or b"") != self._hlen(keys[0]):
             return b"lost"
-        self.on_token(keys[1], token, int(found[0]))
+        self.on_token(keys[1], token, int(meta[0]))
         updated_at = b"%d" % ((EPOCH_US + self.scheduler.now) // 1000)
-        at = int(found[1] or b"")
+        at = int(meta[1] or b"")
         if at >= stamp:
             if at == stamp and argv[5] == b"1":
                 self.hset(keys[1], {b"as_of": argv[3], b"updated_at": updated_at})
                 self._hdel(keys[1], b"building")
             return b"ignored"
         part = int(argv[6])
-        if part > 0 and found[8] not in (b"%s:%d" % (argv[2], part - 1), b"%s:%d" % (argv[2], part)):
+        if part > 0 and meta[8] not in (b"%s:%d" % (argv[2], part - 1), b"%s:%d" % (argv[2], part)):
             return b"lost"
         first = 12 + int(argv[11])
         self._hdel(keys[0], *argv[12:first])
@@ -133,7 +131,7 @@ class Server:
         if rows:
             self.hset(keys[0], dict(zip(rows[::2], rows[1::2], strict=True)))
         self.hset(keys[1], {b"rows": b"%d" % self._hlen(keys[0]), b"updated_at": updated_at})
-        writing = int(found[2] or b"0")
+        writing = int(meta[2] or b"0")
         if argv[4] == b"1":
             self.hset(keys[1], {b"stamp": argv[2], b"as_of": argv[3]})
             self._hdel(keys[1], b"part")

@@ -42,11 +42,11 @@ class ScenarioOptions:
             ScenarioError: there is no such topic, or none is named.
         """
         known = [topic.name for topic in all_topics()]
-        found = tuple(name for part in text.split(",") if (name := part.strip()))
-        wrong = next((name for name in found if name not in known), None)
-        if wrong is not None or not found:
+        names = tuple(name for part in text.split(",") if (name := part.strip()))
+        wrong = next((name for name in names if name not in known), None)
+        if wrong is not None or not names:
             raise ScenarioError(f"--topics: there is no topic {wrong or text!r}; there are {', '.join(known)}")
-        return found
+        return names
 
 
 def run_scenario(

@@ -90,21 +90,21 @@ def read_scenario(
     Raises:
         ScenarioError: it cannot be read; the text names the line and the field.
     """
-    found: list[tuple[int, ScenarioLine]] = []
+    numbered: list[tuple[int, ScenarioLine]] = []
     for number, text in _texts(data, name):
-        before_us = found[-1][1].at_us if found else 0
+        before_us = numbered[-1][1].at_us if numbered else 0
         try:
-            found.append((number, _line(_fields(text), before_us, partitions)))
+            numbered.append((number, _line(_fields(text), before_us, partitions)))
         except FieldError as error:
             raise ScenarioError(f"{name} line {number}, field {error.field}: {error.reason}") from None
         except ValueError as error:
             raise ScenarioError(f"{name} line {number}: {error}") from None
-    if not found:
+    if not numbered:
         raise ScenarioError(f"{name} line 1: the file is empty: it must hold a JSON object per line")
-    marks_given = any(isinstance(line.what, GivenRecord) and line.what.topic == MARKS for _, line in found)
-    counts = _worker_counts(found, {"router": routers, "engine": engines}) | {"oracle": 0 if marks_given else 1}
-    _require_workers(found, name, counts, marks_given=marks_given)
-    return ScenarioScript(tuple(line for _, line in found), counts, marks_given)
+    marks_given = any(isinstance(line.what, GivenRecord) and line.what.topic == MARKS for _, line in numbered)
+    counts = _worker_counts(numbered, {"router": routers, "engine": engines}) | {"oracle": 0 if marks_given else 1}
+    _require_workers(numbered, name, counts, marks_given=marks_given)
+    return ScenarioScript(tuple(line for _, line in numbered), counts, marks_given)
 
 
 def _texts(data: bytes, name: str) -> Iterator[tuple[int, str]]:
@@ -120,12 +120,12 @@ def _texts(data: bytes, name: str) -> Iterator[tuple[int, str]]:
 
 def _fields(text: str) -> dict[str, Any]:
     try:
-        found = decoded_json(text)
+        fields = decoded_json(text)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise ValueError('not a JSON object such as {"at_ms":0,"topic":"trades.v1","value":{}}')
-    return found
+    return fields
 
 
 def _line(fields: dict[str, Any], before_us: int, partitions: Mapping[str, int]) -> ScenarioLine:
@@ -179,9 +179,9 @@ def _worker(text: Any, field: str) -> WorkerName:
     return WorkerName(role, int(number))
 
 
-def _worker_counts(found: list[tuple[int, ScenarioLine]], given: Mapping[str, int | None]) -> dict[str, int]:
+def _worker_counts(numbered: list[tuple[int, ScenarioLine]], given: Mapping[str, int | None]) -> dict[str, int]:
     named: dict[str, int] = {}
-    for _, line in found:
+    for _, line in numbered:
         if not isinstance(line.what, GivenRecord):
             worker = line.what.worker
             named[worker.role] = max(named.get(worker.role, 0), worker.number)
@@ -189,9 +189,9 @@ def _worker_counts(found: list[tuple[int, ScenarioLine]], given: Mapping[str, in
 
 
 def _require_workers(
-    found: list[tuple[int, ScenarioLine]], name: str, counts: Mapping[str, int], *, marks_given: bool
+    numbered: list[tuple[int, ScenarioLine]], name: str, counts: Mapping[str, int], *, marks_given: bool
 ) -> None:
-    for number, line in found:
+    for number, line in numbered:
         what = line.what
         if isinstance(what, GivenRecord) or what.worker.number < counts[what.worker.role]:
             continue

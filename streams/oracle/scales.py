@@ -98,7 +98,7 @@ class ScaleBook:
             return
         before, self._stepped = self._stepped, clock
         measures = self._measures({mark.symbol: Decimal(mark.price) for mark in marks})
-        self._scales = {key: self._stepped_scale(key, found, before, clock) for key, found in measures.items()}
+        self._scales = {key: self._stepped_scale(key, measured, before, clock) for key, measured in measures.items()}
         self._waiting = {key: since for key, since in self._waiting.items() if key in measures}
 
     def _stepped_scale(self, key: str, measured: Measured, before: int, clock: int) -> Decimal:
@@ -114,7 +114,7 @@ class ScaleBook:
 
     def _measures(self, prices: Mapping[str, Decimal]) -> dict[str, Measured]:
         """By record key: its rules, each with its measure (None: not known)."""
-        found: dict[str, Measured] = {}
+        measures: dict[str, Measured] = {}
         for symbol, instrument in self._parameters.instruments.items():
             measured = []
             if instrument.volatility_scale is not None:
@@ -122,11 +122,11 @@ class ScaleBook:
             if instrument.open_interest_scale is not None:
                 measured.append((instrument.open_interest_scale, self._notional(symbol, prices)))
             if measured:
-                found[f"instrument:{symbol}"] = measured
+                measures[f"instrument:{symbol}"] = measured
         for asset, rules in self._parameters.assets.items():
             if rules.volatility_scale is not None and rules.price_symbol is not None:
-                found[f"asset:{asset}"] = [(rules.volatility_scale, self._daily_volatility(rules.price_symbol))]
-        return found
+                measures[f"asset:{asset}"] = [(rules.volatility_scale, self._daily_volatility(rules.price_symbol))]
+        return measures
 
     def _daily_volatility(self, symbol: str) -> Decimal | None:
         """The standard deviation of the mark in a day, as a fraction; None before half of the average is measured."""

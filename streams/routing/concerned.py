@@ -40,8 +40,8 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
             text, object_pairs_hook=_Pairs, parse_int=_no, parse_float=_no, parse_constant=_no, strict=False
         )
     except (ValueError, RecursionError):
-        found = list(_IN_TEXT.findall(text))
-        groups = [[account] for account in found]
+        accounts_named = list(_IN_TEXT.findall(text))
+        groups = [[account] for account in accounts_named]
     else:
         groups = list(_by_side(topic, record))
         if not any(groups):
@@ -73,7 +73,7 @@ def _by_side(topic: str, record: Any) -> Iterator[list[str]]:
         yield list(_values(record, "account"))
         return
     for side in _SIDES:
-        yield [account for found in _values(record, side) for account in _values(found, "account")]
+        yield [account for party in _values(record, side) for account in _values(party, "account")]
 
 
 def _values(record: Any, name: str) -> Iterator[Any]:
@@ -90,5 +90,5 @@ def _anywhere(record: Any, depth: int) -> Iterator[Any]:
         yield from _anywhere(item[1] if isinstance(record, _Pairs) else item, depth - 1)
 
 
-def _is_account(found: Any) -> bool:
-    return isinstance(found, str) and is_identifier(found) and not found.startswith(RESERVED_ACCOUNTS)
+def _is_account(name: Any) -> bool:
+    return isinstance(name, str) and is_identifier(name) and not name.startswith(RESERVED_ACCOUNTS)

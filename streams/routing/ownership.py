@@ -62,12 +62,12 @@ class Ownership:
             TopicError: a partition has no place for its memory.
         """
         begun = []
-        for found in committed_offsets(consumer, partitions, self._timeout_s, self._runtime) if partitions else []:
-            place = (found.topic, found.partition)
-            first = self._next_offset(found)
-            memory = self._trade_ids(found.partition) if found.topic == TRADES else TradeIds()
+        for committed in committed_offsets(consumer, partitions, self._timeout_s, self._runtime) if partitions else []:
+            place = (committed.topic, committed.partition)
+            first = self._next_offset(committed)
+            memory = self._trade_ids(committed.partition) if committed.topic == TRADES else TradeIds()
             self._owned[place] = Owned(*place, first, memory)
-            begun.append(TopicPartition(found.topic, found.partition, first))
+            begun.append(TopicPartition(committed.topic, committed.partition, first))
         return begun
 
     def places(self) -> list[tuple[str, int]]:
@@ -76,8 +76,8 @@ class Ownership:
 
     def drop(self, partitions: Iterable[TopicPartition]) -> None:
         """Forget ``partitions``."""
-        for found in partitions:
-            self._owned.pop((found.topic, found.partition), None)
+        for place in partitions:
+            self._owned.pop((place.topic, place.partition), None)
 
     def _next_offset(self, committed: TopicPartition) -> int:
         low, high = self._reader.watermarks(committed.topic, committed.partition)

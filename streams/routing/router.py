@@ -158,14 +158,14 @@ class Router:
         """Records for one batch. Partitions may come and go while it is collected."""
         router = self._settings.router
         batch = poll_batch(self._consumer, _IDLE_POLL_S, min(_RECORDS_PER_POLL, router.batch_records_max))
-        size, found = 0, batch
+        size, polled = 0, batch
         deadline = self._runtime.monotonic() + router.linger_ms / 1000
         while batch and len(batch) < router.batch_records_max and (left := deadline - self._runtime.monotonic()) > 0:
-            size += sum(len(message.value() or b"") for message in found)
+            size += sum(len(message.value() or b"") for message in polled)
             if size >= 1024 * router.batch_kbytes_max:
                 break
-            found = poll_batch(self._consumer, left, min(_RECORDS_PER_POLL, router.batch_records_max - len(batch)))
-            batch += found
+            polled = poll_batch(self._consumer, left, min(_RECORDS_PER_POLL, router.batch_records_max - len(batch)))
+            batch += polled
         return batch
 
     def _route(self, batch: list[Record]) -> None:

@@ -179,12 +179,12 @@ class TradeIds:
         if row is None:
             return
         try:
-            found = _OLD_ROW.decode(row)  # without the codec's limit: such a row may be longer than that
+            last_ids = _OLD_ROW.decode(row)  # without the codec's limit: such a row may be longer than that
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.unread[""] = f"the memory of the trade ids of all symbols cannot be read ({error})"
             return
         self.migrated = True
-        for symbol, last in found.items():
+        for symbol, last in last_ids.items():
             if symbol not in self.symbols or self.symbols[symbol].last < last:
                 self.symbols[symbol] = SymbolMemory(last)
                 self.changed.add(symbol)

@@ -52,12 +52,12 @@ def require_redis(settings: RedisSettings, timeout_s: float = ANSWER_S_MAX) -> N
 
 def address(client: redis.Redis) -> str:
     """Where ``client`` connects to, without credentials."""
-    found: dict[str, Any] = client.connection_pool.connection_kwargs
-    if path := found.get("path"):
+    options: dict[str, Any] = client.connection_pool.connection_kwargs
+    if path := options.get("path"):
         return f"unix://{path}"
     secure = issubclass(client.connection_pool.connection_class, redis.SSLConnection)
     scheme = "rediss" if secure else "redis"
-    return f"{scheme}://{found.get('host', 'localhost')}:{found.get('port', 6379)}/{found.get('db', 0) or 0}"
+    return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0) or 0}"
 
 
 def why(error: BaseException, where: str) -> str:
@@ -87,9 +87,9 @@ def why(error: BaseException, where: str) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
+    causes: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
+    while current is not None and current not in causes:
+        causes.append(current)
         current = current.__cause__ or current.__context__
-    return found
+    return causes

@@ -123,10 +123,10 @@ class TableReader:
         seen: set[bytes] = set()
         rows = self._redis.hscan_iter(accounts_key(shard), count=1000)
         while True:
-            found = self._run(lambda: next(rows, None))
-            if found is None:
+            account_row = self._run(lambda: next(rows, None))
+            if account_row is None:
                 return
-            account, row = found
+            account, row = account_row
             if account not in seen:  # a scan may return an account twice
                 seen.add(account)
                 yield account.decode("utf-8", "replace"), row
@@ -137,9 +137,9 @@ class TableReader:
         Raises:
             TableError: Redis does not answer, or a mark is unreadable.
         """
-        found = self._run(lambda: self._redis.hgetall(MARKS))
+        marks = self._run(lambda: self._redis.hgetall(MARKS))
         return {
-            symbol.decode(): _decoded(_MARK, value, f"the mark of {symbol.decode()}") for symbol, value in found.items()
+            symbol.decode(): _decoded(_MARK, value, f"the mark of {symbol.decode()}") for symbol, value in marks.items()
         }
 
     def _run(self, call: Callable[[], Any]) -> Any:

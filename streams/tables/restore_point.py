@@ -62,8 +62,8 @@ class RestorePoint:
             try:
                 rows = next(steps)
             except StopIteration as done:
-                found: ShardTable | None = done.value
-                return found
+                whole: ShardTable | None = done.value
+                return whole
             waited_s += self._runtime.monotonic() - asked
             allowed_s = self._settings.timeout_ms / 1000 + rows / ROWS_PER_S_MIN
             if waited_s > allowed_s:

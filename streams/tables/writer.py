@@ -168,8 +168,8 @@ class AccountTable:
             try:
                 next(steps)
             except StopIteration as done:
-                found: ShardTable | None = done.value
-                return found
+                table: ShardTable | None = done.value
+                return table
 
     def read_in_steps(self, shard: int) -> Generator[int, None, ShardTable | None]:
         """As :meth:`read_shard`; yields after each call of Redis how many rows have been read."""
@@ -182,8 +182,8 @@ class AccountTable:
             cursor = -1
             while cursor:
                 scan = partial(self._redis.hscan, accounts_key(shard), cursor=max(cursor, 0), count=_SCAN_ROWS)
-                cursor, found = self._run(scan)
-                rows.update((account.decode("utf-8", "replace"), row) for account, row in found.items())
+                cursor, values = self._run(scan)
+                rows.update((account.decode("utf-8", "replace"), row) for account, row in values.items())
                 yield len(rows)
             same = self._run(lambda: self._redis.hgetall(meta_key(shard))) == before
             if same and len(rows) == int(before[b"rows"]):  # Redis may evict the rows by themselves
@@ -194,10 +194,10 @@ class AccountTable:
         self._redis.close()
 
     def _open(self, shard: int, token: int, *, clear: bool) -> TableState:
-        outcome, *found = self._call(self._open_script, shard, [token, int(clear), *self._log])
+        outcome, *answers = self._call(self._open_script, shard, [token, int(clear), *self._log])
         if outcome == b"fenced":
-            raise TableFenced(f"shard {shard}: its table is held by claim {found[0].decode()}, newer than {token}")
-        stamp, as_of_ms = found
+            raise TableFenced(f"shard {shard}: its table is held by claim {answers[0].decode()}, newer than {token}")
+        stamp, as_of_ms = answers
         return TableState(int(stamp), int(as_of_ms))
 
     def _call(self, script: Any, shard: int, arguments: list[Any]) -> Any:

@@ -9,7 +9,7 @@ from schemas.parameters import AssetParameters, OracleParameters, Parameter, Pol
 from schemas.topics import EVENTS, MARKS, TRADES
 from schemas.types import MarkStatus, ReportStatus
 from streams.audit.explain import Explanation, explain
-from streams.memory.log import Record
+from streams.memory.log import LogRecord
 from tests.clearing.engine_bench import DUE_MS, SYMBOL, Bench, EngineProcess, instrument
 
 _ROUTER = "router"
@@ -145,7 +145,7 @@ class Script(Bench):
 
     # --- outputs -----------------------------------------------------------------------------------------------------
 
-    def place_of(self, topic: str, record: Record) -> str:
+    def place_of(self, topic: str, record: LogRecord) -> str:
         """A record's place as findings name it."""
         (number,) = [log.number for log in self.cluster.topics[topic] if record in log.records]
         return f"{topic}[{number}]@{record.offset}"
@@ -155,23 +155,23 @@ class Script(Bench):
         return self.audit(lambda log: explain(log, command_id))
 
 
-def value(record: Record) -> bytes:
+def value(record: LogRecord) -> bytes:
     """A record's value, nothing for a tombstone."""
     return record.value or b""
 
 
-def event_id(record: Record) -> str:
+def event_id(record: LogRecord) -> str:
     """The id in a record's headers."""
     return dict(record.headers or ())["ce_id"].decode()
 
 
-def alter(record: Record, old: bytes, new: bytes) -> None:
+def alter(record: LogRecord, old: bytes, new: bytes) -> None:
     """Put ``new`` in the place of ``old``, which must be there, in a record that has been written."""
     assert old in value(record)
     record.value = value(record).replace(old, new)
 
 
-def drop(record: Record) -> None:
+def drop(record: LogRecord) -> None:
     """Let a record be gone; its offset stays empty."""
     record.compacted = True
 

@@ -16,7 +16,7 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETE
 from streams.audit.findings import Findings
 from streams.audit.verify import verify
 from streams.broker.dead_letters import is_untold
-from streams.memory.log import Record
+from streams.memory.log import LogRecord
 from streams.tables.reader import TableMeta
 from tests.audit.scripts import Script, alter, drop, played, value
 from tests.audit.test_replay import STEPS, Step
@@ -114,7 +114,7 @@ class Deployment:
     def differences(self) -> list[str]:
         return [f"{found.place} {found.what}".strip() for found in self.verify().differences]
 
-    def first(self, topic: str, holding: bytes = b"") -> Record:
+    def first(self, topic: str, holding: bytes = b"") -> LogRecord:
         return next(record for record in self.market.records(topic) if holding in value(record))
 
 

@@ -39,7 +39,7 @@ from streams.broker.records import Log
 from streams.clearing.engine import Engine
 from streams.memory.clients import FakeConsumer, FakeMessage, Rates
 from streams.memory.kafka import MemoryKafka, memory_redis
-from streams.memory.log import Cluster, Partition, Record
+from streams.memory.log import Cluster, LogRecord, Partition
 from streams.memory.pipeline import partition_counts
 from streams.memory.redis import Server
 from streams.memory.scheduler import EPOCH_US, Process, Scheduler, Task, VirtualEvent
@@ -384,7 +384,7 @@ class Bench:
         """A log of the cluster."""
         return self.cluster.topics[topic][number]
 
-    def records(self, topic: str, partition: int | None = None) -> list[Record]:
+    def records(self, topic: str, partition: int | None = None) -> list[LogRecord]:
         """What a reader of committed records sees, of one partition or of all."""
         found = self.cluster.topics[topic]
         return [record for log in (found if partition is None else [found[partition]]) for record in log.committed()]
@@ -439,7 +439,7 @@ class Bench:
         found: AccountRow = [row for row in self._decoded(ACCOUNTS) if row.account == account][-1]
         return found
 
-    def dead_letters(self, topic: str) -> list[Record]:
+    def dead_letters(self, topic: str) -> list[LogRecord]:
         return self.records(dead_letter_topic(topic))
 
     def audit(self, function: Callable[[Log], T]) -> T:

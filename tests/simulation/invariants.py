@@ -42,7 +42,7 @@ from streams.errors import InputError
 from streams.margin.group import Group, Position
 from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
-from streams.memory.log import COMMITTED, Cluster, Partition, Record, Transaction
+from streams.memory.log import COMMITTED, Cluster, LogRecord, Partition, Transaction
 from streams.memory.redis import Server
 from streams.memory.scheduler import EPOCH_US, Scheduler, Violation
 from streams.tables.keys import MARKS as REDIS_MARKS
@@ -124,7 +124,7 @@ class Watch:
             self._scheduler.fail(violation)
 
     def _check(self, txn: Transaction) -> None:
-        by_topic: dict[str, list[tuple[Partition, Record]]] = {}
+        by_topic: dict[str, list[tuple[Partition, LogRecord]]] = {}
         digest = self._scheduler.digest
         for partition, record in txn.records:
             by_topic.setdefault(partition.topic, []).append((partition, record))
@@ -142,7 +142,7 @@ class Watch:
         else:
             require(False, "what is committed is committed with the offsets it follows from", lambda: txn.producer)
 
-    def _letters_of(self, by_topic: dict[str, list[tuple[Partition, Record]]]) -> Iterable[Letter]:
+    def _letters_of(self, by_topic: dict[str, list[tuple[Partition, LogRecord]]]) -> Iterable[Letter]:
         for topic, records in by_topic.items():
             if topic.endswith(".dlq"):
                 for _, record in records:
@@ -152,7 +152,7 @@ class Watch:
     # --- the router --------------------------------------------------------------------------------------------------
 
     def _check_router(
-        self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, Record]]]
+        self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, LogRecord]]]
     ) -> None:
         expected: Counter[tuple[Any, ...]] = Counter()
         refused: set[Letter] = set()
@@ -210,7 +210,7 @@ class Watch:
     # --- the engine --------------------------------------------------------------------------------------------------
 
     def _check_engine(
-        self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, Record]]]
+        self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, LogRecord]]]
     ) -> None:
         committed = {number: Committed() for number in range(len(self.shards))}
         for partition, record in by_topic.get(JOURNAL, ()):
@@ -348,11 +348,11 @@ class Committed:
     """What one transaction holds for one shard."""
 
     def __init__(self) -> None:
-        self.journals: list[Record] = []
-        self.rows: list[tuple[str, Record]] = []
-        self.commands: list[Record] = []
-        self.alerts: list[Record] = []
-        self.letters: list[Record] = []
+        self.journals: list[LogRecord] = []
+        self.rows: list[tuple[str, LogRecord]] = []
+        self.commands: list[LogRecord] = []
+        self.alerts: list[LogRecord] = []
+        self.letters: list[LogRecord] = []
 
 
 class ShardTruth:
@@ -443,7 +443,7 @@ class ShardTruth:
 
     # --- the replay --------------------------------------------------------------------------------------------------
 
-    def _compare(self, journal: JournalRecord, written: Record, found: Committed) -> None:
+    def _compare(self, journal: JournalRecord, written: LogRecord, found: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
         self._watch.lost += max(0, len(output.commands) - len(found.commands))
@@ -508,12 +508,12 @@ class ShardTruth:
                 self._replay.apply_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
     @staticmethod
-    def _frame(record: Record) -> EventFrame:
+    def _frame(record: LogRecord) -> EventFrame:
         if record.decoded is None:
             record.decoded = _FRAME(record.value)
         return record.decoded  # type: ignore[no-any-return]
 
-    def _see_command(self, record: Record) -> None:
+    def _see_command(self, record: LogRecord) -> None:
         command = _COMMAND(record.value)
         last = self._sequences.get(command.account, 0)
         require(command.sequence == last + 1, "an account's commands have no gap", lambda: command.command_id)

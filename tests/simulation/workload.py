@@ -36,7 +36,7 @@ from schemas.parameters import (
 )
 from schemas.topics import EVENTS, MARKS, PARAMETERS, REPORTS, TRADES, TRANSFERS
 from streams.margin.fixed_point import format_decimal
-from streams.memory.log import Cluster, Record
+from streams.memory.log import Cluster, LogRecord
 from streams.memory.scheduler import EPOCH_US, Scheduler
 
 HOUSE = "house"
@@ -488,7 +488,7 @@ class Workload:
 
         self._scheduler.after(self._random.randrange(pause_us), run)
 
-    def _write(self, topic: str, key: bytes | None, value: bytes | None, meaning: Any) -> Record:
+    def _write(self, topic: str, key: bytes | None, value: bytes | None, meaning: Any) -> LogRecord:
         record = self._cluster.append(topic, key, value)
         record.decoded = meaning
         return record
