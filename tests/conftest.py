@@ -80,7 +80,7 @@ def stack() -> Iterator[LocalStack]:
 @pytest.fixture(scope="session")
 def settings(stack: LocalStack) -> Settings:
     """Settings that point at the stack; every topic of the contract exists."""
-    found = load(
+    loaded = load(
         {},
         {
             "kafka.bootstrap_servers": stack.bootstrap_servers,
@@ -89,6 +89,6 @@ def settings(stack: LocalStack) -> Settings:
             "topics.partitions": 3,
         },
     )
-    report = ensure_topics(found)
+    report = ensure_topics(loaded)
     assert not report.wrong, report.wrong
-    return found
+    return loaded

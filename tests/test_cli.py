@@ -107,14 +107,14 @@ def test_settings_show_what_set_each_of_them(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2\n")
     variables = {"MARGIN_REDIS__PASSWORD_FILE": str(secret), "MARGIN_ROUTER__LINGER_MS": "20", "COLUMNS": "300"}
-    found = json.loads(run("settings", "--shards", "9", "--json", **variables).stdout)
-    assert found["MARGIN_REDIS__PASSWORD"] == {"value": "***", "set_by": f"MARGIN_REDIS__PASSWORD_FILE ({secret})"}
-    assert found["MARGIN_ROUTER__LINGER_MS"] == {"value": 20, "set_by": "MARGIN_ROUTER__LINGER_MS"}
-    assert found["MARGIN_TOPICS__SHARDS"] == {"value": 9, "set_by": "--shards"}
-    assert found["MARGIN_ORACLE__APP_ID"] == {"value": "margin-oracle", "set_by": "default"}
+    settings = json.loads(run("settings", "--shards", "9", "--json", **variables).stdout)
+    assert settings["MARGIN_REDIS__PASSWORD"] == {"value": "***", "set_by": f"MARGIN_REDIS__PASSWORD_FILE ({secret})"}
+    assert settings["MARGIN_ROUTER__LINGER_MS"] == {"value": 20, "set_by": "MARGIN_ROUTER__LINGER_MS"}
+    assert settings["MARGIN_TOPICS__SHARDS"] == {"value": 9, "set_by": "--shards"}
+    assert settings["MARGIN_ORACLE__APP_ID"] == {"value": "margin-oracle", "set_by": "default"}
     shown = run("settings", "--shards", "9", **variables).stdout
     assert "set by" in shown
-    assert all(each["set_by"] in shown for each in found.values())
+    assert all(each["set_by"] in shown for each in settings.values())
 
 
 REQUEST = {
@@ -178,10 +178,10 @@ def test_evaluate_refuses_bad_input_in_one_line() -> None:
 
 def test_a_bench_of_ticks_says_what_it_covered_and_what_it_looked_at() -> None:
     arguments = ("bench", "ticks", "--accounts", "300", "--positions", "2", "--symbols", "5", "--calm-ticks", "50")
-    found = json.loads(run(*arguments, "--json").stdout)
-    assert (found["accounts"], found["positions"], found["symbols"], found["calm_ticks"]) == (300, 2, 5, 50)
-    assert 0 < found["calm_rows_per_tick"] < found["symbol_crash_rows"] < found["market_crash_rows"] <= 300
-    assert found["accounts_covered_per_s"] > found["rows_evaluated_per_s"] > 0
+    measured = json.loads(run(*arguments, "--json").stdout)
+    assert (measured["accounts"], measured["positions"], measured["symbols"], measured["calm_ticks"]) == (300, 2, 5, 50)
+    assert 0 < measured["calm_rows_per_tick"] < measured["symbol_crash_rows"] < measured["market_crash_rows"] <= 300
+    assert measured["accounts_covered_per_s"] > measured["rows_evaluated_per_s"] > 0
     shown = run(*arguments, COLUMNS="120")
     assert "crash of the market" in shown.stdout
     assert "drawing 300 accounts" in shown.stderr

@@ -107,12 +107,12 @@ def examples(name: str) -> list[list[str]]:
     """The commands of an example, without what a shell does with them."""
     block = help_of(name, 200).partition("Example:\n")[2]
     lines = block.partition("\n\n")[0].splitlines()
-    found = []
+    commands = []
     for part in " ".join(line.strip() for line in lines).split("&&"):
         words = [word for word in shlex.split(part.partition(">")[0]) if not re.match(r"[A-Z_]+=", word)]
         assert words[0] == "margin-clearing"
-        found.append(words[1:])
-    return found
+        commands.append(words[1:])
+    return commands
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -122,8 +122,8 @@ def test_an_example_is_taken_by_its_command(name: str) -> None:
         group, rest, path = ROOT, arguments, []
         context = ROOT.context_class(ROOT, info_name="margin-clearing")
         while hasattr(group, "commands"):
-            found, group, rest = group.resolve_command(context, rest)
-            path.append(found)
+            subcommand, group, rest = group.resolve_command(context, rest)
+            path.append(subcommand)
         assert group.make_context(path[-1], list(rest), parent=context).params is not None
         parsed.append(" ".join(path))
     assert name in parsed

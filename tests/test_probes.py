@@ -19,9 +19,9 @@ SEEN = Counter("margin_test_probes_seen", "A metric of this test")
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
@@ -49,9 +49,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    found = Served()
-    yield found
-    found.stop()
+    new_server = Served()
+    yield new_server
+    new_server.stop()
 
 
 def test_a_role_is_ready_when_every_condition_holds(served: Served) -> None:
@@ -76,7 +76,7 @@ def test_one_condition_that_does_not_hold_makes_it_not_ready_and_is_named(served
     served.conditions = [Condition("shards_to_take", 0, 0), condition]
     code, body = served.get_json("/readyz")
     assert (code, body["ready"]) == (503, False)
-    assert [found["name"] for found in body["conditions"] if not found["holds"]] == [condition.name]
+    assert [each["name"] for each in body["conditions"] if not each["holds"]] == [condition.name]
 
 
 def test_liveness_is_the_watchdogs_view(served: Served) -> None:

@@ -188,10 +188,10 @@ def test_a_role_starts_without_redis_and_says_so(settings: Settings) -> None:
 
 def refused(url: str, **further: Any) -> str:
     began = time.monotonic()
-    with pytest.raises(TableError) as found:
+    with pytest.raises(TableError) as refusal:
         require_redis(RedisSettings(url=url, **further))
     assert time.monotonic() - began < PATIENCE_S
-    return str(found.value)
+    return str(refusal.value)
 
 
 def test_a_redis_that_is_away_or_unknown_is_told_without_the_password() -> None:

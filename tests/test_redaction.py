@@ -57,9 +57,9 @@ def test_a_short_secret_is_masked_by_itself_only() -> None:
 def test_nothing_of_a_longer_secret_is_left(secret: str, before: str, after: str) -> None:
     with redaction.apart():
         hide(secret)
-        found = redacted(before + secret + after)
-    assert "***" in found
-    assert found.count(secret) <= (before + "***" + after).count(secret)
+        text = redacted(before + secret + after)
+    assert "***" in text
+    assert text.count(secret) <= (before + "***" + after).count(secret)
 
 
 def test_errors_are_masked_where_they_quote_a_server() -> None:

@@ -85,15 +85,15 @@ def injected(draw: st.DrawFn) -> dict[str, str]:
     protocol = draw(st.sampled_from(["tcp", "udp", "sctp"]))
     first = next(iter(ports))
     authority = f"[{host}]" if ":" in host else host
-    found = {f"{prefix}_SERVICE_HOST": host, f"{prefix}_SERVICE_PORT": str(first)}
-    found[f"{prefix}_PORT"] = f"{protocol}://{authority}:{first}"
+    variables = {f"{prefix}_SERVICE_HOST": host, f"{prefix}_SERVICE_PORT": str(first)}
+    variables[f"{prefix}_PORT"] = f"{protocol}://{authority}:{first}"
     for port, port_name in ports.items():
         if port_name is not None:
-            found[f"{prefix}_SERVICE_PORT_{port_name.upper().replace('-', '_')}"] = str(port)
+            variables[f"{prefix}_SERVICE_PORT_{port_name.upper().replace('-', '_')}"] = str(port)
         link = f"{prefix}_PORT_{port}_{protocol.upper()}"
-        found |= {link: f"{protocol}://{authority}:{port}", f"{link}_PROTO": protocol}
-        found |= {f"{link}_PORT": str(port), f"{link}_ADDR": host}
-    return found
+        variables |= {link: f"{protocol}://{authority}:{port}", f"{link}_PROTO": protocol}
+        variables |= {f"{link}_PORT": str(port), f"{link}_ADDR": host}
+    return variables
 
 
 @given(injected())
@@ -118,7 +118,7 @@ def test_the_manifests_have_nothing_injected() -> None:
 def test_each_value_knows_what_set_it(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("of the file\n")
-    found = read(
+    effective = read(
         {
             "MARGIN_REDIS__PASSWORD_FILE": str(secret),
             "MARGIN_ROUTER__LINGER_MS": "20",
@@ -128,11 +128,11 @@ def test_each_value_knows_what_set_it(tmp_path: Path) -> None:
         {"topics.shards": 5, "service.log_level": None},
         {"topics.shards": "--shards", "service.log_level": "--log-level"},
     )
-    assert found.settings.redis.password == "of the file"
-    assert found.settings.kafka.session_timeout_ms == 12_000
-    assert found.settings.topics.shards == 5
-    assert found.set_by.keys() == set(PLACES)
-    assert {place: name for place, name in found.set_by.items() if name != "default"} == {
+    assert effective.settings.redis.password == "of the file"
+    assert effective.settings.kafka.session_timeout_ms == 12_000
+    assert effective.settings.topics.shards == 5
+    assert effective.set_by.keys() == set(PLACES)
+    assert {place: name for place, name in effective.set_by.items() if name != "default"} == {
         ("redis", "password"): f"MARGIN_REDIS__PASSWORD_FILE ({secret})",
         ("router", "linger_ms"): "MARGIN_ROUTER__LINGER_MS",
         ("kafka", "options"): "MARGIN_KAFKA__OPTIONS",
@@ -302,14 +302,14 @@ def test_a_property_that_is_a_setting_counts_as_that() -> None:
 
 
 def test_a_shared_property_reaches_both_clients() -> None:
-    found = sort_properties("check.crcs=true,batch.size=9,client.rack=a,socket.timeout.ms=1500", "X")
-    assert found.librdkafka == {
+    sorted_properties = sort_properties("check.crcs=true,batch.size=9,client.rack=a,socket.timeout.ms=1500", "X")
+    assert sorted_properties.librdkafka == {
         "check.crcs": "true",
         "batch.size": "9",
         "client.rack": "a",
         "socket.timeout.ms": "1500",
     }
-    assert found.faust == {
+    assert sorted_properties.faust == {
         "broker_check_crcs": True,
         "producer_max_batch_size": 9,
         "broker_request_timeout": 1.5,
@@ -332,8 +332,8 @@ def test_a_url_gives_what_was_written_and_shows_no_secret(scheme: str, user: str
     assume(not any(part in "redisshost:7/@?=***" for part in (user, password)))
     place = f"/run/redis.sock?db={db}" if scheme == "unix" else f"host:7/{db}"
     url = f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{place}"
-    found = parse_url(url, "X")
-    assert (found.username, found.password, found.db) == (user, password, db)
+    address = parse_url(url, "X")
+    assert (address.username, address.password, address.db) == (user, password, db)
     shown = masked_url(url)
     assert shown == f"{scheme}://***@{place}"
     assert holds_password(url)
@@ -367,7 +367,7 @@ def test_a_url_that_is_none_is_refused_without_showing_it(url: str) -> None:
 
 
 def test_settings_print_no_secret() -> None:
-    found = load(SCRAM | {"MARGIN_KAFKA__SASL_PASSWORD": "Marker", "MARGIN_REDIS__URL": "redis://u:Marker@h"})
-    for shown in (repr(found), str(found.kafka), json.dumps(describe(found)), repr([found.redis])):
+    loaded = load(SCRAM | {"MARGIN_KAFKA__SASL_PASSWORD": "Marker", "MARGIN_REDIS__URL": "redis://u:Marker@h"})
+    for shown in (repr(loaded), str(loaded.kafka), json.dumps(describe(loaded)), repr([loaded.redis])):
         assert "Marker" not in shown
         assert "***" in shown

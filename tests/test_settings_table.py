@@ -24,22 +24,22 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_readme_has_a_row_for_every_setting_and_no_other() -> None:
-    found = rows(README.read_text(encoding="utf-8"))
-    assert list(found) == [variable(*place) for place in PLACES]
-    assert all(len(cells) == 3 for cells in found.values())
+    rows_by_name = rows(README.read_text(encoding="utf-8"))
+    assert list(rows_by_name) == [variable(*place) for place in PLACES]
+    assert all(len(cells) == 3 for cells in rows_by_name.values())
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: variable(*place))
 def test_every_setting_is_described_beside_its_field_and_shown_with_its_default(place: tuple[str, str]) -> None:
-    found = schema(*place)
+    described = schema(*place)
     default, values, meaning = rows(settings_table.table())[variable(*place)]
-    assert meaning == found["description"]
+    assert meaning == described["description"]
     assert re.search(r"\w", meaning)
     given = getattr(getattr(Settings(), place[0]), place[1])
     assert default == ("" if given == "" else f"`{given}`")
     assert (values == "secret") == (place in SECRETS)
     for limit in ("minimum", "maximum"):
-        assert limit not in found or f"{found[limit]:,}" in values
+        assert limit not in described or f"{described[limit]:,}" in values
     assert ("KiB" in values) == ("_kbytes" in place[1])
     assert values.endswith(" ms") == place[1].endswith("_ms")
 

@@ -10,8 +10,8 @@ from tests.audit.scripts import Script, liquidated
 @pytest.fixture
 def script() -> Iterator[Script]:
     """An engine that owns the shard of a market in which nothing has happened."""
-    with Script() as found:
-        yield found.begin()
+    with Script() as new_script:
+        yield new_script.begin()
 
 
 @pytest.fixture

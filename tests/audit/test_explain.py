@@ -23,16 +23,16 @@ from tests.clearing.engine_bench import SYMBOL, instrument
 from tests.properties import examples
 
 
-def shown(found: Explanation) -> str:
+def shown(explanation: Explanation) -> str:
     written = io.StringIO()
-    show_explanation(Console(width=200, file=written), found)
+    show_explanation(Console(width=200, file=written), explanation)
     return written.getvalue()
 
 
 def test_a_command_is_explained_term_by_term(liquidation: Script) -> None:
-    found = liquidation.explained("alice:1")
-    assert found.passed
-    decision = found.decision
+    explanation = liquidation.explained("alice:1")
+    assert explanation.passed
+    decision = explanation.decision
     assert decision is not None
     assert decision.input == "mark frame margin.marks.v1[0]@2"
     assert [(term.name, term.amount) for term in decision.equity_terms] == [
@@ -51,11 +51,11 @@ def test_a_command_is_explained_term_by_term(liquidation: Script) -> None:
 
 
 def test_an_explanation_can_be_read_and_is_plain_json(liquidation: Script) -> None:
-    found = liquidation.explained("alice:1")
-    text = shown(found)
+    explanation = liquidation.explained("alice:1")
+    text = shown(explanation)
     for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9002.8", "byte for byte"):
         assert part in text
-    plain = found.as_json()
+    plain = explanation.as_json()
     assert plain["passed"] is True
     assert plain["decision"]["shortage"] == "41.41"
     assert plain["command"]["evidence"]["equity"] == "449.99"
@@ -88,9 +88,9 @@ def _hold_portfolio_margin(script: Script) -> None:
 
 def test_portfolio_margin_is_explained_by_its_worst_scenarios(script: Script) -> None:
     _hold_portfolio_margin(script)
-    found = script.explained("alice:1")
-    assert found.differences == []
-    decision = found.decision
+    explanation = script.explained("alice:1")
+    assert explanation.differences == []
+    decision = explanation.decision
     assert decision is not None
     assert decision.model.startswith("portfolio margin")
     names = [term.name for term in decision.maintenance_terms]
@@ -120,9 +120,9 @@ def test_a_command_beside_marks_that_are_not_live_is_explained_by_their_bounds(s
         full=True,
     )
     script.settle()
-    found = script.explained("alice:1")
-    assert found.differences == []
-    decision = found.decision
+    explanation = script.explained("alice:1")
+    assert explanation.differences == []
+    decision = explanation.decision
     assert decision is not None
     assert decision.stale_bounds == {"BTC-USD": "9"}
     assert sum(term.amount for term in decision.equity_terms) == decision.equity
@@ -132,7 +132,7 @@ def test_a_command_beside_marks_that_are_not_live_is_explained_by_their_bounds(s
         "BTC balance (at BTC-USD) at best",
         "BTC-USD position at best",
     ]
-    assert "BTC-USD (bound 9): anything from nothing" in shown(found)
+    assert "BTC-USD (bound 9): anything from nothing" in shown(explanation)
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,18 @@ def test_a_command_that_the_logs_do_not_give_is_said_to_be_so(
 ) -> None:
     (command,) = liquidation.records(COMMANDS)
     alter(command, old, new)
-    found = liquidation.explained("alice:1")
-    assert not found.passed
-    assert any(named in difference for difference in found.differences), found.differences
-    assert "differs" in shown(found)
+    explanation = liquidation.explained("alice:1")
+    assert not explanation.passed
+    assert any(named in difference for difference in explanation.differences), explanation.differences
+    assert "differs" in shown(explanation)
 
 
 def test_a_changed_input_is_noticed(liquidation: Script) -> None:
     for row in liquidation.records(ACCOUNTS):
         if b'"USDC":"999.99"' in value(row):
             alter(row, b'"USDC":"999.99"', b'"USDC":"999.98"')
-    found = liquidation.explained("alice:1")
-    assert any("equity: the command says 449.99, the logs give 449.98" in d for d in found.differences)
+    explanation = liquidation.explained("alice:1")
+    assert any("equity: the command says 449.99, the logs give 449.98" in d for d in explanation.differences)
 
 
 def test_a_frame_of_a_replaced_oracle_is_no_mark_of_the_decision(script: Script) -> None:
@@ -170,10 +170,10 @@ def test_a_frame_of_a_replaced_oracle_is_no_mark_of_the_decision(script: Script)
     script.transfer("alice", "400")
     script.fill("alice", "1", "9450")
     script.settle()
-    found = script.explained("alice:1")
-    assert found.passed
-    assert found.decision is not None
-    (mark,) = found.decision.marks
+    explanation = script.explained("alice:1")
+    assert explanation.passed
+    assert explanation.decision is not None
+    (mark,) = explanation.decision.marks
     assert mark.sources == {"a": "9450"}
 
 
@@ -184,10 +184,10 @@ def test_what_cannot_be_explained_is_said(liquidation: Script) -> None:
         liquidation.explained("alice")
     events = liquidation.partition(EVENTS)
     events.delete_before(events.end)
-    found = liquidation.explained("alice:1")
-    assert found.decision is None
-    assert "the inputs of the decision are gone" in found.notes[0]
-    assert "equity 449.99" in shown(found)
+    explanation = liquidation.explained("alice:1")
+    assert explanation.decision is None
+    assert "the inputs of the decision are gone" in explanation.notes[0]
+    assert "equity 449.99" in shown(explanation)
     for record in liquidation.records(JOURNAL):
         drop(record)
     with pytest.raises(AuditError, match="names no commit of alice:1"):
@@ -197,9 +197,9 @@ def test_what_cannot_be_explained_is_said(liquidation: Script) -> None:
 def test_a_row_that_is_compacted_away_is_said(liquidation: Script) -> None:
     for row in liquidation.records(ACCOUNTS)[:-1]:
         drop(row)
-    found = liquidation.explained("alice:1")
-    assert not found.passed
-    assert "compacted away" in found.notes[0]
+    explanation = liquidation.explained("alice:1")
+    assert not explanation.passed
+    assert "compacted away" in explanation.notes[0]
 
 
 def test_a_command_is_found_in_a_long_journal(liquidation: Script) -> None:
@@ -215,6 +215,6 @@ def test_a_command_is_found_in_a_long_journal(liquidation: Script) -> None:
 def test_whatever_an_engine_did_its_commands_are_explained(steps: list[Step]) -> None:
     with played(steps) as script:
         for command in script.records(COMMANDS)[:3]:
-            found = script.explained(event_id(command))
-            assert found.differences == []
-            assert found.decision is not None
+            explanation = script.explained(event_id(command))
+            assert explanation.differences == []
+            assert explanation.decision is not None

@@ -17,13 +17,13 @@ from tests.clearing.engine_bench import instrument
 from tests.properties import examples
 
 
-def found(result: Replayed) -> list[str]:
+def differences_of(result: Replayed) -> list[str]:
     return [f"{difference.place} {difference.what}" for difference in result.findings.differences]
 
 
 def test_what_was_committed_follows_from_the_journal(liquidation: Script) -> None:
     result = liquidation.replayed(0)
-    assert found(result) == []
+    assert differences_of(result) == []
     assert result.findings.counts["commands"] == len(liquidation.records(COMMANDS)) == 1
     assert result.findings.counts["alerts"] == len(liquidation.records(ALERTS)) > 0
     assert result.findings.counts["rows"] == len(liquidation.records(ACCOUNTS)) > 4
@@ -35,21 +35,21 @@ def test_what_was_committed_follows_from_the_journal(liquidation: Script) -> Non
 def test_a_changed_byte_of_a_command_is_named_with_its_field(liquidation: Script) -> None:
     (command,) = liquidation.records(COMMANDS)
     alter(command, b'"limit_price":"9', b'"limit_price":"8')
-    (difference,) = found(liquidation.replayed(0))
+    (difference,) = differences_of(liquidation.replayed(0))
     assert difference.startswith(f"{liquidation.place_of(COMMANDS, command)} alice:1: orders[0].limit_price must be")
 
 
 def test_a_changed_alert_is_named(liquidation: Script) -> None:
     alert = liquidation.records(ALERTS)[0]
     alter(alert, b'"account":"alice"', b'"account":"alicf"')
-    (difference,) = found(liquidation.replayed(0))
+    (difference,) = differences_of(liquidation.replayed(0))
     assert difference.startswith(f'{liquidation.place_of(ALERTS, alert)} alice:alert:1: account must be "alice"')
 
 
 def test_a_changed_row_is_named(liquidation: Script) -> None:
     row = next(row for row in liquidation.records(ACCOUNTS) if row.key == b"bob" and b"-1" in value(row))
     alter(row, b'"USDC":"99999.99"', b'"USDC":"99999.98"')
-    (difference,) = found(liquidation.replayed(0))
+    (difference,) = differences_of(liquidation.replayed(0))
     assert difference.startswith(f"{liquidation.place_of(ACCOUNTS, row)} account bob, commit ")
     assert 'balances.USDC must be "99999.99" and is "99999.98"' in difference
 
@@ -59,17 +59,17 @@ def test_a_lost_record_is_named(liquidation: Script, topic: str) -> None:
     lost = liquidation.records(topic)[0]
     drop(lost)
     name = event_id(lost)
-    assert found(liquidation.replayed(0)) == [f"{topic} {name} is not in the topic"]
+    assert differences_of(liquidation.replayed(0)) == [f"{topic} {name} is not in the topic"]
 
 
 def test_a_lost_last_row_is_named_and_one_that_is_compacted_away_is_counted(liquidation: Script) -> None:
     rows = [row for row in liquidation.records(ACCOUNTS) if row.key == b"alice"]
     drop(rows[0])
     result = liquidation.replayed(0)
-    assert found(result) == []
+    assert differences_of(result) == []
     assert result.findings.counts["rows compacted away"] == 1
     drop(rows[-1])
-    (difference,) = found(liquidation.replayed(0))
+    (difference,) = differences_of(liquidation.replayed(0))
     assert "account alice: the row of commit" in difference
     assert "none follows" in difference
 
@@ -77,7 +77,7 @@ def test_a_lost_last_row_is_named_and_one_that_is_compacted_away_is_counted(liqu
 def test_a_lost_journal_record_is_named_with_what_it_did(liquidation: Script) -> None:
     lost = next(record for record in liquidation.records(JOURNAL) if b'"alice:1"' in value(record))
     drop(lost)
-    differences = found(liquidation.replayed(0))
+    differences = differences_of(liquidation.replayed(0))
     assert any(f"record {sequence} is missing" in d for d in differences for sequence in range(2, 20))
     assert any(ACCOUNTS in d and "gives none by the journal" in d for d in differences)
 
@@ -85,7 +85,7 @@ def test_a_lost_journal_record_is_named_with_what_it_did(liquidation: Script) ->
 def test_a_changed_journal_record_is_named(liquidation: Script) -> None:
     record = next(record for record in liquidation.records(JOURNAL) if b'"alice:1"' in value(record))
     alter(record, b'"alice:1"', b'"alice:2"')
-    (difference,) = found(liquidation.replayed(0))
+    (difference,) = differences_of(liquidation.replayed(0))
     assert difference.startswith(liquidation.place_of(JOURNAL, record))
     assert 'commands[0] must be "alice:1" and is "alice:2"' in difference
 
@@ -95,7 +95,7 @@ def test_a_command_that_nobody_decided_is_named(liquidation: Script) -> None:
     renamed = value(command).replace(b"alice:1", b"alice:2")
     stray = liquidation.cluster.append(COMMANDS, b"alice", renamed, headers=[("ce_id", b"alice:2")])
     again = liquidation.cluster.append(COMMANDS, b"alice", command.value, headers=command.headers)
-    assert sorted(found(liquidation.replayed(0))) == sorted(
+    assert sorted(differences_of(liquidation.replayed(0))) == sorted(
         [
             f"{liquidation.place_of(COMMANDS, again)} alice:1 is there twice, first at offset {command.offset}",
             f"{liquidation.place_of(COMMANDS, stray)} alice:2 does not follow from the journal",
@@ -106,7 +106,7 @@ def test_a_command_that_nobody_decided_is_named(liquidation: Script) -> None:
 def test_an_event_that_is_gone_is_named(liquidation: Script) -> None:
     gone = liquidation.records(EVENTS)[-1]
     drop(gone)
-    differences = found(liquidation.replayed(0))
+    differences = differences_of(liquidation.replayed(0))
     assert differences[0].startswith(f"{liquidation.place_of(EVENTS, gone)} the record that commit")
 
 
@@ -115,22 +115,22 @@ def test_a_part_of_the_journal_is_compared_alone(liquidation: Script) -> None:
     sequence = next(s for s in range(99) if f'"sequence":{s},'.encode() in value(record))
     (command,) = liquidation.records(COMMANDS)
     alter(command, b'"limit_price":"9', b'"limit_price":"8')
-    assert found(liquidation.replayed(0, last=sequence - 1)) == []
-    assert found(liquidation.replayed(0, first=sequence + 1)) == []
-    assert len(found(liquidation.replayed(0, first=sequence, last=sequence))) == 1
+    assert differences_of(liquidation.replayed(0, last=sequence - 1)) == []
+    assert differences_of(liquidation.replayed(0, first=sequence + 1)) == []
+    assert len(differences_of(liquidation.replayed(0, first=sequence, last=sequence))) == 1
 
 
 def test_a_journal_without_its_beginning_is_replayed_from_the_changelog(liquidation: Script) -> None:
     event = liquidation.records(EVENTS)[2]
     liquidation.partition(EVENTS).delete_before(event.offset - 1)  # just after the deposits and the marker behind them
     result = liquidation.replayed(0)
-    assert found(result) == []
+    assert differences_of(result) == []
     assert result.findings.notes
     assert result.findings.counts["commands"] == 1
     assert result.findings.counts["rows not comparable"] == 1, "carol's first row: she may have had one before"
     (command,) = liquidation.records(COMMANDS)
     alter(command, b'"limit_price":"9', b'"limit_price":"8')
-    assert len(found(liquidation.replayed(0))) == 1
+    assert len(differences_of(liquidation.replayed(0))) == 1
 
 
 def test_an_account_whose_row_is_compacted_away_is_left_out_until_its_next_one(liquidation: Script) -> None:
@@ -139,7 +139,7 @@ def test_an_account_whose_row_is_compacted_away_is_left_out_until_its_next_one(l
     deposits = [row for row in liquidation.records(ACCOUNTS) if row.key == b"alice"]
     drop(deposits[0])
     result = liquidation.replayed(0)
-    assert found(result) == []
+    assert differences_of(result) == []
     assert result.findings.counts["commands"] == 1
     assert result.findings.counts["rows not comparable"] == 2
 
@@ -169,7 +169,7 @@ def test_rules_that_are_compacted_away_are_noted(script: Script) -> None:
     drop(next(record for record in script.records(PARAMETERS) if b'"0.06"' in value(record)))
     result = script.replayed(0)
     assert any(PARAMETERS in note for note in result.findings.notes)
-    assert found(result) == [], "what it said was said again later, and decided nothing in between"
+    assert differences_of(result) == [], "what it said was said again later, and decided nothing in between"
 
 
 # --- whatever happens ------------------------------------------------------------------------------------------------
@@ -286,10 +286,10 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 def test_whatever_an_engine_did_is_replayed_to_the_byte(steps: list[Step], first: int) -> None:
     with played(steps) as script:
         result = script.replayed(0)
-        assert found(result) == []
+        assert differences_of(result) == []
         assert result.findings.counts["rows"] == len(script.records(ACCOUNTS))
         assert result.findings.counts["commands"] == len(script.records(COMMANDS))
         assert result.findings.counts["alerts"] == len(script.records(ALERTS))
         second_half = min(first, result.last)
         script.partition(JOURNAL).delete_before(script.records(JOURNAL)[second_half - 2].offset)
-        assert found(script.replayed(0)) == [], "begun from the changelog"
+        assert differences_of(script.replayed(0)) == [], "begun from the changelog"

@@ -112,7 +112,7 @@ class Deployment:
         return self.market.audit(lambda log: verify(log, self.tables, self.groups, topic_faults, tables_timeout_s=0))
 
     def differences(self) -> list[str]:
-        return [f"{found.place} {found.what}".strip() for found in self.verify().differences]
+        return [f"{finding.place} {finding.what}".strip() for finding in self.verify().differences]
 
     def first(self, topic: str, holding: bytes = b"") -> LogRecord:
         return next(record for record in self.market.records(topic) if holding in value(record))

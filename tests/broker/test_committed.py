@@ -42,7 +42,7 @@ class _Answer:
 @pytest.mark.parametrize("code", sorted(RETRIABLE))
 def test_what_passes_by_itself_is_asked_again(code: int, in_place: bool) -> None:
     group = FailingConsumer([code], in_place=in_place)
-    assert [found.offset for found in committed_offsets(cast(Consumer, group), PLACES, 30.0)] == [7]
+    assert [place.offset for place in committed_offsets(cast(Consumer, group), PLACES, 30.0)] == [7]
     assert len(group.timeouts) == 2
 
 
@@ -54,7 +54,7 @@ def test_a_request_that_timed_out_is_asked_again_in_steps_as_well() -> None:
         next(steps)
     with pytest.raises(StopIteration) as done:
         next(steps)
-    assert [found.offset for found in done.value.value] == [7]
+    assert [place.offset for place in done.value.value] == [7]
     assert group.timeouts == [0.05, 0.1, 0.2, 0.25, 0.25], "no call blocks for longer than it may"
 
 

@@ -38,10 +38,10 @@ def silent_listener() -> Iterator[str]:
 
 def refused(settings: KafkaSettings) -> str:
     began = time.monotonic()
-    with pytest.raises(BrokerError) as found:
+    with pytest.raises(BrokerError) as refusal:
         require_kafka(settings)
     assert time.monotonic() - began < PATIENCE_S
-    text = str(found.value)
+    text = str(refusal.value)
     assert settings.bootstrap_servers in text
     assert not re.search(r"FAIL|thrd:|in state|\d+ms|rdkafka#", text), text
     return text
@@ -70,8 +70,8 @@ LINES = [
 
 
 @pytest.mark.parametrize(("line", "found"), LINES, ids=["refused", "password", "certificate", "none"])
-def test_a_line_of_librdkafka_loses_its_noise(line: str, found: tuple[str, str]) -> None:
-    assert reason_of(line) == found
+def test_a_line_of_librdkafka_loses_its_noise(line: str, broker_and_reason: tuple[str, str]) -> None:
+    assert reason_of(line) == broker_and_reason
 
 
 def test_what_a_client_said_is_remembered_for_whoever_gives_up_later() -> None:

@@ -45,9 +45,9 @@ class Client:
 @pytest.fixture
 def producer() -> Iterator[TransactionalProducer]:
     Client.hang, Client.failures, Client.aborted = threading.Event(), [], 0
-    found = TransactionalProducer(KafkaSettings(transaction_timeout_ms=200), "test", clients=Own())
-    found.begin()
-    yield found
+    new_producer = TransactionalProducer(KafkaSettings(transaction_timeout_ms=200), "test", clients=Own())
+    new_producer.begin()
+    yield new_producer
     Client.hang.set()
 
 

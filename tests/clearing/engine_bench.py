@@ -386,8 +386,8 @@ class Bench:
 
     def records(self, topic: str, partition: int | None = None) -> list[LogRecord]:
         """What a reader of committed records sees, of one partition or of all."""
-        found = self.cluster.topics[topic]
-        return [record for log in (found if partition is None else [found[partition]]) for record in log.committed()]
+        logs = self.cluster.topics[topic]
+        return [record for log in (logs if partition is None else [logs[partition]]) for record in log.committed()]
 
     def _decoded(self, topic: str) -> list[Any]:
         return [_DECODERS[topic](record.value) for record in self.records(topic) if record.value is not None]
@@ -436,8 +436,8 @@ class Bench:
 
     def row(self, account: str) -> AccountRow:
         """An account's last row in the changelog."""
-        found: AccountRow = [row for row in self._decoded(ACCOUNTS) if row.account == account][-1]
-        return found
+        last: AccountRow = [row for row in self._decoded(ACCOUNTS) if row.account == account][-1]
+        return last
 
     def dead_letters(self, topic: str) -> list[LogRecord]:
         return self.records(dead_letter_topic(topic))

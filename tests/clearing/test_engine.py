@@ -60,8 +60,8 @@ def watch_table(bench: Bench, shard: int) -> list[tuple[str, set[bytes]]]:
 
 def sizes(bench: Bench) -> list[int]:
     """How many event frames each commit covers that covers any."""
-    found = [record.events.next - record.events.first for record in bench.journal()]
-    return [size for size in found if size]
+    frames = [record.events.next - record.events.first for record in bench.journal()]
+    return [size for size in frames if size]
 
 
 # --- taking ----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ ROW = Decoder[AccountRow](AccountRow)
 
 
 def row(account: str = "alice", **balances: str) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(
+    fields_of_row: dict[str, Any] = msgspec.to_builtins(
         AccountRow(
             account=account,
             status="normal",
@@ -52,13 +52,13 @@ def row(account: str = "alice", **balances: str) -> dict[str, Any]:
         )
     )
     group = {"margin": "cross", "status": "normal", "balances": balances or {"USDC": "1000"}, "positions": []}
-    return found | {"groups": [group]}
+    return fields_of_row | {"groups": [group]}
 
 
 def with_group(**fields: Any) -> bytes:
-    found = row()
-    found["groups"][0] |= fields
-    return encode(found)
+    changed = row()
+    changed["groups"][0] |= fields
+    return encode(changed)
 
 
 UNREADABLE = {
@@ -169,8 +169,8 @@ def test_an_account_is_whole_again_once_parameters_hold_its_row() -> None:
     state = shard.accounts["alice"]
     assert not state.suspended
     assert shard.portfolio.balances(state.groups["cross"].row) == {"GONE": "5", "USDC": "7"}
-    found = ROW(output.rows["alice"])
-    assert (found.unread, found.liquidation_sequence, found.transfer_sequence) == (None, 3, 7)
+    whole = ROW(output.rows["alice"])
+    assert (whole.unread, whole.liquidation_sequence, whole.transfer_sequence) == (None, 3, 7)
     assert transfer(shard, "alice", "1", 8).unapplied == []
 
 
@@ -192,12 +192,12 @@ def test_what_was_not_applied_meanwhile_keeps_it_suspended() -> None:
 
 
 def test_nothing_of_a_row_that_fails_half_way_is_left_in_the_ledger() -> None:
-    found = row()
-    found["groups"].append(
+    broken = row()
+    broken["groups"].append(
         {"margin": "OLD-PERP", "status": "normal", "balances": {"GONE": "1"}, "positions": []},
     )
     shard = Shard(0, RULES)
-    shard.restore("alice", encode(found))
+    shard.restore("alice", encode(broken))
     rows = shard.portfolio.ledger.rows
     assert {rows.account(row) for row in range(rows.count)} == {""}
 

@@ -165,7 +165,7 @@ def test_a_command_with_every_limit_reached_can_be_read() -> None:
         unweighted_equity=DERIVED,
         stale_bounds=dict.fromkeys(symbols, "1000000"),
     )
-    found = LiquidationCommand(
+    longest = LiquidationCommand(
         command_id=f"{ACCOUNT}:{MOST}",
         account=ACCOUNT,
         margin=symbol(0),
@@ -178,7 +178,7 @@ def test_a_command_with_every_limit_reached_can_be_read() -> None:
         orders=(order,) * min(ACCOUNT_ORDERS_MAX, ORDERS_MAX),
         evidence=evidence,
     )
-    assert Decoder[LiquidationCommand](LiquidationCommand)(encode(found)) == found
+    assert Decoder[LiquidationCommand](LiquidationCommand)(encode(longest)) == longest
 
 
 def test_a_journal_record_with_every_limit_reached_can_be_read() -> None:
@@ -255,11 +255,11 @@ def events(shard: Shard, **columns: Any) -> Output:
 
 def marks(shard: Shard, prices: dict[str, str], status: str = "live") -> Output:
     time = shard.clock_us + 250_000
-    found = tuple(
+    new_marks = tuple(
         Mark(symbol=name, price=price, status=status, publish_time=time)  # type: ignore[arg-type]
         for name, price in prices.items()
     )
-    shard.apply_marks(shard.marks_next, MarkFrame(time=time, full=True, marks=found))
+    shard.apply_marks(shard.marks_next, MarkFrame(time=time, full=True, marks=new_marks))
     output = shard.take("test", with_open_interest=True)
     read_back(output)
     return output
@@ -356,7 +356,7 @@ ORDERS = st.sampled_from(["o", "~" * 192, "a:1:0", "~" * 128 + ":1:0"])
 @st.composite
 def batches(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Frames as they may come from anybody who can write to the topic and is decoded."""
-    found = []
+    given_batches = []
     for _ in range(draw(st.integers(1, 6))):
         rows = draw(st.lists(st.tuples(ACCOUNTS, NAMES, st.sampled_from(["USDC", "BTC", "NEW"]), NUMBERS), max_size=5))
         trades = draw(
@@ -370,7 +370,7 @@ def batches(draw: st.DrawFn) -> list[dict[str, Any]]:
         reports = draw(
             st.lists(st.tuples(ACCOUNTS, ORDERS, st.sampled_from(["filled", "rejected", "accepted"])), max_size=3)
         )
-        found.append(
+        given_batches.append(
             {
                 "transfers": transfers(*((*row, draw(st.integers(0, 12) | st.just(MOST))) for row in rows)),
                 "fills": fills(*trades),
@@ -383,7 +383,7 @@ def batches(draw: st.DrawFn) -> list[dict[str, Any]]:
                 ),
             }
         )
-    return found
+    return given_batches
 
 
 @settings(deadline=None, max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])

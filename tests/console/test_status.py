@@ -24,7 +24,7 @@ def group(name: str, *members: tuple[str, tuple[tuple[str, int], ...]], state: s
 
 
 def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
-    found = ShardStatus(
+    healthy = ShardStatus(
         shard=number,
         member=f"margin-engine-{worker}",
         worker=worker,
@@ -41,7 +41,7 @@ def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
         table_behind=0,
         table_age_ms=2_000,
     )
-    return replace(found, **fields)
+    return replace(healthy, **fields)
 
 
 MARKS_SOUND = MarksStatus(age_ms=200, epoch=17, live=3, stale=(), halted=())
@@ -131,17 +131,17 @@ def test_a_sound_deployment_has_no_faults() -> None:
         (with_shard(table=TableMeta(11, 500, False, 0, 500)), "held by claim 11, newer than the journal's 10"),
     ],
 )
-def test_each_fault_is_said_in_one_sentence_that_names_it(found: Status, said: str) -> None:
-    (fault,) = judge(found, SETTINGS)
+def test_each_fault_is_said_in_one_sentence_that_names_it(status: Status, said: str) -> None:
+    (fault,) = judge(status, SETTINGS)
     assert said in fault
     assert fault.endswith(".")
 
 
 def test_it_is_shown_with_every_shard_and_every_fault() -> None:
     console = Console(width=200, record=True, file=None, quiet=False)
-    found = with_shard(worker="gone")
+    status = with_shard(worker="gone")
     with console.capture() as shown:
-        show_status(console, found, judge(found, SETTINGS))
+        show_status(console, status, judge(status, SETTINGS))
     text = shown.get()
     assert "margin-engine-a (1), margin-engine-b (1)" in text
     assert "3 live, 0 stale, 0 halted, last full frame 0.2 s ago, epoch 17" in text

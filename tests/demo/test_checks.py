@@ -60,6 +60,39 @@ def fills(*rows: tuple[str, str, str, str]) -> dict[str, Any]:
 NO_TRANSFERS: dict[str, list[Any]] = {"account": [], "margin": [], "asset": [], "amount": []}
 
 
+def command() -> dict[str, Any]:
+    """Two of Alice's ten are to be sold at 94."""
+    return {
+        "command_id": f"{PREFIX}alice:1",
+        "account": f"{PREFIX}alice",
+        "margin": "cross",
+        "sequence": 1,
+        "stage": "reduce",
+        "issued_at": 20,
+        "orders": [
+            {
+                "order_id": f"{PREFIX}alice:1:0",
+                "symbol": SYMBOL,
+                "position_side": "long",
+                "order_side": "sell",
+                "quantity": "2",
+                "limit_price": "90",
+                "mark_price": "94",
+            }
+        ],
+        "evidence": {
+            "equity": "40",
+            "maintenance_margin": "47",
+            "health_ratio": "0.85106382",
+            "shard": 0,
+            "events_offset": 0,
+            "marks_offset": 1,
+            "parameters_version": 1,
+            "marks": {SYMBOL: "94"},
+        },
+    }
+
+
 @pytest.fixture
 def right() -> RunRecords:
     """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1."""
@@ -98,37 +131,7 @@ def right() -> RunRecords:
         (1, {"time": 20, "full": False, "marks": [mark("94", 20)]}),
         (2, {"time": 30, "full": False, "marks": [mark("95", 30)]}),
     ]
-    records.commands = [
-        {
-            "command_id": f"{PREFIX}alice:1",
-            "account": f"{PREFIX}alice",
-            "margin": "cross",
-            "sequence": 1,
-            "stage": "reduce",
-            "issued_at": 20,
-            "orders": [
-                {
-                    "order_id": f"{PREFIX}alice:1:0",
-                    "symbol": SYMBOL,
-                    "position_side": "long",
-                    "order_side": "sell",
-                    "quantity": "2",
-                    "limit_price": "90",
-                    "mark_price": "94",
-                }
-            ],
-            "evidence": {
-                "equity": "40",
-                "maintenance_margin": "47",
-                "health_ratio": "0.85106382",
-                "shard": 0,
-                "events_offset": 0,
-                "marks_offset": 1,
-                "parameters_version": 1,
-                "marks": {SYMBOL: "94"},
-            },
-        }
-    ]
+    records.commands = [command()]
     records.reports = [
         {"order_id": f"{PREFIX}alice:1:0", "status": "accepted", "filled_quantity": "0"},
         {"order_id": f"{PREFIX}alice:1:0", "status": "filled", "filled_quantity": "2"},

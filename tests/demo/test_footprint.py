@@ -172,10 +172,10 @@ def test_a_demo_that_is_stopped_leaves_in_order(place: Settings, tmp_path: Path)
 @pytest.fixture(scope="module")
 def place() -> Iterator[Settings]:
     with LocalStack.start() as stack:
-        found = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
-        Footprint(found, kafka=True, tables=True).require_own()  # an empty one is its own
-        assert not ensure_topics(found).wrong
-        yield found
+        settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
+        Footprint(settings, kafka=True, tables=True).require_own()  # an empty one is its own
+        assert not ensure_topics(settings).wrong
+        yield settings
 
 
 def send(bootstrap_servers: str, topic: str, key: bytes, value: bytes) -> None:

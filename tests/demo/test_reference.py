@@ -35,13 +35,13 @@ def test_the_reference_and_the_engine_judge_alike(book: Book, stale: set[str], n
     marks = {symbol: mark for symbol, mark in book.marks.items() if symbol not in never}
     needed = symbols_needed(group, rules, marks)
     assert needed == health.symbols_of(book.group, marks, parameters)
-    found = evaluate(group, marks, rules, stale | never)
+    judged = evaluate(group, marks, rules, stale | never)
     verdict = health.evaluate(book.group, marks, parameters, stale=stale | never)
     assert needed & (stale | never) == verdict.bounds.keys()
-    assert found.bounded == verdict.bounded
-    assert found.liquidatable == verdict.liquidatable
+    assert judged.bounded == verdict.bounded
+    assert judged.liquidatable == verdict.liquidatable
     with localcontext(EXACT):
-        assert (found.equity, found.maintenance) == (verdict.equity, verdict.maintenance_margin)
-        assert (found.debt, found.unweighted) == (verdict.debt, verdict.unweighted_equity)
+        assert (judged.equity, judged.maintenance) == (verdict.equity, verdict.maintenance_margin)
+        assert (judged.debt, judged.unweighted) == (verdict.debt, verdict.unweighted_equity)
     if verdict.health_ratio is None or abs(verdict.health_ratio) < Decimal(10**18 - 1):
-        assert found.health_ratio == verdict.health_ratio
+        assert judged.health_ratio == verdict.health_ratio

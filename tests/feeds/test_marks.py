@@ -42,8 +42,8 @@ def test_a_record_that_is_no_frame_is_handed_on_with_the_reason() -> None:
     ],
 )
 def test_the_last_full_frame_that_is_in_force_is_found(frames: list[Any], time: int | None) -> None:
-    found = last_full_frame(written(*frames))
-    assert (None if found is None else found.time) == time
+    last = last_full_frame(written(*frames))
+    assert (None if last is None else last.time) == time
 
 
 def test_prices_are_known_from_the_last_full_frame_or_a_look_back() -> None:
@@ -65,10 +65,10 @@ def test_a_feed_goes_on_at_what_it_has_not_handed_out() -> None:
 
     feed = MarkFeed(cast(Follower, Following()))
     feed.start(0)
-    for found in feed.poll(0):
-        if found.offset == 1:
+    for mark in feed.poll(0):
+        if mark.offset == 1:
             break  # what came with it is not handed out
     assert feed.next_offset == 2
     feed.restart()
-    assert [found.offset for found in feed.poll(0)] == [2]
+    assert [mark.offset for mark in feed.poll(0)] == [2]
     assert starts == [0, 2]

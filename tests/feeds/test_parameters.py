@@ -26,14 +26,14 @@ INSTRUMENT = InstrumentParameters(
 @pytest.fixture
 def log() -> GivenLog:
     """An asset, an instrument, a record that breaks a rule, a marker, one that is no JSON, and a second asset."""
-    found = GivenLog()
-    found.append(PARAMETERS, encode(AssetParameters(asset="USD")), key="asset:USD")
-    found.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X")
-    found.append(PARAMETERS, encode(PolicyParameters(margin_call_levels=("0.5",))), key="policy:default")
-    found.mark(PARAMETERS)
-    found.append(PARAMETERS, b"nonsense", key="instrument:X")
-    found.append(PARAMETERS, encode(AssetParameters(asset="EUR")), key="asset:EUR")
-    return found
+    new_log = GivenLog()
+    new_log.append(PARAMETERS, encode(AssetParameters(asset="USD")), key="asset:USD")
+    new_log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X")
+    new_log.append(PARAMETERS, encode(PolicyParameters(margin_call_levels=("0.5",))), key="policy:default")
+    new_log.mark(PARAMETERS)
+    new_log.append(PARAMETERS, b"nonsense", key="instrument:X")
+    new_log.append(PARAMETERS, encode(AssetParameters(asset="EUR")), key="asset:EUR")
+    return new_log
 
 
 @dataclass
@@ -49,9 +49,9 @@ class Following:
         self.starts.append(offset)
 
     def poll(self, timeout_s: float) -> list[Record]:
-        found: list[Record] = list(self.log.read_range(PARAMETERS, 0, self.position))
+        records: list[Record] = list(self.log.read_range(PARAMETERS, 0, self.position))
         self.position = self.log.watermarks(PARAMETERS, 0)[1]
-        return found
+        return records
 
 
 def followed(log: GivenLog) -> tuple[ParameterFeed, Following]:

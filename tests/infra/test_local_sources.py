@@ -72,9 +72,9 @@ def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 
 def test_jars_are_downloaded_once(downloads: list[Path]) -> None:
     with ThreadPoolExecutor(4) as pool:  # locks are between open files, so threads contend as processes do
-        found = {pool.submit(jars.kafka_jars, lambda _: None).result() for _ in range(4)}
+        jar_sets = {pool.submit(jars.kafka_jars, lambda _: None).result() for _ in range(4)}
     assert len(downloads) == 1
-    assert [[jar.name for jar in each.jars] for each in found] == [["a.jar", "b.jar"]]
+    assert [[jar.name for jar in each.jars] for each in jar_sets] == [["a.jar", "b.jar"]]
     assert not downloads[0].exists(), "the working folder is removed"
 
 

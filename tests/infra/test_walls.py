@@ -18,11 +18,11 @@ PURE = "The risk mathematics is pure"
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of everything that the contracts are about."""
-    found = tmp_path_factory.mktemp("tree")
+    copied = tmp_path_factory.mktemp("tree")
     for package in ("streams", "schemas", "infra"):
-        shutil.copytree(ROOT / package, found / package, ignore=shutil.ignore_patterns("__pycache__", "*.gz"))
-    shutil.copy(ROOT / "pyproject.toml", found)
-    return found
+        shutil.copytree(ROOT / package, copied / package, ignore=shutil.ignore_patterns("__pycache__", "*.gz"))
+    shutil.copy(ROOT / "pyproject.toml", copied)
+    return copied
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def broken(tree: Path) -> tuple[list[str], str]:
     )
     said = linted.stdout + linted.stderr
     assert re.search(r"^Contracts: \d+ kept, \d+ broken\.$", said, re.MULTILINE), said
-    found = re.findall(r"^(.*) BROKEN$", said, re.MULTILINE)
-    assert (linted.returncode == 0) == (not found), said
-    return found, said
+    contracts = re.findall(r"^(.*) BROKEN$", said, re.MULTILINE)
+    assert (linted.returncode == 0) == (not contracts), said
+    return contracts, said
 
 
 def test_every_contract_holds(tree: Path) -> None:
@@ -88,6 +88,6 @@ def test_every_contract_holds(tree: Path) -> None:
     ids=str,
 )
 def test_whatever_reaches_through_a_wall_is_named(opened: Path, contract: str, named: str) -> None:
-    found, said = broken(opened)
-    assert any(name.startswith(contract) for name in found), said
+    contracts, said = broken(opened)
+    assert any(name.startswith(contract) for name in contracts), said
     assert re.sub(r"\s+", " ", named) in re.sub(r"\s+", " ", said), said

@@ -58,8 +58,8 @@ class Topic:
 
     def values(self, **fields: Any) -> list[dict[str, Any]]:
         """The JSON values whose fields are as given."""
-        found = [orjson.loads(value) for _, value, _ in self.read() if value is not None]
-        return [value for value in found if all(value.get(name) == wanted for name, wanted in fields.items())]
+        decoded = [orjson.loads(value) for _, value, _ in self.read() if value is not None]
+        return [value for value in decoded if all(value.get(name) == wanted for name, wanted in fields.items())]
 
     def all_topics(self) -> list[str]:
         return list(self._consumer.list_topics(timeout=10).topics)
@@ -155,7 +155,7 @@ def pipeline(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> It
 def own_settings() -> Iterator[Settings]:
     """A stack of a module's own, that nothing else writes to: an audit looks at everything there is."""
     with LocalStack.start() as stack:
-        found = load(
+        settings = load(
             {},
             {
                 "kafka.bootstrap_servers": stack.bootstrap_servers,
@@ -164,5 +164,5 @@ def own_settings() -> Iterator[Settings]:
                 "topics.partitions": 3,
             },
         )
-        assert not ensure_topics(found).wrong
-        yield found
+        assert not ensure_topics(settings).wrong
+        yield settings

@@ -24,20 +24,20 @@ def market(own_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
     """A liquidation, a kill of the engine, another liquidation, and everything applied."""
     pipeline = Pipeline(own_settings, tmp_path_factory.mktemp("roles"))
     try:
-        found = leveraged(pipeline)
-        found.price("94")
-        one_command(found, found.alice)
+        new_market = leveraged(pipeline)
+        new_market.price("94")
+        one_command(new_market, new_market.alice)
         pipeline.engine.kill()
-        found.trade(found.alice, found.bob, "0.5", "94")
+        new_market.trade(new_market.alice, new_market.bob, "0.5", "94")
         pipeline.engine.restart()
-        found.wait_for_position(found.alice, "10.5")
-        carol = f"carol-{found.alice}"
-        found.deposit(carol, "100")
-        found.trade(carol, found.bob, "10", "94")
-        found.wait_for_position(carol, "10")
-        found.price("88")
-        one_command(found, carol)
-        yield found
+        new_market.wait_for_position(new_market.alice, "10.5")
+        carol = f"carol-{new_market.alice}"
+        new_market.deposit(carol, "100")
+        new_market.trade(carol, new_market.bob, "10", "94")
+        new_market.wait_for_position(carol, "10")
+        new_market.price("88")
+        one_command(new_market, carol)
+        yield new_market
     finally:
         pipeline.close()
 
@@ -78,10 +78,10 @@ def test_every_shard_is_replayed_to_the_byte(market: Market, own_settings: Setti
 def test_a_command_is_explained(market: Market, own_settings: Settings) -> None:
     done = command(own_settings, "explain", f"{market.alice}:1", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert found["decision"]["equity"] == "39.99"
-    assert found["decision"]["maintenance"] == "47"
-    (mark,) = found["decision"]["marks"]
+    explanation = json.loads(done.stdout)
+    assert explanation["decision"]["equity"] == "39.99"
+    assert explanation["decision"]["maintenance"] == "47"
+    (mark,) = explanation["decision"]["marks"]
     assert mark["sources"] == {"one": "94", "two": "94"}
     shown = command(own_settings, "explain", f"{market.alice}:1")
     assert "the logs give this command, byte for byte" in shown.stdout
@@ -96,13 +96,13 @@ def test_the_deployment_is_verified_while_it_runs_and_a_changed_table_is_named(
     def at_rest() -> dict[str, Any] | None:
         done = command(own_settings, "verify", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
-        return None if found["notes"] else found
+        report: dict[str, Any] = json.loads(done.stdout)
+        return None if report["notes"] else report
 
-    found = eventually(at_rest, "everything routed and applied")
-    assert found["counts"]["accounts"] == found["counts"]["rows in Redis"] == 3
-    assert found["counts"][f"records of {COMMANDS}"] == 2
-    assert any("USDC in all accounts: transfers 100200 less fees" in fact for fact in found["facts"])
+    report = eventually(at_rest, "everything routed and applied")
+    assert report["counts"]["accounts"] == report["counts"]["rows in Redis"] == 3
+    assert report["counts"][f"records of {COMMANDS}"] == 2
+    assert any("USDC in all accounts: transfers 100200 less fees" in fact for fact in report["facts"])
     key = f"margin:{{{shard_of(market.alice, SHARDS)}}}:accounts"
     with redis.Redis.from_url(own_settings.redis.url) as client:
         row = client.hget(key, market.alice)

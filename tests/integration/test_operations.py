@@ -29,9 +29,9 @@ from tests.integration.test_pipeline import leveraged, one_command
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
@@ -77,9 +77,9 @@ class Roles:
 
 @pytest.fixture
 def roles(settings: Settings, tmp_path: Path) -> Iterator[Roles]:
-    found = Roles(settings, tmp_path)
-    yield found
-    found.close()
+    new_roles = Roles(settings, tmp_path)
+    yield new_roles
+    new_roles.close()
 
 
 def status(settings: Settings) -> tuple[int, dict[str, Any]]:
@@ -124,10 +124,10 @@ def test_every_role_becomes_ready_and_status_finds_nothing_wrong(
 
 def owners(settings: Settings) -> dict[int, str]:
     """The shards by the client that owns them; empty while the group is not settled."""
-    found = group_state(settings, settings.engine.group_id)
-    if found.state != "STABLE":
+    group = group_state(settings, settings.engine.group_id)
+    if group.state != "STABLE":
         return {}
-    return {partition: member.client_id for member in found.members for _, partition in member.partitions}
+    return {partition: member.client_id for member in group.members for _, partition in member.partitions}
 
 
 @pytest.mark.parametrize("instance", ["", "engine-that-stays"])
@@ -169,9 +169,9 @@ def test_a_stalled_redis_stops_neither_taking_shards_nor_clearing(
 
 def pipeline_with(pipeline: Pipeline, engine: Role) -> Pipeline:
     """The same pipeline, watched with another engine."""
-    found = object.__new__(Pipeline)
-    found.__dict__ |= pipeline.__dict__ | {"engine": engine}
-    return found
+    copied = object.__new__(Pipeline)
+    copied.__dict__ |= pipeline.__dict__ | {"engine": engine}
+    return copied
 
 
 def test_a_later_oracle_has_a_higher_epoch_and_a_replaced_one_cannot_claim(settings: Settings) -> None:
@@ -204,8 +204,8 @@ def test_every_frame_carries_the_epoch_of_its_oracle(pipeline: Pipeline, setting
     leveraged(pipeline)
     with LogReader(settings.kafka, "test") as reader:
         low, end = reader.watermarks(topics.MARKS, 0)
-        found = list(reader.read_range(topics.MARKS, 0, max(low, end - 50), end))
-    frames = [orjson.loads(value) for message in found if (value := message.value())]
+        messages = list(reader.read_range(topics.MARKS, 0, max(low, end - 50), end))
+    frames = [orjson.loads(value) for message in messages if (value := message.value())]
     epochs = {frame["epoch"] for frame in frames if frame["marks"]}
     assert epochs
     with LogReader(settings.kafka, "test") as reader:

@@ -35,14 +35,14 @@ main()
 def settings_of_its_own() -> Iterator[Settings]:
     with LocalStack.start() as stack:
         servers = {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url}
-        found = load({}, servers | {"topics.shards": 1, "topics.partitions": 1})
-        assert not ensure_topics(found).wrong
+        settings = load({}, servers | {"topics.shards": 1, "topics.partitions": 1})
+        assert not ensure_topics(settings).wrong
         entry = ConfigEntry("message.timestamp.type", "LogAppendTime", incremental_operation=AlterConfigOpType.SET)
         marks = ConfigResource(ResourceType.TOPIC, topics.MARKS, incremental_configs=[entry])
-        admin = admin_client(found)  # kept: its requests end with it
+        admin = admin_client(settings)  # kept: its requests end with it
         for done in admin.incremental_alter_configs([marks]).values():
             done.result(timeout=10)
-        yield found
+        yield settings
 
 
 def test_an_oracle_whose_clock_is_ahead_says_so(settings_of_its_own: Settings, tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def _condition(port: int, name: str) -> Any:
     except urllib.error.HTTPError as error:
         with error:
             body = error.read()
-    return next((found for found in orjson.loads(body)["conditions"] if found["name"] == name), None)
+    return next((condition for condition in orjson.loads(body)["conditions"] if condition["name"] == name), None)

@@ -132,8 +132,8 @@ class Market:
             held = {p["symbol"]: p["quantity"] for group in row["groups"] for p in group["positions"]}
             return row if held.get(self.symbol) == quantity else None
 
-        found: dict[str, Any] = eventually(reached, f"{account} holds {quantity} {self.symbol}")
-        return found
+        position: dict[str, Any] = eventually(reached, f"{account} holds {quantity} {self.symbol}")
+        return position
 
 
 def transfer(account: str, amount: str, sequence: int = 1) -> dict[str, Any]:
@@ -160,11 +160,11 @@ def leveraged(pipeline: Pipeline) -> Market:
 
 
 def one_command(market: Market, account: str, number: int = 1) -> dict[str, Any]:
-    def found() -> list[dict[str, Any]]:
+    def commands_of() -> list[dict[str, Any]]:
         market.pipeline.assert_running()
         return market.commands.values(account=account, sequence=number)
 
-    commands = eventually(found, f"command {number} of {account}")
+    commands = eventually(commands_of, f"command {number} of {account}")
     assert len(commands) == 1
     command: dict[str, Any] = commands[0]
     return command

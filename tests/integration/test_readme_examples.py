@@ -29,9 +29,9 @@ ACCOUNT = PLAIN.account
 def example(called: str) -> Any:
     """The code of the README's example that stands behind the bold words ``called``, compiled."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^\*\*{called}\*\* .*?^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert found, f"README.md has no example of {called}"
-    return compile(found[1], f"README.md: {called}", "exec")
+    match = re.search(rf"^\*\*{called}\*\* .*?^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert match, f"README.md has no example of {called}"
+    return compile(match[1], f"README.md: {called}", "exec")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -159,21 +159,21 @@ def read_one(settings: Settings, topic: str) -> Message:
     consumer = Consumer(config.reader(settings.kafka, "test") | {"enable.partition.eof": True})
     count = len(consumer.list_topics(topic, timeout=DEADLINE_S).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, number, 0) for number in range(count)])
-    found: list[Message] = []
+    messages: list[Message] = []
     ended: set[int | None] = set()
 
     def all_ended() -> bool:
         for message in consumer.consume(100, timeout=0.1):
             if message.error() is None:
-                found.append(message)
+                messages.append(message)
             else:
                 ended.add(message.partition())
         return len(ended) == count
 
     eventually(all_ended, f"the end of {topic}")
     consumer.close()
-    assert len(found) == 1
-    return found[0]
+    assert len(messages) == 1
+    return messages[0]
 
 
 def test_the_exchanges_trade_is_where_it_belongs_and_gives_both_accounts_their_positions(

@@ -26,16 +26,16 @@ def market(own_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
     """An engine is killed, garbage is written to its logs, and another takes the shard over."""
     pipeline = Pipeline(own_settings, tmp_path_factory.mktemp("roles"))
     try:
-        found = leveraged(pipeline)
+        new_market = leveraged(pipeline)
         pipeline.engine.kill()
-        shard = shard_of(found.alice, SHARDS)
+        shard = shard_of(new_market.alice, SHARDS)
         pipeline.send(JOURNAL, b'{"kind": "commit"', partition=shard)
         pipeline.send(JOURNAL, b"\xff\xfe", partition=shard)
-        pipeline.send(ACCOUNTS, b'{"account": "m"}', key=neighbour(found.alice), partition=shard)
+        pipeline.send(ACCOUNTS, b'{"account": "m"}', key=neighbour(new_market.alice), partition=shard)
         pipeline.send(ACCOUNTS, b"{}", key=b"\xff\xfe", partition=shard)
         pipeline.flush()
         pipeline.engine.restart()
-        yield found
+        yield new_market
     finally:
         pipeline.close()
 
@@ -49,7 +49,7 @@ def test_the_shard_is_taken_and_its_accounts_are_liquidated(market: Market, own_
 
 def test_it_is_told_what_could_not_be_read(market: Market, own_settings: Settings) -> None:
     told = eventually(
-        lambda: found if len(found := market.alerts.values(kind="unreadable")) >= 2 else None, "what is unreadable"
+        lambda: alerts if len(alerts := market.alerts.values(kind="unreadable")) >= 2 else None, "what is unreadable"
     )
     assert {alert["account"] for alert in told} == {shard_account(shard_of(market.alice, SHARDS))}
     reasons = " ".join(alert["reason"] for alert in told)
@@ -61,9 +61,9 @@ def test_it_is_told_what_could_not_be_read(market: Market, own_settings: Setting
 def test_verify_and_replay_name_it_and_fail(market: Market, own_settings: Settings) -> None:
     verified = command(own_settings, "verify", "--json")
     assert verified.returncode == 1
-    found = json.dumps(json.loads(verified.stdout))
-    assert f"account {neighbour(market.alice)}: its row cannot be read" in found
-    assert "no journal record" in found
+    report = json.dumps(json.loads(verified.stdout))
+    assert f"account {neighbour(market.alice)}: its row cannot be read" in report
+    assert "no journal record" in report
     assert command(own_settings, "replay").returncode == 1
     shown = command(own_settings, "account", neighbour(market.alice))
     assert f"suspended: account {neighbour(market.alice)}: its row cannot be read" in shown.stdout

@@ -36,29 +36,33 @@ def app(**variables: str) -> Any:
 )
 def test_each_protocol_has_its_credentials(protocol: str, kind: type, tls: bool) -> None:
     given = {name.removeprefix("MARGIN_"): value for name, value in SASL.items()} if "SASL" in protocol else {}
-    found = app(KAFKA__SECURITY_PROTOCOL=protocol, **given).conf.broker_credentials
-    assert isinstance(found, kind)
-    if isinstance(found, faust.SSLCredentials | faust.SASLCredentials):
-        assert found.protocol.value == protocol
-        context = found.context if isinstance(found, faust.SSLCredentials) else found.ssl_context
+    credentials = app(KAFKA__SECURITY_PROTOCOL=protocol, **given).conf.broker_credentials
+    assert isinstance(credentials, kind)
+    if isinstance(credentials, faust.SSLCredentials | faust.SASLCredentials):
+        assert credentials.protocol.value == protocol
+        context = credentials.context if isinstance(credentials, faust.SSLCredentials) else credentials.ssl_context
         assert isinstance(context, ssl.SSLContext) is tls
-    if isinstance(found, faust.SASLCredentials):
-        assert (found.username, found.password, found.mechanism.value) == ("me", "Mrk9Qz", "SCRAM-SHA-512")
-        assert "Mrk9Qz" not in repr(found)
+    if isinstance(credentials, faust.SASLCredentials):
+        assert (credentials.username, credentials.password, credentials.mechanism.value) == (
+            "me",
+            "Mrk9Qz",
+            "SCRAM-SHA-512",
+        )
+        assert "Mrk9Qz" not in repr(credentials)
 
 
 def test_addresses_and_limits_are_those_of_every_client() -> None:
-    found = app(
+    conf = app(
         KAFKA__BOOTSTRAP_SERVERS="a,[::1]:7",
         KAFKA__SESSION_TIMEOUT_MS="120000",
         KAFKA__OPTIONS="max.partition.fetch.bytes=12345,socket.timeout.ms=20000,client.rack=r",
         SERVICE__WATCHDOG_MS="300000",
     ).conf
-    assert [str(url) for url in found.broker] == ["aiokafka://a:9092", "aiokafka://[::1]:7"]
-    assert found.consumer_max_fetch_size == 12_345
-    assert found.broker_session_timeout == 120
-    assert found.broker_request_timeout >= found.broker_session_timeout  # else Faust refuses to start
-    assert found.producer_request_timeout == 20
+    assert [str(url) for url in conf.broker] == ["aiokafka://a:9092", "aiokafka://[::1]:7"]
+    assert conf.consumer_max_fetch_size == 12_345
+    assert conf.broker_session_timeout == 120
+    assert conf.broker_request_timeout >= conf.broker_session_timeout  # else Faust refuses to start
+    assert conf.producer_request_timeout == 20
 
 
 def test_the_store_is_told_by_options_where_redis_is() -> None:

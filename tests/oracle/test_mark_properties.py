@@ -76,11 +76,11 @@ steps_strategy = st.lists(
 def prices(steps: Sequence[Step]) -> list[tuple[int, OraclePrice | None, bool]]:
     """(clock, price, whether the mark is looked at) of every step."""
     clock, sequences = T0, dict.fromkeys("abcd", 10)
-    found: list[tuple[int, OraclePrice | None, bool]] = []
+    priced: list[tuple[int, OraclePrice | None, bool]] = []
     for step in steps:
         clock += 1000 * step.wait_ms
         if not step.sources:
-            found.append((clock, None, step.look))
+            priced.append((clock, None, step.look))
         for source in step.sources:
             sequences[source] = max(0, sequences[source] + step.sequence_step)
             price = OraclePrice(
@@ -91,8 +91,8 @@ def prices(steps: Sequence[Step]) -> list[tuple[int, OraclePrice | None, bool]]:
                 sequence=sequences[source],
                 publish_time=clock - 1000 * step.age_ms,
             )
-            found.append((clock, price, step.look))
-    return found
+            priced.append((clock, price, step.look))
+    return priced
 
 
 def book_of(rules: OracleParameters) -> MarkBook:
@@ -152,12 +152,12 @@ def test_a_repeat_changes_nothing(rules: OracleParameters, steps: list[Step]) ->
 def test_the_order_of_different_sources_at_one_time_changes_nothing(
     rules: OracleParameters, steps: list[Step], last: tuple[str, ...], wait_ms: int
 ) -> None:
-    found = prices(steps)
-    clock = (found[-1][0] if found else T0) + 1000 * wait_ms
+    priced = prices(steps)
+    clock = (priced[-1][0] if priced else T0) + 1000 * wait_ms
     outcomes = set()
     for order in permutations(zip("abc", last, strict=True)):
         book = book_of(rules)
-        for at, price, look in found:
+        for at, price, look in priced:
             if price is not None:
                 book.accept(price, at)
             if look:
@@ -241,6 +241,6 @@ def test_a_heartbeat_within_a_level_changes_nothing(rules: OracleParameters, ste
         for book in (once, often):
             if price is not None:
                 book.accept(price, clock)
-        found = shown(once, clock)
-        assert [shown(often, clock) for _ in range(3)] == [found] * 3
+        mark = shown(once, clock)
+        assert [shown(often, clock) for _ in range(3)] == [mark] * 3
         assert often.form("X", clock) is None

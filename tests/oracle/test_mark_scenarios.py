@@ -427,12 +427,12 @@ STORIES = {
 @pytest.mark.parametrize("restarting", [False, True], ids=["", "restarted-at-every-line"])
 @pytest.mark.parametrize("name", STORIES)
 def test_story(name: str, restarting: bool) -> None:
-    found = STORIES[name]
-    fields: dict[str, Any] = {"sources": {"a": "1", "b": "1", "c": "1"}, "minimum_sources": 2} | found.rules
+    scene = STORIES[name]
+    fields: dict[str, Any] = {"sources": {"a": "1", "b": "1", "c": "1"}, "minimum_sources": 2} | scene.rules
     rules = OracleParameters(symbol="X", **fields)
     book, sequences = MarkBook(), dict.fromkeys(rules.sources, 0)
     book.set_rules({"X": rules})
-    for line in filter(None, (line.strip() for line in found.lines.splitlines())):
+    for line in filter(None, (line.strip() for line in scene.lines.splitlines())):
         told, _, expected = (part.strip() for part in line.partition("->"))
         at, *prices = told.split()
         clock = T0 + 1000 * int(at)

@@ -18,8 +18,8 @@ def price(source: str = "a", symbol: str = "X") -> OraclePrice:
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
-    found: dict[str, Any] = vars(record)["fields"]
-    return found
+    logged: dict[str, Any] = vars(record)["fields"]
+    return logged
 
 
 def test_each_source_is_told_once_a_reason(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,10 +14,10 @@ def main(names: list[str]) -> int:
         written = b"".join(record.line() for record in records)
         before = scenario.expected_path.read_bytes() if scenario.expected_path.exists() else b""
         scenario.expected_path.write_bytes(written)
-        found = list(differences(scenario.expected, outcome(records)))
-        wrong += bool(found)
+        wrong_records = list(differences(scenario.expected, outcome(records)))
+        wrong += bool(wrong_records)
         state = "as before" if written == before else f"written anew, {len(records)} records"
-        print(f"{scenario.path.stem}: {state}{''.join(f'; {text}' for text in found)}")
+        print(f"{scenario.path.stem}: {state}{''.join(f'; {text}' for text in wrong_records)}")
     return 1 if wrong else 0
 
 

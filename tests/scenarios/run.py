@@ -76,14 +76,15 @@ def outcome(records: Sequence[WrittenRecord]) -> Outcome:
         "alerts": [record.value["kind"] for record in records if record.topic == ALERTS],
         "suspended": [account for account, row in sorted(rows.items()) if row["status"] == "suspended"],
         "balances": {
-            account: {margin: group["balances"] for margin, group in found.items()} for account, found in groups.items()
+            account: {margin: group["balances"] for margin, group in by_margin.items()}
+            for account, by_margin in groups.items()
         },
         "positions": {
             account: {
                 margin: [[held["symbol"], held["quantity"]] for held in group["positions"]]
-                for margin, group in found.items()
+                for margin, group in by_margin.items()
             }
-            for account, found in groups.items()
+            for account, by_margin in groups.items()
         },
         "dead_letters": sum(record.topic.endswith(".dlq") for record in records),
         "unapplied": sum(record.topic == dead_letter_topic(EVENTS) for record in records),
@@ -100,11 +101,11 @@ def differences(expected: Outcome, got: Outcome) -> Iterator[str]:
             yield f"{name}: expected {wanted}, got {got[name]}"
 
 
-def _is_as(wanted: Any, found: Any) -> bool:
+def _is_as(wanted: Any, actual: Any) -> bool:
     if isinstance(wanted, dict) and wanted.keys() == {"at_least"}:
-        return bool(found >= wanted["at_least"])
+        return bool(actual >= wanted["at_least"])
     if isinstance(wanted, dict) and wanted.keys() == {"not"}:
-        return bool(found != wanted["not"])
+        return bool(actual != wanted["not"])
     if isinstance(wanted, dict) and wanted.keys() == {"contains"}:
-        return set(wanted["contains"]) <= set(found)
-    return bool(found == wanted)
+        return set(wanted["contains"]) <= set(actual)
+    return bool(actual == wanted)

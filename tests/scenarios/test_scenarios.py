@@ -58,12 +58,12 @@ def test_what_is_not_as_expected_is_named() -> None:
 def commands(records: list[WrittenRecord]) -> dict[str, Any]:
     """Commands by id, without what depends on how records fell into frames: the offset of the last event frame, and
     the time, by the microseconds that passed on the way."""
-    found = {}
+    by_id = {}
     for record in records:
         if record.topic != COMMANDS:
             continue
-        assert record.value["command_id"] not in found
+        assert record.value["command_id"] not in by_id
         evidence = {name: value for name, value in record.value["evidence"].items() if not name.endswith("_offset")}
         times = {"issued_at": None, "expires_at": None}
-        found[record.value["command_id"]] = record.value | times | {"evidence": evidence}
-    return found
+        by_id[record.value["command_id"]] = record.value | times | {"evidence": evidence}
+    return by_id

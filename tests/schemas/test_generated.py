@@ -46,9 +46,9 @@ def references(node: Any) -> list[str]:
 
 
 def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
-    found = references(DOCUMENT)
-    assert found
-    for reference in found:
+    all_references = references(DOCUMENT)
+    assert all_references
+    for reference in all_references:
         if not reference.startswith("#/"):
             assert (generate.HERE / reference).exists(), reference
             continue
@@ -93,9 +93,9 @@ def patterns(node: Any) -> set[str]:
 
 def test_patterns_mean_the_same_to_ecma_262() -> None:
     """No syntax that only Python knows, and none that ECMA's unicode mode refuses (escapes of ordinary characters)."""
-    found = set().union(*(patterns(generate.json_schema(topic)) for topic in generate.MESSAGE_TYPES))
-    assert found
-    for pattern in found:
+    all_patterns = set().union(*(patterns(generate.json_schema(topic)) for topic in generate.MESSAGE_TYPES))
+    assert all_patterns
+    for pattern in all_patterns:
         re.compile(pattern)
         assert pattern.isascii()
         assert pattern.startswith("^")

@@ -27,8 +27,8 @@ Step = str | int
 
 
 def sample(topic: str, which: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((generate.GOLDEN / f"{topic}{which}.json").read_text(encoding="utf-8"))
-    return found
+    message: dict[str, Any] = json.loads((generate.GOLDEN / f"{topic}{which}.json").read_text(encoding="utf-8"))
+    return message
 
 
 def only_given(value: Any, given_value: Any) -> Any:
@@ -85,11 +85,13 @@ def resolved(schema: dict[str, Any], root: dict[str, Any], value: Any) -> list[d
     """The alternatives of a schema that may describe ``value``, references followed."""
     if "$ref" in schema:
         return resolved(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, value)
-    found = [one for part in schema["anyOf"] for one in resolved(part, root, value)] if "anyOf" in schema else [schema]
+    variants = (
+        [one for part in schema["anyOf"] for one in resolved(part, root, value)] if "anyOf" in schema else [schema]
+    )
     if isinstance(value, dict) and "type" in value:
-        tagged = [one for one in found if value["type"] in one["properties"]["type"].get("enum", [])]
-        return tagged or found
-    return found
+        tagged = [one for one in variants if value["type"] in one["properties"]["type"].get("enum", [])]
+        return tagged or variants
+    return variants
 
 
 def nodes(schema: dict[str, Any], root: dict[str, Any], value: Any, path: tuple[Step, ...] = ()) -> Iterator[Any]:
@@ -191,15 +193,15 @@ BROKEN = [(topic, f"{path.stem} {what}", value) for topic, path in SAMPLES for w
 
 def test_every_kind_of_rule_is_tried_on_every_topic_of_others() -> None:
     for topic in OTHERS_WRITE:
-        tried = " ".join(what for found, what, _ in BROKEN if found == topic)
+        tried = " ".join(what for broken_topic, what, _ in BROKEN if broken_topic == topic)
         assert all(rule in tried for rule in ("no ", "=1", "='1e5'", "='a b'", "='1'")), topic
 
 
 @pytest.mark.parametrize("topic", generate.MESSAGE_TYPES)
 def test_what_breaks_the_schema_is_refused(topic: str) -> None:
     taken = []
-    for found, what, value in BROKEN:
-        if found == topic:
+    for broken_topic, what, value in BROKEN:
+        if broken_topic == topic:
             try:
                 DECODERS[topic](json.dumps(value).encode())
             except DecodeError:

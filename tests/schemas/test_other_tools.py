@@ -112,22 +112,22 @@ def schemas_in(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def refused_by_strict_mode(schema: dict[str, Any]) -> list[str]:
-    found = []
+    refusals = []
     for part in schemas_in(schema):
-        found += [f"unknown keyword {name}" for name in part.keys() - KEYWORDS]
+        refusals += [f"unknown keyword {name}" for name in part.keys() - KEYWORDS]
         kind = "number" if part.get("type") == "integer" else part.get("type")
         if isinstance(kind, list):
-            found.append(f"a union of types {kind}")
+            refusals.append(f"a union of types {kind}")
         for of, names in OF_TYPE.items():
-            found += [f"{name} without type {of}" for name in part.keys() & names if kind != of]
+            refusals += [f"{name} without type {of}" for name in part.keys() & names if kind != of]
         if "prefixItems" in part and not part["minItems"] == part["maxItems"] == len(part["prefixItems"]):
-            found.append("a tuple without an end")
-        found += [
+            refusals.append("a tuple without an end")
+        refusals += [
             f"{name} is required and not a property"
             for name in part.get("required", ())
             if name not in part["properties"]
         ]
-    return found
+    return refusals
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -52,17 +52,17 @@ def topic(settings: Settings) -> Iterator[str]:
 
 def test_our_producers_put_keys_where_a_java_producer_would(settings: Settings, topic: str) -> None:
     producer = Producer(config.producer(settings.kafka, "test"))
-    found: dict[bytes, int | None] = {}
+    partitions: dict[bytes, int | None] = {}
 
     def delivered(error: object, message: Message) -> None:
         assert error is None
         key = message.key()
-        found[key if isinstance(key, bytes) else b""] = message.partition()
+        partitions[key if isinstance(key, bytes) else b""] = message.partition()
 
     for golden in GOLDEN:
         producer.produce(topic, b"{}", key=golden["key"].encode(), on_delivery=delivered)
     assert producer.flush(30) == 0
-    assert found == {golden["key"].encode(): golden["partitions"][str(PARTITIONS)] for golden in GOLDEN}
+    assert partitions == {golden["key"].encode(): golden["partitions"][str(PARTITIONS)] for golden in GOLDEN}
 
 
 def test_topics_of_one_shard_have_one_partition_count() -> None:

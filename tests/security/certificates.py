@@ -57,11 +57,11 @@ class Authority:
         encoded_key = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
         encoded = certificate.public_bytes(serialization.Encoding.PEM)
         stem = self._folder / f"{self._name}-{name}"
-        found = Identity(stem.with_suffix(".crt"), stem.with_suffix(".key"), stem.with_suffix(".both"))
-        found.certificate.write_bytes(encoded)
-        found.key.write_bytes(encoded_key)
-        found.both.write_bytes(encoded_key + encoded)
-        return found
+        identity = Identity(stem.with_suffix(".crt"), stem.with_suffix(".key"), stem.with_suffix(".both"))
+        identity.certificate.write_bytes(encoded)
+        identity.key.write_bytes(encoded_key)
+        identity.both.write_bytes(encoded_key + encoded)
+        return identity
 
     def revoke(self) -> Path:
         """A list of revoked certificates, which is empty."""

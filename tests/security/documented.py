@@ -36,14 +36,14 @@ def permissions() -> Iterator[tuple[str, str, list[str], list[str]]]:
 
 def bindings(who: str, user: str) -> list[AclBinding]:
     """The ACLs of ``who`` in the table, for ``user``."""
-    found = []
+    allowed = []
     for each, kind, names, operations in permissions():
         if each != who:
             continue
         for name in _names(names):
             prefixed = name.endswith("*") and name != "*"
             pattern = ResourcePatternType.PREFIXED if prefixed else ResourcePatternType.LITERAL
-            found += [
+            allowed += [
                 AclBinding(
                     _KINDS[kind],
                     name.removesuffix("*") if prefixed else name,
@@ -55,15 +55,15 @@ def bindings(who: str, user: str) -> list[AclBinding]:
                 )
                 for operation in operations
             ]
-    assert found, f"README.md allows {who} nothing"
-    return found
+    assert allowed, f"README.md allows {who} nothing"
+    return allowed
 
 
 def redis_rules() -> dict[str, list[str]]:
     """The rules of each Redis user, behind its password."""
-    found = re.findall(r"^ACL SETUSER (\S+) on >\S+ (.*)$", _text(), re.M)
-    assert found, "README.md does not say what a Redis user is allowed"
-    return {user: rules.split() for user, rules in found}
+    users = re.findall(r"^ACL SETUSER (\S+) on >\S+ (.*)$", _text(), re.M)
+    assert users, "README.md does not say what a Redis user is allowed"
+    return {user: rules.split() for user, rules in users}
 
 
 def _names(cells: list[str]) -> list[str]:

@@ -70,7 +70,7 @@ def page_of(port: int, path: str) -> str:
         return ""
 
 
-class Role:
+class FleetRole:
     """One role as a process. Use as a context manager."""
 
     def __init__(self, name: str, variables: Mapping[str, str], folder: Path) -> None:
@@ -124,12 +124,12 @@ class Fleet:
 
     def __init__(self, variables: Mapping[str, Mapping[str, str]], folder: Path) -> None:
         self._variables, self._folder = variables, folder
-        self.roles: dict[str, Role] = {}
+        self.roles: dict[str, FleetRole] = {}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as ends:
             for name in ROLES:
-                self.roles[name] = ends.enter_context(Role(name, self._variables[name], self._folder))
+                self.roles[name] = ends.enter_context(FleetRole(name, self._variables[name], self._folder))
             self._ends = ends.pop_all()
         return self
 

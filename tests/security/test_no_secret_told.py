@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.ports import free_port
-from tests.security.fleet import DEADLINE_S, ROLES, Role, clean_environment, eventually, page_of, tool
+from tests.security.fleet import DEADLINE_S, ROLES, FleetRole, clean_environment, eventually, page_of, tool
 from tests.security.marks import MARK, assert_untold
 from tests.security.quoting_redis import QuotingRedis
 from tests.security.servers import REDIS_USER, Servers
@@ -49,13 +49,13 @@ TOOLS = (("topics",), ("status",), ("verify",), ("account", "a"))
 def test_a_kafka_that_lets_nobody_in(servers: Servers, tmp_path: Path) -> None:
     """Every role in every way at once: each mostly waits."""
     with contextlib.ExitStack() as ends:
-        roles: list[Role] = []
+        roles: list[FleetRole] = []
         tools: list[tuple[str, subprocess.Popen[str]]] = []
         for way, arguments in zip(WAYS, TOOLS, strict=True):
             variables = {**way(servers), **over_tls(servers), **LOUD}
             tools.append((arguments[0], ends.enter_context(_begun(variables, *arguments))))
             for name in ROLES:
-                roles.append(role := ends.enter_context(Role(name, variables, tmp_path)))
+                roles.append(role := ends.enter_context(FleetRole(name, variables, tmp_path)))
                 assert_untold(role.shown_by_ps(), f"{name} in the list of processes")
         for tool_name, process in tools:
             said, complained = process.communicate(timeout=2 * DEADLINE_S)
@@ -120,7 +120,7 @@ def test_a_redis_that_lets_nobody_in(
     with way(servers) as redis_variables:
         variables = {**by_password(servers), **redis_variables, **LOUD, "MARGIN_ORACLE__WEB_PORT": str(web_port)}
         assert tool(variables, "topics").returncode == 0
-        with Role("oracle", variables, tmp_path) as oracle, Role("engine", variables, tmp_path) as engine:
+        with FleetRole("oracle", variables, tmp_path) as oracle, FleetRole("engine", variables, tmp_path) as engine:
             eventually(lambda: "faust_store_not_loaded" in oracle.output(), f"a warning\n{oracle.output()[-2000:]}")
             eventually(lambda: "Redis" in engine.output(), f"a warning of the engine\n{engine.output()[-2000:]}")
             for role in (oracle, engine):

@@ -146,8 +146,8 @@ class Watch:
         for topic, records in by_topic.items():
             if topic.endswith(".dlq"):
                 for _, record in records:
-                    found = dict(record.headers or ())
-                    yield found["dlq.topic"].decode(), int(found["dlq.partition"]), int(found["dlq.offset"])
+                    received = dict(record.headers or ())
+                    yield received["dlq.topic"].decode(), int(received["dlq.partition"]), int(received["dlq.offset"])
 
     # --- the router --------------------------------------------------------------------------------------------------
 
@@ -169,13 +169,13 @@ class Watch:
                         expected[to, "suspension", account, topic, number, record.offset] += 1
                 else:
                     self._expect(expected, topic, number, record.decoded)
-        found: Counter[tuple[Any, ...]] = Counter()
+        events: Counter[tuple[Any, ...]] = Counter()
         for partition, record in by_topic.get(EVENTS, ()):
-            _count_events(found, partition.number, _FRAME(record.value))
+            _count_events(events, partition.number, _FRAME(record.value))
         require(
-            found == expected,
+            events == expected,
             "every trade, transfer, report and suspension is routed exactly once, to its shard",
-            lambda: f"missing {expected - found}, too many {found - expected}",
+            lambda: f"missing {expected - events}, too many {events - expected}",
         )
         letters = set(self._letters_of(by_topic))
         require(letters == refused, "what cannot be read is in the dead letters", lambda: f"{letters} {refused}")
@@ -234,10 +234,10 @@ class Watch:
                     self.told.setdefault(alert.account, set()).add(alert.kind)
         for _, record in by_topic.get(dead_letter_topic(EVENTS), ()):
             committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
-        for number, found in committed.items():
+        for number, given in committed.items():
             offset = offsets.get((EVENTS, number))
-            if found.journals or offset is not None or found.rows or found.commands or found.alerts:
-                self.shards[number].commit(found, offset)
+            if given.journals or offset is not None or given.rows or given.commands or given.alerts:
+                self.shards[number].commit(given, offset)
 
     def _home(self, account: str) -> int:
         """The shard that an account, or what stands for one, is of."""
@@ -375,12 +375,14 @@ class ShardTruth:
 
     # --- a commit ----------------------------------------------------------------------------------------------------
 
-    def commit(self, found: Committed, offset: int | None) -> None:
+    def commit(self, given: Committed, offset: int | None) -> None:
         """Check what one transaction did to the shard."""
         require(
-            len(found.journals) == 1, "a commit of a shard has one journal record", lambda: f"{self.number} {offset}"
+            len(given.journals) == 1,
+            "a commit of a shard has one journal record",
+            lambda: f"{self.number} {offset}",
         )
-        written = found.journals[0]
+        written = given.journals[0]
         journal = _JOURNAL(written.value)
         self._check_chain(journal, written.offset)
         require(
@@ -389,13 +391,13 @@ class ShardTruth:
             lambda: f"shard {self.number}: {offset}, journal {journal}",
         )
         if journal.kind == "claim":
-            self._claim(journal, written.offset, found)
+            self._claim(journal, written.offset, given)
         else:
-            self._compare(journal, written, found)
+            self._compare(journal, written, given)
             self._check_clock(journal)
-        for account, record in found.rows:
+        for account, record in given.rows:
             self.rows.setdefault(account, []).append((record.offset, record.value))
-        for record in found.commands:
+        for record in given.commands:
             self._see_command(record)
         self.journals.append(journal)
         if journal.kind == "commit":
@@ -422,9 +424,9 @@ class ShardTruth:
             adjoins &= journal.marks.first == last.marks.next and journal.parameters.first == last.parameters.next
         require(adjoins, "the journal's ranges adjoin", lambda: f"shard {self.number}: {journal} after {last}")
 
-    def _claim(self, journal: JournalRecord, offset: int, found: Committed) -> None:
+    def _claim(self, journal: JournalRecord, offset: int, given: Committed) -> None:
         still = journal.events.first == journal.events.next and journal.marks.first == journal.marks.next
-        require(still and not found.rows and not found.commands, "a claim changes nothing", lambda: str(journal))
+        require(still and not given.rows and not given.commands, "a claim changes nothing", lambda: str(journal))
         self.claims.add(offset)
         if not self.journals:
             self._begin(journal)
@@ -443,18 +445,18 @@ class ShardTruth:
 
     # --- the replay --------------------------------------------------------------------------------------------------
 
-    def _compare(self, journal: JournalRecord, written: LogRecord, found: Committed) -> None:
+    def _compare(self, journal: JournalRecord, written: LogRecord, given: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
-        self._watch.lost += max(0, len(output.commands) - len(found.commands))
+        self._watch.lost += max(0, len(output.commands) - len(given.commands))
         pairs: list[tuple[str, Any, Any]] = [
-            ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in found.rows]),
-            ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in found.commands)),
-            ("alerts", sorted(map(encode, output.alerts)), sorted(r.value or b"" for r in found.alerts)),
+            ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in given.rows]),
+            ("commands", sorted(map(encode, output.commands)), sorted(r.value or b"" for r in given.commands)),
+            ("alerts", sorted(map(encode, output.alerts)), sorted(r.value or b"" for r in given.alerts)),
             (
                 "dead letters",
                 [*(letter.frame for letter in output.unapplied), *self._refused],
-                [r.value for r in found.letters],
+                [r.value for r in given.letters],
             ),
             ("journal", encode(output.journal), written.value),
         ]
@@ -464,7 +466,7 @@ class ShardTruth:
                 f"a replay of the journal gives the same {what}",
                 lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
-        for account, record in found.rows:
+        for account, record in given.rows:
             row = None if record.value is None else _ROW(record.value)
             require(
                 (differs := self.ledger.differs(account, row)) is None,
@@ -604,8 +606,8 @@ class ShardTruth:
 
     def _table_unsettled(self, server: Server) -> str | None:
         meta = server.hashes.get(self.meta_key, {})
-        truth = {name.encode(): found[-1][1] for name, found in self.rows.items() if found[-1][1] is not None}
-        end = max((found[-1][0] for found in self.rows.values()), default=-1) + 1
+        truth = {name.encode(): versions[-1][1] for name, versions in self.rows.items() if versions[-1][1] is not None}
+        end = max((versions[-1][0] for versions in self.rows.values()), default=-1) + 1
         if server.hashes.get(self.accounts_key, {}) == truth and int(meta.get(b"stamp", -1)) >= end:
             return None if b"building" not in meta else f"the table of shard {self.number} is being built"
         return f"the table of shard {self.number} is not its changelog: {meta}, changelog to {end}"
@@ -622,14 +624,14 @@ def _difference(replayed: Any, committed: Any) -> str:
     return f"at character {at}\nreplayed  …{one[first : at + 150]}\ncommitted …{other[first : at + 150]}"
 
 
-def _count_events(found: Counter[tuple[Any, ...]], shard: int, frame: EventFrame) -> None:
+def _count_events(events: Counter[tuple[Any, ...]], shard: int, frame: EventFrame) -> None:
     for told in frame.suspensions:
-        found[shard, "suspension", told.account, told.topic, told.partition, told.offset] += 1
+        events[shard, "suspension", told.account, told.topic, told.partition, told.offset] += 1
     transfers, fills, reports = frame.transfers, frame.fills, frame.reports
     for row in zip(
         transfers.account, transfers.margin, transfers.asset, transfers.amount, transfers.sequence, strict=True
     ):
-        found[shard, "transfer", *row] += 1
+        events[shard, "transfer", *row] += 1
     for fill in zip(
         fills.account,
         fills.margin,
@@ -641,6 +643,6 @@ def _count_events(found: Counter[tuple[Any, ...]], shard: int, frame: EventFrame
         fills.trade_id,
         strict=True,
     ):
-        found[shard, "fill", *fill] += 1
+        events[shard, "fill", *fill] += 1
     for report in zip(reports.order_id, reports.status, reports.filled_quantity, strict=True):
-        found[shard, "report", *report] += 1
+        events[shard, "report", *report] += 1

@@ -118,9 +118,9 @@ class Ledger:
             sum(amount for *place, amount in parked if place == [margin, asset]) < 0 for margin, asset, _ in parked
         )
         expected = groups, parked, waiting, unapplied, bool(unapplied or waiting or is_owed)
-        found: Any = ({}, [], [], 0, False)
+        actual: Any = ({}, [], [], 0, False)
         if row is not None:
-            found = (
+            actual = (
                 {group.margin: contents for group in row.groups if any(contents := _of(group))},
                 [(held.margin, held.asset, Decimal(held.amount)) for held in row.parked],
                 [
@@ -130,9 +130,9 @@ class Ledger:
                 row.unapplied,
                 row.status == "suspended",
             )
-        if found == expected:
+        if actual == expected:
             return None
-        return f"{account}: the row has {found}, the fold {expected}"
+        return f"{account}: the row has {actual}, the fold {expected}"
 
 
 def _of(group: Any) -> tuple[dict[str, Decimal], dict[str, tuple[Decimal, Decimal]]]:

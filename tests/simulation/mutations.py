@@ -397,8 +397,8 @@ def marks_that_are_no_frames_are_not_walked() -> Iterator[None]:
 def groups_are_decided_by_row() -> Iterator[None]:
     """Two groups of an account get their commands' numbers in the order in which they were restored."""
 
-    def by_row(found: Any, *, key: Any = None) -> list[Any]:
-        return list(found) if key is not None else sorted(found)
+    def by_row(groups: Any, *, key: Any = None) -> list[Any]:
+        return list(groups) if key is not None else sorted(groups)
 
     accounts_module.sorted = by_row  # type: ignore[attr-defined]
     try:

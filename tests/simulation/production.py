@@ -58,17 +58,17 @@ class ParsedParameters:
     def with_encoded(self, before: RiskParameters, key: bytes | None, value: bytes | None) -> RiskParameters:
         """The set after a record."""
         place = (id(before), key, value)
-        found = self._known.get(place)
-        if found is None:
+        parsed = self._known.get(place)
+        if parsed is None:
             self._kept.append(before)  # an id says something only about what is alive
             try:
-                found = WITH_ENCODED(before, key, value)
+                parsed = WITH_ENCODED(before, key, value)
             except Exception as error:
-                found = error
-            self._known[place] = found
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        return found
+                parsed = error
+            self._known[place] = parsed
+        if isinstance(parsed, Exception):
+            raise parsed.with_traceback(None)
+        return parsed
 
 
 WITH_ENCODED = RiskParameters.with_encoded

@@ -167,8 +167,8 @@ def _rates(random: Random) -> Rates:
 def _faults(random: Random, busy_us: int) -> tuple[Fault, ...]:
     kinds = random.sample(EVENTS_KINDS, random.randrange(1, len(EVENTS_KINDS)))
     count = random.choice((0, 1, 2, 3, 5, 8))
-    found = [
+    faults = [
         Fault(random.randrange(50_000, busy_us), random.choice(kinds), random.random(), random.random())
         for _ in range(count)
     ]
-    return tuple(sorted(found, key=lambda fault: fault.at_us))
+    return tuple(sorted(faults, key=lambda fault: fault.at_us))

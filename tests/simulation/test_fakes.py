@@ -151,20 +151,20 @@ def test_what_retention_has_deleted_is_below_the_beginning_and_out_of_range(clus
         log.delete_before(4)
     process = Process(cluster.scheduler, "process")
     consumer = FakeConsumer(cluster, process, Rates(), config.reader(KafkaSettings(), "client"))
-    found: list[Any] = []
+    answers: list[Any] = []
 
     def consume() -> None:
-        found.append(consumer.get_watermark_offsets(TopicPartition("topic", 0)))
+        answers.append(consumer.get_watermark_offsets(TopicPartition("topic", 0)))
         for offset in (OFFSET_BEGINNING, 1):
             consumer.assign([TopicPartition("topic", 0, offset)])
-            found.extend(
+            answers.extend(
                 message.value() if (error := message.error()) is None else error.code()
                 for message in consumer.consume(1)
             )
 
     cluster.scheduler.spawn(process, "main", consume)
     cluster.scheduler.run(1_000_000, 100)
-    assert found == [(2, 3), b"third", KafkaError._AUTO_OFFSET_RESET]
+    assert answers == [(2, 3), b"third", KafkaError._AUTO_OFFSET_RESET]
 
 
 def test_a_record_carries_the_time_of_the_brokers_if_its_topic_says_so_when_it_is_written(cluster: Cluster) -> None:
@@ -275,5 +275,5 @@ def _log(random: Random) -> list[Any]:
     return ["cluster", "topic", "id" if random.random() < 0.98 else "another", 4]
 
 
-def _contents(found: Mapping[Any, Any]) -> dict[bytes, bytes]:
-    return {name: value for name, value in found.items() if name != b"updated_at"}
+def _contents(fields: Mapping[Any, Any]) -> dict[bytes, bytes]:
+    return {name: value for name, value in fields.items() if name != b"updated_at"}

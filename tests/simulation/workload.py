@@ -133,7 +133,7 @@ class Workload:
         self._scheduler = scheduler
         self._cluster = cluster
         self._random = Random(seed)
-        self._calm = False
+        self.is_calm = False
         self.executing = 0
         self.oracle_off_us = 0
         """How far the clock of the oracle's host is off."""
@@ -149,21 +149,22 @@ class Workload:
         self._knows_euro = random.random() < 0.5
         self._trade_ids = dict.fromkeys(STEPS, 0) | {UNKNOWN: 0}
         self._sequences: dict[str, int] = {}
-        self._held: Counter[tuple[str, str, str]] = Counter()
+        self.held: Counter[tuple[str, str, str]] = Counter()
         self._sent: dict[str, deque[tuple[bytes, Any]]] = {TRADES: deque(maxlen=6), TRANSFERS: deque(maxlen=6)}
         self._trade_pause_us = random.choice((10_000, 20_000, 40_000))
         self._mark_pause_us = random.choice((25_000, 50_000, 100_000))
         self._wild = random.choice((0.002, 0.006, 0.015))
         self._full_us = random.choice((100_000, 200_000))
+        self._execution = ExecutionService(self, random)
 
     def begin(self) -> None:
         """Write what is there before the pipeline starts, and go on from then."""
         for key, value in INITIAL:
             self._write(PARAMETERS, key, value, value)
         self._marks(full=True)
-        self._transfer(HOUSE, "USDC", "100000000")
+        self.transfer(HOUSE, "USDC", "100000000")
         for account in self._accounts:
-            self._transfer(account, "USDC", f"{self._random.randrange(500, 4000)}")
+            self.transfer(account, "USDC", f"{self._random.randrange(500, 4000)}")
         self._every(self._trade_pause_us, self._trade_or_so)
         self._every(self._mark_pause_us, self._mark_change, when_calm=True)
         self._every(self._full_us, lambda: self._marks(full=True), when_calm=True)
@@ -171,7 +172,7 @@ class Workload:
 
     def calm(self) -> None:
         """No more trades, transfers and parameters, prices stand still and are live; the clock and the fills go on."""
-        self._calm = True
+        self.is_calm = True
         for key, value in self._owed:
             self._write(PARAMETERS, key, value, b"")
         self._owed.clear()
@@ -181,11 +182,11 @@ class Workload:
     def on_command(self, command: LiquidationCommand) -> None:
         """The execution service has seen a committed command."""
         draw = self._random.random()
-        if self._calm:
+        if self.is_calm:
             draw = 0.9
 
         def execute() -> None:
-            self._execute(command, draw)
+            self._execution.execute(command, draw)
             self.executing -= 1
 
         self.executing += 1
@@ -212,7 +213,7 @@ class Workload:
             self._trade(UNKNOWN)
         elif draw < 0.993:
             self._run_ahead(FINER)
-            self._trade("ETH-PERP", price=self._price("ETH-PERP").partition(".")[0] + ".125")
+            self._trade("ETH-PERP", price=self.price("ETH-PERP").partition(".")[0] + ".125")
         else:
             self._list()
 
@@ -229,7 +230,7 @@ class Workload:
 
     def _trade(self, symbol: str, price: str = "") -> None:
         random = self._random
-        price = price or (self._price(symbol) if symbol != UNKNOWN else "1.5")
+        price = price or (self.price(symbol) if symbol != UNKNOWN else "1.5")
         step = float(STEPS.get(symbol, "1"))
         most = max(1, int(6_000 / float(price) / step))
         quantity = _decimal(random.randrange(1, most + 1) * step, 3)
@@ -244,9 +245,9 @@ class Workload:
             )
             for number, account in enumerate((maker, taker))
         ]
-        self._match(symbol, price, quantity, random.choice(("buy", "sell")), *sides)
+        self.match(symbol, price, quantity, random.choice(("buy", "sell")), *sides)
 
-    def _match(self, symbol: str, price: str, quantity: str, side: str, maker: TradeSide, taker: TradeSide) -> None:
+    def match(self, symbol: str, price: str, quantity: str, side: str, maker: TradeSide, taker: TradeSide) -> None:
         self._trade_ids[symbol] += 1
         trade = Trade(
             trade_id=self._trade_ids[symbol],
@@ -256,31 +257,31 @@ class Workload:
             aggressor_side=side,  # type: ignore[arg-type]
             maker=maker,
             taker=taker,
-            event_time=self._now_us(),
+            event_time=self.now_us(),
         )
         lots = round(float(quantity) / float(STEPS.get(symbol, "1"))) * (1 if side == "buy" else -1)
-        self._held[taker.account, taker.margin, symbol] += lots
-        self._held[maker.account, maker.margin, symbol] -= lots
-        self._send(TRADES, symbol.encode(), trade)
+        self.held[taker.account, taker.margin, symbol] += lots
+        self.held[maker.account, maker.margin, symbol] -= lots
+        self.send(TRADES, symbol.encode(), trade)
 
     def _transfer_some(self) -> None:
         random = self._random
         account = random.choice(self._accounts)
         draw = random.random()
         if draw < 0.42:
-            self._transfer(account, "USDC", f"{random.randrange(1, 600)}.25")
+            self.transfer(account, "USDC", f"{random.randrange(1, 600)}.25")
         elif draw < 0.6:
-            self._transfer(account, "USDC", f"-{random.randrange(1, 300)}.5")
+            self.transfer(account, "USDC", f"-{random.randrange(1, 300)}.5")
         elif draw < 0.65:
-            self._transfer(account, "USDC", f"-{random.randrange(500, 5000)}")
+            self.transfer(account, "USDC", f"-{random.randrange(500, 5000)}")
         elif draw < 0.75:
-            self._transfer(account, "BTC", f"0.0{random.randrange(1, 99)}")
+            self.transfer(account, "BTC", f"0.0{random.randrange(1, 99)}")
         elif draw < 0.85:
-            self._transfer(account, "EUR", f"{random.choice((1, 1, 1, -1)) * random.randrange(1, 50)}.5")
+            self.transfer(account, "EUR", f"{random.choice((1, 1, 1, -1)) * random.randrange(1, 50)}.5")
         else:
-            self._transfer(account, "USDC", f"{random.randrange(50, 400)}", margin=random.choice(self._symbols))
+            self.transfer(account, "USDC", f"{random.randrange(50, 400)}", margin=random.choice(self._symbols))
 
-    def _transfer(self, account: str, asset: str, amount: str, margin: str = "cross") -> None:
+    def transfer(self, account: str, asset: str, amount: str, margin: str = "cross") -> None:
         sequence = self._sequences[account] = self._sequences.get(account, 0) + 1
         transfer = Transfer(
             transfer_id=f"t-{account}-{sequence}",
@@ -289,15 +290,15 @@ class Workload:
             amount=amount,
             sequence=sequence,
             margin=margin,
-            event_time=self._now_us(),
+            event_time=self.now_us(),
         )
         if sequence > 1 and self._random.random() < 0.15:  # overtaken by those that are sent meanwhile
             delay_us = self._random.randrange(1, 250_000)
-            self._scheduler.after(delay_us, lambda: self._send(TRANSFERS, account.encode(), transfer))
+            self._scheduler.after(delay_us, lambda: self.send(TRANSFERS, account.encode(), transfer))
         else:
-            self._send(TRANSFERS, account.encode(), transfer)
+            self.send(TRANSFERS, account.encode(), transfer)
 
-    def _send(self, topic: str, key: bytes, message: Any) -> None:
+    def send(self, topic: str, key: bytes, message: Any) -> None:
         self._write(topic, key, encode(message), message)
         if topic in self._sent:
             self._sent[topic].append((key, message))
@@ -364,7 +365,7 @@ class Workload:
 
     def _mark_change(self) -> None:
         random = self._random
-        if not self._calm:
+        if not self.is_calm:
             symbol = random.choice(("BTC-PERP", "ETH-PERP", "BTC-USD", *self._symbols))
             change = random.gauss(0, self._wild) if random.random() < 0.95 else random.choice((-0.05, 0.05))
             self._prices[symbol] = max(self._prices[symbol] * (1 + change), PRICES[symbol] / 10)
@@ -375,8 +376,8 @@ class Workload:
         self._marks(full=False)
 
     def _marks(self, *, full: bool) -> None:
-        random, now_us = self._random, self._now_us() + self._skew_us
-        time_us = now_us + (0 if self._calm else self.oracle_off_us)
+        random, now_us = self._random, self.now_us() + self._skew_us
+        time_us = now_us + (0 if self.is_calm else self.oracle_off_us)
         symbols = list(PRICES) if full else random.sample(list(PRICES), random.randrange(1, 3))
         frame = MarkFrame(
             time=time_us,
@@ -385,38 +386,65 @@ class Workload:
             marks=tuple(
                 Mark(
                     symbol=symbol,
-                    price=self._price(symbol),
+                    price=self.price(symbol),
                     status=self._statuses[symbol],  # type: ignore[arg-type]
-                    publish_time=now_us - (0 if self._calm else random.randrange(200_000)),
+                    publish_time=now_us - (0 if self.is_calm else random.randrange(200_000)),
                 )
                 for symbol in symbols
             ),
         )
         self._write(MARKS, None, encode(frame), frame)
 
-    def _price(self, symbol: str) -> str:
+    def price(self, symbol: str) -> str:
         return _decimal(self._prices[symbol], TICKS[symbol])
 
-    # --- the execution service ---------------------------------------------------------------------------------------
+    # --- how it is driven --------------------------------------------------------------------------------------------
 
-    def _execute(self, command: LiquidationCommand, draw: float) -> None:
+    def _every(self, pause_us: int, action: Callable[[], None], *, when_calm: bool = False) -> None:
+        def run() -> None:
+            if self.is_calm and not when_calm:
+                return
+            action()
+            self._scheduler.after(1 + int(pause_us * 2 * self._random.random()), run)
+
+        self._scheduler.after(self._random.randrange(pause_us), run)
+
+    def _write(self, topic: str, key: bytes | None, value: bytes | None, meaning: Any) -> LogRecord:
+        record = self._cluster.append(topic, key, value)
+        record.decoded = meaning
+        return record
+
+    def now_us(self) -> int:
+        return EPOCH_US + self._scheduler.now
+
+
+class ExecutionService:
+    """Carries out commands on an exchange. Its draws come from the exchange's ``random``."""
+
+    def __init__(self, exchange: "Workload", random: Random) -> None:
+        self._exchange = exchange
+        self._random = random
+
+    def execute(self, command: LiquidationCommand, draw: float) -> None:
         """Fill a command, or part of it, or nothing; report it, sometimes twice, before or after its fills.
 
         One that has expired is not touched: it may have been superseded. Orders are reduce-only: what was filled while
         a command was superseded is not filled again.
         """
-        if draw < 0.1 or self._now_us() + CLOCKS_DIFFER_US > command.expires_at:
+        if draw < 0.1 or self._exchange.now_us() + CLOCKS_DIFFER_US > command.expires_at:
             return
         share = 1.0 if draw >= 0.35 else (0.0 if draw < 0.2 else 0.5)
         for order in command.orders:
             if order.symbol == "BTC-USD":
                 self._convert(command, order)
                 continue
-            if self._random.random() < 0.06 and not self._calm:
+            if self._random.random() < 0.06 and not self._exchange.is_calm:
                 self._mismatch(command, order)
             step = STEPS.get(order.symbol)
             margin: Literal["cross", "isolated"] = "cross" if command.margin == "cross" else "isolated"
-            held = self._held[command.account, margin, order.symbol] * (1 if order.order_side == "sell" else -1)
+            held = self._exchange.held[command.account, margin, order.symbol] * (
+                1 if order.order_side == "sell" else -1
+            )
             lots = 0 if step is None else max(0, min(round(float(order.quantity) / float(step) * share), held))
             quantity = _decimal(lots * float(step or 1), 3)
             status = "rejected" if not lots else ("filled" if share == 1 else "cancelled")
@@ -426,15 +454,15 @@ class Workload:
                 account=command.account,
                 status=status,  # type: ignore[arg-type]
                 filled_quantity=quantity,
-                event_time=self._now_us(),
+                event_time=self._exchange.now_us(),
             )
             first = self._random.random() < 0.5
             if first:
                 self._report(report)
             if lots:
-                self._match(
+                self._exchange.match(
                     order.symbol,
-                    self._price(order.symbol),
+                    self._exchange.price(order.symbol),
                     quantity,
                     order.order_side,
                     TradeSide(account=HOUSE, order_id="house", fee="0"),
@@ -447,9 +475,9 @@ class Workload:
         """Sell collateral, or buy back a debt: what it did comes back as transfers."""
         sign = 1 if order.order_side == "buy" else -1
         quantity = Decimal(order.quantity)
-        paid = (quantity * Decimal(self._price("BTC-USD"))).quantize(Decimal("0.000001"))
+        paid = (quantity * Decimal(self._exchange.price("BTC-USD"))).quantize(Decimal("0.000001"))
         for asset, amount in (("BTC", sign * quantity), ("USDC", -sign * paid)):
-            self._transfer(command.account, asset, format_decimal(amount), margin=command.margin)
+            self._exchange.transfer(command.account, asset, format_decimal(amount), margin=command.margin)
         self._report(
             LiquidationReport(
                 command_id=command.command_id,
@@ -457,7 +485,7 @@ class Workload:
                 account=command.account,
                 status="filled",
                 filled_quantity=order.quantity,
-                event_time=self._now_us(),
+                event_time=self._exchange.now_us(),
             )
         )
 
@@ -465,9 +493,9 @@ class Workload:
         """The execution service trades something else with the order's id: the wrong side, or another symbol."""
         symbol = self._random.choice(("BTC-PERP", "ETH-PERP"))
         wrong_side = order.order_side if symbol != order.symbol else ("buy" if order.order_side == "sell" else "sell")
-        self._match(
+        self._exchange.match(
             symbol,
-            self._price(symbol),
+            self._exchange.price(symbol),
             STEPS[symbol],
             wrong_side,
             TradeSide(account=HOUSE, order_id="house", fee="0"),
@@ -475,26 +503,7 @@ class Workload:
         )
 
     def _report(self, report: LiquidationReport) -> None:
-        self._send(REPORTS, report.account.encode(), report)
-
-    # --- how it is driven --------------------------------------------------------------------------------------------
-
-    def _every(self, pause_us: int, action: Callable[[], None], *, when_calm: bool = False) -> None:
-        def run() -> None:
-            if self._calm and not when_calm:
-                return
-            action()
-            self._scheduler.after(1 + int(pause_us * 2 * self._random.random()), run)
-
-        self._scheduler.after(self._random.randrange(pause_us), run)
-
-    def _write(self, topic: str, key: bytes | None, value: bytes | None, meaning: Any) -> LogRecord:
-        record = self._cluster.append(topic, key, value)
-        record.decoded = meaning
-        return record
-
-    def _now_us(self) -> int:
-        return EPOCH_US + self._scheduler.now
+        self._exchange.send(REPORTS, report.account.encode(), report)
 
 
 def _decimal(value: float, places: int) -> str:

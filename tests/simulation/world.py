@@ -338,9 +338,9 @@ class Deployed:
 def _partition_counts(scenario: Scenario) -> dict[str, int]:
     counts = {"one": 1, "any": scenario.partitions["any"], "shards": scenario.shards}
     counts |= dict.fromkeys(("trades", "prices"), scenario.partitions["trades"])
-    found = {topic.name: counts[topic.partitioning] for topic in all_topics()}
-    found[TRADES] = scenario.partitions["trades"]
-    return found
+    by_topic = {topic.name: counts[topic.partitioning] for topic in all_topics()}
+    by_topic[TRADES] = scenario.partitions["trades"]
+    return by_topic
 
 
 def _described(failure: BaseException) -> str:

@@ -53,9 +53,9 @@ def redis_settings(valkey: ValkeyServer) -> RedisSettings:
 @pytest.fixture
 def client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
     """A plain client, as any other service has; the server is empty at first."""
-    with redis.Redis.from_url(valkey.url) as found:
-        found.flushall()
-        yield found
+    with redis.Redis.from_url(valkey.url) as connected:
+        connected.flushall()
+        yield connected
 
 
 class Changelog:

@@ -57,8 +57,8 @@ def point(url: str, table: Any = None, runtime: Runtime = SYSTEM) -> RestorePoin
     return RestorePoint(cast(Tables, Point(url, table, runtime)))
 
 
-def read(found: RestorePoint, shard: int = 0) -> ShardTable | None:
-    steps: Generator[None, None, ShardTable | None] = found.read(shard, 1, 0, 10)
+def read(restore_point: RestorePoint, shard: int = 0) -> ShardTable | None:
+    steps: Generator[None, None, ShardTable | None] = restore_point.read(shard, 1, 0, 10)
     while True:
         try:
             next(steps)
@@ -68,15 +68,15 @@ def read(found: RestorePoint, shard: int = 0) -> ShardTable | None:
 
 
 def test_a_stalled_redis_costs_its_timeout_once(stalled: str) -> None:
-    found = point(stalled)
+    restore_point = point(stalled)
     started = time.monotonic()
-    assert read(found) is None
+    assert read(restore_point) is None
     first = time.monotonic() - started
     assert TIMEOUT_MS / 1000 <= first < 5 * TIMEOUT_MS / 1000
     for shard in range(1, 100):
-        assert read(found, shard) is None
+        assert read(restore_point, shard) is None
     assert time.monotonic() - started - first < TIMEOUT_MS / 1000, "the other shards do not wait for it again"
-    found.close()
+    restore_point.close()
 
 
 class Crawling(SystemRuntime):
@@ -109,19 +109,19 @@ class Crawling(SystemRuntime):
 
 def test_a_redis_that_crawls_is_given_up_for_the_changelog() -> None:
     table = Crawling(call_s=0.15, rows=1_000_000)
-    found = point("redis://nowhere", table, table)
+    restore_point = point("redis://nowhere", table, table)
     table.now = 100.0
-    assert read(found) is None
+    assert read(restore_point) is None
     assert table.now - 100.0 < 2.5 * TIMEOUT_MS / 1000
     calls = table.calls
-    assert read(found) is None
+    assert read(restore_point) is None
     assert table.calls == calls, "not asked again at once"
     table.now += AWAY_S
-    read(found)
+    read(restore_point)
     assert table.calls > calls, "but later"
 
 
 def test_a_large_table_of_a_healthy_redis_is_read() -> None:
     table = Crawling(call_s=0.9 * 1000 / ROWS_PER_S_MIN, rows=1_000_000)
-    found = point("redis://nowhere", table, table)
-    assert read(found) is not None
+    restore_point = point("redis://nowhere", table, table)
+    assert read(restore_point) is not None

@@ -221,9 +221,9 @@ def test_a_shard_is_read_whole_with_its_stamp(table: AccountTable) -> None:
     table.open(SHARD, 4)
     rows = {f"account-{n}": b"row" for n in range(2_500)}
     table.write(SHARD, 4, 2_600, rows)
-    found = table.read_shard(SHARD)
-    assert found is not None
-    assert (found.token, found.stamp, found.rows) == (4, 2_600, rows)
+    whole = table.read_shard(SHARD)
+    assert whole is not None
+    assert (whole.token, whole.stamp, whole.rows) == (4, 2_600, rows)
 
 
 def test_a_shard_that_is_missing_being_built_or_of_another_log_is_not_read(
@@ -251,9 +251,9 @@ def test_a_shard_whose_write_broke_off_is_not_read_before_it_was_caught_up(
     table.write(SHARD, 2, 7, {"c": b"3"})
     assert table.read_shard(SHARD) is None
     table.write(SHARD, 2, 9, {"a": b"2", "b": b"2"})
-    found = table.read_shard(SHARD)
-    assert found is not None
-    assert found.stamp == 9
+    whole = table.read_shard(SHARD)
+    assert whole is not None
+    assert whole.stamp == 9
 
 
 def test_a_server_that_goes_back_to_a_snapshot_between_two_parts_of_a_write_is_not_given_the_rest(
@@ -289,13 +289,13 @@ Log = list[tuple[str, bytes | None]]
 
 
 def replayed(log: Log, rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    found = dict(rows)
+    by_account = dict(rows)
     for account, row in log:
         if row is None:
-            found.pop(account.encode(), None)
+            by_account.pop(account.encode(), None)
         else:
-            found[account.encode()] = row
-    return found
+            by_account[account.encode()] = row
+    return by_account
 
 
 class Owner:
