@@ -69,7 +69,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "found"), LINES, ids=["refused", "password", "certificate", "none"])
+@pytest.mark.parametrize(("line", "broker_and_reason"), LINES, ids=["refused", "password", "certificate", "none"])
 def test_a_line_of_librdkafka_loses_its_noise(line: str, broker_and_reason: tuple[str, str]) -> None:
     assert reason_of(line) == broker_and_reason
 

@@ -68,7 +68,7 @@ def test_a_sound_deployment_has_no_faults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("status", "said"),
     [
         (replace(SOUND, engines=group("margin-engine")), "No engine is in the group margin-engine: start"),
         (replace(SOUND, routers=group("margin-router", state="DEAD")), "No router is in the group"),
