@@ -740,7 +740,7 @@ def set_back(consumer: Consumer, places: list[TopicPartition]) -> bool:
 def test_a_router_whose_partition_has_many_symbols_starts_again(
     exchange: Exchange, start: Callable[..., Process]
 ) -> None:
-    """Options and prediction markets list thousands of symbols per month. In one row per partition their trade ids would
+    """Options and prediction markets list thousands of symbols per month. In one row per partition the ids would
     outgrow what a message may have, and no router could start any more.
 
     Seen in: nautechsystems/nautilus_trader#4253, #3945 (short-lived markets accumulate);
