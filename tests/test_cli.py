@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from streams import cli, logs
 from streams.settings import Settings
 
 COMMANDS = [
@@ -47,8 +48,6 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("settings",), {"MARGIN_KAFKA__BOOTSTRAP": "x"}, "MARGIN_KAFKA__BOOTSTRAP"),
         (("settings",), {"MARGIN_TOPICS__SHARDS": "many"}, "MARGIN_TOPICS__SHARDS"),
         (("settings",), {"MARGIN_REDIS__URL": "localhost"}, "MARGIN_REDIS__URL"),
-        (("router",), {"MARGIN_ROUTER__GROUP_ID": "margin-engine"}, "must differ"),
-        (("engine",), {"MARGIN_KAFKA__SASL_MECHANISM": "PLAIN"}, "SASL_MECHANISM"),
         (("demo", "--speed", "0"), {}, "--speed"),
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
         (("bench", "ticks", "--positions", "5", "--symbols", "3"), {}, "not 3"),
@@ -57,7 +56,6 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("local", "--kafka-port", "99999"), {}, "--kafka-port"),
         (("local", "--redis-port", "-1"), {}, "--redis-port"),
         (("local", "--kafka-port", "5000", "--redis-port", "5000"), {}, "port 5000"),
-        (("local", "--keep-data", "/dev/null"), {}, "choose one that can be written"),
         (("bench", "ticks", "--seed", "-1"), {}, "--seed"),
         (("bench", "ticks", "--accounts", "100000000000"), {}, "--accounts"),
         (("demo", "--seconds", "inf"), {}, "--seconds"),
@@ -65,6 +63,35 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("demo", "--summary", "/"), {}, "--summary"),
         (("demo", "--setting", "MARGIN_ENGINE__NOPE=1"), {}, "MARGIN_ENGINE__NOPE: no such setting"),
         (("demo", "--redis-url", "nonsense"), {}, "MARGIN_REDIS__URL must begin with"),
+    ],
+)
+def test_a_mistake_of_flags_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: the command is refused before it starts or reaches anything."""
+    monkeypatch.setattr(sys, "argv", ["margin-clearing", *arguments])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logs, "guard_output", lambda: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("settings",), {"MARGIN_TOPICS__SHARDS": "many"}, "MARGIN_TOPICS__SHARDS"),
+        (("router",), {"MARGIN_ROUTER__GROUP_ID": "margin-engine"}, "must differ"),
+        (("engine",), {"MARGIN_KAFKA__SASL_MECHANISM": "PLAIN"}, "SASL_MECHANISM"),
+        (("replay", "--shard", "-1"), {}, "--shard"),
+        (("local", "--keep-data", "/dev/null"), {}, "choose one that can be written"),
         (("demo", "--redis-url", "redis://127.0.0.1:1/0"), {}, "Redis at redis://127.0.0.1:1/0 cannot be reached"),
         (("demo", "--bootstrap-servers", "127.0.0.1:1"), {}, "Kafka at 127.0.0.1:1 (PLAINTEXT) "),
         # Where to write is said, never assumed; what only reads may look at this machine.

@@ -4,23 +4,27 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-REPRESENTATIVE = (
+WITHOUT_KAFKA = (
     "tests/infra/test_local_process.py",
-    "tests/infra/test_local_stack.py::test_run_local_keeps_data_and_ends_in_order",
     "tests/test_cli.py::test_every_command_has_help_with_its_options",
     "tests/test_cli.py::test_settings_are_shown_without_secrets",
-    "tests/test_cli.py::test_topics_says_what_is_right_and_what_is_wrong",
     "tests/test_how_it_is_started.py::test_what_is_started_has_every_signal",
     "tests/demo/test_recording_and_population.py",
 )
-"""Processes that are signalled, a Kafka of the tests' own, output for a person, files with every kind of content."""
+"""Processes that are signalled, output for a person, files with every kind of content."""
+REPRESENTATIVE = (
+    *WITHOUT_KAFKA,
+    "tests/infra/test_local_stack.py::test_run_local_keeps_data_and_ends_in_order",
+    "tests/test_cli.py::test_topics_says_what_is_right_and_what_is_wrong",
+)
+"""A Kafka of the tests' own as well."""
 
 SHOW_SIGNALS = """
 import signal
@@ -63,20 +67,25 @@ def closed_and_private() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "prepare", "folder"),
+    ("part", "environment", "prepare", "folder"),
     [
-        (operators_shell, ignore_signals, ROOT),
-        pytest.param(bare, closed_and_private, Path("/"), marks=pytest.mark.long),
+        (WITHOUT_KAFKA, operators_shell, ignore_signals, ROOT),
+        pytest.param(REPRESENTATIVE, operators_shell, ignore_signals, ROOT, marks=pytest.mark.long),
+        pytest.param(REPRESENTATIVE, bare, closed_and_private, Path("/"), marks=pytest.mark.long),
     ],
 )
 def test_a_representative_part_passes(
-    environment: Callable[[], Mapping[str, str]], prepare: Callable[[], None], folder: Path, tmp_path: Path
+    part: Sequence[str],
+    environment: Callable[[], Mapping[str, str]],
+    prepare: Callable[[], None],
+    folder: Path,
+    tmp_path: Path,
 ) -> None:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME", "JAVA_HOME") if name in os.environ}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")),
-            *("--basetemp", str(tmp_path / "base"), *(str(ROOT / path) for path in REPRESENTATIVE)),
+            *("--basetemp", str(tmp_path / "base"), *(str(ROOT / path) for path in part)),
         ],
         env={**kept, **environment()},
         cwd=folder,

@@ -294,13 +294,14 @@ def same_rows(shard: Shard, rows: dict[str, bytes]) -> None:
     assert again.unread == {}
 
 
-def test_groups_are_only_those_of_instruments_and_as_many_as_a_row_holds() -> None:
+@pytest.mark.parametrize("unknown_count", [1_200, pytest.param(12_000, marks=pytest.mark.long)])
+def test_groups_are_only_those_of_instruments_and_as_many_as_a_row_holds(unknown_count: int) -> None:
     names = [f"S{number}-PERP" for number in range(ISOLATED_GROUPS_MAX + 50)]
     shard = Shard(0, rules(*map(instrument, names)))
     marks(shard, {"S0-PERP": "100"})
-    unknown = [("alice", f"any-{number}", "USDC", "1", number) for number in range(12_000)]
-    for first in range(0, len(unknown), 4_000):
-        events(shard, transfers=transfers(*unknown[first : first + 4_000]))
+    unknown = [("alice", f"any-{number}", "USDC", "1", number) for number in range(unknown_count)]
+    for first in range(0, len(unknown), len(unknown) // 3):
+        events(shard, transfers=transfers(*unknown[first : first + len(unknown) // 3]))
     assert set(shard.accounts["alice"].groups) <= {"cross"}
     known = [("bob", name, "USDC", "1", number) for number, name in enumerate(names)]
     output = events(shard, transfers=transfers(*known))

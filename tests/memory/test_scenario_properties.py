@@ -11,6 +11,7 @@ from streams.memory.given_records import INPUTS
 from streams.memory.pipeline import BrokenProcess
 from streams.memory.scenario import ScenarioOptions, run_scenario
 from tests.memory.market import PARAMETER_RECORDS, TIER
+from tests.properties import examples
 
 ACCOUNTS = st.sampled_from(["ada", "bob", "cyd", "x" * 128, "margin-clearing:x"])
 SYMBOLS = st.sampled_from(["BTC-PERP", "ETH-PERP", "BTC-USD"])
@@ -141,7 +142,7 @@ def refusal(data: bytes) -> str | None:
 
 
 @given(SCENARIOS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_scenario_runs_whatever_it_gives_and_twice_the_same(steps: list[tuple[int, dict[str, Any]]]) -> None:
     data = written_down(steps)
     first = run(data)
@@ -150,7 +151,7 @@ def test_a_scenario_runs_whatever_it_gives_and_twice_the_same(steps: list[tuple[
 
 
 @given(SCENARIOS, st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_damaged_file_is_refused_with_its_place_or_runs(
     steps: list[tuple[int, dict[str, Any]]], data: st.DataObject
 ) -> None:

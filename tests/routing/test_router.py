@@ -741,6 +741,12 @@ def set_back(consumer: Consumer, places: list[TopicPartition]) -> bool:
 def test_a_router_whose_partition_has_many_symbols_starts_again(
     exchange: Exchange, start: Callable[..., Process]
 ) -> None:
+    """Options and prediction markets list thousands of symbols per month. In one row per partition the ids would
+    outgrow what a message may have, and no router could start any more.
+
+    Seen in: nautechsystems/nautilus_trader#4253, #3945 (short-lived markets accumulate);
+    logstash-plugins/logstash-output-kafka#190.
+    """
     symbols = [f"{exchange.name}-{number % 28 + 1}DEC26-{number}-C"[-32:] for number in range(45_000)]
     sides = {"taker": exchange.records.side(exchange.alice), "maker": exchange.records.side(exchange.bob)}
     for symbol in symbols:

@@ -130,6 +130,15 @@ def test_a_repeated_trade_is_dropped_and_a_gap_is_counted(
     assert (counts.repeats, counts.missing, counts.fills) == (repeats, missing, 2 * len(kept))
 
 
+def test_a_contradiction_is_no_repeat(records: Any) -> None:
+    splitter, ids = Splitter(SHARDS), TradeIds()
+    splitter.add(TRADES, orjson.dumps(records.trade(2)), ids)
+    for contradiction in (records.trade(1), records.trade(2, quantity="3")):
+        with pytest.raises(RefusedRecord):
+            splitter.add(TRADES, orjson.dumps(contradiction), ids)
+    assert splitter.take(TIME_US)[1].repeats == 0
+
+
 def test_ids_are_remembered_per_symbol(records: Any) -> None:
     ids = TradeIds()
     _, counts = routed((TRADES, records.trade(5)), (TRADES, records.trade(5, symbol="ETH-PERP")), ids=ids)

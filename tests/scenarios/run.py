@@ -2,6 +2,7 @@
 
 A file begins with comments: a sentence that says what it shows, then ``run:`` (the command), ``expected:`` (JSON, what
 must come of it, in the words of :func:`outcome`) and ``same commands:`` (it claims so for other numbers of processes).
+Further, ``seen in:`` names the public report of such a failure elsewhere, ``why:`` says why what comes here is right.
 """
 
 import json
@@ -73,6 +74,12 @@ def outcome(records: Sequence[WrittenRecord]) -> Outcome:
     return {
         "commands": [record.value["command_id"] for record in records if record.topic == COMMANDS],
         "command_count": sum(record.topic == COMMANDS for record in records),
+        "orders": [
+            [order["symbol"], order["order_side"], order["quantity"]]
+            for record in records
+            if record.topic == COMMANDS
+            for order in record.value["orders"]
+        ],
         "alerts": [record.value["kind"] for record in records if record.topic == ALERTS],
         "suspended": [account for account, row in sorted(rows.items()) if row["status"] == "suspended"],
         "balances": {
