@@ -364,14 +364,14 @@ def read(
     values: dict[str, dict[str, Any]] = {}
     set_by: dict[tuple[str, str], str] = {}
     overridden = {path for path, value in (overrides or {}).items() if value is not None}
-    _take_environment(os.environ if environment is None else environment, overridden, values, set_by)
+    _apply_environment(os.environ if environment is None else environment, overridden, values, set_by)
     for path in sorted(overridden):
         section, _, field = path.partition(".")
         values.setdefault(section, {})[field] = (overrides or {})[path]
         set_by[section, field] = (flags or {}).get(path, "override")
     _hide_secrets(values)
     _refuse_unknown(values)
-    _take_properties(values, set_by)
+    _apply_properties(values, set_by)
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -446,7 +446,7 @@ def _shown(section: str, field: str, value: Any) -> Any:
     return value
 
 
-def _take_environment(
+def _apply_environment(
     environment: Mapping[str, str],
     overridden: set[str],
     values: dict[str, dict[str, Any]],
@@ -514,7 +514,7 @@ def _hide_secrets(values: Mapping[str, Mapping[str, Any]]) -> None:
             redaction.hide(secret.strip())
 
 
-def _take_properties(values: dict[str, dict[str, Any]], set_by: dict[tuple[str, str], str]) -> None:
+def _apply_properties(values: dict[str, dict[str, Any]], set_by: dict[tuple[str, str], str]) -> None:
     """A property in OPTIONS that is a setting's other name counts as that setting."""
     kafka = values.get("kafka", {})
     options = kafka.get("options")

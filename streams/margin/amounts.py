@@ -56,9 +56,9 @@ class Amounts:
     __slots__ = ("_fine_view", "_high_view", "fine", "high", "low", "view", "wide")
 
     def __init__(self, size: int) -> None:
-        self._take(np.zeros(size, dtype=np.int64), None, None)
+        self._set(np.zeros(size, dtype=np.int64), None, None)
 
-    def _take(self, low: Ints, high: Ints | None, fine: Ints | None) -> None:
+    def _set(self, low: Ints, high: Ints | None, fine: Ints | None) -> None:
         self.low, self.view = low, scalars(low)
         self.high, self._high_view = high, None if high is None else scalars(high)
         self.fine, self._fine_view = fine, None if fine is None else scalars(fine)
@@ -68,13 +68,13 @@ class Amounts:
         """The same amounts in columns of their own."""
         copied = Amounts(0)
         parts = (None if part is None else part.copy() for part in (self.high, self.fine))
-        copied._take(self.low.copy(), *parts)
+        copied._set(self.low.copy(), *parts)
         return copied
 
     def resize(self, size: int) -> None:
         """Make room for ``size`` amounts, the new ones 0."""
         parts = (None if part is None else grown(part, size) for part in (self.high, self.fine))
-        self._take(grown(self.low, size), *parts)
+        self._set(grown(self.low, size), *parts)
 
     # --- one amount --------------------------------------------------------------------------------------------------
 
@@ -111,9 +111,9 @@ class Amounts:
         """Make the amount ``units`` whole units and ``fine`` of 10**-18; its ``high``."""
         high = (units + _HALF) >> _WORD
         if high and self._high_view is None:
-            self._take(self.low, np.zeros_like(self.low), self.fine)
+            self._set(self.low, np.zeros_like(self.low), self.fine)
         if fine and self._fine_view is None:
-            self._take(self.low, self.high, np.zeros_like(self.low))
+            self._set(self.low, self.high, np.zeros_like(self.low))
         self.view[index] = units - (high << _WORD)
         if self._high_view is not None:
             self._high_view[index] = high

@@ -109,14 +109,14 @@ class SymbolBook:
 
     def accept(self, price: OraclePrice, rules: SymbolRules, clock: int) -> Outcome:
         """Take in the price of a source that is listed, and say what became of it."""
-        outcome = self._take_in(price, rules, clock)
+        outcome = self._accept(price, rules, clock)
         if outcome in COUNTED:
             self.outcomes.pop(price.source, None)
         elif outcome != "repeated" or price.publish_time > self.sources[price.source].publish_time:
             self.outcomes[price.source] = outcome
         return outcome
 
-    def _take_in(self, price: OraclePrice, rules: SymbolRules, clock: int) -> Outcome:
+    def _accept(self, price: OraclePrice, rules: SymbolRules, clock: int) -> Outcome:
         if price.publish_time > clock + rules.max_age:
             return "from_the_future"
         last = self.sources.get(price.source)
