@@ -5,8 +5,9 @@ validation. Unknown fields are ignored everywhere, so a producer may add some. T
 (``margin.events.v1``, ``margin.marks.v1``) are columns, because a record per fill would cost more than the fill.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -125,12 +126,15 @@ def _is_account(name: str) -> bool:
 
 
 def _check_columns(columns: msgspec.Struct) -> None:
-    """Columns are of one length, and their accounts can be accounts.
+    """Columns are of one length, and their accounts can be accounts. Those that say where rows came from may be empty.
 
     Raises:
         ValueError: they are not; a decoder makes a DecodeError of it.
     """
-    lengths = {len(getattr(columns, name)) for name in columns.__struct_fields__}
+    names = columns.__struct_fields__
+    if not columns.source and not columns.source_offset:  # type: ignore[attr-defined]
+        names = names[:-2]
+    lengths = {len(getattr(columns, name)) for name in names}
     if len(lengths) != 1:
         raise ValueError(f"columns of different lengths: {sorted(lengths)}")
     accounts: list[str] = columns.account  # type: ignore[attr-defined]
@@ -141,6 +145,9 @@ def _check_columns(columns: msgspec.Struct) -> None:
 
 class FillColumns(msgspec.Struct, kw_only=True):
     """Fills of one shard. ``quantity`` is signed (buy positive), ``margin`` is ``cross`` or the isolated symbol.
+
+    ``source`` and ``source_offset`` say of each row, here and in the other columns, which record it came from: the
+    number of its source in ``sources`` of the frame, and the offset there. Frames of earlier versions do not say.
 
     What is not a decimal, an instrument or in its range is refused fill by fill when it is applied.
     """
@@ -153,6 +160,8 @@ class FillColumns(msgspec.Struct, kw_only=True):
     fee: list[str] = msgspec.field(default_factory=list)
     order_id: list[str] = msgspec.field(default_factory=list)
     trade_id: list[Sequence] = msgspec.field(default_factory=list)
+    source: list[int] = msgspec.field(default_factory=list)
+    source_offset: list[Offset] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_columns(self)
@@ -167,6 +176,8 @@ class TransferColumns(msgspec.Struct, kw_only=True):
     amount: list[NonZeroDecimal] = msgspec.field(default_factory=list)
     sequence: list[Sequence] = msgspec.field(default_factory=list)
     transfer_id: list[Identifier] = msgspec.field(default_factory=list)
+    source: list[int] = msgspec.field(default_factory=list)
+    source_offset: list[Offset] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_columns(self)
@@ -180,9 +191,22 @@ class ReportColumns(msgspec.Struct, kw_only=True):
     order_id: list[DerivedId] = msgspec.field(default_factory=list)
     status: list[ReportStatus] = msgspec.field(default_factory=list)
     filled_quantity: list[UnsignedDecimal] = msgspec.field(default_factory=list)
+    source: list[int] = msgspec.field(default_factory=list)
+    source_offset: list[Offset] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_columns(self)
+
+
+Columns = TypeVar("Columns", FillColumns, TransferColumns, ReportColumns)
+
+
+def rows_of(columns: Columns, indexes: Iterable[int]) -> Columns:
+    """The rows of ``columns`` at ``indexes``, in that order."""
+    kept, names = list(indexes), columns.__struct_fields__
+    if not columns.source:
+        names = names[:-2]
+    return type(columns)(**{name: [getattr(columns, name)[index] for index in kept] for name in names})
 
 
 class Suspension(msgspec.Struct, kw_only=True):
@@ -195,13 +219,24 @@ class Suspension(msgspec.Struct, kw_only=True):
     reason: Text
 
 
+class SourceRange(msgspec.Struct, frozen=True, kw_only=True):
+    """Records ``[first, next)`` of a partition of an input topic, which its id tells from another of its name."""
+
+    topic: Identifier
+    topic_id: Text
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    first: Offset
+    next: Offset
+
+
 class EventFrame(msgspec.Struct, kw_only=True):
     """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied suspensions first, then transfers,
     fills, reports.
 
     ``time`` is the router's clock when it built the frame; with the marks' time and the time at which Kafka appended
     them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter: its transfers may be older
-    than the account's last one.
+    than the account's last one. ``sources`` are the records that the frame covers: all that they hold for the shard is
+    in this frame or in one before it. A row from below the offset that the shard has had of its source is a repeat.
     """
 
     time: TimeUs
@@ -210,6 +245,15 @@ class EventFrame(msgspec.Struct, kw_only=True):
     fills: FillColumns = msgspec.field(default_factory=FillColumns)
     reports: ReportColumns = msgspec.field(default_factory=ReportColumns)
     suspensions: list[Suspension] = msgspec.field(default_factory=list)
+    sources: list[SourceRange] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.sources)
+        for columns in (self.transfers, self.fills, self.reports):
+            if len(columns.source) != (len(columns.account) if count else 0):
+                raise ValueError("rows of a frame with sources, and no others, say which they came from")
+            if count and columns.source and not 0 <= min(columns.source) <= max(columns.source) < count:
+                raise ValueError(f"a row came from a source that is not one of the frame's {count}")
 
 
 # --- oracle to engine ------------------------------------------------------------------------------------------------
@@ -459,7 +503,9 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     counts what liquidation does not reach: groups that are ``undecided``, ``unsellable`` or ``insolvent``, accounts
     that are ``suspended``, the transfers ``parked`` and fills ``waiting``, and the events ``unapplied``; what is not in
     it is 0. ``unreached_notional`` is what those groups and accounts hold in positions and owe, at the last prices, in
-    the unit of account, as of the last record that tells the open interest.
+    the unit of account, as of the last record that tells the open interest. ``sources`` is the next offset of each
+    source (``topic:partition:topic id``) that moved; of every one of them in a claim and now and then.
+    ``sources_told_at`` is the offset of the last record that tells of every one; -1: this one does.
     """
 
     kind: Literal["claim", "commit"]
@@ -486,3 +532,5 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     unread: Sequence = 0
     unreached: dict[str, Sequence] = {}
     unreached_notional: dict[str, DerivedUnsigned] = {}
+    sources: dict[Text, Offset] = {}
+    sources_told_at: Offset = -1

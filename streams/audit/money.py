@@ -20,6 +20,7 @@ from streams.broker.records import Log
 from streams.clearing.transfers import TransferSequences
 from streams.errors import AuditError, ContradictionError
 from streams.feeds.parameters import parameter_steps
+from streams.feeds.sources import Sources
 from streams.margin.fixed_point import EXACT, format_decimal
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
@@ -78,15 +79,16 @@ def settle_assets(log: Log) -> dict[str, str]:
 
 
 def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> Flows:
-    """What the frames of ``shard`` below offset ``end`` say was moved; a repeated transfer moves nothing.
+    """What the frames of ``shard`` below offset ``end`` say was moved; a repeated transfer moves nothing,
+    nor does a row that was there before.
 
     A symbol that no parameter record names has no settle asset and is left out.
     """
-    flows, come = Flows(), dict[str, _Come]()
+    flows, come, sources = Flows(), dict[str, _Come](), Sources()
     with localcontext(EXACT):
         for message in log.read_range(EVENTS, shard, 0, end):
             try:
-                frame = _EVENT_FRAME(message.value())
+                frame = sources.admit(_EVENT_FRAME(message.value()))
             except DecodeError:
                 continue  # it went to the dead letters as a whole
             _add_transfers(flows, frame, come)

@@ -7,12 +7,11 @@ parameters decide everything once. Choosing where to begin and judging what come
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
 
 import msgspec
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, ReportColumns, TransferColumns
+from schemas.messages import Columns, EventFrame, JournalRecord, Mark, MarkFrame, SourceRange, rows_of
 from schemas.topics import EVENTS, MARKS, PARAMETERS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
@@ -22,17 +21,17 @@ from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
 from streams.feeds.marks import mark_records, read_marks
 from streams.feeds.parameters import ParameterHistory
+from streams.feeds.sources import sources_as_of
 
 
 class _FrameTime(msgspec.Struct):
     time: int
     repaired: bool = False
+    sources: list[SourceRange] = []
 
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 _FRAME_TIME = Decoder[_FrameTime](_FrameTime)
-
-C = TypeVar("C", FillColumns, TransferColumns, ReportColumns)
 
 
 class Rerun:
@@ -77,7 +76,9 @@ class Rerun:
     def expected_claim(self, record: JournalRecord) -> JournalRecord:
         """The claim that must follow the last record, with the worker that ``record`` names."""
         assert self._last is not None
-        return Cursor(self._id).resume(*self._last).claim_record(record.worker)
+        cursor = Cursor(self._id).resume(*self._last)
+        cursor.sources = self.shard.cursor.sources
+        return cursor.claim_record(record.worker)
 
     def claim(self, record: JournalRecord, offset: int) -> None:
         """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``."""
@@ -116,7 +117,7 @@ class Rerun:
     def _restore(self, record: JournalRecord, offset: int) -> None:
         parameters_end = record.rules_next if record.rules_next >= 0 else record.parameters.next
         self.shard = Shard(self._id, self._parameters.at(parameters_end))
-        self.shard.resume(record, offset)
+        self.shard.resume(record, offset, sources_as_of(self._log, record, offset, record.events.next))
         self._last = (record, offset)
         for account in sorted(self.rows):
             self.shard.restore(account, self.rows[account])
@@ -190,7 +191,7 @@ class Rerun:
             return _EVENT_FRAME(data)
         if len(self._known) == 1 and data is not None and next(iter(self._known)).encode() not in data:
             clock = _FRAME_TIME(data)
-            return EventFrame(time=clock.time, repaired=clock.repaired)
+            return EventFrame(time=clock.time, repaired=clock.repaired, sources=clock.sources)
         frame = _EVENT_FRAME(data)
         return EventFrame(
             time=frame.time,
@@ -199,9 +200,9 @@ class Rerun:
             fills=_of_accounts(frame.fills, self._known),
             reports=_of_accounts(frame.reports, self._known),
             suspensions=[suspension for suspension in frame.suspensions if suspension.account in self._known],
+            sources=frame.sources,
         )
 
 
-def _of_accounts(columns: C, accounts: set[str]) -> C:
-    kept = [index for index, account in enumerate(columns.account) if account in accounts]
-    return type(columns)(**{name: [getattr(columns, name)[i] for i in kept] for name in columns.__struct_fields__})
+def _of_accounts(columns: Columns, accounts: set[str]) -> Columns:
+    return rows_of(columns, (index for index, account in enumerate(columns.account) if account in accounts))

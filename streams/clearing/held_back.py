@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import EventFrame, FillColumns, ParkedTransfer, TransferColumns, WaitingFill
+from schemas.messages import EventFrame, FillColumns, ParkedTransfer, TransferColumns, WaitingFill, rows_of
 from schemas.types import CROSS
 from streams.clearing.account import PARKED_MAX, WAITING_FILLS_MAX, AccountState
 from streams.clearing.accounts import Accounts
@@ -206,7 +206,7 @@ class HeldBack:
         time_us = self._cursor.clock.now_us
         kind = TransferColumns if isinstance(held, ParkedTransfer) else FillColumns
         fields = {"account": state.account, **msgspec.structs.asdict(held)}
-        columns: Any = kind(**{name: [fields[name]] for name in kind.__struct_fields__})
+        columns: Any = kind(**{name: [fields[name]] for name in kind.__struct_fields__ if name in fields})
         if isinstance(held, ParkedTransfer):
             return EventFrame(time=time_us, repaired=True, transfers=columns)
         return EventFrame(time=time_us, repaired=True, fills=columns)
@@ -224,5 +224,11 @@ def is_readable(held: ParkedTransfer | WaitingFill) -> bool:
 def _one_row(frame: EventFrame, kind: Kind, index: int) -> bytes:
     """The event at ``index`` of ``kind`` as a frame of its own, ready to be repaired and sent again."""
     columns: Any = getattr(frame, kind)
-    row = type(columns)(**{name: [getattr(columns, name)[index]] for name in columns.__struct_fields__})
-    return encode(EventFrame(time=frame.time, repaired=True, **{kind: row}))
+    row = rows_of(columns, [index])
+    part = EventFrame(time=frame.time, repaired=True)
+    if frame.sources:
+        offset = row.source_offset[0]
+        part.sources = [msgspec.structs.replace(frame.sources[row.source[0]], first=offset, next=offset + 1)]
+        row.source = [0]
+    setattr(part, kind, row)
+    return encode(part)

@@ -12,6 +12,7 @@ from schemas.messages import JournalRecord, Range
 from streams.clearing.awaited import AwaitedMarks
 from streams.clearing.clock import ShardClock
 from streams.clearing.unreached import Unreached
+from streams.feeds.sources import ALL_EVERY, Sources
 
 COMMAND_NAMES_BYTES_MAX = 300_000
 """Most bytes of command ids in one journal record, which with everything else in it must stay a readable message."""
@@ -24,7 +25,8 @@ class Cursor:
     ``rules_next`` is the offset after the newest parameter record in force, ``marks_full`` that of the last full mark
     frame applied (-1: none). ``claim`` is the offset of the claim in force, the shard's fencing token; ``sequence`` and
     ``previous`` are the number and the offset of the journal's last record. ``unread`` counts the records of the
-    journal that could not be read, until a commit has told of them.
+    journal that could not be read, until a commit has told of them. ``sources`` is how far the frames have told what
+    the exchange's partitions hold.
     """
 
     def __init__(self, shard: int) -> None:
@@ -42,6 +44,8 @@ class Cursor:
         self.unread = 0
         self.awaited = AwaitedMarks()
         self.unreached = Unreached()
+        self.sources = Sources()
+        self._tells_all = False
         self._committed = (0, 0, 0)
 
     def resume(self, record: JournalRecord, offset: int = -1) -> Self:
@@ -89,11 +93,12 @@ class Cursor:
             unreached=dict(self.unreached.before),
             unreached_notional=self.unreached.notional,
             unread=self.unread,
+            sources=self.sources.take_all(),
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
         """The claim ``record`` stands in the journal at ``offset``."""
-        self.claim = self.previous = offset
+        self.claim = self.previous = self.sources.told_at = offset
         self.sequence = record.sequence
 
     def commit_record(
@@ -115,6 +120,7 @@ class Cursor:
         events_first, marks_first, parameters_first = self._committed
         self._committed = (self.events_next, self.marks_next, self.parameters_next)
         self.unread = 0
+        self._tells_all = self.sources.told_at < 0 or self.sequence % ALL_EVERY == 0
         return JournalRecord(
             kind="commit",
             shard=self.shard,
@@ -139,11 +145,15 @@ class Cursor:
             told_not_live=self.awaited.told,
             unreached=self.unreached.totals(),
             unreached_notional=self.unreached.notional,
+            sources=self.sources.take_all() if self._tells_all else self.sources.take_moved(),
+            sources_told_at=-1 if self._tells_all else self.sources.told_at,
         )
 
     def committed(self, offset: int) -> None:
         """The last record stands in the journal at ``offset``."""
         self.previous = offset
+        if self._tells_all:
+            self.sources.told_at = offset
 
 
 def first_record(shard: int, *, events_next: int, marks_next: int, parameters_next: int) -> JournalRecord:

@@ -38,6 +38,7 @@ from streams.errors import BrokerError, InputError, ShardError
 from streams.feeds.journal import JournalEnd, journal_end
 from streams.feeds.marks import first_needed, read_marks
 from streams.feeds.parameters import parameter_steps
+from streams.feeds.sources import Sources, sources_as_of
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
 from streams.runtime import Runtime
@@ -110,14 +111,14 @@ class ShardRestorer:
         """
         started = self._runtime.monotonic()
         committed = yield from _committed_offset(self._consumer, shard_id, self._timeout_s, self._runtime)
-        record, offset = self._last_record(shard_id, committed, parameters_next)
+        record, offset, sources = self._last_record(shard_id, committed, parameters_next)
         in_force, newer = _parameters_since(self._reader, record, parameters, parameters_next)
-        shard = _standing(record, offset, in_force)
+        shard = _standing(record, offset, in_force, sources)
         claim = self._claim(shard, producer)
         rows, from_redis = yield from self._read_rows(shard)
         yield from _load_rows(shard, rows)
         if shard.unread and in_force is not parameters:
-            other = _standing(record, offset, parameters)
+            other = _standing(record, offset, parameters, sources)
             other.cursor.claimed(claim, shard.cursor.claim)
             yield from _load_rows(other, rows)
             if len(other.unread) < len(shard.unread):
@@ -142,13 +143,16 @@ class ShardRestorer:
         )
         return RestoredShard(shard, refused, parameters_first)
 
-    def _last_record(self, shard_id: int, committed: int, parameters_next: int) -> tuple[JournalRecord, int]:
-        """The record at which the shard stands, and the offset of the last one of its journal."""
+    def _last_record(self, shard_id: int, committed: int, parameters_next: int) -> tuple[JournalRecord, int, Sources]:
+        """The record at which the shard stands, the offset of the last one of its journal, and its sources."""
         last = journal_end(self._reader, shard_id)
         first = first_record(
             shard_id, events_next=max(committed, 0), marks_next=self._marks_next(), parameters_next=parameters_next
         )
-        return (first, -1) if last is None else (stand(last, committed, first), last.last.offset())
+        if last is None:
+            return first, -1, Sources()
+        record, offset = stand(last, committed, first), last.last.offset()
+        return record, offset, sources_as_of(self._reader, last.record, offset, record.events.next)
 
     def _claim(self, shard: Shard, producer: TransactionalProducer) -> JournalRecord:
         """Write a claim with the group's offset unchanged: a group that has moved on refuses it."""
@@ -247,10 +251,10 @@ def stand(last: JournalEnd, committed: int, first: JournalRecord) -> JournalReco
     return record
 
 
-def _standing(record: JournalRecord, offset: int, parameters: RiskParameters) -> Shard:
+def _standing(record: JournalRecord, offset: int, parameters: RiskParameters, sources: Sources) -> Shard:
     """A shard without accounts that stands at ``record``, the last of its journal, at ``offset`` of it."""
     shard = Shard(record.shard, parameters)
-    shard.resume(record, offset)
+    shard.resume(record, offset, sources)
     return shard
 
 

@@ -28,6 +28,7 @@ from streams.clearing.outbox import Outbox, UnappliedEvent
 from streams.clearing.postings import Postings
 from streams.clearing.undecided import UndecidedWatch
 from streams.errors import ShardError
+from streams.feeds.sources import Sources
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import format_decimal
 from streams.margin.limits import OPEN_INTEREST_SYMBOLS_MAX
@@ -151,9 +152,13 @@ class Shard:
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
-    def resume(self, record: JournalRecord, offset: int = -1) -> None:
-        """Stand where ``record``, the last of the shard's journal, at ``offset`` of it, left off."""
+    def resume(self, record: JournalRecord, offset: int = -1, sources: Sources | None = None) -> None:
+        """Stand where ``record``, the last of the shard's journal, at ``offset`` of it, left off, with ``sources``.
+
+        Without them ``record`` must be one that tells of all sources.
+        """
         self.cursor.resume(record, offset)
+        self.cursor.sources = sources or Sources(record.sources, offset)
         self._undecided.resume()
 
     def restore(self, account: str, row: bytes) -> None:
@@ -235,6 +240,8 @@ class Shard:
     def apply_events(self, offset: int, frame: EventFrame, appended: int | None = None) -> None:
         """Apply a frame: suspensions, then transfers, fills, reports. :meth:`decide_touched` decides, nothing before.
 
+        Rows of records that the shard has had are dropped.
+
         ``appended`` is when the broker appended it, in microseconds, or ``UNSTAMPED``: then it moves no clock. Without
         it (None) the frame's own time counts until a mark frame shows an earlier one.
         """
@@ -246,7 +253,7 @@ class Shard:
             if appended != UNSTAMPED:
                 self.cursor.clock.advance(frame.time, appended, self._marks.skew_us)
             self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
-        self._events.apply(offset, frame)
+        self._events.apply(offset, self.cursor.sources.admit(frame))
 
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""

@@ -1,23 +1,26 @@
 """Collecting events as columns by shard, and cutting them into frames.
 
 Pure: decoded messages in, the bytes of ``margin.events.v1`` out. Events of one kind and account stay in the order in
-which they came. Which messages are collected is the splitter's business.
+which they came. All that a trade, transfer or report holds for a shard stays in one frame, and each frame says which
+records it covers. Which messages are collected is the splitter's business.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from schemas.codec import encode
 from schemas.messages import (
     FRAME_ROWS_MAX,
     EventFrame,
-    FillColumns,
     LiquidationReport,
-    ReportColumns,
+    SourceRange,
     Suspension,
     Trade,
     TradeSide,
     Transfer,
-    TransferColumns,
+    rows_of,
 )
 from schemas.partitioning import shard_of
 from schemas.types import CROSS
@@ -28,48 +31,79 @@ FRAME_BYTES_MAX = 900_000
 ACCOUNTS_REMEMBERED_MAX = 1_000_000
 """How many accounts' shards are kept at hand; beyond that they are computed anew (about 3 us each)."""
 
-Columns = TransferColumns | FillColumns | ReportColumns
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """A partition of an input topic that is routed from ``first`` on."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    first: int
 
 
 class ShardFrames:
-    """Collects events and cuts them into frames of at most ``FRAME_ROWS_MAX`` rows and ``FRAME_BYTES_MAX`` bytes."""
+    """Collects events and cuts them into frames of at most ``FRAME_ROWS_MAX`` rows and ``FRAME_BYTES_MAX`` bytes.
+
+    Every event comes from a ``source`` at an ``offset``, in the order of the source.
+    """
 
     def __init__(self, shards: int) -> None:
         self._shards = [_ShardRows() for _ in range(shards)]
         self._home: dict[str, _ShardRows] = {}
 
-    def add_trade(self, trade: Trade) -> None:
+    def add_trade(self, trade: Trade, source: Source, offset: int) -> None:
         """Both sides of a trade, the taker's first: the buyer's quantity positive, the seller's negative."""
-        sold = "-" + trade.quantity
-        if trade.aggressor_side == "buy":
-            self._add_fill(trade, trade.taker, trade.quantity)
-            self._add_fill(trade, trade.maker, sold)
-        else:
-            self._add_fill(trade, trade.taker, sold)
-            self._add_fill(trade, trade.maker, trade.quantity)
+        maker, taker = self._home_of(trade.maker.account), self._home_of(trade.taker.account)
+        bought, sold = trade.quantity, "-" + trade.quantity
+        taken, made = (bought, sold) if trade.aggressor_side == "buy" else (sold, bought)
+        taker.reserve(2 if maker is taker else 1)
+        taker.add_fill(trade, trade.taker, taken, source, offset)
+        if maker is not taker:
+            maker.reserve(1)
+        maker.add_fill(trade, trade.maker, made, source, offset)
 
-    def add_transfer(self, transfer: Transfer) -> None:
+    def add_transfer(self, transfer: Transfer, source: Source, offset: int) -> None:
         """A transfer into or out of an account."""
-        columns = self._row_of(transfer.account).transfers
+        home = self._home_of(transfer.account)
+        home.reserve(1)
+        columns = home.open.transfers
         columns.account.append(transfer.account)
         columns.margin.append(transfer.margin)
         columns.asset.append(transfer.asset)
         columns.amount.append(transfer.amount)
         columns.sequence.append(transfer.sequence)
         columns.transfer_id.append(transfer.transfer_id)
+        columns.source.append(home.cover(source, offset))
+        columns.source_offset.append(offset)
 
-    def add_report(self, report: LiquidationReport) -> None:
+    def add_report(self, report: LiquidationReport, source: Source, offset: int) -> None:
         """What became of an order of a command."""
-        columns = self._row_of(report.account).reports
+        home = self._home_of(report.account)
+        home.reserve(1)
+        columns = home.open.reports
         columns.account.append(report.account)
         columns.command_id.append(report.command_id)
         columns.order_id.append(report.order_id)
         columns.status.append(report.status)
         columns.filled_quantity.append(report.filled_quantity)
+        columns.source.append(home.cover(source, offset))
+        columns.source_offset.append(offset)
 
-    def add_suspension(self, suspension: Suspension) -> None:
-        """An account whose record could not be read."""
-        self._row_of(suspension.account).suspensions.append(suspension)
+    def add_suspension(self, suspension: Suspension, source: Source) -> None:
+        """An account whose record could not be read.
+
+        Those of one record may be in several frames: a shard that is told twice is told once.
+        """
+        home = self._home_of(suspension.account)
+        home.reserve(1)
+        home.cover(source, suspension.offset)
+        home.open.suspensions.append(suspension)
+
+    def drop(self, source: Source) -> None:
+        """Forget how far ``source`` has been covered. None of its events may be waiting."""
+        for rows in self._shards:
+            rows.told.pop(source, None)
 
     def take(self, time_us: int) -> list[tuple[int, bytes]]:
         """The frames collected so far as (shard, bytes), in order within a shard, all of ``time_us``; begins anew."""
@@ -80,10 +114,49 @@ class ShardFrames:
                 taken += [(shard, data) for data in _encoded(frame)]
         return taken
 
-    def _add_fill(self, trade: Trade, side: TradeSide, quantity: str) -> None:
-        account = side.account
-        columns = self._row_of(account).fills
-        columns.account.append(account)
+    def _home_of(self, account: str) -> "_ShardRows":
+        home = self._home.get(account)
+        if home is None:
+            if len(self._home) >= ACCOUNTS_REMEMBERED_MAX:
+                self._home.clear()
+            home = self._home[account] = self._shards[shard_of(account, len(self._shards))]
+        return home
+
+
+class _ShardRows:
+    """One shard's frames: those that are full, and the open one with its count of rows and the sources in it.
+
+    ``told`` is the offset up to which the frames of a source have covered it.
+    """
+
+    __slots__ = ("_indexes", "_next", "full", "open", "rows", "told")
+
+    def __init__(self) -> None:
+        self.full: list[EventFrame] = []
+        self.open = EventFrame(time=0)
+        self.rows = 0
+        self._indexes: dict[Source, int] = {}
+        self._next: list[int] = []
+        self.told: dict[Source, int] = {}
+
+    def reserve(self, rows: int) -> None:
+        """Have the open frame take ``rows`` more."""
+        if self.rows + rows > FRAME_ROWS_MAX:
+            self._cut()
+        self.rows += rows
+
+    def cover(self, source: Source, offset: int) -> int:
+        """The number of ``source`` in the open frame, which covers the record at ``offset``."""
+        index = self._indexes.get(source)
+        if index is None:
+            index = self._indexes[source] = len(self._next)
+            self._next.append(0)
+        self._next[index] = offset + 1
+        return index
+
+    def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int) -> None:
+        columns = self.open.fills
+        columns.account.append(side.account)
         columns.margin.append(CROSS if side.margin == "cross" else trade.symbol)
         columns.symbol.append(trade.symbol)
         columns.quantity.append(quantity)
@@ -91,51 +164,59 @@ class ShardFrames:
         columns.fee.append(side.fee)
         columns.order_id.append(side.order_id)
         columns.trade_id.append(trade.trade_id)
+        columns.source.append(self.cover(source, offset))
+        columns.source_offset.append(offset)
 
-    def _row_of(self, account: str) -> EventFrame:
-        """The frame that takes the next row of ``account``."""
-        home = self._home.get(account)
-        if home is None:
-            if len(self._home) >= ACCOUNTS_REMEMBERED_MAX:
-                self._home.clear()
-            home = self._home[account] = self._shards[shard_of(account, len(self._shards))]
-        if home.rows == FRAME_ROWS_MAX:
-            home.cut()
-        home.rows += 1
-        return home.open
+    def take(self) -> list[EventFrame]:
+        if self.rows:
+            self._cut()
+        taken, self.full = self.full, []
+        return taken
 
-
-class _ShardRows:
-    """One shard's frames: those that are full, and the open one with its count of rows."""
-
-    __slots__ = ("full", "open", "rows")
-
-    def __init__(self) -> None:
-        self.full: list[EventFrame] = []
-        self.open = EventFrame(time=0)
-        self.rows = 0
-
-    def cut(self) -> None:
+    def _cut(self) -> None:
+        for source, next_offset in zip(self._indexes, self._next, strict=True):
+            first = self.told.get(source, source.first)
+            self.told[source] = next_offset
+            self.open.sources.append(
+                SourceRange(
+                    topic=source.topic,
+                    topic_id=source.topic_id,
+                    partition=source.partition,
+                    first=first,
+                    next=next_offset,
+                )
+            )
+        self._indexes.clear()
+        self._next.clear()
         self.full.append(self.open)
         self.open = EventFrame(time=0)
         self.rows = 0
 
-    def take(self) -> list[EventFrame]:
-        if self.rows:
-            self.cut()
-        taken, self.full = self.full, []
-        return taken
-
 
 def _encoded(frame: EventFrame) -> Iterator[bytes]:
-    """The bytes of ``frame``, or of its halves if they would be too many."""
+    """The bytes of ``frame``, or of its parts if they would be too many."""
     data = encode(frame)
-    rows = len(frame.suspensions) + sum(len(_columns(frame, kind).account) for kind in _KINDS)
-    if len(data) <= FRAME_BYTES_MAX or rows == 1:
+    if len(data) <= FRAME_BYTES_MAX:
         yield data
         return
-    yield from _encoded(_slice(frame, 0, rows // 2))
-    yield from _encoded(_slice(frame, rows // 2, rows))
+    places = [(-1, suspension.offset) for suspension in frame.suspensions]
+    for kind in _KINDS:
+        columns = getattr(frame, kind)
+        places += zip(columns.source, columns.source_offset, strict=True)
+    half = len(places) // 2
+    if half and places[half - 1] == places[half] and places[half][0] >= 0:
+        half += 1  # the sides of a trade, which stay together
+    if not 0 < half < len(places):
+        yield data
+        return
+    first, rest = _slice(frame, 0, half), _slice(frame, half, len(places))
+    for index, source in enumerate(frame.sources):
+        beyond = [offset for number, offset in places[half:] if number == index]
+        border = min(beyond, default=source.next)
+        first.sources.append(replace(source, next=border))
+        rest.sources.append(replace(source, first=border))
+    yield from _encoded(first)
+    yield from _encoded(rest)
 
 
 def _slice(frame: EventFrame, first: int, end: int) -> EventFrame:
@@ -143,19 +224,12 @@ def _slice(frame: EventFrame, first: int, end: int) -> EventFrame:
     part = EventFrame(time=frame.time, repaired=frame.repaired)
     count = len(frame.suspensions)
     part.suspensions = frame.suspensions[first : max(end, 0)]
-    first, end = first - count, end - count
     for kind in _KINDS:
-        given, taken = _columns(frame, kind), _columns(part, kind)
-        count = len(given.account)
-        for name in given.__struct_fields__:
-            setattr(taken, name, getattr(given, name)[max(first, 0) : max(end, 0)])
         first, end = first - count, end - count
+        columns = getattr(frame, kind)
+        count = len(columns.account)
+        setattr(part, kind, rows_of(columns, range(max(first, 0), max(min(end, count), 0))))
     return part
 
 
 _KINDS = ("transfers", "fills", "reports")
-
-
-def _columns(frame: EventFrame, kind: str) -> Columns:
-    columns: Columns = getattr(frame, kind)
-    return columns

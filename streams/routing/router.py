@@ -18,6 +18,7 @@ If 3 or 4 fails, everything in memory is forgotten and read again from Kafka, be
 """
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Self
 
@@ -57,7 +58,9 @@ _BACKOFF_MAX_S = 2.0
 class Router:
     """One router process. :meth:`run` returns when ``stop`` is set and the batch in hand is committed."""
 
-    def __init__(self, kafka: Kafka, shards: int, stop: Event, watchdog: Watchdog) -> None:
+    def __init__(
+        self, kafka: Kafka, shards: int, topic_ids: Mapping[str, str], stop: Event, watchdog: Watchdog
+    ) -> None:
         self._kafka = kafka
         self._settings = settings = kafka.settings
         self._runtime = kafka.runtime
@@ -70,7 +73,7 @@ class Router:
         self._clock = MachineClock(kafka.runtime.time_ns)
         self._failures = 0
         self._shards = shards
-        self._splitter = Splitter(shards)
+        self._splitter = Splitter(shards, topic_ids)
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
         self._new_producer = partial(kafka.transactional_producer, self._client_id, compression="lz4")
         self._producer = self._new_producer()
@@ -88,7 +91,7 @@ class Router:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(_LOOP, "starting")
-        return cls(kafka, kafka.partition_counts()[EVENTS], stop, watchdog)
+        return cls(kafka, kafka.partition_counts()[EVENTS], kafka.topic_ids(INPUTS), stop, watchdog)
 
     def run(self) -> None:
         """Route until told to stop.
@@ -256,9 +259,16 @@ class Router:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._beat("taking partitions")
-        consumer.incremental_assign(self._ownership.begin(consumer, partitions))
+        consumer.incremental_assign(self._begin(consumer, partitions))
         self._joined = True
         self._owns("partitions_assigned", partitions)
+
+    def _begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Own ``partitions``; each with the offset at which it goes on."""
+        places = self._ownership.begin(consumer, partitions)
+        for place in places:
+            self._splitter.begin(place.topic, place.partition, place.offset)
+        return places
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         """Whatever was finished is committed; what has only been collected is left to the next owner."""
@@ -293,7 +303,7 @@ class Router:
         self._beat("reading where the partitions go on")
         places = self._consumer.assignment()
         self._ownership.drop(places)
-        for place in self._ownership.begin(self._consumer, places):
+        for place in self._begin(self._consumer, places):
             seek(self._consumer, place, self._timeout_s, self._runtime)
 
     def _end_transaction(self, error: BrokerError) -> None:

@@ -4,13 +4,14 @@ Pure, so the whole of what the router does to a record can be tested without a b
 transactions are the router's business.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import LiquidationReport, Suspension, Trade, Transfer
 from schemas.topics import TRADES, TRANSFERS
 from streams.routing.concerned import Concerned, concerned
-from streams.routing.frames import ShardFrames
+from streams.routing.frames import ShardFrames, Source
 from streams.routing.trade_ids import REPEATED, TradeIds
 
 GAPS_NAMED_MAX = 20
@@ -46,14 +47,26 @@ class Counts:
 
 
 class Splitter:
-    """Takes records until :meth:`take`, which gives their frames and counts and begins anew."""
+    """Takes records until :meth:`take`, which gives their frames and counts and begins anew.
 
-    def __init__(self, shards: int) -> None:
+    ``topic_ids`` tells the input topics from others that have had their names. :meth:`begin` says where a partition is
+    routed from; without it that is its first record.
+    """
+
+    def __init__(self, shards: int, topic_ids: Mapping[str, str] | None = None) -> None:
         self._frames = ShardFrames(shards)
+        self._topic_ids = topic_ids or {}
+        self._sources: dict[tuple[str, int], Source] = {}
         self._counts = Counts()
         self._trade = Decoder[Trade](Trade)
         self._transfer = Decoder[Transfer](Transfer)
         self._report = Decoder[LiquidationReport](LiquidationReport)
+
+    def begin(self, topic: str, partition: int, first: int) -> None:
+        """The next record of a partition is that at ``first`` or one behind it."""
+        if (before := self._sources.get((topic, partition))) is not None:
+            self._frames.drop(before)
+        self._sources[topic, partition] = Source(topic, self._topic_ids.get(topic, ""), partition, first)
 
     def add(
         self,
@@ -63,7 +76,7 @@ class Splitter:
         *,
         key: bytes | None = None,
         partition: int = 0,
-        offset: int = -1,
+        offset: int = 0,
     ) -> None:
         """Take one record of ``topic``; ``trade_ids`` is the memory of its partition.
 
@@ -71,8 +84,12 @@ class Splitter:
             RefusedRecord: it is not a valid message, or contradicts one that was routed. Nothing of it was taken, and
                 the accounts that it names are suspended by the frames.
         """
+        source = self._sources.get((topic, partition))
+        if source is None:
+            self.begin(topic, partition, 0)
+            source = self._sources[topic, partition]
         try:
-            self._take_in(topic, value, trade_ids)
+            self._collect(topic, value, trade_ids, source, offset)
         except DecodeError as error:
             whom = concerned(topic, key, value)
             for account in whom.accounts:
@@ -83,31 +100,32 @@ class Splitter:
                         partition=partition,
                         offset=offset,
                         reason=str(error)[:REASON_MAX],
-                    )
+                    ),
+                    source,
                 )
             raise RefusedRecord(error, whom) from None
 
-    def _take_in(self, topic: str, value: bytes | None, trade_ids: TradeIds) -> None:
+    def _collect(self, topic: str, value: bytes | None, trade_ids: TradeIds, source: Source, offset: int) -> None:
         if topic == TRADES:
-            self._add_trade(self._trade(value), trade_ids)
+            self._add_trade(self._trade(value), trade_ids, source, offset)
         elif topic == TRANSFERS:
-            self._frames.add_transfer(self._transfer(value))
+            self._frames.add_transfer(self._transfer(value), source, offset)
         else:
-            self._frames.add_report(self._report(value))
+            self._frames.add_report(self._report(value), source, offset)
 
     def take(self, time_us: int) -> tuple[list[tuple[int, bytes]], Counts]:
         """The frames as (shard, bytes), stamped with ``time_us``, and what was counted."""
         counts, self._counts = self._counts, Counts()
         return self._frames.take(time_us), counts
 
-    def _add_trade(self, trade: Trade, trade_ids: TradeIds) -> None:
+    def _add_trade(self, trade: Trade, trade_ids: TradeIds, source: Source, offset: int) -> None:
         missing = trade_ids.accept(trade)
         if missing == REPEATED:
             self._counts.repeats += 1
             return
         if missing:
             self._note_gap(trade, missing)
-        self._frames.add_trade(trade)
+        self._frames.add_trade(trade, source, offset)
         self._counts.fills += 2
 
     def _note_gap(self, trade: Trade, missing: int) -> None:

@@ -1,7 +1,7 @@
 """The router's loop beside its partitions: how large a batch may grow, and what it says of itself."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from confluent_kafka import TopicPartition
@@ -79,6 +79,9 @@ class Stub:
 
     def partition_counts(self) -> dict[str, int]:
         return {"margin.events.v1": 4}
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        return dict.fromkeys(topics, "")
 
     def transactional_producer(self, *_: Any, **__: Any) -> None: ...
 

@@ -50,6 +50,8 @@ def test_the_taker_buys_if_the_aggressor_does(
         "fee": "0.01",
         "order_id": "maker-o1",
         "trade_id": 7,
+        "source": 0,
+        "source_offset": 0,
     }
     assert counts.fills == 2
 
@@ -80,6 +82,8 @@ def test_transfers_and_reports_keep_their_fields(records: Any, rows_of: Any) -> 
         "amount": "-1.5",
         "sequence": 3,
         "transfer_id": "alice-3",
+        "source": 0,
+        "source_offset": 0,
     }
     assert report == {
         "account": "alice",
@@ -87,6 +91,8 @@ def test_transfers_and_reports_keep_their_fields(records: Any, rows_of: Any) -> 
         "order_id": "alice:2:0",
         "status": "cancelled",
         "filled_quantity": "0",
+        "source": 1,
+        "source_offset": 0,
     }
     assert counts == Counts()
 

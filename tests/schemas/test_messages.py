@@ -274,7 +274,15 @@ def test_deep_nesting_is_refused_without_a_crash() -> None:
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
-REPORT = {"account": "alice", "command_id": "c", "order_id": "o", "status": "filled", "filled_quantity": "1"}
+REPORT = {
+    "account": "alice",
+    "command_id": "c",
+    "order_id": "o",
+    "status": "filled",
+    "filled_quantity": "1",
+    "source": 0,
+    "source_offset": 7,
+}
 
 
 def frame_with_reports() -> dict[str, Any]:
