@@ -103,7 +103,7 @@ READERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class Participant:
     """A process of the pipeline: what it receives, in which consumer group (by default), and what it sends."""
 
     name: str
@@ -111,14 +111,14 @@ class Process:
     sends: tuple[str, ...]
 
 
-PROCESSES = (
-    Process(
+PARTICIPANTS = (
+    Participant(
         "router",
         (TRADES, TRANSFERS, REPORTS, ROUTER),
         (EVENTS, ROUTER, *map(dead_letter_topic, (TRADES, TRANSFERS, REPORTS))),
     ),
-    Process("oracle", (PRICES, PARAMETERS, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
-    Process(
+    Participant("oracle", (PRICES, PARAMETERS, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
+    Participant(
         "engine",
         (EVENTS, MARKS, PARAMETERS, ACCOUNTS, JOURNAL),
         (COMMANDS, ALERTS, ACCOUNTS, JOURNAL, *map(dead_letter_topic, (EVENTS, MARKS, PARAMETERS))),
@@ -128,7 +128,7 @@ PROCESSES = (
 _PARTITIONS: dict[Partitioning, str] = {
     "any": "any number",
     "one": "1",
-    "shards": "one a shard",
+    "shards": "one per shard",
     "trades": f"as {TRADES}",
     "prices": f"as {PRICES}",
 }
@@ -208,7 +208,7 @@ def _table_row(topic: Topic) -> str:
     if topic.name in MESSAGE_TYPES:
         name = f"[{name}](json/{topic.name}.schema.json)"
     kept = "compacted" if topic.retention_ms is None else f"{topic.retention_ms // 86_400_000} d"
-    readers = [role.name for role in PROCESSES if topic.name in role.receives] + list(
+    readers = [role.name for role in PARTICIPANTS if topic.name in role.receives] + list(
         filter(None, [READERS.get(topic.name)])
     )
     columns = (name, topic.key, _PARTITIONS[topic.partitioning], kept, WRITERS[topic.name], ", ".join(readers))
@@ -234,7 +234,7 @@ def asyncapi() -> dict[str, Any]:
         "channels": {_name(topic.name): _channel(topic) for topic in all_topics()},
         "operations": {
             f"{role.name}_{action}s_{_name(topic)}": _operation(role, action, topic)
-            for role in PROCESSES
+            for role in PARTICIPANTS
             for action, topics in (("receive", role.receives), ("send", role.sends))
             for topic in topics
         },
@@ -369,7 +369,7 @@ def _topic_binding(topic: Topic) -> dict[str, Any]:
     }
 
 
-def _operation(role: Process, action: str, topic: str) -> dict[str, Any]:
+def _operation(role: Participant, action: str, topic: str) -> dict[str, Any]:
     channel = f"#/channels/{_name(topic)}"
     return {
         "action": action,

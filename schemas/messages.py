@@ -488,7 +488,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.journal.v1``: what one commit of one shard did, and in which order (parameters, events, marks).
 
     ``claim`` is the offset of the shard's claim record (a claim's own is -1, its offset is the token); ``sequence``
-    rises by one a record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
+    rises by one per record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
     ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
     ``clock`` is the shard's time after it: the latest seen on marks and events.

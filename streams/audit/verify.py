@@ -3,7 +3,7 @@
 Everything moves while it is looked at, so each comparison is made against a moment that the logs fix: what a topic held
 before a journal's end was read must be in the journal, what is in the journal must be in the topic afterwards; the rows
 and the money of a shard are those as of its journal's last record; a row in Redis must be one that the changelog held
-somewhere between the table's stamp before and after it was read. Logs are streamed; what is kept is one row an account
+somewhere between the table's stamp before and after it was read. Logs are streamed; what is kept is one row per account
 of one shard, and a few numbers an account.
 """
 

@@ -139,7 +139,7 @@ def show_ticks(console: Console, times: TickTimes) -> None:
         f"building the index took {times.index_ms:,.0f} ms",
         highlight=False,
     )
-    table = Table("", "ms a tick", "of a full one", "accounts re-evaluated", box=None)
+    table = Table("", "ms per tick", "of a full one", "accounts re-evaluated", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     rows = [

@@ -68,7 +68,7 @@ def _text(value: bytes) -> str:
 
 
 def _by_side(topic: str, record: Any) -> Iterator[list[str]]:
-    """The accounts where the contract has them: a list a side."""
+    """The accounts where the contract has them: a list per side."""
     if topic == TRANSFERS:
         yield list(_values(record, "account"))
         return

@@ -1,6 +1,6 @@
 """The memory of trade ids: which trades of a partition have been routed, and what was in the last of them.
 
-Pure: what is remembered goes to Kafka with the transaction that routes the trades, one small row a symbol, and comes
+Pure: what is remembered goes to Kafka with the transaction that routes the trades, one small row per symbol, and comes
 back from there (:mod:`streams.routing.ownership`). So a repeat, and a trade that contradicts one that was routed, are
 known over any restart and after any rewind of the committed offsets.
 """

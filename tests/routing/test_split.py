@@ -1,4 +1,4 @@
-"""What the router does to records: two fills a trade, each on its account's shard, once, in order."""
+"""What the router does to records: two fills per trade, each on its account's shard, once, in order."""
 
 from collections import defaultdict
 from decimal import Decimal

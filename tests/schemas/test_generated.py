@@ -58,12 +58,12 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
 
 
 def test_every_topic_is_received_and_sent_by_those_who_do() -> None:
-    sent = {topic for role in generate.PROCESSES for topic in role.sends}
-    received = {topic for role in generate.PROCESSES for topic in role.receives}
+    sent = {topic for role in generate.PARTICIPANTS for topic in role.sends}
+    received = {topic for role in generate.PARTICIPANTS for topic in role.receives}
     assert sent | received <= {topic.name for topic in all_topics()}
     for topic in CONTRACT:
         inside = topic.name in sent
-        assert (generate.WRITERS[topic.name] in {role.name for role in generate.PROCESSES}) == inside, topic.name
+        assert (generate.WRITERS[topic.name] in {role.name for role in generate.PARTICIPANTS}) == inside, topic.name
         assert topic.name in received or topic.name in generate.READERS, topic.name
         assert not topic.dead_letters or topic.dlq in sent, topic.name
 
