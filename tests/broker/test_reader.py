@@ -60,6 +60,8 @@ class OneRecord:
 
     def unassign(self) -> None: ...
 
+    def poll(self, timeout: float) -> None: ...
+
     def consume(self, most: int, timeout: float) -> list[Any]:
         return [SimpleNamespace(error=lambda: None, offset=lambda: 0, value=self._topic.encode)]
 
