@@ -39,7 +39,7 @@ class LogReader:
         self._runtime = clients.runtime
         self._timeout_s = kafka.call_ms_max / 1000 if timeout_s is None else timeout_s
         self._on_progress = on_progress
-        self._known: set[str] = set()
+        self._known: dict[str, int] = {}
         properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
         self._consumer = clients.consumer(properties)
         # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
@@ -72,7 +72,10 @@ class LogReader:
                 return int(low), int(high)
             except KafkaException as error:
                 cause = error.args[0]
-                if cause.code() in _FOR_GOOD or self._runtime.monotonic() > deadline:
+                is_new = (
+                    cause.code() == KafkaError._UNKNOWN_PARTITION and self._count(self._uncommitted, topic) > partition
+                )
+                if (cause.code() in _FOR_GOOD and not is_new) or self._runtime.monotonic() > deadline:
                     self._uncommitted.poll(0)  # never assigned: it only serves what the client has to say
                     raise BrokerError(f"{topic}[{partition}]: watermarks: {in_words(cause)}") from error
                 self._runtime.sleep(_LOOK_AGAIN_S)
@@ -111,7 +114,7 @@ class LogReader:
         if position >= stop:
             return
         place = TopicPartition(topic, partition, position)
-        self._learn(topic)
+        self._learn(place)
         self._consumer.assign([place])
         try:
             deadline = self._runtime.monotonic() + timeout_s
@@ -137,15 +140,20 @@ class LogReader:
             with suppress(RuntimeError):  # closed while whoever reads had stopped half-way
                 self._consumer.unassign()
 
-    def _learn(self, topic: str) -> None:
-        """Ask where a topic is before it is read for the first time.
+    def _learn(self, place: TopicPartition) -> None:
+        """Ask where a topic is before it is read for the first time, and when it has a partition that is new.
 
         librdkafka waits a second before it asks by itself for any topic but a client's first.
         """
-        if topic not in self._known:
-            with suppress(KafkaException):  # reading it will say what is wrong
-                self._consumer.list_topics(topic, timeout=self._timeout_s)
-            self._known.add(topic)
+        if place.partition >= self._known.get(place.topic, 0):
+            self._known[place.topic] = self._count(self._consumer, place.topic)
+
+    def _count(self, client: Consumer, topic: str) -> int:
+        """The partitions of ``topic``, those that were added lately as well: ``client`` knows of them then."""
+        try:
+            return len(client.list_topics(topic, timeout=self._timeout_s).topics[topic].partitions)
+        except (KafkaException, KeyError):
+            return 0  # reading it will say what is wrong
 
 
 def _end_of_partition(message: Message) -> int:

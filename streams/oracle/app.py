@@ -96,7 +96,7 @@ class Oracle:
             app = faust_app(self._kafka.settings)  # belongs to the loop that runs it
             with open_publisher(self._kafka, self._leadership, self._shards, self._offset) as publisher:
                 self._publisher = publisher
-                if await self._lead(publisher):
+                if self._lead(publisher):
                     await self._publish(PriceApp(app, self._kafka, publisher, self._watchdog, self._fail))
         except Exception as error:
             log.exception("oracle_broken")
@@ -106,14 +106,13 @@ class Oracle:
             self._leadership.close()
             self._watchdog.forget(_HEART)
 
-    async def _lead(self, publisher: Publisher) -> bool:
-        """Wait for the leadership and claim it; False if told to stop before."""
+    def _lead(self, publisher: Publisher) -> bool:
+        """Wait for the leadership and claim it; False if told to stop before. Nothing else runs in the loop yet."""
         event(log, logging.INFO, "oracle_standing_by")
         while not self._leadership.poll():
-            if self._stop.is_set():
-                return False
             self._watchdog.beat(_HEART, "standing by")
-            await asyncio.sleep(_POLL_S)
+            if self._stop.wait(_POLL_S):
+                return False
         self._watchdog.beat(_HEART, "claiming the leadership")
         publisher.claim()
         return True

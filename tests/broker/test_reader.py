@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.broker import config
 from streams.broker.reader import LogReader, poll_batch
@@ -33,23 +33,34 @@ def test_what_will_not_pass_names_its_place() -> None:
 
 
 class OneRecord:
-    """A consumer of partitions that hold one record each; what it was asked for, in order."""
+    """A consumer of partitions that hold one record each; what it was asked for, in order.
 
-    def __init__(self, asked: list[str]) -> None:
+    ``counts`` is how many partitions each topic has (1 if it is not in it), of which it knows once it has asked.
+    """
+
+    def __init__(self, asked: list[str], counts: dict[str, int] | None = None) -> None:
         self._asked = asked
+        self._counts = {} if counts is None else counts
+        self._known: dict[str, int] = {}
         self._topic = ""
 
     def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        if place.partition >= self._known.get(place.topic, 1):
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
         return 0, 1
 
-    def list_topics(self, topic: str, timeout: float) -> None:
+    def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
         self._asked.append(f"where is {topic}")
+        count = self._known[topic] = self._counts.get(topic, 1)
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=dict.fromkeys(range(count)))})
 
     def assign(self, places: list[TopicPartition]) -> None:
         self._topic = places[0].topic
         self._asked.append(f"read {self._topic}")
 
     def unassign(self) -> None: ...
+
+    def poll(self, timeout: float) -> None: ...
 
     def consume(self, most: int, timeout: float) -> list[Any]:
         return [SimpleNamespace(error=lambda: None, offset=lambda: 0, value=self._topic.encode)]
@@ -63,3 +74,23 @@ def test_a_topic_is_looked_up_once_before_it_is_read(monkeypatch: pytest.MonkeyP
     for topic in ("a", "b", "a"):
         assert [message.value() for message in reader.read_range(topic, 0, 0)] == [topic.encode()]
     assert asked == ["where is a", "read a", "where is b", "read b", "read a"]
+
+
+def test_a_partition_that_was_added_is_looked_up_and_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    counts = {"a": 1}
+    monkeypatch.setattr(config, "created", lambda *_: OneRecord(asked, counts))
+    reader = LogReader(load({}).kafka, "test")
+    assert len(list(reader.read_range("a", 0, 0))) == 1
+    counts["a"] = 2
+    assert len(list(reader.read_range("a", 1, 0))) == 1
+    assert len(list(reader.read_range("a", 1, 0))) == 1
+    assert asked[-3:] == ["where is a", "read a", "read a"]
+
+
+def test_a_partition_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(config, "created", lambda *_: OneRecord(asked))
+    with pytest.raises(BrokerError, match=r"a\[1\]: watermarks"):
+        LogReader(load({}).kafka, "test").watermarks("a", 1)
+    assert asked == ["where is a"]

@@ -1,11 +1,11 @@
 """The oracle as a role, as far as it goes without Faust: it stands by, leaves when told to, and says why it failed."""
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schemas.topics import MARKS, PARAMETERS
 from streams.memory.kafka import MemoryKafka
 from streams.oracle.app import Oracle, OracleFailed
+from streams.runtime import Event
 from streams.watchdog import Watchdog
 from tests.oracle.conftest import SHARDS, Machines
 from tests.oracle.test_leadership import Candidate
@@ -15,7 +15,7 @@ from tests.oracle.test_leadership import Candidate
 class StandBy:
     """An oracle beside one that leads."""
 
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: Event | None = None
     oracle: Oracle | None = None
     ended: bool = False
 
@@ -26,6 +26,7 @@ class StandBy:
         machines.start("oracle", self._run)
 
     def _run(self, kafka: MemoryKafka) -> None:
+        self.stop = kafka.runtime.event()
         self.oracle = Oracle(kafka, SHARDS, self.stop, Watchdog())
         self.oracle.run()
         self.ended = True
@@ -38,6 +39,7 @@ def test_it_stands_by_and_ends_without_a_claim_when_told_to(machines: Machines) 
     assert not stand_by.ended
     assert stand_by.oracle is not None
     assert [condition.name for condition in stand_by.oracle.readiness()] == ["standing_by_age_ms"]
+    assert stand_by.stop is not None
     claims = machines.cluster.topics[MARKS][0].end
     stand_by.stop.set()
     machines.run_until(lambda: stand_by.ended, "it has ended")
@@ -52,4 +54,5 @@ def test_what_it_cannot_mend_is_its_error(machines: Machines) -> None:
     machines.run_until(lambda: "oracle" in machines.broken, "it has ended")
     assert isinstance(machines.broken["oracle"], OracleFailed)
     assert PARAMETERS in str(machines.broken["oracle"])
+    assert stand_by.stop is not None
     assert stand_by.stop.is_set()
