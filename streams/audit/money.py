@@ -72,7 +72,7 @@ def settle_assets(log: Log) -> dict[str, str]:
     """
     assets: dict[str, str] = {}
     for step in parameter_steps(log):
-        for symbol, instrument in step.rules.instruments.items():
+        for symbol, instrument in step.parameters.instruments.items():
             if assets.setdefault(symbol, instrument.settle_asset) != instrument.settle_asset:
                 raise AuditError(f"symbol {symbol} has been settled in two assets: money is not added up")
     return assets

@@ -66,7 +66,7 @@ class UntoldLetters:
 
 
 def is_untold(topic: str, received: headers.Received) -> bool:
-    """Whether a dead letter of ``topic`` with the headers ``found`` concerns somebody who could not be told."""
+    """Whether a dead letter of ``topic`` with the headers ``received`` concerns somebody who could not be told."""
     values = dict(received or ())
     if topic == EVENTS:
         return values.get("dlq.error") == DecodeError.__name__.encode()

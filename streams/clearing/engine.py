@@ -208,9 +208,9 @@ class Engine:
                 PARAMETERS_REFUSED.inc()
                 event(log, logging.ERROR, "parameters_refused", offset=step.offset, reason=str(step.refused))
             for shard in shards:
-                adopt_parameters(shard, step.offset, step.rules)
+                adopt_parameters(shard, step.offset, step.parameters)
             if self._assignment.is_restoring:
-                self._parameters_meanwhile.append((step.offset, step.rules))
+                self._parameters_meanwhile.append((step.offset, step.parameters))
         for shard in shards:
             shard.decide_touched(everything=True)
 
@@ -248,7 +248,7 @@ class Engine:
             self._tables.submit_marks(frame.marks)
 
     def _count_skew(self, clock: str, time_us: int, appended: int) -> None:
-        skew_us = 1000 * self._parameter_log.rules.policy.clock_skew_ms_max
+        skew_us = 1000 * self._parameter_log.parameters.policy.clock_skew_ms_max
         if is_off(time_us, appended, skew_us):
             CLOCK_SKEWED.labels(clock).inc()
 
@@ -333,7 +333,7 @@ class Engine:
         if not self._assignment.is_restoring:
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
             self._parameters_meanwhile = []
-            parameters, parameters_next = self._parameter_log.rules, self._parameter_log.next_offset
+            parameters, parameters_next = self._parameter_log.parameters, self._parameter_log.next_offset
             self._assignment.begin(
                 shard_id, self._restorer.restore(shard_id, self._committer.producer, parameters, parameters_next)
             )

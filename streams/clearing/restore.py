@@ -272,9 +272,9 @@ def _parameters_since(
     newer: ParameterVersions = []
     for step in parameter_steps(reader, parameters_next):
         if step.offset < rules_next:
-            in_force = step.rules
+            in_force = step.parameters
         if step.offset >= record.parameters.next:
-            newer.append((step.offset, step.rules))
+            newer.append((step.offset, step.parameters))
     return (in_force if rules_next < parameters_next else parameters), newer
 
 

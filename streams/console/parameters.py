@@ -14,13 +14,13 @@ def read_parameters(log: Log) -> tuple[RiskParameters, dict[str, str]]:
     Raises:
         BrokerError: Kafka does not answer.
     """
-    rules = RiskParameters.empty()
+    parameters = RiskParameters.empty()
     refused: dict[str, str] = {}
     for step in parameter_steps(log):
-        rules, key = step.rules, step.record.key_shown
+        parameters, key = step.parameters, step.record.key_shown
         refused.pop(key, None)
         if step.refused is not None:
             refused[key] = f"offset {step.offset}: {step.refused}"
     frame = last_full_frame(log)
     scales = {} if frame is None else frame.scales
-    return rules.with_scales({key: Decimal(scale) for key, scale in scales.items()}), refused
+    return parameters.with_scales({key: Decimal(scale) for key, scale in scales.items()}), refused

@@ -1,7 +1,7 @@
-"""``risk.parameters.v1``, read in one way by everybody: which rules its records form, and which of them are refused.
+"""``risk.parameters.v1``, read in one way by everybody: which parameters its records form, and which are refused.
 
-A record that breaks a rule is refused and leaves those before it in force; so the rules at an offset are a function of
-the records below it, and all readers agree. What a reader does with them is its own business.
+A record that breaks a rule is refused and leaves those before it in force; so the parameters at an offset are a
+function of the records below it, and all readers agree. What a reader does with them is its own business.
 """
 
 from collections import deque
@@ -22,10 +22,10 @@ REFUSED_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class ParameterStep:
-    """A record and the rules after it. ``refused`` is why it is not in force, if so: the rules are those before it."""
+    """A record and the parameters after it: those before it, if it was refused. ``refused`` is why, or None."""
 
     record: Record
-    rules: RiskParameters
+    parameters: RiskParameters
     refused: DecodeError | InputError | None = None
 
     @property
@@ -35,31 +35,31 @@ class ParameterStep:
     @property
     def in_force(self) -> Parameter | None:
         """The record of the same key that is in force now: an earlier one if this one was refused."""
-        return self.rules.records.get(self.record.key_text or "")
+        return self.parameters.records.get(self.record.key_text or "")
 
 
 class ParameterFold:
-    """The rules that records form, added one by one in the order of the log. ``next_offset`` is the first not added.
+    """The parameters that records form, added one by one in the order of the log.
 
-    ``rules`` are those of the records before, if there were any.
+    ``parameters`` are those of the records before, if there were any. ``next_offset`` is the first not added.
     """
 
-    def __init__(self, rules: RiskParameters | None = None) -> None:
-        self.rules = RiskParameters.empty() if rules is None else rules
+    def __init__(self, parameters: RiskParameters | None = None) -> None:
+        self.parameters = RiskParameters.empty() if parameters is None else parameters
         self.next_offset = 0
 
     def add(self, record: Record) -> ParameterStep:
         """Put a record in force, or refuse it."""
         self.next_offset = record.offset() + 1
         try:
-            self.rules = self.rules.with_encoded(record.key(), record.value())
+            self.parameters = self.parameters.with_encoded(record.key(), record.value())
         except (DecodeError, InputError) as error:
-            return ParameterStep(record, self.rules, error)
-        return ParameterStep(record, self.rules)
+            return ParameterStep(record, self.parameters, error)
+        return ParameterStep(record, self.parameters)
 
 
 def parameter_steps(log: Log, end: int | None = None) -> Iterator[ParameterStep]:
-    """Every record below offset ``end`` (None: now's end) and the rules after it, from the beginning.
+    """Every record below offset ``end`` (None: now's end) and the parameters after it, from the beginning.
 
     Raises:
         BrokerError: Kafka does not answer.
@@ -75,15 +75,15 @@ class ParameterFeed:
     Records that were polled and not added are polled again after :meth:`restart`.
     """
 
-    def __init__(self, follower: Follower, rules: RiskParameters | None = None) -> None:
+    def __init__(self, follower: Follower, parameters: RiskParameters | None = None) -> None:
         self._follower = follower
-        self._fold = ParameterFold(rules)
+        self._fold = ParameterFold(parameters)
         self._refused: deque[ParameterStep] = deque(maxlen=REFUSED_MAX)
 
     @property
-    def rules(self) -> RiskParameters:
-        """The rules after the records added so far."""
-        return self._fold.rules
+    def parameters(self) -> RiskParameters:
+        """The parameters after the records added so far."""
+        return self._fold.parameters
 
     @property
     def next_offset(self) -> int:
@@ -135,7 +135,7 @@ class ParameterFeed:
 
 
 class ParameterHistory:
-    """Every record that is still in the topic, and the rules in force at any offset.
+    """Every record that is still in the topic, and the parameters in force at any offset.
 
     ``absent`` counts the offsets below the last record that hold none: compacted away, or a transaction's marker.
     """
@@ -147,14 +147,14 @@ class ParameterHistory:
         self._fold = ParameterFold()
 
     def at(self, end: int) -> RiskParameters:
-        """The rules that the records below offset ``end`` form; asked for rising offsets, each record is read once."""
+        """The parameters that the records below offset ``end`` form. While ``end`` rises, each is read once."""
         if end < self._asked:
             self._reached, self._fold = 0, ParameterFold()
         while self._reached < len(self._records) and self._records[self._reached].offset() < end:
             self._fold.add(self._records[self._reached])
             self._reached += 1
         self._asked = end
-        return self._fold.rules
+        return self._fold.parameters
 
     def offsets(self, first: int, end: int) -> list[int]:
         """The offsets of the records from ``first`` up to, not including, ``end``."""

@@ -411,7 +411,7 @@ def _sorted_run(parts: Sequence[tuple[Floats, Ints]], current: Ints) -> _Run:
 
 
 def _distinct(parts: list[Rows], count: int) -> Rows:
-    """The rows in ``found``, each once, ascending."""
+    """The rows in ``parts``, each once, ascending."""
     if not parts:
         return np.empty(0, dtype=np.int64)
     rows = np.concatenate(parts)

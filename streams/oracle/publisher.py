@@ -60,7 +60,7 @@ class ParameterSource(Protocol):
     """The parameters in force; :class:`streams.feeds.parameters.ParameterFeed` follows those of the topic."""
 
     @property
-    def rules(self) -> RiskParameters:
+    def parameters(self) -> RiskParameters:
         """Those that the records added so far form."""
         ...
 
@@ -172,7 +172,7 @@ class Publisher:
         self._written: dict[str, int] = {}
         self._due: float | None = None
         self._acknowledged: float | None = None
-        self._set_rules()
+        self._adopt_parameters()
 
     # --- before the first price --------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Publisher:
             self._scales.restore(last_frame.scales)
             for mark in last_frame.marks:
                 self._book.remember(mark)
-        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._parameters.rules.oracle))
+        event(log, logging.INFO, "oracle_publishing", symbols=sorted(self._parameters.parameters.oracle))
 
     # --- prices in, marks out ----------------------------------------------------------------------------------------
 
@@ -282,13 +282,13 @@ class Publisher:
         for record in records:
             self._parameters.add(record)
         if records:
-            self._set_rules()
+            self._adopt_parameters()
 
-    def _set_rules(self) -> None:
-        rules = self._parameters.rules
-        priced = {asset.price_symbol for asset in rules.assets.values() if asset.price_symbol is not None}
-        self._book.set_rules(rules.oracle, kept={*rules.instruments, *priced})
-        self._scales.set_parameters(rules)
+    def _adopt_parameters(self) -> None:
+        parameters = self._parameters.parameters
+        priced = {asset.price_symbol for asset in parameters.assets.values() if asset.price_symbol is not None}
+        self._book.set_rules(parameters.oracle, kept={*parameters.instruments, *priced})
+        self._scales.set_parameters(parameters)
 
     def _frame(self, clock: int, marks: Sequence[Mark], **fields: Any) -> bytes:
         assert self.epoch is not None, "a frame carries the epoch of a claim"

@@ -183,7 +183,7 @@ class Router:
         self._count(touched, letters, counts)
 
     def _add(self, message: Record) -> RefusedRecord | None:
-        """Take one record into the frames; the reason if it is refused."""
+        """Add one record to the frames; the reason if it is refused."""
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         owned = self._ownership.find(topic, partition)
         if owned is None or offset < owned.next_offset:

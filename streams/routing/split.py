@@ -47,7 +47,7 @@ class Counts:
 
 
 class Splitter:
-    """Takes records until :meth:`take`, which gives their frames and counts and begins anew.
+    """Collects records until :meth:`take`, which gives their frames and counts and begins anew.
 
     ``topic_ids`` tells the input topics from others that have had their names. :meth:`begin` says where a partition is
     routed from; without it that is its first record.
@@ -78,10 +78,10 @@ class Splitter:
         partition: int = 0,
         offset: int = 0,
     ) -> None:
-        """Take one record of ``topic``; ``trade_ids`` is the memory of its partition.
+        """Add one record of ``topic``; ``trade_ids`` is the memory of its partition.
 
         Raises:
-            RefusedRecord: it is not a valid message, or contradicts one that was routed. Nothing of it was taken, and
+            RefusedRecord: it is not a valid message, or contradicts one that was routed. Nothing of it was added, and
                 the accounts that it names are suspended by the frames.
         """
         source = self._sources.get((topic, partition))

@@ -24,8 +24,8 @@ def test_a_refused_record_is_named_until_a_right_one_follows() -> None:
     log.append(PARAMETERS, encode(INSTRUMENT), key="instrument:X")
     log.append(PARAMETERS, encode(PolicyParameters(margin_call_levels=("0.5",))), key="policy:default")
     log.append(PARAMETERS, b"{}", key="instrument:X")
-    rules, refused = read_parameters(log)
-    assert rules.instruments["X"].steps[0].maintenance_rate == Decimal("0.1")
+    parameters, refused = read_parameters(log)
+    assert parameters.instruments["X"].steps[0].maintenance_rate == Decimal("0.1")
     assert refused.keys() == {"policy:default", "instrument:X"}
     assert "offset 2" in refused["policy:default"]
     assert "must be above 1" in refused["policy:default"]
@@ -39,5 +39,5 @@ def test_the_scales_in_force_are_those_of_the_last_full_frame() -> None:
     for scale, full in (("2", True), ("1.5", True), ("3", False)):
         frame = MarkFrame(time=1, marks=(), full=full, scales={"instrument:X": scale})
         log.append(MARKS, encode(frame))
-    rules, _ = read_parameters(log)
-    assert rules.instruments["X"].steps[0].maintenance_rate == Decimal("0.15")
+    parameters, _ = read_parameters(log)
+    assert parameters.instruments["X"].steps[0].maintenance_rate == Decimal("0.15")

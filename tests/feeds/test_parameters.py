@@ -1,4 +1,4 @@
-"""The rules are a function of the records below an offset, however they are read."""
+"""The parameters are a function of the records below an offset, however they are read."""
 
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -63,10 +63,10 @@ def test_a_refused_record_leaves_those_before_it_in_force(log: GivenLog) -> None
     steps = list(parameter_steps(log))
     assert [step.offset for step in steps] == [0, 1, 2, 4, 5]
     assert [type(step.refused) for step in steps] == [type(None), type(None), ParameterError, DecodeError, type(None)]
-    assert steps[2].rules is steps[3].rules is steps[1].rules
+    assert steps[2].parameters is steps[3].parameters is steps[1].parameters
     assert steps[3].in_force == INSTRUMENT, "its key keeps what stood there before"
     assert steps[2].in_force is None
-    assert steps[-1].rules.records.keys() == {"asset:USD", "instrument:X", "asset:EUR"}
+    assert steps[-1].parameters.records.keys() == {"asset:USD", "instrument:X", "asset:EUR"}
 
 
 def test_an_end_leaves_out_what_stands_behind_it(log: GivenLog) -> None:
@@ -74,13 +74,13 @@ def test_an_end_leaves_out_what_stands_behind_it(log: GivenLog) -> None:
 
 
 @pytest.mark.parametrize("asked", [range(7), range(6, -1, -1), [6, 0, 3, 3, 1, 5, 2, 4]])
-def test_the_rules_at_an_offset_depend_on_no_question_before(log: GivenLog, asked: Any) -> None:
+def test_the_parameters_at_an_offset_depend_on_no_question_before(log: GivenLog, asked: Any) -> None:
     history = ParameterHistory(log)
     for end in asked:
         fold = ParameterFold()
         for record in log.read_range(PARAMETERS, 0, 0, end):
             fold.add(record)
-        assert history.at(end).records == fold.rules.records
+        assert history.at(end).records == fold.parameters.records
 
 
 def test_a_history_knows_where_records_stand_and_what_is_absent(log: GivenLog) -> None:

@@ -89,8 +89,8 @@ class Parameters:
         self._end = 0
 
     @property
-    def rules(self) -> RiskParameters:
-        return self._fold.rules
+    def parameters(self) -> RiskParameters:
+        return self._fold.parameters
 
     def write(self, key: str, value: Any) -> None:
         self._waiting.append(Record(Message(self._end, key.encode(), None if value is None else encode(value))))
