@@ -143,7 +143,8 @@ def test_a_broker_that_answers_is_enough(settings: Settings) -> None:
 def test_tls_to_a_broker_without_it_is_told(settings: Settings) -> None:
     plain = settings.kafka.bootstrap_servers
     text = refused(KafkaSettings(bootstrap_servers=plain, security_protocol="SSL"))
-    assert "SSL handshake failed" in text
+    # Whether the broker says no or hangs up first is a matter of timing.
+    assert "SSL handshake failed" in text or "SSL connection closed by peer" in text
     assert "MARGIN_KAFKA__SECURITY_PROTOCOL" in text
 
 

@@ -300,8 +300,8 @@ def a_symbol_without_a_mark_is_forgotten_at_a_restart() -> Iterator[None]:
     """Whoever takes the shard counts anew how long a mark has been missing."""
     resume = Shard.resume
 
-    def forget(self: Shard, record: Any, offset: int = -1) -> None:
-        resume(self, record, offset)
+    def forget(self: Shard, *arguments: Any) -> None:
+        resume(self, *arguments)
         self.cursor.awaited.resume({}, ())
 
     with _replaced((Shard, "resume", forget)):
@@ -378,8 +378,8 @@ def a_shards_clock_goes_back() -> Iterator[None]:
     """A restored shard knows the marks' time, but not that of the events it has seen."""
     resume = Shard.resume
 
-    def forget(self: Shard, record: Any, offset: int = -1) -> None:
-        resume(self, record, offset)
+    def forget(self: Shard, *arguments: Any) -> None:
+        resume(self, *arguments)
         self.cursor.clock.now_us = 0
 
     with _replaced((Shard, "resume", forget)):
