@@ -324,7 +324,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, seeds=600, abortable=0.06, slow_fetch=0.7, crash_call=0.0, crash_commit=0.0)
+@_mutation(*_REPLAY, seeds=600, abortable=0.12, slow_fetch=0.7, crash_call=0.0, crash_commit=0.0)
 def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
     """The followers go on after the batch in which the commit failed."""
     retake = Engine._retake_all
