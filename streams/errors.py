@@ -65,6 +65,10 @@ class LeadershipLost(BrokerError):
     """Another oracle process publishes marks now: this one must end."""
 
 
+class OracleFailed(MarginClearingError):
+    """An oracle process cannot go on; the next one begins where it was."""
+
+
 class TransactionAborted(BrokerError):
     """The transaction was dropped as a whole; the producer can begin another."""
 

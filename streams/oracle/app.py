@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from schemas.topics import EVENTS, MARKS, ORACLE, PRICES, dead_letter_topic
 from streams import probes
 from streams.broker.kafka import Kafka
-from streams.errors import MarginClearingError
+from streams.errors import OracleFailed
 from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
@@ -39,10 +39,6 @@ _POLL_S = 0.1  # how often a process looks whether it leads, or is told to stop
 _STOP_TIMEOUT_S = 10.0
 _HEART, _AGENT = "heart", "price agent"
 _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
-
-
-class OracleFailed(MarginClearingError):
-    """An oracle process cannot go on; the next one begins where it was."""
 
 
 class Oracle:
@@ -72,6 +68,7 @@ class Oracle:
         """Stand by, publish, and leave when told to.
 
         Raises:
+            SettingsError: a certificate or key cannot be used. BrokerError: Kafka does not answer before it stands by.
             OracleFailed: what only a new process can mend. Threads of Faust may be left.
         """
         asyncio.run(self._run())
@@ -96,11 +93,12 @@ class Oracle:
             app = faust_app(self._kafka.settings)  # belongs to the loop that runs it
             with open_publisher(self._kafka, self._leadership, self._shards, self._offset) as publisher:
                 self._publisher = publisher
-                if self._lead(publisher):
-                    await self._publish(PriceApp(app, self._kafka, publisher, self._watchdog, self._fail))
-        except Exception as error:
-            log.exception("oracle_broken")
-            self._fail(error)
+                try:
+                    if self._lead(publisher):
+                        await self._publish(PriceApp(app, self._kafka, publisher, self._watchdog, self._fail))
+                except Exception as error:
+                    log.exception("oracle_broken")
+                    self._fail(error)
         finally:
             self._watchdog.beat(_HEART, "leaving the group")
             self._leadership.close()
@@ -244,7 +242,7 @@ def run(settings: Settings) -> None:
     """Run one oracle process until SIGTERM or SIGINT; exits with code 1 on a failure.
 
     Raises:
-        MarginClearingError: Kafka or the topics are not as they have to be.
+        MarginClearingError: settings, Kafka or the topics are not as they have to be.
     """
     for name in _SILENCE_FAUST:
         logging.getLogger(name).setLevel(logging.WARNING)
