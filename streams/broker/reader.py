@@ -72,9 +72,7 @@ class LogReader:
                 return int(low), int(high)
             except KafkaException as error:
                 cause = error.args[0]
-                is_new = (
-                    cause.code() == KafkaError._UNKNOWN_PARTITION and self._count(self._uncommitted, topic) > partition
-                )
+                is_new = cause.code() == KafkaError._UNKNOWN_PARTITION and self._was_added(place)
                 if (cause.code() in _FOR_GOOD and not is_new) or self._runtime.monotonic() > deadline:
                     self._uncommitted.poll(0)  # never assigned: it only serves what the client has to say
                     raise BrokerError(f"{topic}[{partition}]: watermarks: {in_words(cause)}") from error
@@ -86,8 +84,12 @@ class LogReader:
         Raises:
             BrokerError: no such topic, or no answer.
         """
+        return self._count(self._consumer, topic, timeout_s)
+
+    def _count(self, client: Consumer, topic: str, timeout_s: float) -> int:
+        """The partitions of ``topic``, those that were added lately as well: ``client`` knows of them then."""
         try:
-            metadata = self._consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+            metadata = client.list_topics(topic, timeout=timeout_s).topics[topic]
         except KafkaException as error:
             raise BrokerError(f"{topic}: its partitions cannot be read: {in_words(error.args[0])}") from error
         if metadata.error is not None:
@@ -146,14 +148,14 @@ class LogReader:
         librdkafka waits a second before it asks by itself for any topic but a client's first.
         """
         if place.partition >= self._known.get(place.topic, 0):
-            self._known[place.topic] = self._count(self._consumer, place.topic)
+            with suppress(BrokerError):  # reading it will say what is wrong
+                self._known[place.topic] = self._count(self._consumer, place.topic, self._timeout_s)
 
-    def _count(self, client: Consumer, topic: str) -> int:
-        """The partitions of ``topic``, those that were added lately as well: ``client`` knows of them then."""
-        try:
-            return len(client.list_topics(topic, timeout=self._timeout_s).topics[topic].partitions)
-        except (KafkaException, KeyError):
-            return 0  # reading it will say what is wrong
+    def _was_added(self, place: TopicPartition) -> bool:
+        """Whether the cluster has a partition that the client of watermarks did not know; it knows of it then."""
+        with suppress(BrokerError):
+            return self._count(self._uncommitted, place.topic, self._timeout_s) > place.partition
+        return False
 
 
 def _end_of_partition(message: Message) -> int:

@@ -52,7 +52,7 @@ class OneRecord:
     def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
         self._asked.append(f"where is {topic}")
         count = self._known[topic] = self._counts.get(topic, 1)
-        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=dict.fromkeys(range(count)))})
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=dict.fromkeys(range(count)))})
 
     def assign(self, places: list[TopicPartition]) -> None:
         self._topic = places[0].topic
