@@ -7,7 +7,7 @@ validation. Unknown fields are ignored everywhere, so a producer may add some. T
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -125,19 +125,29 @@ def _is_account(name: str) -> bool:
     return is_identifier(name) and not name.startswith(RESERVED_ACCOUNTS)
 
 
-def _check_columns(columns: msgspec.Struct) -> None:
+_PLACE_COLUMNS = frozenset({"source", "source_offset"})
+"""Say where rows came from: all rows have both, or none has any."""
+
+ROW_KINDS = ("transfers", "fills", "reports")
+"""The columns of a frame, in the order in which they are applied."""
+
+
+def _filled(columns: Any) -> list[str]:
+    """The names of ``columns`` that have an entry for every row."""
+    has_places = bool(columns.source or columns.source_offset)
+    return [name for name in columns.__struct_fields__ if has_places or name not in _PLACE_COLUMNS]
+
+
+def _check_columns(columns: Any) -> None:
     """Columns are of one length, and their accounts can be accounts. Those that say where rows came from may be empty.
 
     Raises:
         ValueError: they are not; a decoder makes a DecodeError of it.
     """
-    names = columns.__struct_fields__
-    if not columns.source and not columns.source_offset:  # type: ignore[attr-defined]
-        names = names[:-2]
-    lengths = {len(getattr(columns, name)) for name in names}
+    lengths = {len(getattr(columns, name)) for name in _filled(columns)}
     if len(lengths) != 1:
         raise ValueError(f"columns of different lengths: {sorted(lengths)}")
-    accounts: list[str] = columns.account  # type: ignore[attr-defined]
+    accounts: list[str] = columns.account
     if not all(map(_is_account, accounts)):
         wrong = next(name for name in accounts if not _is_account(name))
         raise ValueError(f"{wrong[:60]!r} cannot be an account")
@@ -203,10 +213,8 @@ Columns = TypeVar("Columns", FillColumns, TransferColumns, ReportColumns)
 
 def rows_of(columns: Columns, indexes: Iterable[int]) -> Columns:
     """The rows of ``columns`` at ``indexes``, in that order."""
-    kept, names = list(indexes), columns.__struct_fields__
-    if not columns.source:
-        names = names[:-2]
-    return type(columns)(**{name: [getattr(columns, name)[index] for index in kept] for name in names})
+    kept = list(indexes)
+    return type(columns)(**{name: [getattr(columns, name)[index] for index in kept] for name in _filled(columns)})
 
 
 class Suspension(msgspec.Struct, kw_only=True):

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import EventFrame, JournalRecord, SourceRange, rows_of
+from schemas.messages import ROW_KINDS, EventFrame, JournalRecord, SourceRange, rows_of
 from schemas.topics import EVENTS
 from streams.broker.records import Log
 from streams.feeds.journal import read_journal
@@ -19,7 +19,6 @@ from streams.feeds.journal import read_journal
 ALL_EVERY = 1000
 """Every so many records of a journal, one names all sources; the others name those that moved."""
 
-_KINDS = ("transfers", "fills", "reports")
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 
 
@@ -118,7 +117,7 @@ def _without(frame: EventFrame, had: list[int]) -> EventFrame:
             if suspension.offset >= places.get((suspension.topic, suspension.partition), 0)
         ]
     }
-    for kind in _KINDS:
+    for kind in ROW_KINDS:
         columns = getattr(frame, kind)
         rows = zip(columns.source, columns.source_offset, strict=True)
         new = [index for index, (source, offset) in enumerate(rows) if offset >= had[source]]

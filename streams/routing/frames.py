@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from schemas.codec import encode
 from schemas.messages import (
     FRAME_ROWS_MAX,
+    ROW_KINDS,
     EventFrame,
     LiquidationReport,
     SourceRange,
@@ -200,7 +201,7 @@ def _encoded(frame: EventFrame) -> Iterator[bytes]:
         yield data
         return
     places = [(-1, suspension.offset) for suspension in frame.suspensions]
-    for kind in _KINDS:
+    for kind in ROW_KINDS:
         columns = getattr(frame, kind)
         places += zip(columns.source, columns.source_offset, strict=True)
     half = len(places) // 2
@@ -224,12 +225,9 @@ def _slice(frame: EventFrame, first: int, end: int) -> EventFrame:
     part = EventFrame(time=frame.time, repaired=frame.repaired)
     count = len(frame.suspensions)
     part.suspensions = frame.suspensions[first : max(end, 0)]
-    for kind in _KINDS:
+    for kind in ROW_KINDS:
         first, end = first - count, end - count
         columns = getattr(frame, kind)
         count = len(columns.account)
         setattr(part, kind, rows_of(columns, range(max(first, 0), max(min(end, count), 0))))
     return part
-
-
-_KINDS = ("transfers", "fills", "reports")
