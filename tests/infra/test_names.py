@@ -1,24 +1,12 @@
 """One word, one sense: no two classes of one name, and no name that fits anything."""
 
 import ast
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tests.conftest import ROOT
+from tests.infra.modules import modules
 
 VAGUE = {"found", "result_", "tmp", "foo", "thing", "stuff"}
-
-
-def modules(*folders: str) -> Iterator[tuple[str, ast.Module]]:
-    """The Python modules that git knows of, or would."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    for path in listed.stdout.splitlines():
-        if path.endswith(".py") and (ROOT / path).exists():
-            yield path, ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
 def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -1,9 +1,5 @@
 """Partitions added to the exchange's topics while a router runs, on a stack of their own: it routes what is in them."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +8,13 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewPartitions
 
-from infra.local.stack import LocalStack
 from schemas import topics
 from streams.broker import config
-from streams.broker.admin import admin_client, ensure_topics
-from streams.settings import Settings, load
-from tests.integration.conftest import Topic, eventually, now_us
+from streams.broker.admin import admin_client
+from streams.settings import Settings
+from tests.integration.conftest import Role, Topic, eventually, now_us
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture
-def settings_of_its_own() -> Iterator[Settings]:
-    with LocalStack.start() as stack:
-        servers = {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url}
-        settings = load({}, servers | {"topics.shards": 1, "topics.partitions": 1})
-        assert not ensure_topics(settings).wrong
-        yield settings
 
 
 def trade(number: int) -> bytes:
@@ -44,20 +30,12 @@ def trade(number: int) -> bytes:
     return orjson.dumps(record | sides)
 
 
-def test_a_router_routes_what_comes_in_partitions_that_were_added(
-    settings_of_its_own: Settings, tmp_path: Path
-) -> None:
-    settings, log = settings_of_its_own, tmp_path / "router.log"
+def test_a_router_routes_what_comes_in_partitions_that_were_added(own_settings: Settings, tmp_path: Path) -> None:
+    settings, before = own_settings, own_settings.topics.partitions
     events = Topic(settings, topics.EVENTS)
-    environment = {
-        **os.environ,
-        "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        "MARGIN_REDIS__URL": settings.redis.url,
-        "MARGIN_TOPICS__SHARDS": "1",
-    }
 
     def routed() -> set[str]:
-        assert router.poll() is None, log.read_text()
+        router.assert_running()
         return {symbol for frame in events.values() for symbol in frame["fills"]["symbol"]}
 
     def send(number: int, partition: int) -> None:
@@ -65,28 +43,22 @@ def test_a_router_routes_what_comes_in_partitions_that_were_added(
         producer.produce(topics.TRADES, trade(number), key=f"S{number}", partition=partition)
         assert producer.flush(10) == 0
 
-    with log.open("wb") as file:
-        router = subprocess.Popen(
-            [sys.executable, "-m", "streams.cli", "router"], env=environment, stdout=file, stderr=file
-        )
+    router = Role("router", settings, tmp_path / "router.log")
     try:
         send(1, 0)
         eventually(lambda: routed() == {"S1"}, "the trade of the first partition is routed")
         admin = admin_client(settings)  # kept: its requests end with it
-        added = admin.create_partitions([NewPartitions(topics.ROUTER, 3), NewPartitions(topics.TRADES, 3)])
-        for done in added.values():
+        counts = [NewPartitions(topic, before + 2) for topic in (topics.ROUTER, topics.TRADES)]
+        for done in admin.create_partitions(counts).values():
             done.result(timeout=10)
         for number in (2, 3):
-            send(number, number - 1)
+            send(number, before + number - 2)
         send(4, 0)
         eventually(lambda: routed() == {"S1", "S2", "S3", "S4"}, "what came in the new partitions is routed")
         frames = events.values()
-        assert sorted(symbol for frame in frames for symbol in frame["fills"]["symbol"]) == sorted(
-            ["S1", "S2", "S3", "S4"] * 2
-        )
+        assert sum(len(frame["fills"]["symbol"]) for frame in frames) == 8, "each trade once"
         sources = {(source["partition"], source["first"]) for frame in frames for source in frame["sources"]}
-        assert {(1, 0), (2, 0)} <= sources, "from their first records on"
+        assert {(before, 0), (before + 1, 0)} <= sources, "from their first records on"
     finally:
         router.kill()
-        router.wait()
         events.close()
