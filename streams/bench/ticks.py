@@ -33,7 +33,7 @@ _TIERS = ((0, "0.005", "0.01"), (50_000, "0.01", "0.02"), (250_000, "0.02", "0.0
 
 @dataclass(frozen=True, slots=True)
 class TickTimes:
-    """Milliseconds a tick, and what it covered. ``full_ms``: the median of nine full re-evaluations.
+    """Milliseconds per tick, and what it covered. ``full_ms``: the median of nine full re-evaluations.
     ``after_crash_max_ms``: the dearest of ten ticks after the crash."""
 
     accounts: int
@@ -65,7 +65,7 @@ def bench_ticks(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TickTimes:
-    """Measure a calm walk (one symbol a tick, a basis point each) and two crashes of 10 %: of a symbol, of the market.
+    """Measure a calm walk (one symbol per tick, a basis point each) and two crashes of 10 %: of a symbol, of the market.
 
     Each account has ``positions`` positions, long or short, and so much collateral that a move of 0 to 50 %, all
     distances equally likely, against all of them at once liquidates it. ``progress`` is told what is begun.
@@ -145,7 +145,7 @@ def show_ticks(console: Console, times: TickTimes) -> None:
     rows = [
         ("full re-evaluation, NumPy", times.full_ms, f"{times.accounts:,}"),
         ("calm walk, p50", times.calm_p50_ms, ""),
-        ("calm walk, p99", times.calm_p99_ms, f"{times.calm_rows_per_tick:,.1f} a tick"),
+        ("calm walk, p99", times.calm_p99_ms, f"{times.calm_rows_per_tick:,.1f} per tick"),
         ("calm walk, max", times.calm_max_ms, ""),
         ("crash of one symbol", times.symbol_crash_ms, f"{times.symbol_crash_rows:,}"),
         ("crash of the market", times.market_crash_ms, f"{times.market_crash_rows:,}"),
