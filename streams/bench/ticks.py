@@ -65,7 +65,7 @@ def bench_ticks(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TickTimes:
-    """Measure a calm walk (one symbol per tick, a basis point each) and two crashes of 10 %: of a symbol, of the market.
+    """Measure a calm walk (a symbol per tick, a basis point each) and two crashes of 10 %: of a symbol, of the market.
 
     Each account has ``positions`` positions, long or short, and so much collateral that a move of 0 to 50 %, all
     distances equally likely, against all of them at once liquidates it. ``progress`` is told what is begun.
