@@ -23,6 +23,7 @@ from schemas.messages import (
     LiquidationReport,
     MarkFrame,
     OraclePrice,
+    RouterProgress,
     Trade,
     Transfer,
 )
@@ -38,6 +39,7 @@ from schemas.topics import (
     ORACLE,
     PARAMETERS,
     PRICES,
+    PROGRESS,
     REPORTS,
     ROUTER,
     TRADES,
@@ -61,6 +63,7 @@ MESSAGE_TYPES: dict[str, Any] = {
     REPORTS: LiquidationReport,
     EVENTS: EventFrame,
     MARKS: MarkFrame,
+    PROGRESS: RouterProgress,
     COMMANDS: LiquidationCommand,
     ALERTS: Alert,
     ACCOUNTS: AccountRow,
@@ -83,6 +86,7 @@ WRITERS = {
     REPORTS: "execution services",
     EVENTS: "router",
     MARKS: "oracle",
+    PROGRESS: "router",
     COMMANDS: "engine",
     ALERTS: "engine",
     ACCOUNTS: "engine",
@@ -115,13 +119,13 @@ PARTICIPANTS = (
     Participant(
         "router",
         (TRADES, TRANSFERS, REPORTS, ROUTER),
-        (EVENTS, ROUTER, *map(dead_letter_topic, (TRADES, TRANSFERS, REPORTS))),
+        (EVENTS, PROGRESS, ROUTER, *map(dead_letter_topic, (TRADES, TRANSFERS, REPORTS))),
     ),
     Participant("oracle", (PRICES, PARAMETERS, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
     Participant(
         "engine",
-        (EVENTS, MARKS, PARAMETERS, ACCOUNTS, JOURNAL),
-        (COMMANDS, ALERTS, ACCOUNTS, JOURNAL, *map(dead_letter_topic, (EVENTS, MARKS, PARAMETERS))),
+        (EVENTS, MARKS, PROGRESS, PARAMETERS, ACCOUNTS, JOURNAL),
+        (COMMANDS, ALERTS, ACCOUNTS, JOURNAL, *map(dead_letter_topic, (EVENTS, MARKS, PROGRESS, PARAMETERS))),
     ),
 )
 

@@ -264,6 +264,41 @@ class EventFrame(msgspec.Struct, kw_only=True):
                 raise ValueError(f"a row came from a source that is not one of the frame's {count}")
 
 
+class TopicProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a router is in its partitions of an input topic, and where all of the topic's end.
+
+    ``next`` names partitions with the offset below which every record has been told to the shards. ``ends`` is the
+    offset at which each partition ended, by number; -1: its leader did not say.
+    """
+
+    topic: Identifier
+    topic_id: Text
+    next: list["PartitionOffset"]
+    ends: list[Offset]
+
+
+class PartitionOffset(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A place in a partition."""
+
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Offset
+
+
+class RouterProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """``margin.progress.v1``: how far one router is.
+
+    ``frames`` is the offset of its last frame by shard (-1: it has written none), acknowledged before ``ends`` of the
+    topics were asked for; ``next`` holds as of then, too. So whatever Kafka had acknowledged before a record in one of
+    those frames was published lies below the ends. A router asks only after its last record here was acknowledged.
+    ``time`` is its clock.
+    """
+
+    router: Text
+    time: TimeUs
+    topics: list[TopicProgress]
+    frames: list[Offset]
+
+
 # --- oracle to engine ------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +354,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ``debt`` is the weighted sum of the negative balances, ``unweighted_equity`` counts every balance at weight 1.
     ``stale_bounds`` names the symbols whose marks are not live, with the bound they were given (its mark is worth at
     most 1 + bound times what ``marks`` says, at least nothing): equity, debt and maintenance_margin are then those of
-    the corner that is best for the account, below its requirement even so.
+    the corner that is best for the account, below its requirement even so. ``left_out`` names the sources
+    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them.
     """
 
     equity: DerivedDecimal
@@ -335,6 +371,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     debt: DerivedUnsigned = "0"
     unweighted_equity: DerivedDecimal | None = None
     stale_bounds: dict[str, str] = {}
+    left_out: tuple[Text, ...] = ()
 
 
 class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -433,6 +470,26 @@ class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
     offset: Offset
 
 
+class DeferredEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of the frame at ``offset``, as a frame of one row, that is applied once its account is decided."""
+
+    offset: Offset
+    frame: EventFrame
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """An account whose verdict waits until all is in that Kafka had acknowledged before the frame at ``frame`` was
+    written, and before ``after``; or, of a verdict that a mark caused, by the record of progress at ``progress``.
+
+    ``since`` is the shard's time at which the wait began.
+    """
+
+    frame: Offset
+    after: TimeUs = 0
+    progress: Offset = -1
+    since: TimeUs = 0
+
+
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     """One margin group of an account: ``margin`` is ``cross`` or the symbol of the isolated position.
 
@@ -464,6 +521,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``transfer_digest`` is the CRC-32
     of what the transfer did that has ``transfer_sequence``: another one with its number contradicts it. ``refused``
     holds, by ``topic:partition``, the offset of the last record there that could not be read and named this account.
+    ``held``: the account is below its requirement, and nothing is done before what was acknowledged before is in;
+    ``deferred`` are the events that came later, in the order of the log.
     """
 
     account: Identifier
@@ -483,6 +542,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     unapplied_credits: Sequence = 0
     transfer_digest: Sequence = 0
     refused: dict[Text, Offset] = {}
+    held: Hold | None = None
+    deferred: tuple[DeferredEvent, ...] = ()
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -490,6 +551,25 @@ class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     first: Offset
     next: Offset
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Of one commit: the marks below ``marks`` were walked before, and the others after, the progress below
+    ``progress``."""
+
+    marks: Offset
+    progress: Offset
+
+
+class Behind(msgspec.Struct, frozen=True, kw_only=True):
+    """A source that others wait for: how far it is (``next``) and since when it has not moved, by the shard's clock.
+
+    ``left_out``: nobody waits for it any more, until it moves.
+    """
+
+    next: Offset
+    since: TimeUs
+    left_out: bool = False
 
 
 class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -514,6 +594,11 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     the unit of account, as of the last record that tells the open interest. ``sources`` is the next offset of each
     source (``topic:partition:topic id``) that moved; of every one of them in a claim and now and then.
     ``sources_told_at`` is the offset of the last record that tells of every one; -1: this one does.
+    ``progress`` is what was walked of ``margin.progress.v1``, that below ``progress_before`` before the events;
+    ``turns`` says how marks and progress took turns where it matters. ``marks_now``, of a claim, is the first mark that
+    is walked when it comes; those before it were there. ``behind`` are the sources that the shard waits
+    for, or has ceased to wait for, by name; a claim forgets all else that was known of progress. ``held`` counts the
+    accounts whose verdict waits.
     """
 
     kind: Literal["claim", "commit"]
@@ -542,3 +627,9 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     unreached_notional: dict[str, DerivedUnsigned] = {}
     sources: dict[Text, Offset] = {}
     sources_told_at: Offset = -1
+    progress: Range = Range(first=0, next=0)
+    progress_before: Offset = -1
+    turns: tuple[Turn, ...] = ()
+    marks_now: Offset = -1
+    behind: dict[Text, Behind] = {}
+    held: Sequence = 0

@@ -13,6 +13,7 @@ from msgspec import Meta
 from schemas.types import (
     Asset,
     DurationMs,
+    HoldMs,
     Identifier,
     PositiveDecimal,
     Sequence,
@@ -141,6 +142,10 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 
     What a missing mark keeps from being decided for ``undecided_alert_ms`` is alerted. A clock counts as the broker's,
     ``clock_skew_ms_max`` more or less.
+
+    A command waits until all is in that Kafka had acknowledged before the account's last event: for a source that does
+    not move, ``incomplete_hold_ms`` at most. One that a mark caused waits ``stale_input_hold_ms`` at most for sources
+    that are known to be behind.
     """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"
@@ -155,6 +160,8 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     scale_interval_ms: DurationMs = 10_000
     undecided_alert_ms: DurationMs = 5_000
     clock_skew_ms_max: DurationMs = 2_000
+    incomplete_hold_ms: HoldMs = 10_000
+    stale_input_hold_ms: HoldMs = 1_000
     version: Sequence = 0
 
     @property

@@ -1,8 +1,8 @@
 """The one place that names topics and says what each must be.
 
 ``shards`` topics share one partition count: partition *n* of each belongs to shard *n*. The exchange's topics may have
-any partition count. ``margin.marks.v1`` and ``risk.parameters.v1`` have exactly one partition, so that an offset in
-them is a global order.
+any partition count. ``margin.marks.v1``, ``margin.progress.v1`` and ``risk.parameters.v1`` have exactly one partition,
+so that an offset in them is a global order.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ PARAMETERS = "risk.parameters.v1"
 REPORTS = "liquidation.reports.v1"
 EVENTS = "margin.events.v1"
 MARKS = "margin.marks.v1"
+PROGRESS = "margin.progress.v1"
 COMMANDS = "liquidation.commands.v1"
 ALERTS = "margin.alerts.v1"
 ACCOUNTS = "margin.accounts.v1"
@@ -88,6 +89,7 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(REPORTS, "account", "any", dead_letters=True),
     Topic(EVENTS, "none", "shards", dead_letters=True, compression="lz4", append_time=True),
     Topic(MARKS, "none", "one", dead_letters=True, compression="none", append_time=True),
+    Topic(PROGRESS, "none", "one", dead_letters=True, compression="lz4", append_time=True),
     Topic(COMMANDS, "account", "any", compression="none"),
     Topic(ALERTS, "account", "any", compression="none"),
     Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None, compression="none"),

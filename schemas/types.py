@@ -58,6 +58,7 @@ TimeUs = Annotated[int, Meta(ge=0, le=TIME_US_MAX, description="microseconds sin
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 DurationMs = Annotated[int, Meta(ge=1, le=86_400_000, description="milliseconds")]
+HoldMs = Annotated[int, Meta(ge=0, le=600_000, description="milliseconds")]
 
 Side = Literal["buy", "sell"]
 PositionSide = Literal["long", "short"]
@@ -92,6 +93,8 @@ AlertKind = Literal[
     "clock_skew",
     "clock_skew_cleared",
     "unreadable",
+    "input_behind",
+    "input_behind_cleared",
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""

@@ -73,6 +73,10 @@ class TransactionAborted(BrokerError):
     """The transaction was dropped as a whole; the producer can begin another."""
 
 
+class NotDelivered(BrokerError):
+    """A record outside a transaction may not have been written: take a new producer and write again what is needed."""
+
+
 class ProducerFenced(BrokerError):
     """Another process took over or the outcome is unknown: drop this producer and read the log again."""
 

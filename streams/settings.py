@@ -219,6 +219,12 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="so long after its first record a batch ends; at most a quarter of Kafka's transaction timeout"
         ),
     ] = 20
+    progress_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="so often at most a router tells the engines how far it is; a tenth as often if it stands still"
+        ),
+    ] = 25
     ready_lag_records_max: Annotated[Positive, Meta(description="with more records to route a router is not ready")] = (
         100_000
     )

@@ -1,8 +1,9 @@
 """A shard's journal run again from the input topics: the engine's own state machine, driven by what the journal says.
 
-Owns the order of a commit (the marks below ``marks_before``, the parameters, the events, the rest of the marks) and
-what a claim does to memory: everything that is in no row is lost, the rows are loaded, the prices recalled, and newer
-parameters decide everything once. Choosing where to begin and judging what comes out is the caller's business.
+Owns the order of a commit (the marks and progress below ``marks_before`` and ``progress_before``, the parameters, the
+events, the rest of both, in the turns that the journal names) and what a claim does to memory: everything that is in no
+row is lost, the rows are loaded, the prices recalled, and newer parameters decide everything once. Choosing where to
+begin and judging what comes out is the caller's business.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import msgspec
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import Columns, EventFrame, JournalRecord, Mark, MarkFrame, SourceRange, rows_of
-from schemas.topics import EVENTS, MARKS, PARAMETERS
+from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
 from streams.clearing.journal import Cursor
@@ -21,6 +22,7 @@ from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
 from streams.feeds.marks import mark_records, read_marks
 from streams.feeds.parameters import ParameterHistory
+from streams.feeds.progress import progress_records
 from streams.feeds.sources import sources_as_of
 
 
@@ -64,6 +66,7 @@ class Rerun:
         self._last: tuple[JournalRecord, int] | None = None
         self._events: Tape | None = None
         self._marks: Tape | None = None
+        self._progress: Tape | None = None
 
     def begin(self, record: JournalRecord, offset: int, rows: Mapping[str, bytes]) -> None:
         """Stand where ``record``, at ``offset`` of the journal, left the shard, with ``rows`` as of then."""
@@ -78,7 +81,7 @@ class Rerun:
         assert self._last is not None
         cursor = Cursor(self._id).resume(*self._last)
         cursor.sources = self.shard.cursor.sources
-        return cursor.claim_record(record.worker)
+        return cursor.claim_record(record.worker, record.progress.next, record.marks_now)
 
     def claim(self, record: JournalRecord, offset: int) -> None:
         """Take the shard anew, as the engine does that wrote the claim ``record`` at ``offset``."""
@@ -87,12 +90,17 @@ class Rerun:
     def commit(self, record: JournalRecord, offset: int) -> Output:
         """Run what one commit covered; its output, which is not yet in :attr:`rows`."""
         shard = self.shard
-        self._walk(record.marks_before if record.marks_before >= 0 else record.marks.next)
-        everything = self._adopt_parameters(record.parameters.next)
-        if self._apply_events(record.events.next) or everything:
-            shard.decide_touched(everything=everything)
-            self._observe(*((PARAMETERS, shard.parameters_next - 1) if everything else (EVENTS, shard.events_next - 1)))
-        self._walk(record.marks.next)
+        marks_before = record.marks_before if record.marks_before >= 0 else record.marks.next
+        progress_before = record.progress_before if record.progress_before >= 0 else record.progress.next
+        is_before = True
+        for turn in record.turns:
+            if is_before and (turn.marks > marks_before or turn.progress > progress_before):
+                is_before = False
+                self._apply_batch(record, marks_before, progress_before)
+            self._walk(turn.marks, turn.progress)
+        if is_before:
+            self._apply_batch(record, marks_before, progress_before)
+        self._walk(record.marks.next, record.progress.next)
         output = shard.take(record.worker, with_open_interest=record.open_interest is not None)
         if self._known is not None:  # which symbols are awaited depends on all accounts
             shard.cursor.awaited.resume(record.not_live, record.told_not_live)
@@ -104,6 +112,14 @@ class Rerun:
             else:
                 self.rows[account] = row
         return output
+
+    def _apply_batch(self, record: JournalRecord, marks_before: int, progress_before: int) -> None:
+        shard = self.shard
+        self._walk(marks_before, progress_before)
+        everything = self._adopt_parameters(record.parameters.next)
+        if self._apply_events(record.events.next) or everything:
+            shard.decide_touched(everything=everything)
+            self._observe(*((PARAMETERS, shard.parameters_next - 1) if everything else (EVENTS, shard.events_next - 1)))
 
     def adopt(self, account: str, row: bytes) -> None:
         """Make an account known, whose row as of the last commit is ``row``."""
@@ -130,6 +146,7 @@ class Rerun:
         if self._events is None:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)
+            self._progress = Tape(self._log, PROGRESS, 0, record.progress.next)
 
     def _remember(self, offset: int, frame: MarkFrame, appended_us: int) -> None:
         if frame.epoch >= self.shard.marks_epoch and appended_us != UNSTAMPED:
@@ -137,7 +154,20 @@ class Rerun:
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
-    def _walk(self, end: int) -> None:
+    def _walk(self, marks_end: int, progress_end: int) -> None:
+        """Walk the marks below ``marks_end``, then the progress below ``progress_end``."""
+        self._walk_marks(marks_end)
+        assert self._progress is not None
+        shard = self.shard
+        if progress_end <= shard.progress_next:
+            return
+        for record in progress_records(self._progress.until(progress_end)):
+            if record.offset >= shard.progress_next:
+                shard.apply_progress(record.offset, record.progress, record.appended_us)
+                self._observe(PROGRESS, record.offset)
+        shard.apply_progress(progress_end - 1, None, 0)
+
+    def _walk_marks(self, end: int) -> None:
         assert self._marks is not None
         shard = self.shard
         for mark_record in mark_records(self._marks.until(end)):

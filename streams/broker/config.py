@@ -77,12 +77,12 @@ def producer(
         "message.max.bytes": 4_000_000,
         "queue.buffering.max.messages": 1_000_000,
         "queue.buffering.max.kbytes": 524_288,
+        "message.timeout.ms": kafka.transaction_timeout_ms,
     }
     if transactional_id is not None:
         config |= {
             "transactional.id": transactional_id,
             "transaction.timeout.ms": kafka.transaction_timeout_ms,
-            "message.timeout.ms": kafka.transaction_timeout_ms,
         }
     return config
 

@@ -13,7 +13,8 @@ from schemas.topics import Compression
 from streams.broker import config
 from streams.broker.admin import admin_client, require_topics, topic_ids
 from streams.broker.clients import CLIENTS, Clients
-from streams.broker.producer import TransactionalProducer
+from streams.broker.ends import EndOffsets, KafkaEndOffsets
+from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.reader import Follower, LogReader
 from streams.settings import Settings
 
@@ -44,6 +45,14 @@ class Kafka:
         return TransactionalProducer(
             self.settings.kafka, transactional_id, compression=compression, clients=self.clients
         )
+
+    def idempotent_producer(self, client_id: str, *, compression: Compression = "none") -> IdempotentProducer:
+        """A producer without transactions."""
+        return IdempotentProducer(self.settings.kafka, client_id, compression=compression, clients=self.clients)
+
+    def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
+        """Asks where the partitions of topics end; ``counts`` says how many each has."""
+        return KafkaEndOffsets(self.settings.kafka, client_id, counts, self.runtime)
 
     def log_reader(self, client_id: str, on_progress: Callable[[], object] = lambda: None) -> LogReader:
         """A reader of any log by offset."""

@@ -1,12 +1,16 @@
-"""The transactional producer: begin, produce, offsets, commit, and an honest answer when any of it fails.
+"""Producers: what is written together, and what is written at least once, with an honest answer when any of it fails.
 
-Three outcomes only: the call succeeded; :class:`TransactionAborted` (call :meth:`TransactionalProducer.abort`, then the
-producer is good for another); :class:`ProducerFenced` (another process took over, or nobody knows how the commit ended:
-drop the producer and take the state again from the log). Callers never see a KafkaException.
+The transactional one has three outcomes only: the call succeeded; :class:`TransactionAborted` (call
+:meth:`TransactionalProducer.abort`, then the producer is good for another); :class:`ProducerFenced` (another process
+took over, or nobody knows how the commit ended: drop the producer and take the state again from the log). Callers never
+see a KafkaException.
 
 ``send_offsets_to_transaction`` does not keep to its time: when the group's coordinator was away and has come back,
 librdkafka may wait for ever for the broker that it knew before. So it is called in a thread of its own, which is left
 behind with its producer when time is up.
+
+The idempotent one writes what it is given in order, once for as long as it lives. A record that it could not deliver
+may be written or not, and so may those after it: whoever needs them takes a new producer and writes them again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +23,7 @@ from schemas.headers import Headers
 from schemas.topics import Compression
 from streams.broker import config
 from streams.broker.clients import CLIENTS, Clients
-from streams.errors import BrokerError, ProducerFenced, TransactionAborted
+from streams.errors import BrokerError, NotDelivered, ProducerFenced, TransactionAborted
 from streams.settings import KafkaSettings
 
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
@@ -38,6 +42,95 @@ def group_metadata(consumer: Consumer) -> Any:
     if not consumer.memberid():  # asked afterwards: an id that is lost does not come back before the next poll
         raise TransactionAborted("the group has expelled this member; its partitions may have another owner")
     return metadata
+
+
+class IdempotentProducer:
+    """A producer without transactions. Not thread-safe: one owner drives it.
+
+    ``waiting`` is how many records are not acknowledged yet.
+    """
+
+    def __init__(
+        self, kafka: KafkaSettings, client_id: str, *, compression: Compression = "none", clients: Clients = CLIENTS
+    ) -> None:
+        self._runtime = clients.runtime
+        self._client_id = client_id
+        self._timeout_s = kafka.transaction_timeout_ms / 1000
+        self._producer: Producer | None = clients.producer(config.producer(kafka, client_id, compression=compression))
+        self._failure: KafkaError | None = None
+        self.waiting = 0
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers | None = None,
+        on_acknowledged: Callable[[int], object] = lambda offset: None,
+    ) -> None:
+        """Queue one record; ``on_acknowledged`` is told its offset, by :meth:`poll` or :meth:`flush`.
+
+        Raises:
+            NotDelivered: this one, or one before it, could not be delivered.
+        """
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            self.waiting -= 1
+            offset = message.offset()
+            if error is not None or offset is None:
+                self._failure = self._failure or error or KafkaError(KafkaError._FAIL)
+            else:
+                on_acknowledged(offset)
+
+        arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": delivered}
+        deadline = self._runtime.monotonic() + self._timeout_s
+        while True:
+            self._check()
+            try:
+                self._live.produce(topic, value, **arguments)
+                self.waiting += 1
+                return
+            except BufferError:
+                if self._runtime.monotonic() > deadline:
+                    raise NotDelivered(f"{self._client_id}: the local queue stayed full") from None
+                self._live.poll(0.05)
+            except KafkaException as error:
+                self._failure = self._failure or error.args[0]
+
+    def poll(self) -> None:
+        """Hear what has been acknowledged.
+
+        Raises:
+            NotDelivered: a record could not be delivered.
+        """
+        self._live.poll(0)
+        self._check()
+
+    def flush(self) -> None:
+        """Wait until everything is acknowledged.
+
+        Raises:
+            NotDelivered: something was not, or not in time.
+        """
+        if self._live.flush(self._timeout_s) > 0:
+            raise NotDelivered(f"{self._client_id}: records were not acknowledged in {self._timeout_s:g} s")
+        self._check()
+
+    def close(self) -> None:
+        """Let go of it; what is not acknowledged may be written or not."""
+        self._producer = None
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise NotDelivered(f"{self._client_id}: a record was not delivered: {self._failure.str()}")
+
+    @property
+    def _live(self) -> Producer:
+        if self._producer is None:
+            raise NotDelivered(f"{self._client_id}: this producer is closed")
+        return self._producer
 
 
 class TransactionalProducer:

@@ -202,8 +202,16 @@ class Follower:
         self._consumer.close()
 
 
-def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[Record]:
+def poll_batch(
+    consumer: Consumer,
+    timeout_s: float,
+    records_max: int,
+    on_end: Callable[[str, int, int], object] = lambda topic, partition, offset: None,
+) -> list[Record]:
     """Wait for the first record, then drain: ``consume(n, t)`` alone would wait ``t`` unless ``n`` records are there.
+
+    ``on_end`` is told where a partition ends for now, if the consumer says so: topic, number, and the offset at which
+    the next record will be. The records before it have been given by then.
 
     Raises:
         BrokerError: an error that will not pass by itself.
@@ -217,6 +225,9 @@ def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[R
         error = message.error()
         if error is None:
             good.append(Record(message))
+        elif error.code() == KafkaError._PARTITION_EOF:
+            record = Record(message)
+            on_end(record.topic(), record.partition(), record.offset())
         else:
             _raise_for_good(message, error)
     return good

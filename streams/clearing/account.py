@@ -15,7 +15,9 @@ import msgspec
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import (
     AccountRow,
+    DeferredEvent,
     GroupRow,
+    Hold,
     OpenCommand,
     OpenOrder,
     ParkedTransfer,
@@ -34,6 +36,9 @@ PARKED_MAX = 64
 
 WAITING_FILLS_MAX = 128
 """Fills of one account that may wait for parameters; further ones go to the dead letters."""
+
+DEFERRED_MAX = 256
+"""Events of one account that may be deferred; one more, and all of them are applied and the account waits anew."""
 
 REFUSED_PLACES_MAX = 256
 """Partitions of which an account remembers the last record that suspended it."""
@@ -153,7 +158,8 @@ class AccountState:
     can only make the account better. ``parked`` transfers and
     ``waiting_fills`` wait for parameters that admit them, in the order of the log. ``unread`` is the account's last row
     if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
-    read have suspended it: the last offset by ``topic:partition``.
+    read have suspended it: the last offset by ``topic:partition``. ``touched`` is the last frame that changed it since
+    the shard was taken. ``held`` and ``deferred`` are those of its row.
     """
 
     account: str
@@ -170,6 +176,9 @@ class AccountState:
     told_liquidatable: bool = False
     parked: list[ParkedTransfer] = field(default_factory=list)
     waiting_fills: list[WaitingFill] = field(default_factory=list)
+    touched: int = -1
+    held: Hold | None = None
+    deferred: list[DeferredEvent] = field(default_factory=list)
 
     @property
     def suspended(self) -> bool:
@@ -230,6 +239,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         or state.suspended
         or state.holds_back
         or state.refused
+        or state.held is not None
     )
     if not groups and not remembered:
         return None
@@ -253,6 +263,8 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         waiting_fills=tuple(state.waiting_fills),
         unread=None if state.unread is None else _packed(state.unread),
         refused=dict(sorted(state.refused.items())),
+        held=state.held,
+        deferred=tuple(state.deferred),
     )
 
 
@@ -331,6 +343,8 @@ def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
         told_liquidatable=row.told_liquidatable,
         parked=list(row.parked),
         waiting_fills=list(row.waiting_fills),
+        held=row.held,
+        deferred=list(row.deferred),
     )
     try:
         for group in row.groups:

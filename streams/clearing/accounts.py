@@ -56,8 +56,8 @@ class Accounts:
     """The accounts of one shard, by name and by row.
 
     ``levels`` (float[rows], at least) is the margin-call level of each row, infinite without one. ``holding_back``
-    names the accounts that have events waiting for parameters, ``unread`` those whose row cannot be read, with the
-    reason.
+    names the accounts that have events waiting for parameters, ``held`` those whose verdict waits, ``unread`` those
+    whose row cannot be read, with the reason.
     """
 
     def __init__(self, shard: int, ledger: Ledger, admission: Admission, outbox: Outbox) -> None:
@@ -70,6 +70,7 @@ class Accounts:
         self.levels = np.full(64, np.inf)
         self.agenda = Agenda()
         self.holding_back: set[str] = set()
+        self.held: set[str] = set()
         self.unread: dict[str, str] = {}
 
     def account(self, name: str) -> AccountState:
@@ -142,6 +143,7 @@ class Accounts:
 
     def forget(self, account: str) -> None:
         """Drop an account about which nothing needs to be remembered."""
+        self.held.discard(account)
         for group in self.by_name.pop(account).groups.values():
             self._drop(group)
 

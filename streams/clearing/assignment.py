@@ -77,6 +77,11 @@ class Assignment:
         """Whether a command of a running shard waits to be committed."""
         return any(shard.has_command for shard in self.running.values())
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a running shard has something to commit at once."""
+        return any(shard.is_urgent for shard in self.running.values())
+
     # --- rebalances --------------------------------------------------------------------------------------------------
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

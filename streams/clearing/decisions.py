@@ -11,6 +11,7 @@ from schemas.types import GroupStatus
 from streams.clearing.account import AccountState, CommandState, GroupState, OrderState
 from streams.clearing.accounts import Accounts
 from streams.clearing.candidates import Candidates
+from streams.clearing.holds import Holds
 from streams.clearing.journal import Cursor
 from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
@@ -35,6 +36,7 @@ class Decisions:
         accounts: Accounts,
         candidates: Candidates,
         commands: OpenCommands,
+        holds: Holds,
         outbox: Outbox,
     ) -> None:
         self._cursor = cursor
@@ -43,6 +45,7 @@ class Decisions:
         self._accounts = accounts
         self._candidates = candidates
         self._commands = commands
+        self._holds = holds
         self._outbox = outbox
 
     def decide(self, rows: Rows) -> None:
@@ -76,8 +79,8 @@ class Decisions:
         """Decide one group: liquidate it, leave it alone, or say why neither can be done.
 
         1. A command that is out is waited for, until it is closed or has expired.
-        2. Below the requirement, as far as live marks and the bounds of the others show: the plan's orders become a
-           command, a plan without orders a status.
+        2. Below the requirement, as far as live marks and the bounds of the others show: the account is held until all
+           is in that was acknowledged before; then the plan's orders become a command, a plan without orders a status.
         3. Not below it with every mark live: whatever was under way is over.
         4. Not shown to be below it while marks are not live: nothing is over that only live marks can end.
         """
@@ -90,6 +93,10 @@ class Decisions:
         if health.liquidatable:
             view, marks = self._portfolio.group(group.row), self._portfolio.marks
             plan = make_plan(view, health, marks, self._portfolio.parameters, stale=self._not_live_of(group))
+            expired_us = command.expires_at if command is not None and superseded is not None else 0
+            is_news = bool(plan.orders) or group.status != plan.stage
+            if is_news and self._holds.keeps(state, expired_us):
+                return
             self._commands.end(state, group)
             if plan.orders:
                 self._liquidate(state, group, health, plan, superseded)
@@ -219,6 +226,7 @@ class Decisions:
             debt=format_decimal(health.debt),
             unweighted_equity=format_decimal(health.unweighted_equity),
             stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
+            left_out=self._cursor.completeness.left_out,
         )
 
     def _strand(self, state: AccountState, group: GroupState, health: Health, stage: str) -> None:

@@ -7,9 +7,9 @@ The cycle:
 
 1. New parameter records are applied to every shard.
 2. Events are applied, if nothing applied before is still uncommitted: what one commit covers is one batch.
-3. Marks are walked in order by every shard.
-4. If a shard has a command, or ``commit_interval_ms`` has passed since the last commit, everything is committed
-   (``commit.py``).
+3. Marks are walked in order by every shard, and what the routers say of their progress.
+4. If a shard has a command, or an account that waits for events, or ``commit_interval_ms`` has passed since the last
+   commit, everything is committed (``commit.py``).
 
 Whatever fails inside a transaction, the memory of all shards is dropped and they are restored from the log. Restoring
 one goes on by small steps between the cycles of the others. Everything a rebalance waits for has one deadline; what
@@ -24,7 +24,7 @@ from prometheus_client import Counter
 
 from schemas.codec import DecodeError
 from schemas.messages import EventFrame, MarkFrame
-from schemas.topics import EVENTS, MARKS, PARAMETERS
+from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
 from streams import probes
 from streams.broker.kafka import Kafka
 from streams.broker.records import UNSTAMPED, Record
@@ -34,10 +34,12 @@ from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
 from streams.clearing.progress import LOOP, Progress
 from streams.clearing.restore import ParameterVersions, RestoredShard, ShardRestorer, adopt_parameters
+from streams.clearing.router_progress import RouterProgress
 from streams.clearing.shard import Shard
 from streams.errors import ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
+from streams.feeds.progress import ProgressFeed
 from streams.logs import event
 from streams.runtime import Event
 from streams.service import run_role
@@ -52,6 +54,7 @@ log = logging.getLogger(__name__)
 
 EVENT_FRAMES = Counter("margin_engine_event_frames", "Event frames applied")
 FILLS = Counter("margin_engine_fills", "Fills applied")
+ROUTER_PROGRESS = Counter("margin_engine_router_progress", "Records of the routers' progress walked, by all shards")
 MARK_FRAMES = Counter("margin_engine_mark_frames", "Mark frames walked")
 CLOCK_SKEWED = Counter(
     "margin_engine_clock_skewed_frames", "Frames whose time is off by more than clock_skew_ms_max", ["clock"]
@@ -84,6 +87,7 @@ class Engine:
         self._restoring = kafka.log_reader(client_id, lambda: self._progress.beat("restoring"))
         self._parameter_log = ParameterFeed(kafka.follower(client_id, PARAMETERS))
         self._marks_log = MarkFeed(kafka.follower(client_id, MARKS))
+        self._router_progress = RouterProgress(ProgressFeed(kafka.follower(client_id, PROGRESS)))
         self._inbox = Inbox(kafka, client_id)
         self._assignment = Assignment(self._hand_over, self._let_go)
         self._progress = Progress(settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log)
@@ -93,6 +97,7 @@ class Engine:
             self._inbox.consumer,
             restore_point,
             lambda: self._marks_log.next_offset,
+            lambda: self._router_progress.next_offset,
             worker=kafka.worker,
             timeout_s=settings.kafka.call_ms_max / 1000,
             runtime=kafka.runtime,
@@ -144,6 +149,7 @@ class Engine:
     def join(self) -> None:
         """Learn the parameters in force and join the group; :meth:`cycle` restores what it assigns."""
         self._marks_log.start(self._reader.watermarks(MARKS, 0)[1])
+        self._router_progress.start(self._reader.watermarks(PROGRESS, 0)[1])
         self._parameter_log.restart()
         self._catch_up_parameters()
         assignment = self._assignment
@@ -162,7 +168,7 @@ class Engine:
         self._progress.beat("closing the tables")
         self._tables.close()
         self._restore_point.close()
-        for part in (self._parameter_log, self._marks_log, self._reader, self._restoring):
+        for part in (self._parameter_log, self._marks_log, self._router_progress, self._reader, self._restoring):
             part.close()
         self._progress.end()
         event(log, logging.INFO, "engine_stopped")
@@ -185,6 +191,7 @@ class Engine:
             self._poll_marks()
             self._progress.beat("applying events")
             self._poll_events()
+            self._walk_progress()
             self._commit_if_due()
             self._progress.look_at_shards()
         except (TransactionAborted, ProducerFenced, ShardError) as error:
@@ -252,6 +259,18 @@ class Engine:
         if is_off(time_us, appended, skew_us):
             CLOCK_SKEWED.labels(clock).inc()
 
+    # --- the routers' progress ---------------------------------------------------------------------------------------
+
+    def _walk_progress(self) -> None:
+        """Let every shard know how far the routers are, as far as it has read what they wrote before."""
+        self._router_progress.poll()
+        for number, shard in self._assignment.running.items():
+            for said in self._router_progress.due(shard):
+                if said.refused is not None and number == DEAD_LETTER_SHARD:
+                    self._committer.put_aside((said.record, said.refused))
+                shard.apply_progress(said.offset, said.progress, said.appended_us)
+                ROUTER_PROGRESS.inc()
+
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _poll_events(self) -> None:
@@ -305,7 +324,7 @@ class Engine:
 
     def _commit_if_due(self) -> None:
         now, engine = self._runtime.monotonic(), self._settings.engine
-        if self._assignment.has_command or now - self._last_commit >= engine.commit_interval_ms / 1000:
+        if self._assignment.is_urgent or now - self._last_commit >= engine.commit_interval_ms / 1000:
             self._commit(journal_idle=now - self._last_journal >= engine.journal_interval_ms / 1000)
 
     def _commit_events(self) -> None:
@@ -331,6 +350,7 @@ class Engine:
     def _restore(self, shard_id: int) -> None:
         """Go one step further in restoring a shard."""
         if not self._assignment.is_restoring:
+            self._router_progress.follow(shard_id)
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
             self._parameters_meanwhile = []
             parameters, parameters_next = self._parameter_log.parameters, self._parameter_log.next_offset
@@ -375,6 +395,7 @@ class Engine:
         if shard in self._assignment.running:
             self._tables.release(shard, flush=in_order)
         self._progress.forget(shard)
+        self._router_progress.forget(shard)
         self._inbox.drop([shard])
         self._committer.forget_letters({shard})
 
@@ -407,6 +428,7 @@ class Engine:
             self._tables.release(shard, flush=False)
             self._progress.forget(shard)
         self._assignment.abandon()
+        self._router_progress.restart()
         self._committer.forget_all_letters()
 
     def _mend(self, error: Exception) -> None:

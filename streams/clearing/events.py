@@ -1,13 +1,23 @@
 """What the events of a frame do: suspensions, transfers, fills and reports, in this order."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from schemas.messages import EventFrame, FillColumns, ParkedTransfer, Suspension, TransferColumns, WaitingFill
-from streams.clearing.account import REFUSED_PLACES_MAX, WAITING_FILLS_MAX, AccountState
+from schemas.messages import (
+    DeferredEvent,
+    EventFrame,
+    FillColumns,
+    ParkedTransfer,
+    Suspension,
+    TransferColumns,
+    WaitingFill,
+    rows_of,
+)
+from streams.clearing.account import DEFERRED_MAX, REFUSED_PLACES_MAX, WAITING_FILLS_MAX, AccountState
 from streams.clearing.accounts import Accounts
 from streams.clearing.held_back import HeldBack, is_readable
+from streams.clearing.holds import Holds
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox
 from streams.clearing.postings import Postings
@@ -25,6 +35,7 @@ class Events:
         commands: OpenCommands,
         postings: Postings,
         held_back: HeldBack,
+        holds: Holds,
         outbox: Outbox,
     ) -> None:
         self._accounts = accounts
@@ -32,6 +43,7 @@ class Events:
         self._commands = commands
         self._postings = postings
         self._held_back = held_back
+        self._holds = holds
         self._outbox = outbox
 
     def apply(self, offset: int, frame: EventFrame) -> None:
@@ -39,7 +51,25 @@ class Events:
         self._apply_suspensions(frame.suspensions)
         self._apply_transfers(offset, frame.transfers, frame)
         self._apply_fills(offset, frame.fills, frame)
-        self._commands.apply_reports(frame.reports)
+        self._apply_reports(offset, frame)
+
+    # --- deferred ----------------------------------------------------------------------------------------------------
+
+    def apply_deferred(self, events: Sequence[DeferredEvent]) -> None:
+        """Apply events of frames that were applied without them."""
+        for event in events:
+            self._apply_transfers(event.offset, event.frame.transfers, event.frame)
+            self._apply_fills(event.offset, event.frame.fills, event.frame)
+            self._apply_reports(event.offset, event.frame)
+
+    def _defers(self, state: AccountState, offset: int, frame: EventFrame, kind: str, index: int) -> bool:
+        """Whether an event is kept for later; where too many are, all of them are applied at once."""
+        if not self._holds.defers(state, offset, frame, kind, index):
+            return False
+        if len(state.deferred) > DEFERRED_MAX:
+            self._holds.apply_all(state, self.apply_deferred)
+            self._holds.renew(state)
+        return True
 
     def _apply_suspensions(self, suspensions: Iterable[Suspension]) -> None:
         """Suspend the accounts that a record names which could not be read, each once for a record.
@@ -63,6 +93,9 @@ class Events:
     def _apply_transfers(self, offset: int, columns: TransferColumns, frame: EventFrame) -> None:
         for index, account in enumerate(columns.account):
             state = self._accounts.account(account)
+            if state.held is not None and self._defers(state, offset, frame, "transfers", index):
+                continue
+            state.touched = _touched(state, offset, frame)
             sequence = columns.sequence[index]
             verdict, digest = state.transfers.count(sequence), _digest(columns, index)
             if verdict == "repeat" and not frame.repaired:
@@ -113,6 +146,7 @@ class Events:
     def _apply_fills(self, offset: int, columns: FillColumns, frame: EventFrame) -> None:
         accounts, orders, ledger = self._accounts, self._commands.orders, self._ledger
         by_name, touched, changed = accounts.by_name, accounts.agenda.touched, self._outbox.changed
+        is_followed = _is_followed(frame)
         for index, (account, margin, symbol, quantity, price, fee, order_id) in enumerate(
             zip(
                 columns.account,
@@ -128,6 +162,10 @@ class Events:
             state = by_name.get(account)
             if state is None:
                 state = accounts.account(account)
+            if state.held is not None and self._defers(state, offset, frame, "fills", index):
+                continue
+            if is_followed:
+                state.touched = max(state.touched, offset)
             changed.add(account)
             if frame.repaired or state.waiting_fills:
                 self._apply_fill_in_turn(state, offset, frame, index)
@@ -165,6 +203,32 @@ class Events:
         if frame.repaired:
             state.count_repaired(credit=False)
         self._held_back.resume_if_whole(state, was_suspended)
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+
+    def _apply_reports(self, offset: int, frame: EventFrame) -> None:
+        columns, by_name = frame.reports, self._accounts.by_name
+        if not columns.account:
+            return
+        kept: list[int] = []
+        for index, account in enumerate(columns.account):
+            state = by_name.get(account)
+            if state is not None:
+                if state.held is not None and self._defers(state, offset, frame, "reports", index):
+                    continue
+                state.touched = _touched(state, offset, frame)
+            kept.append(index)
+        self._commands.apply_reports(columns if len(kept) == len(columns.account) else rows_of(columns, kept))
+
+
+def _is_followed(frame: EventFrame) -> bool:
+    """Whether routers say how far they are in what the frame came from."""
+    return any(source.topic_id for source in frame.sources)
+
+
+def _touched(state: AccountState, offset: int, frame: EventFrame) -> int:
+    """The last frame that changed the account, now that the one at ``offset`` does."""
+    return max(state.touched, offset) if _is_followed(frame) else state.touched
 
 
 def _transfer(columns: TransferColumns, index: int, offset: int) -> ParkedTransfer:

@@ -72,7 +72,8 @@ class HeldBack:
         But not for a ``credit``: without it the account is no better than it is, and a deposit of dust must not shield
         it.
         """
-        self._outbox.unapplied.append(UnappliedEvent(state.account, offset, _one_row(frame, kind, index), error))
+        letter = encode(one_row(frame, kind, index, repaired=True))
+        self._outbox.unapplied.append(UnappliedEvent(state.account, offset, letter, error))
         self._outbox.changed.add(state.account)
         if frame.repaired:
             return
@@ -221,14 +222,14 @@ def is_readable(held: ParkedTransfer | WaitingFill) -> bool:
     return True
 
 
-def _one_row(frame: EventFrame, kind: Kind, index: int) -> bytes:
-    """The event at ``index`` of ``kind`` as a frame of its own, ready to be repaired and sent again."""
+def one_row(frame: EventFrame, kind: str, index: int, *, repaired: bool) -> EventFrame:
+    """The event at ``index`` of ``kind`` as a frame of its own, which says where it came from."""
     columns: Any = getattr(frame, kind)
     row = rows_of(columns, [index])
-    part = EventFrame(time=frame.time, repaired=True)
+    part = EventFrame(time=frame.time, repaired=repaired)
     if frame.sources:
         offset = row.source_offset[0]
         part.sources = [msgspec.structs.replace(frame.sources[row.source[0]], first=offset, next=offset + 1)]
         row.source = [0]
     setattr(part, kind, row)
-    return encode(part)
+    return part

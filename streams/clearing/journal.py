@@ -8,9 +8,10 @@ records in the log is the business of ``streams.feeds.journal``.
 from collections.abc import Sequence
 from typing import Self
 
-from schemas.messages import JournalRecord, Range
+from schemas.messages import JournalRecord, Range, Turn
 from streams.clearing.awaited import AwaitedMarks
 from streams.clearing.clock import ShardClock
+from streams.clearing.completeness import Completeness
 from streams.clearing.unreached import Unreached
 from streams.feeds.sources import ALL_EVERY, Sources
 
@@ -21,12 +22,13 @@ COMMAND_NAMES_BYTES_MAX = 300_000
 class Cursor:
     """The place of one shard.
 
-    ``events_next``, ``marks_next`` and ``parameters_next`` are the offsets of the next input of each kind;
-    ``rules_next`` is the offset after the newest parameter record in force, ``marks_full`` that of the last full mark
-    frame applied (-1: none). ``claim`` is the offset of the claim in force, the shard's fencing token; ``sequence`` and
-    ``previous`` are the number and the offset of the journal's last record. ``unread`` counts the records of the
-    journal that could not be read, until a commit has told of them. ``sources`` is how far the frames have told what
-    the exchange's partitions hold.
+    ``events_next``, ``marks_next``, ``parameters_next`` and ``progress_next`` are the offsets of the next input of each
+    kind; ``rules_next`` is the offset after the newest parameter record in force, ``marks_full`` that of the last full
+    mark frame applied (-1: none). ``claim`` is the offset of the claim in force, the shard's fencing token;
+    ``sequence`` and ``previous`` are the number and the offset of the journal's last record. ``unread`` counts the
+    records of the journal that could not be read, until a commit has told of them. ``sources`` is how far the frames
+    have told what the exchange's partitions hold, ``completeness`` what is known of what the shard lacks;
+    ``marks_now`` is the first mark that was not there when the shard was taken.
     """
 
     def __init__(self, shard: int) -> None:
@@ -34,6 +36,7 @@ class Cursor:
         self.events_next = 0
         self.marks_next = 0
         self.parameters_next = 0
+        self.progress_next = 0
         self.rules_next = -1
         self.marks_full = -1
         self.clock = ShardClock()
@@ -45,8 +48,11 @@ class Cursor:
         self.awaited = AwaitedMarks()
         self.unreached = Unreached()
         self.sources = Sources()
+        self.marks_now = 0
+        self.completeness = Completeness(shard)
+        self._turns: list[Turn] = []
         self._tells_all = False
-        self._committed = (0, 0, 0)
+        self._committed = (0, 0, 0, 0)
 
     def resume(self, record: JournalRecord, offset: int = -1) -> Self:
         """Stand where ``record``, the last of the shard's journal, at ``offset`` of it, left off."""
@@ -56,6 +62,7 @@ class Cursor:
         self.events_next = record.events.next
         self.marks_next = record.marks.next
         self.parameters_next = record.parameters.next
+        self.progress_next = record.progress.next
         self.rules_next = record.rules_next
         self.marks_full = record.marks_full
         self.clock.resume(record.clock, record.skewed, is_journaled=record.clock > 0 and not record.unread)
@@ -63,15 +70,30 @@ class Cursor:
         self.awaited.resume(record.not_live, record.told_not_live)
         self.unreached.resume(record.unreached, record.unreached_notional)
         self.unread = record.unread
-        self._committed = (self.events_next, self.marks_next, self.parameters_next)
+        self.completeness = Completeness(self.shard, self.events_next - 1, record.behind)
+        self.marks_now = record.marks_now
+        self._committed = self._places()
         return self
 
     def skip_marks(self, offset: int) -> None:
         """Count the mark record at ``offset`` and all before it as walked."""
         self.marks_next = max(self.marks_next, offset + 1)
 
-    def claim_record(self, worker: str) -> JournalRecord:
-        """The record with which ``worker`` claims the shard, which stands at the last record of its journal."""
+    def note_turn(self, marks: int) -> None:
+        """The marks below ``marks`` were walked before the progress that has been, and the others are after it."""
+        turn = Turn(marks=marks, progress=self.progress_next)
+        if not self._turns or self._turns[-1] != turn:
+            self._turns.append(turn)
+
+    def _places(self) -> tuple[int, int, int, int]:
+        return self.events_next, self.marks_next, self.parameters_next, self.progress_next
+
+    def claim_record(self, worker: str, progress_next: int, marks_now: int) -> JournalRecord:
+        """The record with which ``worker`` claims the shard, which stands at the last record of its journal.
+
+        What was known of progress is forgotten, and it is followed from ``progress_next`` on; the marks before
+        ``marks_now`` are there already.
+        """
         return JournalRecord(
             kind="claim",
             shard=self.shard,
@@ -94,10 +116,17 @@ class Cursor:
             unreached_notional=self.unreached.notional,
             unread=self.unread,
             sources=self.sources.take_all(),
+            progress=_nothing(progress_next),
+            marks_now=max(marks_now, self.marks_next),
+            behind=dict(sorted(self.completeness.behind.items())),
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
         """The claim ``record`` stands in the journal at ``offset``."""
+        self.progress_next = record.progress.next
+        self.completeness = Completeness(self.shard, self.events_next - 1, record.behind)
+        self.marks_now = record.marks_now
+        self._committed = self._places()
         self.claim = self.previous = self.sources.told_at = offset
         self.sequence = record.sequence
 
@@ -106,19 +135,23 @@ class Cursor:
         worker: str,
         *,
         marks_before: int,
+        progress_before: int,
+        held: int,
         accounts: int,
         commands: Sequence[str],
         open_interest: dict[str, str] | None,
     ) -> JournalRecord:
         """The record of everything since the last one; the next one begins behind it.
 
-        ``marks_before`` is the offset of the first mark that was walked after the events and parameters, ``accounts``
-        how many rows changed, ``commands`` the ids of the commands given.
+        ``marks_before`` is the offset of the first mark that was walked after the events and parameters,
+        ``progress_before`` that of progress; ``held`` is how many accounts are held, ``accounts`` how many rows
+        changed, ``commands`` the ids of the commands given.
         """
         self.sequence += 1
         named = _first_names(commands)
-        events_first, marks_first, parameters_first = self._committed
-        self._committed = (self.events_next, self.marks_next, self.parameters_next)
+        events_first, marks_first, parameters_first, progress_first = self._committed
+        self._committed = self._places()
+        turns, self._turns = tuple(self._turns), []
         self.unread = 0
         self._tells_all = self.sources.told_at < 0 or self.sequence % ALL_EVERY == 0
         return JournalRecord(
@@ -147,6 +180,11 @@ class Cursor:
             unreached_notional=self.unreached.notional,
             sources=self.sources.take_all() if self._tells_all else self.sources.take_moved(),
             sources_told_at=-1 if self._tells_all else self.sources.told_at,
+            progress=Range(first=progress_first, next=self.progress_next),
+            progress_before=progress_before,
+            turns=turns,
+            behind=dict(sorted(self.completeness.behind.items())),
+            held=held,
         )
 
     def committed(self, offset: int) -> None:

@@ -78,7 +78,7 @@ class RestoredShard:
 class ShardRestorer:
     """Restores shards of the group's assignment, one at a time. Nobody else may use ``reader`` meanwhile.
 
-    ``marks_next`` tells the offset up to which the other shards have walked the marks.
+    ``marks_next`` and ``progress_next`` tell up to which offset the other shards have been given marks and progress.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class ShardRestorer:
         consumer: Consumer,
         restore_point: RestorePoint,
         marks_next: Callable[[], int],
+        progress_next: Callable[[], int],
         *,
         worker: str,
         timeout_s: float,
@@ -96,6 +97,7 @@ class ShardRestorer:
         self._consumer = consumer
         self._restore_point = restore_point
         self._marks_next = marks_next
+        self._progress_next = progress_next
         self._worker = worker
         self._timeout_s = timeout_s
         self._runtime = runtime
@@ -119,7 +121,7 @@ class ShardRestorer:
         yield from _load_rows(shard, rows)
         if shard.unread and in_force is not parameters:
             other = _standing(record, offset, parameters, sources)
-            other.cursor.claimed(claim, shard.cursor.claim)
+            other.claimed(claim, shard.cursor.claim)
             yield from _load_rows(other, rows)
             if len(other.unread) < len(shard.unread):
                 event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
@@ -156,7 +158,7 @@ class ShardRestorer:
 
     def _claim(self, shard: Shard, producer: TransactionalProducer) -> JournalRecord:
         """Write a claim with the group's offset unchanged: a group that has moved on refuses it."""
-        record = shard.cursor.claim_record(self._worker)
+        record = shard.cursor.claim_record(self._worker, self._progress_next(), self._marks_next())
         offsets: list[int] = []
         producer.begin()
         producer.produce(
@@ -167,7 +169,7 @@ class ShardRestorer:
         )
         producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], group_metadata(self._consumer))
         producer.commit()
-        shard.cursor.claimed(record, offsets[0])
+        shard.claimed(record, offsets[0])
         return record
 
     def _read_rows(self, shard: Shard) -> Generator[None, None, tuple[dict[str, bytes], int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from schemas.messages import Alert, EventFrame, JournalRecord, LiquidationCommand, MarkFrame
+from schemas.messages import Alert, EventFrame, JournalRecord, LiquidationCommand, MarkFrame, RouterProgress
 from schemas.topics import EVENTS, MARKS
 from streams.broker.records import UNSTAMPED
 from streams.clearing.account import AccountState
@@ -21,6 +21,7 @@ from streams.clearing.candidates import NO_ROWS, Candidates, as_rows
 from streams.clearing.decisions import Decisions
 from streams.clearing.events import Events
 from streams.clearing.held_back import HeldBack
+from streams.clearing.holds import Holds
 from streams.clearing.journal import Cursor
 from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
@@ -68,15 +69,25 @@ class Shard:
         self._commands = OpenCommands(self._accounts, self._outbox)
         postings = Postings(self._accounts, ledger, self._admission, self._commands)
         self._held_back = HeldBack(self.cursor, self._accounts, self._admission, postings, self._outbox)
-        self._events = Events(self._accounts, ledger, self._commands, postings, self._held_back, self._outbox)
+        self._holds = Holds(self.cursor, self.portfolio, self._accounts, self._outbox)
+        self._events = Events(
+            self._accounts, ledger, self._commands, postings, self._held_back, self._holds, self._outbox
+        )
         self._candidates = Candidates(self.portfolio, self._accounts, index)
         self._decisions = Decisions(
-            self.cursor, self.portfolio, self._marks, self._accounts, self._candidates, self._commands, self._outbox
+            self.cursor,
+            self.portfolio,
+            self._marks,
+            self._accounts,
+            self._candidates,
+            self._commands,
+            self._holds,
+            self._outbox,
         )
         self._undecided = UndecidedWatch(
             self.cursor, self.portfolio, self._marks, self._accounts, self._decisions, self._outbox
         )
-        self._marks_before = -1
+        self._marks_before = self._progress_before = -1
         self._decided = False
 
     # --- what is there -----------------------------------------------------------------------------------------------
@@ -112,6 +123,11 @@ class Shard:
         return self.cursor.parameters_next
 
     @property
+    def progress_next(self) -> int:
+        """The offset of the next record of progress."""
+        return self.cursor.progress_next
+
+    @property
     def clock_us(self) -> int:
         """The shard's time, in microseconds since the epoch."""
         return self.cursor.clock.now_us
@@ -142,6 +158,11 @@ class Shard:
         return bool(self._outbox.commands)
 
     @property
+    def is_urgent(self) -> bool:
+        """Whether a command waits to be committed, or for events that come after this batch."""
+        return self.has_command or (self.has_events and len(self._holds) > 0)
+
+    @property
     def unreached(self) -> dict[str, int]:
         """What liquidation does not reach, by kind (``streams.clearing.unreached``), as of the last commit."""
         return self.cursor.unreached.totals()
@@ -161,12 +182,18 @@ class Shard:
         self.cursor.sources = sources or Sources(record.sources, offset)
         self._undecided.resume()
 
+    def claimed(self, record: JournalRecord, offset: int) -> None:
+        """The claim ``record`` stands in the journal at ``offset``: what was known of progress is forgotten."""
+        self.cursor.claimed(record, offset)
+        self._holds.resume_all()
+
     def restore(self, account: str, row: bytes) -> None:
         """Restore an account from its last row; one that cannot be read is kept as it is, and its account suspended."""
         state = self._accounts.restore(account, row)
         for group in state.groups.values():
             if group.command is not None:
                 self._commands.open(state, group, group.command)
+        self._holds.resume(state)
         self._candidates.outdate()
         self.cursor.unreached.count(state)
 
@@ -253,6 +280,7 @@ class Shard:
             if appended != UNSTAMPED:
                 self.cursor.clock.advance(frame.time, appended, self._marks.skew_us)
             self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
+            self.cursor.completeness.hear(appended)
         self._events.apply(offset, self.cursor.sources.admit(frame))
 
     def decide_touched(self, *, everything: bool = False) -> None:
@@ -280,6 +308,7 @@ class Shard:
         self.skip_marks(offset)
         if frame.epoch < self._marks.epoch:
             return
+        self._holds.asked = False
         skew_us, clock = self._marks.skew_us, self.cursor.clock
         doubtful = appended is None and clock.is_doubtful(frame.time, skew_us)
         appended = frame.time if appended is None else appended
@@ -299,18 +328,75 @@ class Shard:
             rows.append(as_rows(due))
         if rows:
             self._decisions.decide(np.unique(np.concatenate(rows)))
+        if self._note_silence() | self._release() or self._holds.asked:
+            self.cursor.note_turn(offset)
         self._undecided.look(NO_ROWS)
 
     def skip_marks(self, offset: int) -> None:
         """Count a record that is no frame, and all before it, as walked."""
         self.cursor.skip_marks(offset)
 
+    def apply_progress(self, offset: int, progress: RouterProgress | None, appended_us: int) -> None:
+        """Learn how far a router is (None: from a record that cannot be read, nothing); decide who waited for that.
+
+        Its frames to this shard must have been applied. ``appended_us`` is when the broker appended the record.
+        """
+        self.cursor.progress_next = offset + 1
+        if progress is None:
+            return
+        completeness, limit_us = self.cursor.completeness, self._hold_us
+        after_silence = completeness.is_quiet_for(limit_us // 2, appended_us)
+        told = completeness.walk(offset, progress, appended_us, limit_us)
+        for kind, reason in told:
+            self._outbox.alert_shard(kind, reason)
+        if self._release() or told or after_silence:
+            self.cursor.note_turn(self.marks_next)
+
+    @property
+    def _hold_us(self) -> int:
+        return 1000 * self.parameters.policy.incomplete_hold_ms
+
+    def _note_silence(self) -> bool:
+        """Tell if no router says for too long how far it is; whether that may have been from now on."""
+        if not self.cursor.sources.are_followed or self.marks_next <= self.cursor.marks_now:
+            return False
+        if self.cursor.completeness.listen(self.clock_us):
+            return True
+        told = self.cursor.completeness.fall_silent(self.clock_us, self._hold_us)
+        for kind, reason in told:
+            self._outbox.alert_shard(kind, reason)
+        return bool(told)
+
+    def _release(self) -> bool:
+        """Decide the held accounts that need not wait any longer, and apply what was deferred; whether anything was."""
+        if not len(self._holds):
+            return False
+        has_changed = False
+        for state in self._holds.deferring():
+            events = self._holds.take_deferred(state, below_cut=True)
+            self._events.apply_deferred(events)
+            has_changed |= bool(events)
+        for state in self._holds.due():
+            if self.cursor.completeness.is_silent:
+                self._holds.apply_all(state, self._events.apply_deferred)
+            self._holds.decide(state, self._decide_account)
+            self._events.apply_deferred(self._holds.take_deferred(state))
+            has_changed = True
+        if touched := self._accounts.agenda.touched:
+            rows = as_rows(touched)
+            touched.clear()
+            self._decisions.decide(rows)
+        return has_changed
+
+    def _decide_account(self, state: AccountState) -> None:
+        self._decisions.decide(as_rows(group.row for group in state.groups.values()))
+
     def _open_batch(self) -> None:
         """Parameters and events of one commit are one batch, decided once: a replay must find the same batches."""
         if self._decided:
             raise ShardError(f"shard {self.shard}: events after a decision must wait for its commit")
         if not self.has_events:
-            self._marks_before = self.marks_next
+            self._marks_before, self._progress_before = self.marks_next, self.progress_next
 
     def _read_again(self) -> None:
         """Try the rows again that could not be read: other parameters may hold what they say."""
@@ -345,13 +431,16 @@ class Shard:
         journal = self.cursor.commit_record(
             worker,
             marks_before=self._marks_before if self.has_events else self.marks_next,
+            progress_before=self._progress_before if self.has_events else self.progress_next,
+            held=len(self._holds),
             accounts=len(rows),
             commands=[command.command_id for command in outbox.commands],
             open_interest=self._open_interest() if with_open_interest else None,
         )
         output = Output(journal, rows, outbox.commands, outbox.alerts, outbox.unapplied)
         outbox.clear()
-        self._marks_before, self._decided = -1, False
+        self._marks_before = self._progress_before = -1
+        self._decided = False
         return output
 
     def _open_interest(self) -> dict[str, str]:

@@ -25,13 +25,15 @@ _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 class Sources:
     """The next offset of each source of one shard, by its name.
 
-    ``told_at`` is the offset of the last journal record that names all of them (-1: none does).
+    ``told_at`` is the offset of the last journal record that names all of them (-1: none does). ``are_followed``: one
+    of them is a partition of a topic that has an id, so routers say how far they are in it.
     """
 
     def __init__(self, next_offsets: Mapping[str, int] | None = None, told_at: int = -1) -> None:
         self.next: dict[str, int] = dict(next_offsets or {})
         self.told_at = told_at
         self._moved: set[str] = set()
+        self.are_followed = any(_has_topic_id(name) for name in self.next)
 
     def admit(self, frame: EventFrame) -> EventFrame:
         """``frame`` without the rows that the shard has had; what it covers counts as had from here on.
@@ -56,6 +58,7 @@ class Sources:
         """Stand at ``next_offsets`` or beyond; a journal says so already."""
         for name, offset in next_offsets.items():
             self.next[name] = max(offset, self.next.get(name, 0))
+            self.are_followed |= _has_topic_id(name)
 
     def take_moved(self) -> dict[str, int]:
         """The next offset of each source that moved since the last call."""
@@ -72,11 +75,21 @@ class Sources:
         if offset > self.next.get(name, 0):
             self.next[name] = offset
             self._moved.add(name)
+            self.are_followed = self.are_followed or _has_topic_id(name)
 
 
 def source_name(source: SourceRange) -> str:
+    """What journals call the source of a range."""
+    return name_of(source.topic, source.topic_id, source.partition)
+
+
+def name_of(topic: str, topic_id: str, partition: int) -> str:
     """``topic:partition:topic id``, as journals name a source."""
-    return f"{source.topic}:{source.partition}:{source.topic_id}"
+    return f"{topic}:{partition}:{topic_id}"
+
+
+def _has_topic_id(name: str) -> bool:
+    return not name.endswith(":")
 
 
 def sources_as_of(logs: Log, record: JournalRecord | None, end: int, events_next: int) -> Sources:

@@ -267,6 +267,8 @@ def policy_of(record: PolicyParameters) -> Policy:
         scale_interval_ms=record.scale_interval_ms,
         undecided_alert_ms=record.undecided_alert_ms,
         clock_skew_ms_max=record.clock_skew_ms_max,
+        incomplete_hold_ms=record.incomplete_hold_ms,
+        stale_input_hold_ms=record.stale_input_hold_ms,
     )
 
 

@@ -209,3 +209,5 @@ class Policy:
     scale_interval_ms: int
     undecided_alert_ms: int
     clock_skew_ms_max: int
+    incomplete_hold_ms: int
+    stale_input_hold_ms: int

@@ -140,15 +140,15 @@ class _TopicMetadata:
 
 
 class FakeProducer:
-    """A transactional producer."""
+    """A transactional producer, or, without a ``transactional.id``, an idempotent one."""
 
     def __init__(self, cluster: Cluster, process: Process, rates: Rates, properties: dict[str, Any]) -> None:
         self._cluster = cluster
         self._process = process
         self._rates = rates
         self._random = cluster.scheduler.random
-        self._id: str = properties["transactional.id"]
-        self._timeout_us = int(properties["transaction.timeout.ms"]) * 1000
+        self._id: str = properties.get("transactional.id", "")
+        self._timeout_us = int(properties["message.timeout.ms"]) * 1000
         self._epoch = -1
         self._queue: dict[Partition, deque[tuple[Any, ...]]] = {}
         self._reports: list[tuple[Any, KafkaError | None, FakeMessage]] = []
@@ -202,7 +202,7 @@ class FakeProducer:
             raise KafkaException(self._fatal)
         if self._failed is not None:
             raise error(KafkaError._STATE, "the transaction has failed")
-        if not self._begun:
+        if self._id and not self._begun:
             raise error(KafkaError._STATE, "no transaction is open")
         encoded = key.encode() if isinstance(key, str) else key
         place = self._cluster.partition(topic, encoded, partition)
@@ -390,7 +390,7 @@ class FakeProducer:
             while waiting and most > 0:
                 key, value, headers, on_delivery = waiting[0]
                 try:
-                    record = self._cluster.produce(self._id, self._epoch, self._timeout_us, place, key, value, headers)
+                    record = self._write(place, key, value, headers)
                 except Fenced:
                     self._fence()
                     return True
@@ -403,6 +403,11 @@ class FakeProducer:
             if not waiting:
                 del self._queue[place]
         return True
+
+    def _write(self, place: Partition, key: bytes | None, value: bytes | None, headers: Any) -> LogRecord:
+        if not self._id:
+            return self._cluster.append(place.topic, key, value, place.number, headers)
+        return self._cluster.produce(self._id, self._epoch, self._timeout_us, place, key, value, headers)
 
     def _note_delivery(
         self, on_delivery: Any, cause: KafkaError | None, place: Partition, record: LogRecord | None

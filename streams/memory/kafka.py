@@ -7,6 +7,7 @@ import redis
 from confluent_kafka import Consumer, Producer
 
 from streams.broker.clients import Clients
+from streams.broker.ends import EndOffsets, Ends
 from streams.broker.kafka import Kafka
 from streams.memory.clients import FakeConsumer, FakeProducer, Rates
 from streams.memory.log import Cluster
@@ -57,12 +58,39 @@ class MemoryKafka(Kafka):
         self._process.call("topics")
         return {topic: len(partitions) for topic, partitions in self._cluster.topics.items()}
 
+    def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
+        return MemoryEndOffsets(self._cluster, self._process, list(counts))
+
     def cluster_id(self) -> str:
         return self._cluster.name
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         self._process.call("topic ids")
         return {name: f"id-of-{name}" for name in topics}
+
+
+class MemoryEndOffsets:
+    """What stands in for :class:`streams.broker.ends.KafkaEndOffsets`. An answer takes a few milliseconds."""
+
+    def __init__(self, cluster: Cluster, process: Process, topics: Sequence[str]) -> None:
+        self._cluster = cluster
+        self._process = process
+        self._topics = topics
+        self._answered_us: int | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        return self._answered_us is not None
+
+    def ask(self) -> None:
+        scheduler = self._process.scheduler
+        self._answered_us = max(scheduler.now, self._process.cut_until) + scheduler.random.randrange(200, 3000)
+
+    def answer(self) -> Ends | None:
+        if self._answered_us is None or self._process.scheduler.now < self._answered_us:
+            return None
+        self._answered_us = None
+        return {topic: [partition.end for partition in self._cluster.topics[topic]] for topic in self._topics}
 
 
 def memory_redis(server: Server, process: Process, rates: Rates | None = None) -> Connect:

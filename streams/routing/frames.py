@@ -101,6 +101,11 @@ class ShardFrames:
         home.cover(source, suspension.offset)
         home.open.suspensions.append(suspension)
 
+    def close(self, source: Source, next_offset: int) -> None:
+        """Tell every shard that it has been told everything of ``source`` below ``next_offset``."""
+        for rows in self._shards:
+            rows.cover(source, max(next_offset, rows.told.get(source, source.first)) - 1)
+
     def drop(self, source: Source) -> None:
         """Forget how far ``source`` has been covered. None of its events may be waiting."""
         for rows in self._shards:
@@ -152,7 +157,7 @@ class _ShardRows:
         if index is None:
             index = self._indexes[source] = len(self._next)
             self._next.append(0)
-        self._next[index] = offset + 1
+        self._next[index] = max(offset + 1, self._next[index])
         return index
 
     def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int) -> None:
@@ -169,7 +174,7 @@ class _ShardRows:
         columns.source_offset.append(offset)
 
     def take(self) -> list[EventFrame]:
-        if self.rows:
+        if self._indexes:
             self._cut()
         taken, self.full = self.full, []
         return taken

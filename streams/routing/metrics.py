@@ -19,4 +19,6 @@ COMMITS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
 DROPPED_BATCHES = Counter("margin_router_dropped_batches", "Batches whose transaction failed and that were read again")
+PROGRESS = Counter("margin_router_progress", "Records of progress written")
+PROGRESS_NOT_TOLD = Counter("margin_router_progress_not_told", "Times that progress could not be written")
 PARTITIONS = Gauge("margin_router_partitions", "Input partitions owned")

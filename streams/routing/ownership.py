@@ -23,13 +23,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Owned:
-    """One owned partition. ``taken`` records since the last commit: its offset and memory must go into the next one."""
+    """One owned partition. ``taken`` records since the last commit: its offset and memory must go into the next one.
+
+    ``is_new``: the shards have not been told that it goes on here.
+    """
 
     topic: str
     partition: int
     next_offset: int
     trade_ids: TradeIds = field(default_factory=TradeIds)
     taken: int = 0
+    is_new: bool = True
 
 
 class Ownership:
@@ -48,9 +52,13 @@ class Ownership:
         """The partition if this router owns it."""
         return self._owned.get((topic, partition))
 
+    def all(self) -> list[Owned]:
+        """Every owned partition."""
+        return list(self._owned.values())
+
     def touched(self) -> list[Owned]:
-        """The partitions of which records were taken since the last commit."""
-        return [owned for owned in self._owned.values() if owned.taken]
+        """The partitions of which records were taken since the last commit, and those that are new."""
+        return [owned for owned in self._owned.values() if owned.taken or owned.is_new]
 
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Own ``partitions`` from their committed offsets on, or from their first record if there are none.

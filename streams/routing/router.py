@@ -14,6 +14,8 @@ A batch:
 3. Begin; produce the frames, the memory row of every symbol with a new trade in the batch, and the dead letters.
 4. Send the offsets (tracked here: last record + 1) under the group's present generation, and commit.
 
+5. Tell the engines how far the partitions are routed, and where all of them end (``progress.py``).
+
 If 3 or 4 fails, everything in memory is forgotten and read again from Kafka, beginning at the committed offsets.
 """
 
@@ -22,7 +24,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Self
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, ROUTER, TRADES
 from streams import probes
@@ -38,6 +40,7 @@ from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
 from streams.routing.ownership import Owned, Ownership, memory_key
+from streams.routing.progress import ProgressTeller
 from streams.routing.split import Counts, RefusedRecord, Splitter
 from streams.routing.trade_ids import RefusedTrade
 from streams.runtime import Event
@@ -79,8 +82,10 @@ class Router:
         self._producer = self._new_producer()
         self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
         self._ownership = Ownership(self._reader, self._timeout_s, kafka.runtime)
+        self._progress = ProgressTeller(kafka, self._client_id, shards, topic_ids)
+        self._ends: dict[tuple[str, int], int] = {}
         # It refuses to go on elsewhere when the log no longer holds what comes next.
-        properties = self._group.properties() | {"auto.offset.reset": "error"}
+        properties = self._group.properties() | {"auto.offset.reset": "error", "enable.partition.eof": True}
         self._consumer = kafka.group_consumer(self._client_id, settings.router.group_id, properties)
 
     @classmethod
@@ -124,6 +129,7 @@ class Router:
         leave_group(self._consumer, service.instance_id, kafka.handover_s, self._runtime)
         self._beat("closing the producer")
         self._producer.close()
+        self._progress.close()
         self._reader.close()
         self._watchdog.forget(_LOOP)
         event(log, logging.INFO, "router_stopped")
@@ -148,39 +154,58 @@ class Router:
         self._beat("collecting a batch")
         self._group.require_member()
         batch = self.collect()
-        if not batch:
-            return
         try:
             self._beat("splitting a batch")
-            self._route(batch)
-            self._failures = 0
+            if self._route(batch):
+                self._failures = 0
+            self._pass_ends()
         except (TransactionAborted, ProducerFenced) as error:
             self._recover(error)
+        self._beat("telling of the progress")
+        self._progress.tell(self._ownership.all())
 
     def collect(self) -> list[Record]:
         """Records for one batch. Partitions may come and go while it is collected."""
         router = self._settings.router
-        batch = poll_batch(self._consumer, _IDLE_POLL_S, min(_RECORDS_PER_POLL, router.batch_records_max))
+        self._ends.clear()
+        wait_s = self._progress.wait_s(_IDLE_POLL_S)
+        batch = poll_batch(self._consumer, wait_s, min(_RECORDS_PER_POLL, router.batch_records_max), self._on_end)
         size, polled = 0, batch
         deadline = self._runtime.monotonic() + router.linger_ms / 1000
         while batch and len(batch) < router.batch_records_max and (left := deadline - self._runtime.monotonic()) > 0:
             size += sum(len(message.value() or b"") for message in polled)
             if size >= 1024 * router.batch_kbytes_max:
                 break
-            polled = poll_batch(self._consumer, left, min(_RECORDS_PER_POLL, router.batch_records_max - len(batch)))
+            room = min(_RECORDS_PER_POLL, router.batch_records_max - len(batch))
+            polled = poll_batch(self._consumer, left, room, self._on_end)
             batch += polled
         return batch
 
-    def _route(self, batch: list[Record]) -> None:
+    def _on_end(self, topic: str, partition: int, offset: int) -> None:
+        self._ends[topic, partition] = offset
+
+    def _pass_ends(self) -> None:
+        """A partition that was read to its end is routed up to there: markers and aborted records are nothing."""
+        for place, offset in self._ends.items():
+            owned = self._ownership.find(*place)
+            if owned is not None:
+                owned.next_offset = max(owned.next_offset, offset)
+
+    def _route(self, batch: list[Record]) -> bool:
+        """Route a batch and tell the shards of partitions that are new; whether there was anything to commit."""
         letters = [(message, error) for message in batch if (error := self._add(message)) is not None]
         touched = self._ownership.touched()
         if not touched:
-            return
+            return False
+        for owned in touched:
+            if owned.is_new:
+                self._splitter.close(owned.topic, owned.partition, owned.next_offset)
         frames, counts = self._splitter.take(self._clock.now_us())
         started = self._runtime.monotonic()
         self._commit(frames, letters, touched)
         metrics.COMMITS.observe(self._runtime.monotonic() - started)
         self._count(touched, letters, counts)
+        return True
 
     def _add(self, message: Record) -> RefusedRecord | None:
         """Add one record to the frames; the reason if it is refused."""
@@ -209,8 +234,15 @@ class Router:
         producer = self._producer
         self._beat("producing")
         producer.begin()
+        written = list(self._progress.frames)
+
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            partition, offset = message.partition(), message.offset()
+            if error is None and partition is not None and offset is not None:
+                written[partition] = max(offset, written[partition])
+
         for shard, frame in frames:
-            producer.produce(EVENTS, frame, partition=shard)
+            producer.produce(EVENTS, frame, partition=shard, on_delivery=on_delivery)
         for owned in touched:
             if owned.topic == TRADES:
                 self._produce_memory(owned)
@@ -224,6 +256,7 @@ class Router:
         )
         self._beat("committing")
         producer.commit()
+        self._progress.frames = written
 
     def _produce_memory(self, owned: Owned) -> None:
         memory, partition = owned.trade_ids, owned.partition
@@ -237,7 +270,7 @@ class Router:
         """Count what has been committed."""
         for owned in touched:
             metrics.RECORDS.labels(owned.topic).inc(owned.taken)
-            owned.taken = 0
+            owned.taken, owned.is_new = 0, False
             owned.trade_ids.changed.clear()
             owned.trade_ids.migrated = False
         for message, refused in letters:

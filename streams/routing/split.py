@@ -68,6 +68,10 @@ class Splitter:
             self._frames.drop(before)
         self._sources[topic, partition] = Source(topic, self._topic_ids.get(topic, ""), partition, first)
 
+    def close(self, topic: str, partition: int, next_offset: int) -> None:
+        """Let every shard know that all of a partition below ``next_offset`` has been routed."""
+        self._frames.close(self._sources[topic, partition], next_offset)
+
     def add(
         self,
         topic: str,

@@ -122,7 +122,7 @@ def test_what_a_shard_has_had_is_known_again_from_the_log(
                 cursor.sources.admit(given_frame)
                 frames = cursor.events_next = frames + 1
                 continue
-            record = cursor.claim_record("w") if kind == "claim" else _commit(cursor)
+            record = cursor.claim_record("w", 0, 0) if kind == "claim" else _commit(cursor)
             offset = log.append(JOURNAL, encode(record) if which else b"nonsense").offset()
             log.mark(JOURNAL)
             if kind == "claim":
@@ -138,7 +138,9 @@ def test_what_a_shard_has_had_is_known_again_from_the_log(
 
 
 def _commit(cursor: Cursor) -> JournalRecord:
-    return cursor.commit_record("w", marks_before=0, accounts=0, commands=[], open_interest=None)
+    return cursor.commit_record(
+        "w", marks_before=0, progress_before=0, held=0, accounts=0, commands=[], open_interest=None
+    )
 
 
 def test_where_a_journal_has_nothing_to_read_nothing_is_known() -> None:

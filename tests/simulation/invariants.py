@@ -19,7 +19,15 @@ import msgspec
 
 from schemas import partitioning
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, Alert, EventFrame, GroupRow, JournalRecord, LiquidationCommand
+from schemas.messages import (
+    AccountRow,
+    Alert,
+    EventFrame,
+    GroupRow,
+    JournalRecord,
+    LiquidationCommand,
+    RouterProgress,
+)
 from schemas.parameters import PolicyParameters
 from schemas.topics import (
     ACCOUNTS,
@@ -29,6 +37,7 @@ from schemas.topics import (
     JOURNAL,
     MARKS,
     PARAMETERS,
+    PROGRESS,
     REPORTS,
     ROUTER,
     TRADES,
@@ -66,6 +75,7 @@ _COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
 _ALERT = Decoder[Alert](Alert)
 _ROW = Decoder[AccountRow](AccountRow)
 _JOURNAL = Decoder[JournalRecord](JournalRecord)
+_PROGRESS = Decoder[RouterProgress](RouterProgress)
 _IDS = Decoder[_LastId](_LastId)
 
 shard_of = lru_cache(maxsize=10_000)(partitioning.shard_of)
@@ -159,7 +169,7 @@ class Watch:
         before = dict(self._trade_ids)
         for (topic, number), end in offsets.items():
             first = self.routed.get((topic, number), 0)
-            require(end > first, "a routed record is not routed again", lambda: f"{topic}[{number}] {first} {end}")
+            require(end >= first, "a routed record is not routed again", lambda: f"{topic}[{number}] {first} {end}")
             self.routed[topic, number] = end
             for record in self.cluster.topics[topic][number].records[first:end]:
                 if record.decoded is None or isinstance(record.decoded, Refused):
@@ -422,6 +432,9 @@ class ShardTruth:
         adjoins = journal.events.first == events_next
         if last is not None:
             adjoins &= journal.marks.first == last.marks.next and journal.parameters.first == last.parameters.next
+            adjoins &= journal.progress.first == (
+                last.progress.next if journal.kind == "commit" else journal.progress.next
+            )
         require(adjoins, "the journal's ranges adjoin", lambda: f"shard {self.number}: {journal} after {last}")
 
     def _claim(self, journal: JournalRecord, offset: int, given: Committed) -> None:
@@ -430,7 +443,7 @@ class ShardTruth:
         self.claims.add(offset)
         if not self.journals:
             self._begin(journal)
-        self._replay.cursor.claimed(journal, offset)
+        self._replay.claimed(journal, offset)
 
     def _begin(self, journal: JournalRecord) -> None:
         """The first claim: the shard begins with the parameters and the prices of then."""
@@ -477,9 +490,22 @@ class ShardTruth:
     def _replayed(self, journal: JournalRecord) -> Output:
         shard = self._replay
         self._refused = []
-        split = journal.marks_before
-        self._walk(journal.marks.first, split)
-        shard.skip_marks(split - 1)
+        is_before = True
+        for turn in journal.turns:
+            later = turn.marks > journal.marks_before or turn.progress > journal.progress_before
+            if is_before and later:
+                self._replay_batch(journal)
+                is_before = False
+            self._walk(turn.marks, turn.progress)
+        if is_before:
+            self._replay_batch(journal)
+        self._walk(journal.marks.next, journal.progress.next)
+        return shard.take(journal.worker, with_open_interest=journal.open_interest is not None)
+
+    def _replay_batch(self, journal: JournalRecord) -> None:
+        """The parameters and events, between the marks and progress before and after."""
+        shard = self._replay
+        self._walk(journal.marks_before, journal.progress_before)
         if journal.parameters.first < journal.parameters.next:
             for offset in range(journal.parameters.first, journal.parameters.next):
                 with suppress(InputError):
@@ -499,15 +525,16 @@ class ShardTruth:
                 shard.apply_events(record.offset, frame, 1000 * record.time_ms)
                 self.ledger.apply(frame)
             shard.decide_touched()
-        self._walk(split, journal.marks.next)
-        shard.skip_marks(journal.marks.next - 1)
-        return shard.take(journal.worker, with_open_interest=journal.open_interest is not None)
 
-    def _walk(self, first: int, end: int) -> None:
-        for record in self._watch.cluster.topics[MARKS][0].records[first:end]:
+    def _walk(self, marks_end: int, progress_end: int) -> None:
+        shard, topics = self._replay, self._watch.cluster.topics
+        for record in topics[MARKS][0].records[shard.marks_next : marks_end]:
             if record.decoded is not None:
                 self._appended_us = max(self._appended_us, 1000 * record.time_ms)
-                self._replay.apply_marks(record.offset, record.decoded, 1000 * record.time_ms)
+                shard.apply_marks(record.offset, record.decoded, 1000 * record.time_ms)
+        shard.skip_marks(marks_end - 1)
+        for record in topics[PROGRESS][0].records[shard.progress_next : progress_end]:
+            shard.apply_progress(record.offset, _PROGRESS(record.value), 1000 * record.time_ms)
 
     @staticmethod
     def _frame(record: LogRecord) -> EventFrame:
@@ -600,6 +627,8 @@ class ShardTruth:
         if last >= 0:
             return f"shard {self.number} is at {self.journals[-1].events.next}, its events at {last}"
         for row in self.decoded_rows():
+            if row.held is not None:
+                return f"{row.account} is held"
             if row.status != "suspended" and any(group.command is not None for group in row.groups):
                 return f"{row.account} has an open command"
         return self._table_unsettled(server)

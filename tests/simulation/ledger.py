@@ -106,7 +106,31 @@ class Ledger:
         return self.groups.setdefault(account, {}).setdefault(margin, Held())
 
     def differs(self, account: str, row: AccountRow | None) -> str | None:
-        """What a row says otherwise than this ledger, if anything."""
+        """What a row says otherwise than this ledger, if anything; what it defers is applied to it before."""
+        expected = self._state(account)
+        actual = self._with_deferred(row) if row is not None and row.deferred else _said(row)
+        if actual == expected:
+            return None
+        return f"{account}: the row has {actual}, the fold {expected}"
+
+    def _with_deferred(self, row: AccountRow) -> Any:
+        """What the account would have if what its row defers were applied."""
+        ledger = Ledger()
+        ledger._rules = self._rules
+        gaps = {sequence for gap in row.transfer_gaps for sequence in range(gap.first, gap.next)}
+        come = self._come.get(row.account, set())
+        ledger._come[row.account] = {s for s in come if s <= row.transfer_sequence and s not in gaps}
+        ledger.groups[row.account] = {
+            group.margin: Held(balances, {symbol: list(held) for symbol, held in positions.items()})
+            for group in row.groups
+            for balances, positions in [_of(group)]
+        }
+        _, ledger.parked[row.account], ledger.waiting[row.account], ledger.suspended[row.account], _ = _said(row)
+        for deferred in row.deferred:
+            ledger.apply(deferred.frame)
+        return ledger._state(row.account)
+
+    def _state(self, account: str) -> Any:
         groups = {
             margin: (balances, {symbol: tuple(held) for symbol, held in group.positions.items()})
             for margin, group in self.groups.get(account, {}).items()
@@ -117,22 +141,23 @@ class Ledger:
         is_owed = any(
             sum(amount for *place, amount in parked if place == [margin, asset]) < 0 for margin, asset, _ in parked
         )
-        expected = groups, parked, waiting, unapplied, bool(unapplied or waiting or is_owed)
-        actual: Any = ({}, [], [], 0, False)
-        if row is not None:
-            actual = (
-                {group.margin: contents for group in row.groups if any(contents := _of(group))},
-                [(held.margin, held.asset, Decimal(held.amount)) for held in row.parked],
-                [
-                    (fill.margin, fill.symbol, Decimal(fill.quantity), Decimal(fill.price), Decimal(fill.fee))
-                    for fill in row.waiting_fills
-                ],
-                row.unapplied,
-                row.status == "suspended",
-            )
-        if actual == expected:
-            return None
-        return f"{account}: the row has {actual}, the fold {expected}"
+        return groups, parked, waiting, unapplied, bool(unapplied or waiting or is_owed)
+
+
+def _said(row: AccountRow | None) -> Any:
+    """What a row says, in the form of a ledger's state."""
+    if row is None:
+        return {}, [], [], 0, False
+    return (
+        {group.margin: contents for group in row.groups if any(contents := _of(group))},
+        [(held.margin, held.asset, Decimal(held.amount)) for held in row.parked],
+        [
+            (fill.margin, fill.symbol, Decimal(fill.quantity), Decimal(fill.price), Decimal(fill.fee))
+            for fill in row.waiting_fills
+        ],
+        row.unapplied,
+        row.status == "suspended",
+    )
 
 
 def _of(group: Any) -> tuple[dict[str, Decimal], dict[str, tuple[Decimal, Decimal]]]:
