@@ -516,8 +516,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``told_liquidatable``: it has been alerted that the suspended account would be liquidated. ``parked`` are transfers
     and ``waiting_fills`` fills that wait to be applied, in the order of the log: fills, and transfers that add up to a
     debit, suspend the account meanwhile. ``transfer_gaps`` are the sequences below ``transfer_sequence`` that have not
-    come, those below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it could
-    not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
+    come, others below ``transfer_floor`` are not known. ``unread`` is the row before this one (zlib, base64) if it
+    could not be read: nothing of it is lost, and it is read again whenever the shard is taken or parameters change.
     ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``transfer_digest`` is the CRC-32
     of what the transfer did that has ``transfer_sequence``: another one with its number contradicts it. ``refused``
     holds, by ``topic:partition``, the offset of the last record there that could not be read and named this account.

@@ -1,7 +1,10 @@
 """Which transfer sequences of an account have come: each transfer counts once, in whatever order they arrive.
 
-A range of sequences that have not come is a gap. So many gaps are remembered; of what lies below the last one that was
-given up it is not known whether it has come.
+A range of sequences that have not come is a gap. So many gaps are remembered; of what lies below the highest one that
+was given up, and in no gap, it is not known whether it has come.
+
+A sequence far beyond the last may be a stray one: then the account's own go on in the gap before it. So the lowest gaps
+that are that wide are not given up, whatever comes beyond them.
 """
 
 from collections.abc import Iterable
@@ -10,7 +13,13 @@ from typing import Literal
 from schemas.messages import Range
 
 GAPS_MAX = 32
-"""Gaps remembered for one account; the lowest is given up for a new one."""
+"""Gaps remembered for one account; the lowest is given up for a new one, but for the lowest wide ones."""
+
+STRAY_SEQUENCES = 1_000_000
+"""A gap is wide that has more sequences than this: more than are left out."""
+
+WIDE_GAPS_KEPT = GAPS_MAX // 4
+"""Wide gaps that are not given up. It leaves room for others where every gap is wide: sequences may be times."""
 
 Verdict = Literal["new", "repeat", "unknown"]
 
@@ -18,8 +27,8 @@ Verdict = Literal["new", "repeat", "unknown"]
 class TransferSequences:
     """The sequences of one account's transfers.
 
-    ``last`` is the highest that has come (-1: none), ``floor`` the first of which it is known whether it has;
-    ``gaps`` are [first, next) pairs in ascending order, all below ``last`` and not below ``floor``.
+    ``last`` is the highest that has come (-1: none), ``floor`` the first from which on it is known of each whether it
+    has; ``gaps`` are [first, next) pairs in ascending order, all below ``last``: what is in them has not come.
     ``gaps_max`` None: any number of gaps.
     """
 
@@ -61,4 +70,13 @@ class TransferSequences:
 
     def _give_up_gaps(self) -> None:
         while self._gaps_max is not None and len(self.gaps) > self._gaps_max:
-            self.floor = self.gaps.pop(0)[1]
+            _, end = self.gaps.pop(self._lowest_to_give_up(min(WIDE_GAPS_KEPT, self._gaps_max)))
+            self.floor = max(self.floor, end)
+
+    def _lowest_to_give_up(self, kept: int) -> int:
+        """The index of the lowest gap that is not one of the ``kept`` lowest wide ones."""
+        for index, (first, end) in enumerate(self.gaps):
+            if end - first <= STRAY_SEQUENCES or not kept:
+                return index
+            kept -= 1
+        return 0
