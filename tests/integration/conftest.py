@@ -109,12 +109,12 @@ class Role:
 
 
 class Pipeline:
-    """The three roles, a producer for inputs, and readers of outputs."""
+    """The three roles, a producer for inputs, and readers of outputs. ``environment`` is for each role."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, **environment: str) -> None:
         self.settings = settings
         self.router, self.oracle, self.engine = (
-            Role(name, settings, folder / f"{name}.log") for name in ("router", "oracle", "engine")
+            Role(name, settings, folder / f"{name}.log", **environment) for name in ("router", "oracle", "engine")
         )
         self._producer = Producer({**config.producer(settings.kafka, "test")})
         self._readers: list[Topic] = []
