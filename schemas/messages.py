@@ -355,7 +355,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ``stale_bounds`` names the symbols whose marks are not live, with the bound they were given (its mark is worth at
     most 1 + bound times what ``marks`` says, at least nothing): equity, debt and maintenance_margin are then those of
     the corner that is best for the account, below its requirement even so. ``left_out`` names the sources
-    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them.
+    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them. ``deferred``
+    names the account's events (``topic:partition:topic id:offset``) of frames up to ``events_offset`` that were applied
+    after the command, because they were sent later than what it follows from.
     """
 
     equity: DerivedDecimal
@@ -372,6 +374,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     unweighted_equity: DerivedDecimal | None = None
     stale_bounds: dict[str, str] = {}
     left_out: tuple[Text, ...] = ()
+    deferred: tuple[Text, ...] = ()
 
 
 class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):

@@ -219,6 +219,10 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="so long after its first record a batch ends; at most a quarter of Kafka's transaction timeout"
         ),
     ] = 20
+    commit_ms: Annotated[
+        Milliseconds,
+        Meta(description="so often a router commits how far it is; what came since is routed again after a crash"),
+    ] = 1_000
     progress_ms: Annotated[
         Milliseconds,
         Meta(

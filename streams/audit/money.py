@@ -97,7 +97,7 @@ def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
 
 
 def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
-    """What the accounts of ``rows`` hold back until parameters admit it."""
+    """What the accounts of ``rows`` hold back, until parameters admit it or until they are decided."""
     flows = Flows()
     with localcontext(EXACT):
         for data in rows:
@@ -106,6 +106,11 @@ def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
                 flows.transfers[parked.asset] += Decimal(parked.amount)
             for fill in row.waiting_fills:
                 _add_fill(flows, assets, fill.symbol, fill.quantity, fill.price, fill.fee)
+            gaps = ((gap.first, gap.next) for gap in row.transfer_gaps)
+            come = {row.account: _Come(TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps))}
+            for deferred in row.deferred:
+                _add_transfers(flows, deferred.frame, come)
+                _add_fills(flows, deferred.frame, assets)
     return flows
 
 
@@ -176,8 +181,8 @@ class _Come:
 
     __slots__ = ("every", "remembered")
 
-    def __init__(self) -> None:
-        self.every, self.remembered = TransferSequences(gaps_max=None), TransferSequences()
+    def __init__(self, remembered: TransferSequences | None = None) -> None:
+        self.every, self.remembered = TransferSequences(gaps_max=None), remembered or TransferSequences()
 
 
 def _add_transfers(flows: Flows, frame: EventFrame, come: dict[str, _Come] | None) -> None:

@@ -219,6 +219,8 @@ class _Replay:
             told_not_live=record.told_not_live,
             unreached=record.unreached,
             unreached_notional=record.unreached_notional,
+            turns=record.turns,
+            held=record.held,
         )
 
     def _compare_output(self, output: Output, record: JournalRecord, *, judged: bool) -> list[CommittedRow]:

@@ -16,6 +16,7 @@ from streams.audit.tables import TableCheck, TableSnapshot
 from streams.broker.records import Log
 from streams.clearing.unreached import unreached_of
 from streams.feeds.journal import JournalEntry, read_journal
+from streams.feeds.progress import behind_sentences
 from streams.feeds.unreached import unreached_sentences
 
 _ROW = Decoder[AccountRow](AccountRow)
@@ -166,6 +167,9 @@ class ShardCheck:
             unreached.update(unreached_of(_ROW(data)))
         for sentence in unreached_sentences(unreached, {}):
             self._findings.unreached.append(f"shard {self.shard}: {sentence}")
+        if self.last is not None:
+            left_out = {name: behind for name, behind in self.last.behind.items() if behind.left_out}
+            self._findings.unreached += behind_sentences(f"shard {self.shard}", left_out)
         if self.last is not None and dict(+unreached) != self.last.unreached:
             self._findings.differ(
                 f"sequence {self.last.sequence} counts {self.last.unreached} out of reach, the rows {dict(+unreached)}",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from schemas import headers
 from schemas.codec import DecodeError
 from schemas.topics import EVENTS, dead_letter_topic
-from streams.broker.producer import TransactionalProducer
+from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.records import Log, Record
 from streams.logs import event
 
@@ -22,14 +22,14 @@ DEAD_LETTER_BYTES_MAX = 1_040_000
 
 
 def produce_dead_letter(
-    producer: TransactionalProducer,
+    producer: TransactionalProducer | IdempotentProducer,
     record: Record,
     error: Exception,
     *,
     suspended: Sequence[str] | None = None,
     all_told: bool = False,
 ) -> None:
-    """Produce ``record`` to its dead-letter topic in the open transaction: key and bytes as they came, and why.
+    """Produce ``record`` to its dead-letter topic, in the open transaction if there is one: as it came, and why.
 
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """

@@ -6,7 +6,7 @@ gives the same to the byte.
 
 from decimal import Decimal
 
-from schemas.messages import CommandOrder, Evidence, LiquidationCommand
+from schemas.messages import CommandOrder, DeferredEvent, Evidence, LiquidationCommand
 from schemas.types import GroupStatus
 from streams.clearing.account import AccountState, CommandState, GroupState, OrderState
 from streams.clearing.accounts import Accounts
@@ -16,6 +16,7 @@ from streams.clearing.journal import Cursor
 from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import REASON_MAX, Outbox
+from streams.feeds.sources import source_name
 from streams.margin.fixed_point import format_decimal
 from streams.margin.health import Health, evaluate, symbols_of
 from streams.margin.levels import margin_call_level
@@ -205,10 +206,10 @@ class Decisions:
             issued_at=clock_us,
             expires_at=clock_us + 1000 * self._portfolio.parameters.policy.command_ttl_ms,
             orders=orders,
-            evidence=self._evidence(group, health),
+            evidence=self._evidence(state, group, health),
         )
 
-    def _evidence(self, group: GroupState, health: Health) -> Evidence:
+    def _evidence(self, state: AccountState, group: GroupState, health: Health) -> Evidence:
         marks, scales = self._portfolio.marks, self._marks.scales
         return Evidence(
             equity=format_decimal(health.equity),
@@ -227,6 +228,7 @@ class Decisions:
             unweighted_equity=format_decimal(health.unweighted_equity),
             stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
             left_out=self._cursor.completeness.left_out,
+            deferred=tuple(_place_of(deferred) for deferred in state.deferred),
         )
 
     def _strand(self, state: AccountState, group: GroupState, health: Health, stage: str) -> None:
@@ -288,6 +290,11 @@ class Decisions:
         if group.status != status:
             group.status = status
             self._outbox.changed.add(state.account)
+
+
+def _place_of(deferred: DeferredEvent) -> str:
+    (source,) = deferred.frame.sources
+    return f"{source_name(source)}:{source.first}"
 
 
 def _room_for_orders(state: AccountState) -> int:

@@ -1,5 +1,6 @@
 """What is not as it should be in a deployment, one sentence each, with what to do about it."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -10,6 +11,7 @@ from streams.broker.dead_letters import UntoldLetters
 from streams.console.figures import age
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
 from streams.feeds.journal import HOSTS
+from streams.feeds.progress import behind_sentences
 from streams.feeds.unreached import unreached_sentences
 from streams.settings import Settings
 
@@ -151,6 +153,7 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             "right one."
         )
     yield from _judge_clocks(shard)
+    yield from behind_sentences(name, shard.behind, shard.held, time.time_ns() // 1000)
     if shard.lag.records > limit:
         yield (
             f"{name} is {shard.lag.records:,} frames behind (at most {limit:,}): start more engines if others are too, "

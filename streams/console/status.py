@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from schemas.messages import JournalRecord
+from schemas.messages import Behind, JournalRecord
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup, admin_client, group_state, partition_counts, require_topics
@@ -45,7 +45,8 @@ class ShardStatus:
     ``journal_unread``: how many records at the end of its journal cannot be read. ``unreached`` and
     ``unreached_notional``: what liquidation does not reach, as the journal counts it; ``not_live``: the symbols whose
     want of a live mark has been alerted. ``skewed``: the clocks that are off and when each was last seen so, in
-    microseconds.
+    microseconds. ``behind``: the sources that the shard waits for or has ceased to wait for, ``held``: how many
+    accounts wait for them.
     """
 
     shard: int
@@ -64,6 +65,8 @@ class ShardStatus:
     table_behind: int
     table_age_ms: int | None
     skewed: dict[str, int] = field(default_factory=dict)
+    behind: dict[str, Behind] = field(default_factory=dict)
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,8 @@ def _shard(reader: LogReader, engines: ConsumerGroup, number: int, table: TableM
         table_behind=behind,
         table_age_ms=None if table is None else _now_ms() - table.updated_at_ms,
         skewed={} if record is None else record.skewed,
+        behind={} if record is None else record.behind,
+        held=0 if record is None else record.held,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from streams.demo.frames import of_account
 from streams.demo.reference import (
     MarkLog,
     ReferenceGroup,
@@ -144,9 +145,21 @@ def nobody_healthy_liquidated(records: RunRecords) -> Differences:
                 ahead = next(frames, None)
             marks.walk_to(evidence["marks_offset"])
             rules = records.parameters.as_of(evidence["parameters_version"]).scaled(marks.scales)
-            group = ledger.group(command["account"], command["margin"])
+            of = ledger
+            if evidence.get("deferred"):
+                of = _ledger_without(records, shard, command)
+            group = of.group(command["account"], command["margin"])
             differences += _misjudged(command, group, marks, rules)
     return differences
+
+
+def _ledger_without(records: RunRecords, shard: int, command: Any) -> ReferenceLedger:
+    """The ledger of a command's account at the offset of its evidence, without what was deferred."""
+    ledger, evidence = ReferenceLedger(_rules(records)), command["evidence"]
+    for offset, frame in records.frames.get(shard, []):
+        if offset <= evidence["events_offset"]:
+            ledger.frame(of_account(frame, command["account"], set(evidence["deferred"])))
+    return ledger
 
 
 def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules) -> Iterator[str]:

@@ -9,6 +9,7 @@ import orjson
 from schemas import topics
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
+from streams.demo.frames import first_rows
 from streams.demo.reference import ParameterLog, decoded
 from streams.settings import Settings
 from streams.tables.reader import TableReader
@@ -107,6 +108,8 @@ def _sort_out(records: RunRecords, messages: dict[str, list[tuple[int, Record]]]
         into += [value for _, _, value in values(topic) if value and is_ours(value["account"])]
     for partition, message, value in values(topics.EVENTS):
         records.frames.setdefault(partition, []).append((message.offset(), value))
+    for partition, frames in records.frames.items():
+        records.frames[partition] = list(first_rows(frames))
     records.marks = [
         (message.offset(), value | {"appended": 1000 * message.timestamp()[1]})
         for _, message, value in values(topics.MARKS)

@@ -3,13 +3,17 @@
 What follows from it for an account is the engine's business.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import RouterProgress
+from schemas.messages import Behind, RouterProgress
+from schemas.topics import PROGRESS
 from streams.broker.reader import Follower
 from streams.broker.records import UNSTAMPED, Record
+
+_LONG_US = 2_000_000
 
 _PROGRESS = Decoder[RouterProgress](RouterProgress)
 
@@ -55,6 +59,34 @@ def progress_record(record: Record) -> ProgressRecord:
 def progress_records(records: Iterable[Record]) -> Iterator[ProgressRecord]:
     """``records``, each with what it says when it is asked for."""
     return map(progress_record, records)
+
+
+def behind_sentences(shard: str, behind: Mapping[str, Behind], held: int = 0, now_us: int = 0) -> Iterator[str]:
+    """What a journal says of the sources that a shard does not wait for any more, and what to do.
+
+    ``held`` accounts wait for the others: that is said if one of them has not moved for a while at ``now_us``.
+    """
+    for name, source in behind.items():
+        if source.left_out and name == PROGRESS:
+            yield (
+                f"{shard}: no router has said since {_time(source.since)} how far it is, so commands are issued without "
+                f"knowing what is missing: start the routers, or see why they cannot write to {PROGRESS}."
+            )
+        elif source.left_out:
+            yield (
+                f"{shard}: {name} has stood at {source.next} since {_time(source.since)} and holds more, so commands are "
+                "issued without what is in it: see why no router goes on there."
+            )
+    waiting = [name for name, source in behind.items() if not source.left_out and now_us - source.since > _LONG_US]
+    if held and waiting:
+        yield (
+            f"{shard}: {held} accounts below their requirement wait for what was sent before their last event "
+            f"({', '.join(waiting)}): see why no router goes on there."
+        )
+
+
+def _time(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 class ProgressFeed:

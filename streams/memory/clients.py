@@ -38,6 +38,7 @@ class Rates:
     commit_delayed: float = 0.0
     abortable: float = 0.0
     fatal: float = 0.0
+    undelivered: float = 0.0
     retriable: float = 0.0
     committed_error: float = 0.0
     buffer_full: float = 0.0
@@ -306,6 +307,10 @@ class FakeProducer:
         if self._rates.strikes("retriable", self._random.random()):
             raise error(KafkaError._TRANSPORT, "simulated", retriable=True)
 
+    def _fails(self) -> bool:
+        """Whether a record of an idempotent producer is not delivered."""
+        return self._rates.strikes("undelivered", self._random.random())
+
     def _fence(self) -> KafkaException:
         self._fatal = KafkaError(KafkaError._FENCED, "a newer producer has the transactional id", fatal=True)
         return KafkaException(self._fatal)
@@ -389,6 +394,13 @@ class FakeProducer:
             waiting = self._queue[place]
             while waiting and most > 0:
                 key, value, headers, on_delivery = waiting[0]
+                if not self._id and self._fails():
+                    cause = KafkaError(KafkaError._MSG_TIMED_OUT, "simulated")
+                    if self._random.random() < 0.5:
+                        self._write(place, key, value, headers)  # only the acknowledgement is lost
+                    waiting.popleft()
+                    self._note_delivery(on_delivery, cause, place, None)
+                    continue
                 try:
                     record = self._write(place, key, value, headers)
                 except Fenced:

@@ -1,6 +1,6 @@
 """The partitions that this router owns: where each goes on and, for trades, which ids it has routed.
 
-Both are read from Kafka when a partition is assigned and again after a transaction has failed, never guessed: the
+Both are read from Kafka when a partition is assigned and again after anything has failed, never guessed: the
 committed offset and the memory row come from one transaction. Writing them is the router's business.
 """
 
@@ -23,16 +23,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Owned:
-    """One owned partition. ``taken`` records since the last commit: its offset and memory must go into the next one.
+    """One owned partition.
 
-    ``is_new``: the shards have not been told that it goes on here.
+    Everything below ``next_offset`` has been told to the shards, what is below ``committed`` has been committed.
+    ``routed`` records are in the batch at hand. ``is_new``: the shards have not been told that it goes on here.
     """
 
     topic: str
     partition: int
     next_offset: int
+    committed: int
     trade_ids: TradeIds = field(default_factory=TradeIds)
-    taken: int = 0
+    routed: int = 0
     is_new: bool = True
 
 
@@ -56,10 +58,6 @@ class Ownership:
         """Every owned partition."""
         return list(self._owned.values())
 
-    def touched(self) -> list[Owned]:
-        """The partitions of which records were taken since the last commit, and those that are new."""
-        return [owned for owned in self._owned.values() if owned.taken or owned.is_new]
-
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Own ``partitions`` from their committed offsets on, or from their first record if there are none.
 
@@ -74,7 +72,7 @@ class Ownership:
             place = (committed.topic, committed.partition)
             first = self._next_offset(committed)
             memory = self._trade_ids(committed.partition) if committed.topic == TRADES else TradeIds()
-            self._owned[place] = Owned(*place, first, memory)
+            self._owned[place] = Owned(*place, first, max(committed.offset, 0), memory)
             begun.append(TopicPartition(committed.topic, committed.partition, first))
         return begun
 
@@ -86,6 +84,10 @@ class Ownership:
         """Forget ``partitions``."""
         for place in partitions:
             self._owned.pop((place.topic, place.partition), None)
+
+    def clear(self) -> None:
+        """Forget every partition."""
+        self._owned.clear()
 
     def _next_offset(self, committed: TopicPartition) -> int:
         low, high = self._reader.watermarks(committed.topic, committed.partition)

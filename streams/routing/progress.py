@@ -42,6 +42,10 @@ class ProgressTeller:
         self._said: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._asked_at = float("-inf")
 
+    def wrote(self, shard: int, offset: int) -> None:
+        """A frame to ``shard`` is acknowledged."""
+        self.frames[shard] = max(offset, self.frames[shard])
+
     def close(self) -> None:
         """Let go of it; what is not acknowledged may be written or not."""
         self._producer.close()

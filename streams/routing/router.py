@@ -1,22 +1,23 @@
-"""The router's loop: the exchange's topics in, frames by shard out, one transaction a batch.
+"""The router's loop: the exchange's topics in, frames by shard out, at least once; shards drop what they have had.
 
-One transaction holds the frames, the memory of trade ids, the dead letters and the offsets, so after any crash the next
-owner of a partition begins exactly where the last committed batch ended, and knows the trade ids that were in it. What
-happens to a record is the splitter's business, where a partition goes on is the ownership's.
+A row of a frame says which record it came from, so a record may be routed twice without harm, by this router or by
+another; what becomes of it follows from the record and the memory of trade ids, which is committed with the offset that
+it follows from. What happens to a record is the splitter's business, where a partition goes on is the ownership's.
 
 A batch:
 
 1. Consume until there are ``batch_records_max`` records or ``batch_kbytes_max``, or ``linger_ms`` have passed since the
    first.
 2. Split what is valid into frames; keep what is not as dead letters, with suspensions of the accounts that it names in
-   the same frames. Records of partitions that are no longer owned, or
-   that were routed before, are left out.
-3. Begin; produce the frames, the memory row of every symbol with a new trade in the batch, and the dead letters.
-4. Send the offsets (tracked here: last record + 1) under the group's present generation, and commit.
+   the same frames. Records of partitions that are no longer owned, or that were routed before, are left out.
+3. Write the frames and the dead letters, and wait until all of them are acknowledged.
+4. Tell the engines how far the partitions are routed, and where all of them end (``progress.py``).
 
-5. Tell the engines how far the partitions are routed, and where all of them end (``progress.py``).
+Once in ``commit_ms`` and before partitions are given up: tell every shard up to where it has been told everything, wait
+for the acknowledgement, and commit, in one transaction under the group's present generation, these offsets and the
+memory of every symbol that has changed.
 
-If 3 or 4 fails, everything in memory is forgotten and read again from Kafka, beginning at the committed offsets.
+If any of this fails, everything in memory is forgotten and read again from Kafka, beginning at the committed offsets.
 """
 
 import logging
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Self
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, ROUTER, TRADES
 from streams import probes
@@ -35,7 +36,7 @@ from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import poll_batch
 from streams.broker.records import Record
-from streams.errors import BrokerError, ProducerFenced, TransactionAborted
+from streams.errors import BrokerError, NotDelivered, ProducerFenced, TransactionAborted
 from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
@@ -78,12 +79,16 @@ class Router:
         self._shards = shards
         self._splitter = Splitter(shards, topic_ids)
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
+        self._new_writer = partial(kafka.idempotent_producer, f"{self._client_id}-frames", compression="lz4")
+        self._writer = self._new_writer()
         self._new_producer = partial(kafka.transactional_producer, self._client_id, compression="lz4")
         self._producer = self._new_producer()
+        self._last_commit = 0.0
         self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
         self._ownership = Ownership(self._reader, self._timeout_s, kafka.runtime)
         self._progress = ProgressTeller(kafka, self._client_id, shards, topic_ids)
         self._ends: dict[tuple[str, int], int] = {}
+        self._failed: BrokerError | None = None
         # It refuses to go on elsewhere when the log no longer holds what comes next.
         properties = self._group.properties() | {"auto.offset.reset": "error", "enable.partition.eof": True}
         self._consumer = kafka.group_consumer(self._client_id, settings.router.group_id, properties)
@@ -109,6 +114,9 @@ class Router:
             self.join()
             while not self._stop.is_set():
                 self.cycle()
+        except BaseException:
+            self._ownership.clear()  # what stopped half-way must not be committed on the way out
+            raise
         finally:
             self._close()
 
@@ -127,7 +135,8 @@ class Router:
         service, kafka = self._settings.service, self._settings.kafka
         self._beat("leaving the group")
         leave_group(self._consumer, service.instance_id, kafka.handover_s, self._runtime)
-        self._beat("closing the producer")
+        self._beat("closing the producers")
+        self._writer.close()
         self._producer.close()
         self._progress.close()
         self._reader.close()
@@ -155,11 +164,15 @@ class Router:
         self._group.require_member()
         batch = self.collect()
         try:
+            if (failed := self._failed) is not None:
+                self._failed = None
+                raise failed
             self._beat("splitting a batch")
-            if self._route(batch):
-                self._failures = 0
+            self._route(batch)
             self._pass_ends()
-        except (TransactionAborted, ProducerFenced) as error:
+            if self._runtime.monotonic() - self._last_commit >= self._settings.router.commit_ms / 1000:
+                self._commit()
+        except (NotDelivered, TransactionAborted, ProducerFenced) as error:
             self._recover(error)
         self._beat("telling of the progress")
         self._progress.tell(self._ownership.all())
@@ -191,21 +204,35 @@ class Router:
             if owned is not None:
                 owned.next_offset = max(owned.next_offset, offset)
 
-    def _route(self, batch: list[Record]) -> bool:
-        """Route a batch and tell the shards of partitions that are new; whether there was anything to commit."""
+    def _route(self, batch: list[Record]) -> None:
+        """Route a batch; tell the shards where partitions that are new go on.
+
+        Raises:
+            NotDelivered: something was not acknowledged.
+        """
         letters = [(message, error) for message in batch if (error := self._add(message)) is not None]
-        touched = self._ownership.touched()
-        if not touched:
-            return False
-        for owned in touched:
+        routed = [owned for owned in self._ownership.all() if owned.routed or owned.is_new]
+        if not routed:
+            return
+        for owned in routed:
             if owned.is_new:
                 self._splitter.close(owned.topic, owned.partition, owned.next_offset)
+        counts = self._write(letters)
+        self._count(routed, letters, counts)
+
+    def _write(self, letters: list[tuple[Record, RefusedRecord]]) -> Counts:
+        """Write the frames that have been collected, and dead letters; all of it is acknowledged then."""
         frames, counts = self._splitter.take(self._clock.now_us())
+        self._beat("writing")
         started = self._runtime.monotonic()
-        self._commit(frames, letters, touched)
-        metrics.COMMITS.observe(self._runtime.monotonic() - started)
-        self._count(touched, letters, counts)
-        return True
+        for shard, frame in frames:
+            self._writer.produce(EVENTS, frame, partition=shard, on_acknowledged=partial(self._progress.wrote, shard))
+        for message, refused in letters:
+            whom = refused.whom
+            produce_dead_letter(self._writer, message, refused.error, suspended=whom.accounts, all_told=whom.complete)
+        self._writer.flush()
+        metrics.WRITES.observe(self._runtime.monotonic() - started)
+        return counts
 
     def _add(self, message: Record) -> RefusedRecord | None:
         """Add one record to the frames; the reason if it is refused."""
@@ -214,7 +241,7 @@ class Router:
         if owned is None or offset < owned.next_offset:
             return None
         owned.next_offset = offset + 1
-        owned.taken += 1
+        owned.routed += 1
         try:
             self._splitter.add(
                 topic,
@@ -228,35 +255,36 @@ class Router:
             return refused
         return None
 
-    def _commit(
-        self, frames: list[tuple[int, bytes]], letters: list[tuple[Record, RefusedRecord]], touched: list[Owned]
-    ) -> None:
+    def _commit(self) -> None:
+        """Commit how far the partitions are routed, with the memory of trade ids, once every shard knows.
+
+        Raises:
+            NotDelivered: something was not acknowledged. TransactionAborted, ProducerFenced: nothing is committed, or
+            nobody knows whether.
+        """
+        self._last_commit = self._runtime.monotonic()
+        moved = [owned for owned in self._ownership.all() if owned.next_offset > owned.committed]
+        if not moved:
+            return
+        for owned in moved:
+            self._splitter.close(owned.topic, owned.partition, owned.next_offset)
+        self._write([])
+        started = self._runtime.monotonic()
         producer = self._producer
-        self._beat("producing")
+        self._beat("committing")
         producer.begin()
-        written = list(self._progress.frames)
-
-        def on_delivery(error: KafkaError | None, message: Message) -> None:
-            partition, offset = message.partition(), message.offset()
-            if error is None and partition is not None and offset is not None:
-                written[partition] = max(offset, written[partition])
-
-        for shard, frame in frames:
-            producer.produce(EVENTS, frame, partition=shard, on_delivery=on_delivery)
-        for owned in touched:
+        for owned in moved:
             if owned.topic == TRADES:
                 self._produce_memory(owned)
-        for message, refused in letters:
-            whom = refused.whom
-            produce_dead_letter(producer, message, refused.error, suspended=whom.accounts, all_told=whom.complete)
-        self._beat("sending offsets")
-        producer.send_offsets(
-            [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in touched],
-            group_metadata(self._consumer),
-        )
-        self._beat("committing")
+        places = [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in moved]
+        producer.send_offsets(places, group_metadata(self._consumer))
         producer.commit()
-        self._progress.frames = written
+        metrics.COMMITS.observe(self._runtime.monotonic() - started)
+        for owned in moved:
+            owned.committed = owned.next_offset
+            owned.trade_ids.changed.clear()
+            owned.trade_ids.migrated = False
+        self._failures = 0
 
     def _produce_memory(self, owned: Owned) -> None:
         memory, partition = owned.trade_ids, owned.partition
@@ -266,13 +294,11 @@ class Router:
         if memory.migrated:
             self._producer.produce(ROUTER, None, key=memory_key(partition), partition=partition)
 
-    def _count(self, touched: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
-        """Count what has been committed."""
-        for owned in touched:
-            metrics.RECORDS.labels(owned.topic).inc(owned.taken)
-            owned.taken, owned.is_new = 0, False
-            owned.trade_ids.changed.clear()
-            owned.trade_ids.migrated = False
+    def _count(self, routed: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
+        """Count what has been acknowledged."""
+        for owned in routed:
+            metrics.RECORDS.labels(owned.topic).inc(owned.routed)
+            owned.routed, owned.is_new = 0, False
         for message, refused in letters:
             metrics.DEAD_LETTERS.labels(message.topic()).inc()
             metrics.SUSPENSIONS.inc(len(refused.whom.accounts))
@@ -304,14 +330,19 @@ class Router:
         return places
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """Whatever was finished is committed; what has only been collected is left to the next owner."""
+        """Whatever was routed is committed, if it can be; what has only been collected is left to the next owner."""
+        try:
+            with self._producer.within(self._settings.kafka.handover_s):
+                self._commit()
+        except (NotDelivered, TransactionAborted, ProducerFenced) as error:
+            self._failed = error
         self._ownership.drop(partitions)
         self._owns("partitions_revoked", partitions)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        """No transaction is open while the consumer is polled, so there is nothing to abort.
+        """Somebody else owns them already: nothing can be committed.
 
-        One that began before the loss was known was refused by Kafka or by :func:`group_metadata`.
+        A transaction that began before the loss was known was refused by Kafka or by :func:`group_metadata`.
         """
         self._joined = False
         self._ownership.drop(partitions)
@@ -323,16 +354,19 @@ class Router:
             event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
 
     def _recover(self, error: BrokerError) -> None:
-        """Forget what is in memory, and the producer if it may be fenced; begin again at the committed offsets."""
+        """Forget what is in memory, and the producers that may be of no use; begin again at the committed offsets."""
         self._failures += 1
         metrics.DROPPED_BATCHES.inc()
         event(log, logging.WARNING, "batch_dropped", reason=str(error), failures=self._failures)
         if self._failures > _FAILURES_MAX:
-            raise BrokerError(f"no batch could be committed in {_FAILURES_MAX} attempts; the last: {error}") from error
+            raise BrokerError(f"nothing could be routed in {_FAILURES_MAX} attempts; the last: {error}") from error
         self._beat("waiting to try again")
         self._stop.wait(min(_BACKOFF_FIRST_S * 2 ** (self._failures - 1), _BACKOFF_MAX_S))
         self._beat("ending the transaction that failed")
         self._end_transaction(error)
+        self._writer.close()
+        self._writer = self._new_writer()
+        self._splitter.take(self._clock.now_us())  # of what was collected nobody has been told
         self._beat("reading where the partitions go on")
         places = self._consumer.assignment()
         self._ownership.drop(places)

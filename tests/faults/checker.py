@@ -13,6 +13,7 @@ from typing import Any
 
 from schemas import topics
 from schemas.partitioning import shard_of
+from streams.demo.frames import first_rows, of_account
 from streams.demo.reference import (
     MarkLog,
     ParameterLog,
@@ -47,7 +48,7 @@ def every_trade_is_routed_once(records: RunRecords) -> Differences:
             account = trade[side]["account"]
             expected[shard_of(account, records.shards), account, trade["symbol"], trade["trade_id"], quantity] += 1
     routed: Counter[tuple[Any, ...]] = Counter()
-    for record, frame in records.readable(topics.EVENTS):
+    for record, frame in _frames(records):
         fills = frame["fills"]
         for account, symbol, number, quantity in zip(
             fills["account"], fills["symbol"], fills["trade_id"], fills["quantity"], strict=True
@@ -64,7 +65,7 @@ def every_transfer_and_report_is_routed_once(records: RunRecords) -> Differences
         for _, value in records.readable(topic):
             expected[shard_of(value["account"], records.shards), value["account"], value[name]] += 1
         routed: Counter[tuple[Any, ...]] = Counter()
-        for record, frame in records.readable(topics.EVENTS):
+        for record, frame in _frames(records):
             for account, number in zip(frame[kind]["account"], frame[kind][name], strict=True):
                 routed[record.partition, account, number] += 1
         differences += _unequal(kind, expected, routed)
@@ -188,7 +189,7 @@ def every_command_is_justified(records: RunRecords) -> Differences:
             ledger.walk_to(evidence["events_offset"])
             if shard_of(command["account"], records.shards) != shard:
                 differences.append(f"{command['command_id']}: shard {shard} is not its account's")
-            group = ledger.ledger.group(command["account"], command["margin"])
+            group = ledger.group(command)
             differences += _unjustified(command, group, marks, parameters)
     return differences
 
@@ -402,7 +403,8 @@ class ShardLedger:
 
     def __init__(self, records: RunRecords, shard: int, parameters: ParameterLog) -> None:
         self.ledger = ReferenceLedger(parameters.as_of(LAST))
-        self._frames = iter(list(records.readable(topics.EVENTS, shard)))
+        self._records, self._shard = list(first_rows(records.readable(topics.EVENTS, shard))), shard
+        self._frames = iter(self._records)
         self._ahead = next(self._frames, None)
         self._come: set[tuple[str, int]] = set()
 
@@ -413,6 +415,20 @@ class ShardLedger:
             self.ledger.frame({"transfers": self._new_transfers(frame["transfers"]), "fills": frame["fills"]})
             self._ahead = next(self._frames, None)
 
+    def group(self, command: Any) -> ReferenceGroup:
+        """The group of a command at the offset of its evidence, without what was deferred then."""
+        account, evidence = command["account"], command["evidence"]
+        if not evidence.get("deferred"):
+            return self.ledger.group(account, command["margin"])
+        ledger, come = ReferenceLedger(self.ledger.rules), self._come
+        self._come = set()
+        for record, frame in self._records:
+            if record.offset <= evidence["events_offset"]:
+                kept = of_account(frame, account, set(evidence["deferred"]))
+                ledger.frame({"transfers": self._new_transfers(kept["transfers"]), "fills": kept["fills"]})
+        self._come = come
+        return ledger.group(account, command["margin"])
+
     def _new_transfers(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         kept = []
         for index, number in enumerate(zip(columns["account"], columns["sequence"], strict=True)):
@@ -420,6 +436,12 @@ class ShardLedger:
                 self._come.add(number)
                 kept.append(index)
         return {name: [column[index] for index in kept] for name, column in columns.items()}
+
+
+def _frames(records: RunRecords) -> Iterator[tuple[TopicRecord, Any]]:
+    """The frames of every shard without the rows that were told before."""
+    for shard in range(records.shards):
+        yield from first_rows(records.readable(topics.EVENTS, shard))
 
 
 class _MarksAsOf:

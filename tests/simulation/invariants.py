@@ -57,6 +57,7 @@ from streams.memory.scheduler import EPOCH_US, Scheduler, Violation
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
 from tests.simulation.ledger import Ledger
+from tests.simulation.repeats import Told, events_of, without_repeats
 from tests.simulation.workload import Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
@@ -108,6 +109,10 @@ class Watch:
         self.told: dict[str, set[str]] = {}
         """The kinds of alerts that each account has had."""
         self._alerts: set[str] = set()
+        self._scanned: dict[Partition, int] = {}
+        self._told: list[Told] = [{} for _ in self.shards]
+        self._events: dict[Letter, Counter[tuple[Any, ...]]] = {}
+        """What the shards have been told of each record that is not committed yet."""
         self._trade_ids: dict[tuple[int, str], int] = {}
         """The last id of each symbol in each partition."""
         self._scheduler = scheduler
@@ -164,37 +169,59 @@ class Watch:
     def _check_router(
         self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, LogRecord]]]
     ) -> None:
-        expected: Counter[tuple[Any, ...]] = Counter()
-        refused: set[Letter] = set()
+        """What is committed is what all shards have been told, whoever told them and however often."""
+        self._scan()
         before = dict(self._trade_ids)
-        for (topic, number), end in offsets.items():
-            first = self.routed.get((topic, number), 0)
-            require(end >= first, "a routed record is not routed again", lambda: f"{topic}[{number}] {first} {end}")
-            self.routed[topic, number] = end
-            for record in self.cluster.topics[topic][number].records[first:end]:
-                if record.decoded is None or isinstance(record.decoded, Refused):
-                    refused.add((topic, number, record.offset))
-                    for account in record.decoded.accounts if record.decoded else ():
-                        to = shard_of(account, len(self.shards))
-                        expected[to, "suspension", account, topic, number, record.offset] += 1
-                else:
-                    self._expect(expected, topic, number, record.decoded)
-        events: Counter[tuple[Any, ...]] = Counter()
-        for partition, record in by_topic.get(EVENTS, ()):
-            _count_events(events, partition.number, _FRAME(record.value))
-        require(
-            events == expected,
-            "every trade, transfer, report and suspension is routed exactly once, to its shard",
-            lambda: f"missing {expected - events}, too many {events - expected}",
-        )
-        letters = set(self._letters_of(by_topic))
-        require(letters == refused, "what cannot be read is in the dead letters", lambda: f"{letters} {refused}")
+        for place, end in offsets.items():
+            first = self.routed.get(place, 0)
+            require(end >= first, "a router that is late commits nothing", lambda: f"{place} {first} {end}")
+            self.routed[place] = end
+            for told in self._told:
+                require(
+                    told.get(place, 0) >= end, "every shard knows what is committed", lambda: f"{place} {end} {told}"
+                )
+            for record in self.cluster.topics[place[0]][place[1]].records[first:end]:
+                self._check_routed(*place, record)
         memories = {
             (partition.number, (record.key or b"").decode().rpartition(":")[2]): _IDS(record.value).last
             for partition, record in by_topic.get(ROUTER, ())
         }
         touched = {place: last for place, last in self._trade_ids.items() if before.get(place) != last}
         require(memories == touched, "the memory of trade ids is that of the log", lambda: f"{memories} {touched}")
+
+    def _check_routed(self, topic: str, number: int, record: LogRecord) -> None:
+        expected: Counter[tuple[Any, ...]] = Counter()
+        if record.decoded is None or isinstance(record.decoded, Refused):
+            letter = (topic, number, record.offset)
+            require(letter in self.letters, "what cannot be read is in the dead letters", lambda: str(letter))
+            for account in record.decoded.accounts if record.decoded else ():
+                to = shard_of(account, len(self.shards))
+                expected[to, "suspension", account, topic, number, record.offset] += 1
+        else:
+            self._expect(expected, topic, number, record.decoded)
+        events = self._events.pop((topic, number, record.offset), Counter())
+        require(
+            events == expected,
+            "every trade, transfer, report and suspension is routed to its shard, and counts once",
+            lambda: f"missing {expected - events}, too many {events - expected}",
+        )
+
+    def _scan(self) -> None:
+        """Read what routers have written outside of transactions since the last time."""
+        for number, partition in enumerate(self.cluster.topics[EVENTS]):
+            for record in partition.records[self._scanned.get(partition, 0) :]:
+                if record.control:
+                    continue
+                with suppress(DecodeError):
+                    frame = without_repeats(_FRAME(record.value), self._told[number])
+                    for place, event in events_of(frame):
+                        self._events.setdefault(place, Counter())[number, *event] += 1
+            self._scanned[partition] = partition.end
+        for topic in (TRADES, TRANSFERS, REPORTS):
+            (partition,) = self.cluster.topics[dead_letter_topic(topic)]
+            for record in partition.records[self._scanned.get(partition, 0) :]:
+                self.letters.update(self._letters_of({partition.topic: [(partition, record)]}))
+            self._scanned[partition] = partition.end
 
     def _expect(self, expected: Counter[tuple[Any, ...]], topic: str, number: int, message: Any) -> None:
         count = len(self.shards)
@@ -379,6 +406,7 @@ class ShardTruth:
         self._journal_offset = -1
         self._replay = Shard(number)
         self._watch = watch
+        self._told: Told = {}
         self._sequences: dict[str, int] = {}
         self._refused: list[bytes | None] = []
         self._appended_us = 0
@@ -523,7 +551,7 @@ class ShardTruth:
                     continue
                 self._appended_us = max(self._appended_us, 1000 * record.time_ms)
                 shard.apply_events(record.offset, frame, 1000 * record.time_ms)
-                self.ledger.apply(frame)
+                self.ledger.apply(without_repeats(frame, self._told))
             shard.decide_touched()
 
     def _walk(self, marks_end: int, progress_end: int) -> None:
@@ -651,27 +679,3 @@ def _difference(replayed: Any, committed: Any) -> str:
     )
     first = max(0, at - 150)
     return f"at character {at}\nreplayed  …{one[first : at + 150]}\ncommitted …{other[first : at + 150]}"
-
-
-def _count_events(events: Counter[tuple[Any, ...]], shard: int, frame: EventFrame) -> None:
-    for told in frame.suspensions:
-        events[shard, "suspension", told.account, told.topic, told.partition, told.offset] += 1
-    transfers, fills, reports = frame.transfers, frame.fills, frame.reports
-    for row in zip(
-        transfers.account, transfers.margin, transfers.asset, transfers.amount, transfers.sequence, strict=True
-    ):
-        events[shard, "transfer", *row] += 1
-    for fill in zip(
-        fills.account,
-        fills.margin,
-        fills.symbol,
-        fills.quantity,
-        fills.price,
-        fills.fee,
-        fills.order_id,
-        fills.trade_id,
-        strict=True,
-    ):
-        events[shard, "fill", *fill] += 1
-    for report in zip(reports.order_id, reports.status, reports.filled_quantity, strict=True):
-        events[shard, "report", *report] += 1

@@ -27,6 +27,7 @@ _RATES = {
     "commit_delayed": (0.005, 0.05),
     "abortable": (0.005, 0.08),
     "fatal": (0.005, 0.05),
+    "undelivered": (0.001, 0.02),
     "retriable": (0.01, 0.2),
     "committed_error": (0.05, 0.4),
     "buffer_full": (0.01, 0.1),
