@@ -524,7 +524,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``transfer_digest`` is the CRC-32
     of what the transfer did that has ``transfer_sequence``: another one with its number contradicts it. ``refused``
     holds, by ``topic:partition``, the offset of the last record there that could not be read and named this account.
-    ``held``: the account is below its requirement, and nothing is done before what was acknowledged before is in;
+    ``touched`` is the last frame that changed the account. ``held``: the account is below its requirement, and nothing is done before what was acknowledged before is in;
     ``deferred`` are the events that came later, in the order of the log.
     """
 
@@ -545,6 +545,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     unapplied_credits: Sequence = 0
     transfer_digest: Sequence = 0
     refused: dict[Text, Offset] = {}
+    touched: Offset = -1
     held: Hold | None = None
     deferred: tuple[DeferredEvent, ...] = ()
 

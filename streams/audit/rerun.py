@@ -20,10 +20,14 @@ from streams.clearing.journal import Cursor
 from streams.clearing.restore import recall_from
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
+from streams.feeds.journal import read_journal
 from streams.feeds.marks import mark_records, read_marks
 from streams.feeds.parameters import ParameterHistory
 from streams.feeds.progress import progress_records
 from streams.feeds.sources import sources_as_of
+
+PROGRESS_LOOKBACK = 2_000
+"""How many records of progress are read to know what was complete at a commit."""
 
 
 class _FrameTime(msgspec.Struct):
@@ -134,6 +138,8 @@ class Rerun:
         parameters_end = record.rules_next if record.rules_next >= 0 else record.parameters.next
         self.shard = Shard(self._id, self._parameters.at(parameters_end))
         self.shard.resume(record, offset, sources_as_of(self._log, record, offset, record.events.next))
+        if record.kind == "commit":
+            self._recall_progress(record)
         self._last = (record, offset)
         for account in sorted(self.rows):
             self.shard.restore(account, self.rows[account])
@@ -147,6 +153,17 @@ class Rerun:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)
             self._progress = Tape(self._log, PROGRESS, 0, record.progress.next)
+
+    def _recall_progress(self, record: JournalRecord) -> None:
+        """Learn what was known of progress as of a commit, without deciding anything again."""
+        first = record.progress.next - PROGRESS_LOOKBACK
+        for claim in read_journal(self._log, self._id, record.claim, record.claim + 1):
+            if claim.record is not None:
+                first = max(first, claim.record.progress.next)
+        limit_us = 1000 * self.shard.parameters.policy.incomplete_hold_ms
+        for said in progress_records(self._log.read_range(PROGRESS, 0, max(first, 0), record.progress.next)):
+            if said.progress is not None:
+                self.shard.cursor.completeness.walk(said.offset, said.progress, said.appended_us, limit_us)
 
     def _remember(self, offset: int, frame: MarkFrame, appended_us: int) -> None:
         if frame.epoch >= self.shard.marks_epoch and appended_us != UNSTAMPED:

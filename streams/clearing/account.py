@@ -158,8 +158,8 @@ class AccountState:
     can only make the account better. ``parked`` transfers and
     ``waiting_fills`` wait for parameters that admit them, in the order of the log. ``unread`` is the account's last row
     if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
-    read have suspended it: the last offset by ``topic:partition``. ``touched`` is the last frame that changed it since
-    the shard was taken. ``held`` and ``deferred`` are those of its row.
+    read have suspended it: the last offset by ``topic:partition``. ``touched``, ``held`` and
+    ``deferred`` are those of its row.
     """
 
     account: str
@@ -263,6 +263,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         waiting_fills=tuple(state.waiting_fills),
         unread=None if state.unread is None else _packed(state.unread),
         refused=dict(sorted(state.refused.items())),
+        touched=state.touched,
         held=state.held,
         deferred=tuple(state.deferred),
     )
@@ -343,6 +344,7 @@ def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
         told_liquidatable=row.told_liquidatable,
         parked=list(row.parked),
         waiting_fills=list(row.waiting_fills),
+        touched=row.touched,
         held=row.held,
         deferred=list(row.deferred),
     )

@@ -132,6 +132,8 @@ class Accounts:
         self.by_name[account] = state
         if state.holds_back:
             self.holding_back.add(account)
+        if state.held is not None:
+            self.held.add(account)
         for group in state.groups.values():
             self._register(state, group)
         return state

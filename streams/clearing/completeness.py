@@ -69,14 +69,12 @@ class Cut:
 class Completeness:
     """How far one shard is complete.
 
-    ``reached`` are the cuts that were reached with the last record, ``floor`` is the last frame from before the shard
-    was taken: which accounts had been touched by which frame is not known any more. ``behind`` are the sources that the
-    oldest cut waits for, or that are left out, by name. ``is_silent``: no router says how far it is.
+    ``reached`` are the cuts that were reached with the last record. ``behind`` are the sources that the oldest cut
+    waits for, or that are left out, by name. ``is_silent``: no router says how far it is.
     """
 
-    def __init__(self, shard: int, floor: int = -1, behind: Mapping[str, Behind] | None = None) -> None:
+    def __init__(self, shard: int, behind: Mapping[str, Behind] | None = None) -> None:
         self._shard = shard
-        self.floor = floor
         self.reached: list[Cut] = []
         self.behind: dict[str, Behind] = dict(behind or {})
         self.is_silent = PROGRESS in self.behind

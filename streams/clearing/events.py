@@ -217,6 +217,7 @@ class Events:
                 if state.held is not None and self._defers(state, offset, frame, "reports", index):
                     continue
                 state.touched = _touched(state, offset, frame)
+                self._outbox.changed.add(account)
             kept.append(index)
         self._commands.apply_reports(columns if len(kept) == len(columns.account) else rows_of(columns, kept))
 

@@ -49,7 +49,7 @@ class Holds:
         if state.held is not None:
             return True
         self.asked = True
-        frame = max(state.touched, self._cursor.completeness.floor)
+        frame = state.touched
         if not self._cursor.completeness.has(frame, after_us):
             self._hold(state, Hold(frame=frame, after=after_us, since=self._cursor.clock.now_us))
             return True
@@ -57,17 +57,6 @@ class Holds:
         if late is not None:
             self._hold(state, Hold(frame=-1, progress=late, since=self._cursor.clock.now_us))
         return late is not None
-
-    def resume(self, state: AccountState) -> None:
-        """A held account is taken over: what was known of cuts is not any more."""
-        if state.held is not None:
-            state.held = replace(state.held, frame=max(state.held.frame, self._cursor.completeness.floor))
-            self._accounts.held.add(state.account)
-
-    def resume_all(self) -> None:
-        """All held accounts are taken over."""
-        for state in self._held():
-            self.resume(state)
 
     def _hold(self, state: AccountState, hold: Hold) -> None:
         state.held = hold

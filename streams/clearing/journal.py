@@ -70,7 +70,7 @@ class Cursor:
         self.awaited.resume(record.not_live, record.told_not_live)
         self.unreached.resume(record.unreached, record.unreached_notional)
         self.unread = record.unread
-        self.completeness = Completeness(self.shard, self.events_next - 1, record.behind)
+        self.completeness = Completeness(self.shard, record.behind)
         self.marks_now = record.marks_now
         self._committed = self._places()
         return self
@@ -124,7 +124,7 @@ class Cursor:
     def claimed(self, record: JournalRecord, offset: int) -> None:
         """The claim ``record`` stands in the journal at ``offset``."""
         self.progress_next = record.progress.next
-        self.completeness = Completeness(self.shard, self.events_next - 1, record.behind)
+        self.completeness = Completeness(self.shard, record.behind)
         self.marks_now = record.marks_now
         self._committed = self._places()
         self.claim = self.previous = self.sources.told_at = offset

@@ -121,7 +121,7 @@ class ShardRestorer:
         yield from _load_rows(shard, rows)
         if shard.unread and in_force is not parameters:
             other = _standing(record, offset, parameters, sources)
-            other.claimed(claim, shard.cursor.claim)
+            other.cursor.claimed(claim, shard.cursor.claim)
             yield from _load_rows(other, rows)
             if len(other.unread) < len(shard.unread):
                 event(log, logging.WARNING, "rules_in_force_are_gone", shard=shard_id, rules_next=record.rules_next)
@@ -169,7 +169,7 @@ class ShardRestorer:
         )
         producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], group_metadata(self._consumer))
         producer.commit()
-        shard.claimed(record, offsets[0])
+        shard.cursor.claimed(record, offsets[0])
         return record
 
     def _read_rows(self, shard: Shard) -> Generator[None, None, tuple[dict[str, bytes], int]]:

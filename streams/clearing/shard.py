@@ -182,18 +182,12 @@ class Shard:
         self.cursor.sources = sources or Sources(record.sources, offset)
         self._undecided.resume()
 
-    def claimed(self, record: JournalRecord, offset: int) -> None:
-        """The claim ``record`` stands in the journal at ``offset``: what was known of progress is forgotten."""
-        self.cursor.claimed(record, offset)
-        self._holds.resume_all()
-
     def restore(self, account: str, row: bytes) -> None:
         """Restore an account from its last row; one that cannot be read is kept as it is, and its account suspended."""
         state = self._accounts.restore(account, row)
         for group in state.groups.values():
             if group.command is not None:
                 self._commands.open(state, group, group.command)
-        self._holds.resume(state)
         self._candidates.outdate()
         self.cursor.unreached.count(state)
 

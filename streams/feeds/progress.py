@@ -69,13 +69,13 @@ def behind_sentences(shard: str, behind: Mapping[str, Behind], held: int = 0, no
     for name, source in behind.items():
         if source.left_out and name == PROGRESS:
             yield (
-                f"{shard}: no router has said since {_time(source.since)} how far it is, so commands are issued without "
+                f"{shard}: no router has said since {_time(source.since)} how far it is, so commands are given without "
                 f"knowing what is missing: start the routers, or see why they cannot write to {PROGRESS}."
             )
         elif source.left_out:
             yield (
-                f"{shard}: {name} has stood at {source.next} since {_time(source.since)} and holds more, so commands are "
-                "issued without what is in it: see why no router goes on there."
+                f"{shard}: {name} has stood at {source.next} since {_time(source.since)} and holds more: commands go "
+                "out without what is in it: see why no router goes on there."
             )
     waiting = [name for name, source in behind.items() if not source.left_out and now_us - source.since > _LONG_US]
     if held and waiting:

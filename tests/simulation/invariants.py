@@ -471,7 +471,7 @@ class ShardTruth:
         self.claims.add(offset)
         if not self.journals:
             self._begin(journal)
-        self._replay.claimed(journal, offset)
+        self._replay.cursor.claimed(journal, offset)
 
     def _begin(self, journal: JournalRecord) -> None:
         """The first claim: the shard begins with the parameters and the prices of then."""
