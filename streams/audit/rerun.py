@@ -176,10 +176,10 @@ class Rerun:
         self._walk_marks(marks_end)
         assert self._progress is not None
         shard = self.shard
-        if progress_end <= shard.progress_next:
+        if progress_end <= shard.cursor.progress_next:
             return
         for record in progress_records(self._progress.until(progress_end)):
-            if record.offset >= shard.progress_next:
+            if record.offset >= shard.cursor.progress_next:
                 shard.apply_progress(record.offset, record.progress, record.appended_us)
                 self._observe(PROGRESS, record.offset)
         shard.apply_progress(progress_end - 1, None, 0)

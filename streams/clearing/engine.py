@@ -33,14 +33,15 @@ from streams.clearing.clock import is_off
 from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
 from streams.clearing.progress import LOOP, Progress
+from streams.clearing.progress_backlog import ProgressBacklog
 from streams.clearing.restore import ParameterVersions, RestoredShard, ShardRestorer, adopt_parameters
-from streams.clearing.router_progress import RouterProgress
 from streams.clearing.shard import Shard
 from streams.errors import ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
 from streams.feeds.progress import ProgressFeed
 from streams.logs import event
+from streams.margin.parameters import RiskParameters
 from streams.runtime import Event
 from streams.service import run_role
 from streams.settings import Settings
@@ -54,7 +55,6 @@ log = logging.getLogger(__name__)
 
 EVENT_FRAMES = Counter("margin_engine_event_frames", "Event frames applied")
 FILLS = Counter("margin_engine_fills", "Fills applied")
-ROUTER_PROGRESS = Counter("margin_engine_router_progress", "Records of the routers' progress walked, by all shards")
 MARK_FRAMES = Counter("margin_engine_mark_frames", "Mark frames walked")
 CLOCK_SKEWED = Counter(
     "margin_engine_clock_skewed_frames", "Frames whose time is off by more than clock_skew_ms_max", ["clock"]
@@ -87,7 +87,7 @@ class Engine:
         self._restoring = kafka.log_reader(client_id, lambda: self._progress.beat("restoring"))
         self._parameter_log = ParameterFeed(kafka.follower(client_id, PARAMETERS))
         self._marks_log = MarkFeed(kafka.follower(client_id, MARKS))
-        self._router_progress = RouterProgress(ProgressFeed(kafka.follower(client_id, PROGRESS)))
+        self._backlog = ProgressBacklog(ProgressFeed(kafka.follower(client_id, PROGRESS)))
         self._inbox = Inbox(kafka, client_id)
         self._assignment = Assignment(self._hand_over, self._let_go)
         self._progress = Progress(settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log)
@@ -97,7 +97,7 @@ class Engine:
             self._inbox.consumer,
             restore_point,
             lambda: self._marks_log.next_offset,
-            lambda: self._router_progress.next_offset,
+            lambda: self._backlog.next_offset,
             worker=kafka.worker,
             timeout_s=settings.kafka.call_ms_max / 1000,
             runtime=kafka.runtime,
@@ -149,7 +149,7 @@ class Engine:
     def join(self) -> None:
         """Learn the parameters in force and join the group; :meth:`cycle` restores what it assigns."""
         self._marks_log.start(self._reader.watermarks(MARKS, 0)[1])
-        self._router_progress.start(self._reader.watermarks(PROGRESS, 0)[1])
+        self._backlog.start(self._reader.watermarks(PROGRESS, 0)[1])
         self._parameter_log.restart()
         self._catch_up_parameters()
         assignment = self._assignment
@@ -168,7 +168,7 @@ class Engine:
         self._progress.beat("closing the tables")
         self._tables.close()
         self._restore_point.close()
-        for part in (self._parameter_log, self._marks_log, self._router_progress, self._reader, self._restoring):
+        for part in (self._parameter_log, self._marks_log, self._backlog, self._reader, self._restoring):
             part.close()
         self._progress.end()
         event(log, logging.INFO, "engine_stopped")
@@ -191,7 +191,7 @@ class Engine:
             self._poll_marks()
             self._progress.beat("applying events")
             self._poll_events()
-            self._walk_progress()
+            self._backlog.walk(self._assignment.running, self._committer.put_aside)
             self._commit_if_due()
             self._progress.look_at_shards()
         except (TransactionAborted, ProducerFenced, ShardError) as error:
@@ -246,30 +246,13 @@ class Engine:
     def _walk(self, offset: int, frame: MarkFrame, appended: int) -> None:
         MARK_FRAMES.inc()
         self._progress.saw_marks()
-        self._count_skew("marks", frame.time, appended)
+        _count_skew(self._parameter_log.parameters, "marks", frame.time, appended)
         for shard in self._assignment.running.values():
             if offset >= shard.marks_next:
                 shard.apply_marks(offset, frame, appended)
         if frame.epoch >= self._marks_epoch and appended != UNSTAMPED:
             self._marks_epoch = frame.epoch
             self._tables.submit_marks(frame.marks)
-
-    def _count_skew(self, clock: str, time_us: int, appended: int) -> None:
-        skew_us = 1000 * self._parameter_log.parameters.policy.clock_skew_ms_max
-        if is_off(time_us, appended, skew_us):
-            CLOCK_SKEWED.labels(clock).inc()
-
-    # --- the routers' progress ---------------------------------------------------------------------------------------
-
-    def _walk_progress(self) -> None:
-        """Let every shard know how far the routers are, as far as it has read what they wrote before."""
-        self._router_progress.poll()
-        for number, shard in self._assignment.running.items():
-            for said in self._router_progress.due(shard):
-                if said.refused is not None and number == DEAD_LETTER_SHARD:
-                    self._committer.put_aside((said.record, said.refused))
-                shard.apply_progress(said.offset, said.progress, said.appended_us)
-                ROUTER_PROGRESS.inc()
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -287,21 +270,19 @@ class Engine:
         if self._inbox.is_empty:
             return
         frames = self._inbox.drain()
-        if any(isinstance(frame, EventFrame) and not self._admits(message, frame) for message, frame in frames):
+        if any(
+            isinstance(frame, EventFrame) and (shard := self._to_apply(message)) is not None and not shard.admits(frame)
+            for message, frame in frames
+        ):
             self._catch_up_parameters()
             self._commit_events()
-        touched = {shard for message, frame in frames if (shard := self._apply(message, frame)) is not None}
-        for number in touched:
+        for number in {number for message, frame in frames if (number := self._apply(message, frame)) is not None}:
             self._assignment.running[number].decide_touched()
 
     def _to_apply(self, message: Record) -> Shard | None:
         """The shard that has not applied ``message`` yet; None if it has, or is not owned."""
         shard = self._assignment.running.get(message.partition())
         return None if shard is None or message.offset() < shard.events_next else shard
-
-    def _admits(self, message: Record, frame: EventFrame) -> bool:
-        shard = self._to_apply(message)
-        return shard is None or shard.admits(frame)
 
     def _apply(self, message: Record, frame: EventFrame | DecodeError) -> int | None:
         shard = self._to_apply(message)
@@ -314,7 +295,7 @@ class Engine:
         else:
             appended = message.appended_us
             shard.apply_events(message.offset(), frame, appended)
-            self._count_skew("events", frame.time, appended)
+            _count_skew(self._parameter_log.parameters, "events", frame.time, appended)
             EVENT_FRAMES.inc()
             FILLS.inc(len(frame.fills.account))
             SUSPENSIONS.inc(len(frame.suspensions))
@@ -350,7 +331,7 @@ class Engine:
     def _restore(self, shard_id: int) -> None:
         """Go one step further in restoring a shard."""
         if not self._assignment.is_restoring:
-            self._router_progress.follow(shard_id)
+            self._backlog.follow(shard_id)
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
             self._parameters_meanwhile = []
             parameters, parameters_next = self._parameter_log.parameters, self._parameter_log.next_offset
@@ -395,7 +376,7 @@ class Engine:
         if shard in self._assignment.running:
             self._tables.release(shard, flush=in_order)
         self._progress.forget(shard)
-        self._router_progress.forget(shard)
+        self._backlog.forget(shard)
         self._inbox.drop([shard])
         self._committer.forget_letters({shard})
 
@@ -428,7 +409,7 @@ class Engine:
             self._tables.release(shard, flush=False)
             self._progress.forget(shard)
         self._assignment.abandon()
-        self._router_progress.restart()
+        self._backlog.restart()
         self._committer.forget_all_letters()
 
     def _mend(self, error: Exception) -> None:
@@ -438,6 +419,11 @@ class Engine:
         self._progress.beat("mending the producer")
         self._committer.mend(error)
         self._broken = None
+
+
+def _count_skew(parameters: RiskParameters, clock: str, time_us: int, appended: int) -> None:
+    if is_off(time_us, appended, 1000 * parameters.policy.clock_skew_ms_max):
+        CLOCK_SKEWED.labels(clock).inc()
 
 
 def run(settings: Settings) -> None:

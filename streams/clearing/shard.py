@@ -27,6 +27,7 @@ from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox, UnappliedEvent
 from streams.clearing.postings import Postings
+from streams.clearing.progress_walk import ProgressWalk
 from streams.clearing.undecided import UndecidedWatch
 from streams.errors import ShardError
 from streams.feeds.sources import Sources
@@ -87,6 +88,9 @@ class Shard:
         self._undecided = UndecidedWatch(
             self.cursor, self.portfolio, self._marks, self._accounts, self._decisions, self._outbox
         )
+        self._progress = ProgressWalk(
+            self.cursor, self.portfolio, self._accounts, self._holds, self._events, self._decisions, self._outbox
+        )
         self._marks_before = self._progress_before = -1
         self._decided = False
 
@@ -121,11 +125,6 @@ class Shard:
     def parameters_next(self) -> int:
         """The offset of the next parameter record."""
         return self.cursor.parameters_next
-
-    @property
-    def progress_next(self) -> int:
-        """The offset of the next record of progress."""
-        return self.cursor.progress_next
 
     @property
     def clock_us(self) -> int:
@@ -322,8 +321,7 @@ class Shard:
             rows.append(as_rows(due))
         if rows:
             self._decisions.decide(np.unique(np.concatenate(rows)))
-        if self._note_silence() | self._release() or self._holds.asked:
-            self.cursor.note_turn(offset)
+        self._progress.after_marks(offset)
         self._undecided.look(NO_ROWS)
 
     def skip_marks(self, offset: int) -> None:
@@ -335,62 +333,14 @@ class Shard:
 
         Its frames to this shard must have been applied. ``appended_us`` is when the broker appended the record.
         """
-        self.cursor.progress_next = offset + 1
-        if progress is None:
-            return
-        completeness, limit_us = self.cursor.completeness, self._hold_us
-        after_silence = completeness.is_quiet_for(limit_us // 2, appended_us)
-        told = completeness.walk(offset, progress, appended_us, limit_us)
-        for kind, reason in told:
-            self._outbox.alert_shard(kind, reason)
-        if self._release() or told or after_silence:
-            self.cursor.note_turn(self.marks_next)
-
-    @property
-    def _hold_us(self) -> int:
-        return 1000 * self.parameters.policy.incomplete_hold_ms
-
-    def _note_silence(self) -> bool:
-        """Tell if no router says for too long how far it is; whether that may have been from now on."""
-        if not self.cursor.sources.are_followed or self.marks_next <= self.cursor.marks_now:
-            return False
-        if self.cursor.completeness.listen(self.clock_us):
-            return True
-        told = self.cursor.completeness.fall_silent(self.clock_us, self._hold_us)
-        for kind, reason in told:
-            self._outbox.alert_shard(kind, reason)
-        return bool(told)
-
-    def _release(self) -> bool:
-        """Decide the held accounts that need not wait any longer, and apply what was deferred; whether anything was."""
-        if not len(self._holds):
-            return False
-        has_changed = False
-        for state in self._holds.deferring():
-            events = self._holds.take_deferred(state, below_cut=True)
-            self._events.apply_deferred(events)
-            has_changed |= bool(events)
-        for state in self._holds.due():
-            if self.cursor.completeness.is_silent:
-                self._holds.apply_all(state, self._events.apply_deferred)
-            self._holds.decide(state, self._decide_account)
-            self._events.apply_deferred(self._holds.take_deferred(state))
-            has_changed = True
-        if touched := self._accounts.agenda.touched:
-            rows = as_rows(touched)
-            touched.clear()
-            self._decisions.decide(rows)
-        return has_changed
-
-    def _decide_account(self, state: AccountState) -> None:
-        self._decisions.decide(as_rows(group.row for group in state.groups.values()))
+        self._progress.walk(offset, progress, appended_us)
 
     def _open_batch(self) -> None:
         """Parameters and events of one commit are one batch, decided once: a replay must find the same batches."""
         if self._decided:
             raise ShardError(f"shard {self.shard}: events after a decision must wait for its commit")
         if not self.has_events:
-            self._marks_before, self._progress_before = self.marks_next, self.progress_next
+            self._marks_before, self._progress_before = self.marks_next, self.cursor.progress_next
 
     def _read_again(self) -> None:
         """Try the rows again that could not be read: other parameters may hold what they say."""
@@ -425,26 +375,17 @@ class Shard:
         journal = self.cursor.commit_record(
             worker,
             marks_before=self._marks_before if self.has_events else self.marks_next,
-            progress_before=self._progress_before if self.has_events else self.progress_next,
+            progress_before=self._progress_before if self.has_events else self.cursor.progress_next,
             held=len(self._holds),
             accounts=len(rows),
             commands=[command.command_id for command in outbox.commands],
-            open_interest=self._open_interest() if with_open_interest else None,
+            open_interest=_open_interest(self.portfolio) if with_open_interest else None,
         )
         output = Output(journal, rows, outbox.commands, outbox.alerts, outbox.unapplied)
         outbox.clear()
         self._marks_before = self._progress_before = -1
         self._decided = False
         return output
-
-    def _open_interest(self) -> dict[str, str]:
-        """The quantity of all long positions of as many symbols as a record has room for, first those it scales."""
-        held = self.portfolio.ledger.open_interest()
-        if len(held) <= OPEN_INTEREST_SYMBOLS_MAX:
-            return held
-        instruments = self.parameters.instruments
-        first = sorted(held, key=lambda symbol: (instruments[symbol].open_interest_scale is None, symbol))
-        return {symbol: held[symbol] for symbol in first[:OPEN_INTEREST_SYMBOLS_MAX]}
 
     def _at_stake(self) -> dict[str, str]:
         """What the groups of each kind that liquidation does not reach hold in positions and owe, at the last prices,
@@ -458,3 +399,13 @@ class Shard:
                 if (kind := group.unreached_kind) is not None:
                     rows.setdefault(kind, set()).add(group.row)
         return {kind: format_decimal(self.portfolio.worth_at_stake(as_rows(rows[kind]))) for kind in sorted(rows)}
+
+
+def _open_interest(portfolio: Portfolio) -> dict[str, str]:
+    """The quantity of all long positions of as many symbols as a record has room for, first those it scales."""
+    held = portfolio.ledger.open_interest()
+    if len(held) <= OPEN_INTEREST_SYMBOLS_MAX:
+        return held
+    instruments = portfolio.parameters.instruments
+    first = sorted(held, key=lambda symbol: (instruments[symbol].open_interest_scale is None, symbol))
+    return {symbol: held[symbol] for symbol in first[:OPEN_INTEREST_SYMBOLS_MAX]}

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, Producer
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
-from schemas.topics import EVENTS, MARKS, ROUTER, all_topics
+from schemas.topics import EVENTS, MARKS, PROGRESS, ROUTER, all_topics
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, require_topics
 from streams.broker.reader import LogReader
@@ -42,10 +42,10 @@ def altered(settings: Settings, topic: str, name: str, value: str, before: str) 
 
 def test_our_own_topics_carry_the_brokers_time() -> None:
     stamped = {topic.name for topic in all_topics() if topic.required().get("message.timestamp.type")}
-    assert stamped == {EVENTS, MARKS}
+    assert stamped == {EVENTS, MARKS, PROGRESS}
 
 
-@pytest.mark.parametrize("topic", [EVENTS, MARKS])
+@pytest.mark.parametrize("topic", [EVENTS, MARKS, PROGRESS])
 def test_a_topic_that_carries_its_senders_time_stops_every_role(settings: Settings, topic: str) -> None:
     require_topics(settings)
     with (

@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 from confluent_kafka import TopicPartition
 
-from schemas.topics import TRADES, TRANSFERS
+from schemas.topics import INPUTS, TRADES, TRANSFERS
 from streams.broker.kafka import Kafka
 from streams.broker.records import Record
 from streams.routing.router import Router
@@ -78,12 +79,18 @@ class Stub:
         self.settings = settings
 
     def partition_counts(self) -> dict[str, int]:
-        return {"margin.events.v1": 4}
+        return {"margin.events.v1": 4} | dict.fromkeys(INPUTS, 1)
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(topics, "")
 
     def transactional_producer(self, *_: Any, **__: Any) -> None: ...
+
+    def idempotent_producer(self, *_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(waiting=0)
+
+    def end_offsets(self, *_: Any) -> SimpleNamespace:
+        return SimpleNamespace(is_asked=False)
 
     def log_reader(self, *_: Any) -> EmptyLogs:
         return EmptyLogs()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from schemas import generate
-from schemas.topics import CONTRACT, EVENTS, ROUTER, all_topics
+from schemas.topics import CONTRACT, EVENTS, PROGRESS, ROUTER, all_topics
 from streams.broker import config
 from streams.settings import KafkaSettings
 
@@ -161,7 +161,7 @@ def test_what_others_read_is_not_compressed_and_says_so() -> None:
             assert topic.config()["compression.type"] == "uncompressed"
             assert described.endswith("Compression: none.")
         assert "Compression: " in described
-    assert {topic.name for topic in CONTRACT if topic.compression == "lz4"} == {EVENTS, ROUTER}
+    assert {topic.name for topic in CONTRACT if topic.compression == "lz4"} == {EVENTS, PROGRESS, ROUTER}
 
 
 def test_a_producer_does_not_compress_unless_it_is_told_to() -> None:

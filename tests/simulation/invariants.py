@@ -561,7 +561,7 @@ class ShardTruth:
                 self._appended_us = max(self._appended_us, 1000 * record.time_ms)
                 shard.apply_marks(record.offset, record.decoded, 1000 * record.time_ms)
         shard.skip_marks(marks_end - 1)
-        for record in topics[PROGRESS][0].records[shard.progress_next : progress_end]:
+        for record in topics[PROGRESS][0].records[shard.cursor.progress_next : progress_end]:
             shard.apply_progress(record.offset, _PROGRESS(record.value), 1000 * record.time_ms)
 
     @staticmethod

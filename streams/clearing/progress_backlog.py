@@ -4,13 +4,19 @@ What a record means for a shard is the shard's business.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 
+from prometheus_client import Counter
+
+from streams.broker.records import Record
+from streams.clearing.commit import DEAD_LETTER_SHARD
 from streams.clearing.shard import Shard
 from streams.feeds.progress import ProgressFeed, ProgressRecord
 
+ROUTER_PROGRESS = Counter("margin_engine_router_progress", "Records of the routers' progress walked, by all shards")
 
-class RouterProgress:
+
+class ProgressBacklog:
     """The records of ``margin.progress.v1`` that have come and that shards have yet to walk."""
 
     def __init__(self, feed: ProgressFeed) -> None:
@@ -38,8 +44,10 @@ class RouterProgress:
         """The shard is gone."""
         self._waiting.pop(shard, None)
 
-    def poll(self) -> None:
-        """Take what has come, without waiting.
+    def walk(self, shards: Mapping[int, Shard], put_aside: Callable[[tuple[Record, Exception]], object]) -> None:
+        """Let each of ``shards`` walk what has come, as far as it has applied the frames that were written before.
+
+        What cannot be read is put aside by shard ``DEAD_LETTER_SHARD``.
 
         Raises:
             BrokerError: the broker refuses for good.
@@ -47,14 +55,16 @@ class RouterProgress:
         for record in self._feed.poll():
             for waiting in self._waiting.values():
                 waiting.append(record)
-
-    def due(self, shard: Shard) -> Iterator[ProgressRecord]:
-        """The records that ``shard`` may walk now, in order; it must have walked one before the next is asked for."""
-        waiting = self._waiting.get(shard.shard)
-        while waiting and waiting[0].frame(shard.shard) < shard.events_next:
-            record = waiting.popleft()
-            if record.offset >= shard.progress_next:
-                yield record
+        for number, shard in shards.items():
+            waiting = self._waiting.get(number, deque())
+            while waiting and waiting[0].frame(number) < shard.events_next:
+                said = waiting.popleft()
+                if said.offset < shard.cursor.progress_next:
+                    continue
+                if said.refused is not None and number == DEAD_LETTER_SHARD:
+                    put_aside((said.record, said.refused))
+                shard.apply_progress(said.offset, said.progress, said.appended_us)
+                ROUTER_PROGRESS.inc()
 
     def close(self) -> None:
         self._feed.close()
