@@ -400,10 +400,11 @@ def status(
     shards: Shards = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how a running deployment is doing: who owns what, lags, marks, tables.
+    """Show how a running deployment is doing: who owns what, lags, marks, tables, dead letters.
 
     Needs Kafka; Redis away is one of the things it finds. Nothing is written and no process is asked. Prints the
-    groups, a table of the shards, and a sentence for whatever is wrong with what to do.
+    groups, a table of the shards, the last dead letters of each topic by error and reason, which of themselves are
+    nothing wrong, and a sentence for whatever is wrong with what to do.
 
     Exit codes: 0 all is as it should be; 1 something is wrong; 2 Kafka cannot be reached, or a topic is missing.
 
@@ -411,17 +412,17 @@ def status(
     Example:
       margin-clearing status --bootstrap-servers kafka-1:9092 --json
     """
-    from streams.console.judgement import judge
+    from streams.console.judgement import advise, judge
     from streams.console.show import show_status
     from streams.console.status import read_status
 
     with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)) as settings:
         deployment = read_status(settings)
-    faults = judge(deployment, settings)
+    faults, advice = judge(deployment, settings), advise(deployment, settings)
     if as_json:
-        print(json.dumps(deployment.as_json() | {"faults": faults}, indent=2))
+        print(json.dumps(deployment.as_json() | {"advice": advice, "faults": faults}, indent=2))
     else:
-        show_status(console, deployment, faults)
+        show_status(console, deployment, faults, advice)
     if faults:
         raise typer.Exit(1)
 
@@ -523,7 +524,8 @@ def verify(
     Needs Kafka and Redis; reads only. Topics are as the contract needs them; journals have no gaps; commands and alerts
     are numbered without gaps or repeats and are those that the journals and rows count; committed offsets are the
     journals'; Redis holds the changelog's rows; what the accounts hold is what the inputs brought, as far as these are
-    still complete. Whatever differs is named with its place. How far anything lags behind is told and no difference.
+    still complete. Whatever differs is named with its place. How far anything lags behind, and what lies in the dead
+    letters, is told and no difference, but for a record of margin.events.v1 there that is no frame.
 
     Exit codes: 0 nothing differs; 1 something does; 2 Kafka or Redis cannot be reached.
 

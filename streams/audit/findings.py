@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from streams.broker.letter_counts import LetterCounts
+
 LISTED_MAX = 200
 """Most differences that are listed; all are counted. One cause can make every later record differ."""
 
@@ -35,7 +37,8 @@ class Difference:
 @dataclass(slots=True)
 class Findings:
     """The result of an audit. ``notes`` say what was not checked and why, ``facts`` how things stand; neither is a
-    difference. Nor is what is ``unreached``, groups and accounts that nothing liquidates, but it must not stay so."""
+    difference. Nor is what is ``unreached``, groups and accounts that nothing liquidates, but it must not stay so.
+    ``letters`` are the dead letters of each topic."""
 
     differences: list[Difference] = field(default_factory=list)
     difference_count: int = 0
@@ -43,6 +46,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+    letters: list[LetterCounts] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -71,6 +75,7 @@ class Findings:
             "notes": self.notes,
             "facts": self.facts,
             "unreached": self.unreached,
+            "letters": [asdict(counts) for counts in self.letters],
         }
 
 

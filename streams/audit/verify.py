@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from schemas.topics import ACCOUNTS, EVENTS, INPUTS, MARKS, dead_letter_topic
+from schemas.topics import ACCOUNTS, EVENTS, MARKS
 from streams.audit.balance import MoneyCheck
 from streams.audit.findings import Findings
 from streams.audit.groups import Backlog, Groups, KafkaGroups
@@ -21,9 +21,9 @@ from streams.audit.progress import Progress, silent
 from streams.audit.shards import ShardCheck
 from streams.audit.tables import TableCheck, TableSource
 from streams.broker.admin import admin_client, ensure_topics, partition_counts
-from streams.broker.dead_letters import is_untold
 from streams.broker.kafka import Kafka
-from streams.broker.records import Log
+from streams.broker.letter_counts import LETTER_TOPICS, count_letters, letter_lines, reason_of
+from streams.broker.records import Log, Record
 from streams.settings import Settings
 from streams.tables.reader import Layout, TableReader
 
@@ -124,21 +124,22 @@ class _Verification:
 
 
 def _look_at_letters(log: Log, findings: Findings) -> None:
-    """Records in the dead letters that concern somebody who is not known: no account stands for them."""
-    for topic in (EVENTS, *INPUTS):
-        letters = dead_letter_topic(topic)
-        low, end = log.watermarks(letters, 0)
-        untold = 0
-        for message in log.read_range(letters, 0, low, end):
-            if is_untold(topic, message.headers()):
-                untold += 1
-                if topic == EVENTS:
-                    findings.differ(
-                        f"a record of {EVENTS} that is no frame ({message.header('dlq.reason')}): what it says is "
-                        "in no account",
-                        letters,
-                        0,
-                        message.offset(),
-                    )
-        if untold and topic != EVENTS:
-            findings.facts.append(f"{untold:,} records of {letters} concern somebody who could not be read from them")
+    """What lies in the dead letters, and those that concern somebody who is not known: no account stands for them."""
+
+    def no_frame(letter: Record) -> None:
+        findings.differ(
+            f"a record of {EVENTS} that is no frame ({reason_of(letter)}): what it says is in no account",
+            letter.topic(),
+            letter.partition(),
+            letter.offset(),
+        )
+
+    for topic in LETTER_TOPICS:
+        counts = count_letters(log, topic, on_untold=no_frame if topic == EVENTS else lambda _: None)
+        findings.letters.append(counts)
+        if counts.untold is not None and topic != EVENTS:
+            untold = f"{counts.untold.count:,} records of {counts.letters_topic}"
+            findings.facts.append(f"{untold} concern somebody who could not be read from them")
+        if counts.problem is not None:
+            findings.differ(f"its letters could not be looked at to the end: {counts.problem}", counts.letters_topic)
+    findings.facts += letter_lines(findings.letters)

@@ -12,7 +12,7 @@ from schemas import headers
 from schemas.codec import DecodeError
 from schemas.topics import EVENTS, dead_letter_topic
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
-from streams.broker.records import Log, Record
+from streams.broker.records import Record
 from streams.logs import event
 
 log = logging.getLogger(__name__)
@@ -71,26 +71,6 @@ def is_untold(topic: str, received: headers.Received) -> bool:
     if topic == EVENTS:
         return values.get("dlq.error") == DecodeError.__name__.encode()
     return "dlq.untold" in values or "dlq.suspended" not in values
-
-
-def untold_letters(reader: Log, topic: str, letters_max: int) -> UntoldLetters | None:
-    """Those among the last ``letters_max`` dead letters of ``topic``; None if there are none.
-
-    Raises:
-        BrokerError: Kafka does not answer.
-    """
-    low, end = reader.watermarks(dead_letter_topic(topic), 0)
-    first = max(low, end - letters_max)
-    untold = [
-        record
-        for record in reader.read_range(dead_letter_topic(topic), 0, first, end)
-        if is_untold(topic, record.headers())
-    ]
-    if not untold:
-        return None
-    first_untold, last_untold = untold[0].offset(), untold[-1].offset()
-    reason = untold[-1].header("dlq.reason")
-    return UntoldLetters(topic, len(untold), end - first, first_untold, last_untold, reason)
 
 
 def _fitting(key: bytes | None, value: bytes | None) -> tuple[bytes | None, bytes | None, headers.Headers]:

@@ -1,13 +1,13 @@
-"""What is not as it should be in a deployment, one sentence each, with what to do about it."""
+"""What is not as it should be in a deployment, one sentence each, with what to do about it; and how to look further."""
 
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from schemas.topics import EVENTS, JOURNAL, MARKS, dead_letter_topic
+from schemas.topics import EVENTS, JOURNAL, MARKS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup
-from streams.broker.dead_letters import UntoldLetters
+from streams.broker.letter_counts import LetterCounts
 from streams.console.figures import age
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
 from streams.feeds.journal import HOSTS
@@ -37,8 +37,26 @@ def judge(status: Status, settings: Settings) -> list[str]:
         *_judge_inputs(status.inputs, settings.router.ready_lag_records_max),
         *(fault for shard in status.shards for fault in _judge_shard(shard, settings)),
         *_judge_tables(status),
-        *_judge_letters(status.untold),
+        *(fault for counts in status.letters for fault in _judge_letters(counts)),
     ]
+
+
+def advise(status: Status, settings: Settings) -> list[str]:
+    """How to look at what is no fault of itself but may be somebody's, and at what was not looked at."""
+    return [advice for counts in status.letters for advice in _advise_letters(counts, settings)]
+
+
+def _advise_letters(counts: LetterCounts, settings: Settings) -> Iterator[str]:
+    topic = counts.letters_topic
+    if counts.classes:
+        yield (
+            f"{topic}: read them with kafka-console-consumer --bootstrap-server {settings.kafka.bootstrap_servers} "
+            f"--topic {topic} --partition 0 --offset {min(one.first for one in counts.classes)} --isolation-level "
+            "read_committed --property print.offset=true --property print.key=true --property print.headers=true; the "
+            "headers say which record each was and why it was refused. Publish right ones, and let their senders know."
+        )
+    if counts.first > counts.low:
+        yield f"{topic}: `margin-clearing verify` counts those that were not looked at, too."
 
 
 def _judge_group(group: ConsumerGroup, role: str, places: list[tuple[str, int]]) -> Iterator[str]:
@@ -170,14 +188,19 @@ def _judge_clocks(shard: ShardStatus) -> Iterator[str]:
         )
 
 
-def _judge_letters(untold: tuple[UntoldLetters, ...]) -> Iterator[str]:
-    for letters in untold:
-        topic = dead_letter_topic(letters.topic)
+def _judge_letters(counts: LetterCounts) -> Iterator[str]:
+    topic, letters = counts.letters_topic, counts.untold
+    if letters is not None:
         yield (
             f"{letters.count} of the last {letters.looked_at} records of {topic} (offsets {letters.first} to "
             f"{letters.last}) concern somebody who could not be read from them, so not everybody was told; the last of "
             f"them: {letters.reason.rstrip('.')}. Find out whom they concern, put it right, then take the letters "
             "away with kafka-delete-records."
+        )
+    if counts.problem is not None:
+        yield (
+            f"{topic} could not be looked at to its end ({counts.problem.rstrip('.')}), so not all of its letters "
+            "are known: see to it that the topic is there and that this client may read it, and look again."
         )
 
 

@@ -1,21 +1,22 @@
-"""The status of a deployment as tables, with its faults below."""
+"""The status of a deployment as tables, with its dead letters and its faults below."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from streams.broker.letter_counts import letter_lines
 from streams.console.figures import age
 from streams.console.status import MarksStatus, ShardStatus, Status
 from streams.feeds.unreached import KINDS
 from streams.margin.fixed_point import format_decimal
 
 
-def show_status(console: Console, status: Status, faults: list[str]) -> None:
-    """Print it as tables, and the faults below."""
+def show_status(console: Console, status: Status, faults: list[str], advice: Sequence[str] = ()) -> None:
+    """Print it as tables, and the dead letters, the advice and the faults below."""
     for group in (status.oracles, status.routers, status.engines):
         members = ", ".join(f"{member.client_id} ({len(member.partitions)})" for member in group.members) or "nobody"
         console.print(f"{group.group_id}: {group.state.lower()}, {escape(members)}", highlight=False)
@@ -39,10 +40,21 @@ def show_status(console: Console, status: Status, faults: list[str]) -> None:
         )
     console.print(table)
     console.print()
+    for line in letter_lines(status.letters):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    for sentence in advice:
+        console.print(f"[yellow]look[/]  {escape(sentence)}", highlight=False, soft_wrap=True)
     for fault in faults:
         console.print(f"[red]wrong[/]  {escape(fault)}", highlight=False)
     if not faults:
-        console.print("all is as it should be")
+        console.print(_all_well(status), highlight=False, soft_wrap=True)
+
+
+def _all_well(status: Status) -> str:
+    unseen = [counts.letters_topic for counts in status.letters if not counts.is_complete]
+    if not unseen:
+        return "all is as it should be"
+    return f"all that was looked at is as it should be; not all of {', '.join(unseen)} was"
 
 
 def _marks_line(marks: MarksStatus | None) -> str:

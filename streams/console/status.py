@@ -12,7 +12,8 @@ from schemas.messages import Behind, JournalRecord
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup, admin_client, group_state, partition_counts, require_topics
-from streams.broker.dead_letters import UntoldLetters, untold_letters
+from streams.broker.dead_letters import UntoldLetters
+from streams.broker.letter_counts import LETTER_TOPICS, LetterCounts, count_letters
 from streams.broker.reader import LogReader
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
@@ -23,6 +24,8 @@ from streams.tables.reader import TableMeta, TableReader
 
 COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
+LETTER_OFFSETS_MAX = 10_000
+"""The dead letters at so many of the last offsets of each dead-letter topic are counted."""
 _SILENCE_S = 2.0
 
 
@@ -85,8 +88,7 @@ class MarksStatus:
 class Status:
     """Everything that was found. ``refused_parameters``: by key, why the last record there is not in force.
 
-    ``redis_problem`` is why there is nothing of Redis, if so. ``untold`` are dead letters that concern somebody who is
-    not known.
+    ``redis_problem`` is why there is nothing of Redis, if so. ``letters`` are the dead letters of each topic.
     """
 
     engines: ConsumerGroup
@@ -97,11 +99,16 @@ class Status:
     marks: MarksStatus | None
     refused_parameters: dict[str, str]
     redis_problem: str | None
-    untold: tuple[UntoldLetters, ...] = ()
+    letters: tuple[LetterCounts, ...] = ()
+
+    @property
+    def untold(self) -> tuple[UntoldLetters, ...]:
+        """The dead letters that concern somebody who is not known."""
+        return tuple(counts.untold for counts in self.letters if counts.untold is not None)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        plain = asdict(self)
+        plain = asdict(self) | {"untold": [asdict(letters) for letters in self.untold]}
         for group in ("engines", "routers", "oracles"):
             offsets = plain[group]["committed"].items()
             plain[group]["committed"] = {f"{topic}[{partition}]": offset for (topic, partition), offset in offsets}
@@ -126,9 +133,8 @@ def read_status(settings: Settings) -> Status:
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
         _, refused = read_parameters(reader)
-        letters_by_topic = [untold_letters(reader, topic, COUNTED_MAX) for topic in (*INPUTS, EVENTS)]
-    untold = tuple(letters for letters in letters_by_topic if letters is not None)
-    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, untold)
+        letters = tuple(count_letters(reader, topic, LETTER_OFFSETS_MAX) for topic in LETTER_TOPICS)
+    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, letters)
 
 
 def _shard(reader: LogReader, engines: ConsumerGroup, number: int, table: TableMeta | None) -> ShardStatus:

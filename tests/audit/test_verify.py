@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
+from schemas import headers
 from schemas.codec import encode
 from schemas.messages import Trade, TradeSide, Transfer
 from schemas.partitioning import shard_of
-from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, TRADES, TRANSFERS
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, PRICES, TRADES, TRANSFERS
 from streams.audit.findings import Findings
 from streams.audit.verify import verify
 from streams.broker.dead_letters import is_untold
+from streams.broker.records import Log
+from streams.errors import BrokerError
 from streams.memory.log import LogRecord
 from streams.tables.reader import TableMeta
 from tests.audit.scripts import Script, alter, drop, played, value
@@ -349,6 +352,70 @@ def test_transfers_count_once_in_whatever_order_and_partition_they_come(deployme
 def test_parameters_that_name_no_instrument_are_noted(deployment: Deployment) -> None:
     drop(deployment.first(PARAMETERS, b'"instrument"'))
     assert any("names no instrument" in note for note in deployment.verify().notes)
+
+
+def _refused(deployment: Deployment, topic: str, offset: int, *, told: bool = True, error: str = "DecodeError") -> None:
+    about = headers.dead_letter(topic, 0, offset, 5, error, "the record has no value")
+    letter = about + headers.told(["alice"], all_told=told)
+    deployment.market.cluster.append(f"{topic}.dlq", b"k", None, headers=letter)
+
+
+def test_dead_letters_are_counted_and_are_no_difference(deployment: Deployment) -> None:
+    for offset in (4, 5, 5):
+        _refused(deployment, TRADES, offset)
+    _refused(deployment, PRICES, 1)
+    deployment.market.cluster.append("risk.parameters.v1.dlq", None, b"not ours")
+    findings = deployment.verify()
+    assert findings.passed
+    facts = "\n".join(findings.facts)
+    assert "trades.v1.dlq: 2 dead letters, all that are there; 1 repeats left out" in facts
+    assert "  DecodeError: the record has no value (2), offsets 0 to 1, 1 accounts told" in facts
+    assert "  DecodeError: the record has no value (1), offsets 0 to 0\n" in facts
+    assert "  no dlq.error (1), offsets 0 to 0" in facts
+    assert "no dead letters in collateral.transfers.v1.dlq, liquidation.reports.v1.dlq, margin.events.v1.dlq" in facts
+    assert [counts["count"] for counts in findings.as_json()["letters"]] == [2, 0, 1, 1, 0, 0, 0]
+
+
+def test_letters_that_concern_somebody_unknown_are_told_once(deployment: Deployment) -> None:
+    for offset in (4, 4, 6):
+        _refused(deployment, TRADES, offset, told=False)
+    findings = deployment.verify()
+    assert findings.passed
+    assert "2 records of trades.v1.dlq concern somebody who could not be read from them" in findings.facts
+
+
+def test_a_frame_that_is_none_is_a_difference_once(deployment: Deployment) -> None:
+    for offset in (4, 4):
+        _refused(deployment, EVENTS, offset)
+    _refused(deployment, EVENTS, 5, error="InputError")
+    assert deployment.differences() == [
+        "margin.events.v1.dlq[0]@0 a record of margin.events.v1 that is no frame (the record has no value): what it "
+        "says is in no account"
+    ]
+
+
+class WithoutTopic:
+    """A log that a topic is gone from."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        self._log, self._topic = log, topic
+        self.partitions, self.read_range = log.partitions, log.read_range
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        if topic == self._topic:
+            raise BrokerError(f"{topic}[{partition}]: no such topic")
+        return self._log.watermarks(topic, partition)
+
+
+def test_dead_letters_that_cannot_be_looked_at_are_not_passed(deployment: Deployment) -> None:
+    tables, groups = deployment.tables, deployment.groups
+
+    def verified(log: Log) -> Findings:
+        return verify(WithoutTopic(log, "oracle.prices.v1.dlq"), tables, groups, [], tables_timeout_s=0)
+
+    (difference,) = deployment.market.audit(verified).differences
+    assert difference.topic == "oracle.prices.v1.dlq"
+    assert "could not be looked at to the end: oracle.prices.v1.dlq[0]: no such topic" in difference.what
 
 
 @given(st.lists(STEPS, min_size=10, max_size=60))

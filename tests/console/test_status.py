@@ -7,10 +7,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from schemas.topics import EVENTS, MARKS, TRADES
+from schemas.topics import EVENTS, MARKS, PRICES, TRADES
 from streams.broker.admin import ConsumerGroup, GroupMember
 from streams.broker.dead_letters import UntoldLetters
-from streams.console.judgement import judge
+from streams.broker.letter_counts import LETTER_TOPICS, OTHER, LetterClass, LetterCounts
+from streams.console.judgement import advise, judge
 from streams.console.show import show_status
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
 from streams.settings import Settings
@@ -55,6 +56,27 @@ SOUND = Status(
     refused_parameters={},
     redis_problem=None,
 )
+
+
+FEW = LetterCounts(
+    TRADES,
+    low=0,
+    first=0,
+    end=30,
+    count=14,
+    repeats=3,
+    classes=(
+        LetterClass("DecodeError", "Object missing required field `price`", 12, 3, 17, 4, 0),
+        LetterClass(OTHER, "", 2, 2, 29, 1, 0),
+    ),
+)
+MANY = replace(FEW, low=5_000, first=20_000, end=30_000)
+NONE = tuple(LetterCounts(topic, 0, 0, 0) for topic in LETTER_TOPICS)
+
+
+def with_letters(counts: LetterCounts) -> Status:
+    """A sound deployment with dead letters of one topic."""
+    return replace(SOUND, letters=tuple(counts if each.topic == counts.topic else each for each in NONE))
 
 
 def with_shard(**fields: Any) -> Status:
@@ -122,8 +144,12 @@ def test_a_sound_deployment_has_no_faults() -> None:
         ),
         (with_shard(skewed={"marks": 1_700_000_000_000_000}), "Shard 0: the clock of the oracle was off"),
         (
-            replace(SOUND, untold=(UntoldLetters(TRADES, 2, 90, 4, 88, "the record has no value"),)),
+            with_letters(replace(FEW, untold=UntoldLetters(TRADES, 2, 90, 4, 88, "the record has no value"))),
             "2 of the last 90 records of trades.v1.dlq (offsets 4 to 88) concern somebody who could not be read",
+        ),
+        (
+            with_letters(LetterCounts(PRICES, 0, 0, 0, problem="oracle.prices.v1.dlq[0]: no such topic")),
+            "oracle.prices.v1.dlq could not be looked at to its end (oracle.prices.v1.dlq[0]: no such topic)",
         ),
         (with_shard(table=None), "The table of shard 0 is missing in Redis"),
         (with_shard(table=TableMeta(10, 5, True, 0, 5), table_behind=495), "is being built, 495 rows are left"),
@@ -152,8 +178,48 @@ def test_it_is_shown_with_every_shard_and_every_fault() -> None:
     assert "all is as it should be" in shown.get()
 
 
+def shown(status: Status) -> str:
+    console = Console(width=80)
+    with console.capture() as text:
+        show_status(console, status, judge(status, SETTINGS), advise(status, SETTINGS))
+    return text.get()
+
+
+@pytest.mark.parametrize("counts", [FEW, MANY])
+def test_dead_letters_are_no_fault_and_are_told_with_how_to_look_at_them(counts: LetterCounts) -> None:
+    status = with_letters(counts)
+    assert judge(status, SETTINGS) == []
+    text = shown(status)
+    assert "  DecodeError: Object missing required field `price` (12), offsets 3 to 17, 4 accounts told\n" in text
+    assert "  other (2), offsets 2 to 29, 1 accounts told\n" in text
+    assert "no dead letters in collateral.transfers.v1.dlq, oracle.prices.v1.dlq, risk.parameters.v1.dlq" in text
+    (advice, *more) = advise(status, SETTINGS)
+    assert "--bootstrap-server localhost:9092 --topic trades.v1.dlq --partition 0 --offset 2 " in advice
+    assert advice in text
+    assert len(more) == (counts is MANY)
+
+
+def test_nothing_is_called_well_that_was_not_looked_at() -> None:
+    text = shown(with_letters(FEW))
+    assert "trades.v1.dlq: 14 dead letters, all that are there; 3 repeats left out\n" in text
+    assert text.endswith("all is as it should be\n")
+    text = shown(with_letters(MANY))
+    assert "14 dead letters at the last 10,000 offsets; the 15,000 offsets before them were not looked at" in text
+    assert "trades.v1.dlq: `margin-clearing verify` counts those that were not looked at, too." in text
+    assert text.endswith("all that was looked at is as it should be; not all of trades.v1.dlq was\n")
+
+
+def test_what_is_in_a_letter_does_not_change_how_it_is_shown() -> None:
+    odd = replace(FEW, classes=(LetterClass("[red]", "[/bold] [link=x]", 1, 2, 2, 0, 0),))
+    assert "  [red]: [/bold] [link=x] (1), offsets 2 to 2" in shown(with_letters(odd))
+
+
 def test_its_json_is_plain() -> None:
-    plain = msgspec.json.decode(msgspec.json.encode(SOUND.as_json()))
+    untold = UntoldLetters(TRADES, 2, 90, 4, 88, "the record has no value")
+    plain = msgspec.json.decode(msgspec.json.encode(with_letters(replace(FEW, untold=untold)).as_json()))
+    assert [letters["topic"] for letters in plain["letters"]] == list(LETTER_TOPICS)
+    assert plain["letters"][0]["classes"][0]["count"] == 12
+    assert [letters["count"] for letters in plain["untold"]] == [2]
     assert plain["shards"][1]["worker"] == "b"
     assert plain["marks"]["epoch"] == 17
 
