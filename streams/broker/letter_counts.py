@@ -8,7 +8,6 @@ gaps between the offsets.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -136,7 +135,7 @@ def shortened(text: str, most: int = _REASON_MAX) -> str:
 
 def reason_of(letter: Record) -> str:
     """The reason that a letter gives, as one line for a person, whatever is in it."""
-    return _one_line(letter.header("dlq.reason")[:_HEADER_MAX])
+    return _one_line(letter.header("dlq.reason")[:_HEADER_MAX]) or "no reason given"
 
 
 def letter_lines(counts: Iterable[LetterCounts]) -> list[str]:
@@ -186,19 +185,19 @@ def _class_line(counts: LetterCounts, one: LetterClass) -> str:
 
 
 class _Remembered:
-    """The last ``most`` things that were seen, each with a flag."""
+    """The identities of the last ``most`` that were counted, each with a flag."""
 
     def __init__(self, most: int) -> None:
         self.has_forgotten = False
         self._most = most
-        self._flags: dict[Any, bool] = {}
+        self._flags: dict[int, bool] = {}
 
-    def flag(self, thing: Any) -> bool | None:
+    def flag(self, identity: int) -> bool | None:
         """The flag it was kept with; None if it has not been seen."""
-        return self._flags.get(thing)
+        return self._flags.get(identity)
 
-    def keep(self, thing: Any, flag: bool = False) -> None:
-        self._flags[thing] = flag
+    def keep(self, identity: int, flag: bool = False) -> None:
+        self._flags[identity] = flag
         if len(self._flags) > self._most:
             del self._flags[next(iter(self._flags))]
             self.has_forgotten = True

@@ -3,8 +3,9 @@
 Every record that this room hands out is a :class:`Record`: the client's message with its place known for certain.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from operator import methodcaller
+from typing import Any, Protocol
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
 
@@ -24,6 +25,25 @@ class Delivered(Protocol):
     def value(self) -> bytes | None: ...
     def timestamp(self) -> tuple[int, int]: ...
     def headers(self) -> Received: ...
+
+
+_ask_for_headers: Callable[[Delivered], Received] = methodcaller("headers")
+"""The interpreter calls methods of C without looking for an error beside a result; this looks."""
+
+
+class _WithoutHeaders:
+    """A message whose headers cannot be had."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Delivered) -> None:
+        self._message = message
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)
+
+    def headers(self) -> None:
+        return None
 
 
 class Record:
@@ -60,7 +80,16 @@ class Record:
         return self._message.timestamp()
 
     def headers(self) -> Received:
-        return self._message.headers()
+        """None also if the name of one is no text: the client can give none of them then.
+
+        confluent-kafka returns a broken list beside the error that it sets, and the same list, without an error, when
+        it is asked again: it is asked in a way that notices, and once.
+        """
+        try:
+            return _ask_for_headers(self._message)
+        except (UnicodeDecodeError, SystemError):
+            self._message = _WithoutHeaders(self._message)
+            return None
 
     def header(self, name: str) -> str:
         """A header's text, empty if there is none."""
