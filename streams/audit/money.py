@@ -16,6 +16,7 @@ from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, EventFrame, Trade, Transfer
 from schemas.topics import EVENTS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
+from streams.broker.letter_counts import letter_identity, place_of
 from streams.broker.records import Log
 from streams.clearing.transfers import TransferSequences
 from streams.errors import AuditError, ContradictionError
@@ -117,10 +118,14 @@ def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
 def flows_unapplied(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> Flows:
     """What of those frames is in the dead letters, because an account could not take it."""
     flows = Flows()
+    counted: set[int | None] = set()
     for message in log.read_range(dead_letter_topic(EVENTS), 0, 0):
-        place = (message.header("dlq.topic"), message.header("dlq.partition"))
-        if place != (EVENTS, str(shard)) or int(message.header("dlq.offset") or end) >= end:
+        place = place_of(message)
+        if place is None or place[:2] != (EVENTS, shard) or place[2] >= end:
             continue
+        if (letter := letter_identity(message)) in counted:
+            continue  # written again
+        counted.add(letter)
         if message.header("dlq.error") == ContradictionError.__name__:
             continue  # its number was another's, and that one is counted
         with suppress(DecodeError):

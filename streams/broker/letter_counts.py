@@ -133,6 +133,24 @@ def shortened(text: str, most: int = _REASON_MAX) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
+def place_of(letter: Record) -> tuple[str, int, int] | None:
+    """Topic, partition and offset of the record that a letter was; None if it does not say."""
+    values = dict(letter.headers() or ())
+    topic, partition, offset = (_raw(values.get(f"dlq.{name}")) for name in ("topic", "partition", "offset"))
+    if not topic or not (_is_number(partition) and _is_number(offset)):
+        return None
+    return topic.decode("utf-8", "replace"), int(partition), int(offset)
+
+
+def letter_identity(letter: Record) -> int | None:
+    """What two letters share that are the same: where the record stood, and its bytes; None if they do not say where.
+
+    A frame that stood in one place holds many rows, each a letter of its own.
+    """
+    place = place_of(letter)
+    return None if place is None else hash((place, letter.key(), letter.value()))
+
+
 def reason_of(letter: Record) -> str:
     """The reason that a letter gives, as one line for a person, whatever is in it."""
     return _one_line(letter.header("dlq.reason")[:_HEADER_MAX]) or "no reason given"
@@ -247,7 +265,7 @@ class _Counting:
         """Count a letter, unless it is a repeat; a repeat that alone says that somebody is untold is heard."""
         values = dict(record.headers() or ())
         untold = self.topic in _CONCERNING_ACCOUNTS and is_untold(self.topic, values)
-        letter = _identity(record, values)
+        letter = letter_identity(record)
         counted_untold = None if letter is None else self.letters.flag(letter)
         is_repeat = counted_untold is not None
         if letter is not None and (not is_repeat or (untold and not counted_untold)):
@@ -295,7 +313,7 @@ class _Counting:
             return None
         return UntoldLetters(self.topic, self._untold, self.count, self._untold_first, last.offset(), reason_of(last))
 
-    def _class(self, values: "_Values") -> tuple[tuple[str, str], _Class]:
+    def _class(self, values: dict[str, str | bytes | None]) -> tuple[tuple[str, str], _Class]:
         error = shortened(_text(values.get("dlq.error")), _ERROR_MAX)
         kind = (error or NO_ERROR, shortened(_text(values.get("dlq.reason"))))
         if kind not in self._classes and len(self._classes) >= _DISTINGUISHED_MAX:
@@ -322,20 +340,6 @@ class _Counting:
             self._untold_first = record.offset()
         self._untold_last = record
         self.on_untold(record)
-
-
-_Values = dict[str, str | bytes | None]
-
-
-def _identity(record: Record, values: _Values) -> int | None:
-    """What two letters share that are the same: where the record stood, and its bytes; None if they do not say where.
-
-    A frame that stood in one place holds many rows, each a letter of its own.
-    """
-    topic, partition, offset = (_raw(values.get(f"dlq.{name}")) for name in ("topic", "partition", "offset"))
-    if not topic or not (_is_number(partition) and _is_number(offset)):
-        return None
-    return hash((topic, int(partition), int(offset), record.key(), record.value()))
 
 
 def _raw(value: str | bytes | None) -> bytes:

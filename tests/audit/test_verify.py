@@ -304,6 +304,19 @@ def test_an_event_that_could_not_be_applied_is_no_money(deployment: Deployment) 
     assert [d for d in deployment.differences() if "the accounts of shard" in d] == []
 
 
+def test_money_in_the_dead_letters_counts_once_whatever_else_is_there(deployment: Deployment) -> None:
+    market = deployment.market
+    market.fill("alice", "0.5", "0.12345", shard=shard_of("alice", SHARDS))
+    market.settle()
+    (letter,) = market.dead_letters(EVENTS)
+    market.cluster.append("margin.events.v1.dlq", letter.key, letter.value, headers=letter.headers)
+    for name, text in (("dlq.offset", b"one"), ("dlq.offset", b"\xff"), ("dlq.partition", b""), ("dlq.topic", b"")):
+        about = dict(letter.headers or ()) | {name: text}
+        market.cluster.append("margin.events.v1.dlq", letter.key, letter.value, headers=list(about.items()))
+    market.cluster.append("margin.events.v1.dlq", None, None)
+    assert [d for d in deployment.differences() if "the accounts of shard" in d] == []
+
+
 def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: Deployment) -> None:
     market = deployment.market
     market.deposit("dave", "-100")
