@@ -54,14 +54,16 @@ class Flows:
         """Add what ``other`` moved (or take it away)."""
         for name in ("transfers", "doubtful", "fees", "cash", "quantity"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            for key, amount in theirs.items():
-                mine[key] += sign * amount
+            with localcontext(EXACT):
+                for key, amount in theirs.items():
+                    mine[key] += sign * amount
 
     def held(self) -> Sums:
         """What accounts hold in the end, by asset."""
         held = _sums()
-        for asset in {*self.transfers, *self.fees, *self.cash}:
-            held[asset] = self.transfers[asset] + self.cash[asset] - self.fees[asset]
+        with localcontext(EXACT):
+            for asset in {*self.transfers, *self.fees, *self.cash}:
+                held[asset] = self.transfers[asset] + self.cash[asset] - self.fees[asset]
         return held
 
 
@@ -128,7 +130,7 @@ def flows_unapplied(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
         counted.add(letter)
         if message.header("dlq.error") == ContradictionError.__name__:
             continue  # its number was another's, and that one is counted
-        with suppress(DecodeError):
+        with suppress(DecodeError), localcontext(EXACT):
             frame = _EVENT_FRAME(message.value())
             _add_transfers(flows, frame, None)
             _add_fills(flows, frame, assets)

@@ -306,7 +306,7 @@ def test_an_event_that_could_not_be_applied_is_no_money(deployment: Deployment) 
 
 def test_money_in_the_dead_letters_counts_once_whatever_else_is_there(deployment: Deployment) -> None:
     market = deployment.market
-    market.fill("alice", "0.5", "0.12345", shard=shard_of("alice", SHARDS))
+    market.fill("alice", "0.5", "1" * 30, shard=shard_of("alice", SHARDS))
     market.settle()
     (letter,) = market.dead_letters(EVENTS)
     market.cluster.append("margin.events.v1.dlq", letter.key, letter.value, headers=letter.headers)
