@@ -126,7 +126,7 @@ class Exchange:
         self.flush()
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """The routed rows of these accounts, each on its account's shard, without those that a shard drops as repeats."""
+        """The routed rows of these accounts, each on its shard, without those that a shard drops as repeats."""
         messages = self.log(EVENTS).records()
         for message in messages[self._seen[kind] :]:
             shard, told = message.partition(), self._told[kind, message.partition()]
