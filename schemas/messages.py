@@ -355,9 +355,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ``stale_bounds`` names the symbols whose marks are not live, with the bound they were given (its mark is worth at
     most 1 + bound times what ``marks`` says, at least nothing): equity, debt and maintenance_margin are then those of
     the corner that is best for the account, below its requirement even so. ``left_out`` names the sources
-    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them. ``deferred``
-    names the account's events (``topic:partition:topic id:offset``) of frames up to ``events_offset`` that were applied
-    after the command, because they were sent later than what it follows from.
+    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them.
+    ``deferred`` names the account's events (``topic:partition:topic id:offset``) of frames up to ``events_offset`` that
+    were applied after the command, because they were sent later than what it follows from.
     """
 
     equity: DerivedDecimal
@@ -524,7 +524,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``transfer_digest`` is the CRC-32
     of what the transfer did that has ``transfer_sequence``: another one with its number contradicts it. ``refused``
     holds, by ``topic:partition``, the offset of the last record there that could not be read and named this account.
-    ``touched`` is the last frame that changed the account. ``held``: the account is below its requirement, and nothing is done before what was acknowledged before is in;
+    ``touched`` is the last frame that changed the account. ``held``: the account is below its requirement, and nothing
+    is done before what was acknowledged before is in;
     ``deferred`` are the events that came later, in the order of the log.
     """
 
