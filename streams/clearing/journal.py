@@ -118,7 +118,7 @@ class Cursor:
             sources=self.sources.take_all(),
             progress=_nothing(progress_next),
             marks_now=max(marks_now, self.marks_next),
-            behind=dict(sorted(self.completeness.behind.items())),
+            behind=self.completeness.behind,
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
@@ -183,7 +183,7 @@ class Cursor:
             progress=Range(first=progress_first, next=self.progress_next),
             progress_before=progress_before,
             turns=turns,
-            behind=dict(sorted(self.completeness.behind.items())),
+            behind=self.completeness.behind,
             held=held,
         )
 
