@@ -47,7 +47,7 @@ def test_a_changed_alert_is_named(liquidation: Script) -> None:
 
 
 def test_a_changed_row_is_named(liquidation: Script) -> None:
-    row = next(row for row in liquidation.records(ACCOUNTS) if row.key == b"bob" and b"-1" in value(row))
+    row = next(row for row in liquidation.records(ACCOUNTS) if row.key == b"bob" and b"99999.99" in value(row))
     alter(row, b'"USDC":"99999.99"', b'"USDC":"99999.98"')
     (difference,) = differences_of(liquidation.replayed(0))
     assert difference.startswith(f"{liquidation.place_of(ACCOUNTS, row)} account bob, commit ")

@@ -386,7 +386,7 @@ def test_dead_letters_are_counted_and_are_no_difference(deployment: Deployment) 
     assert "  DecodeError: the record has no value (1), offsets 0 to 0\n" in facts
     assert "  no dlq.error (1), offsets 0 to 0" in facts
     assert "no dead letters in collateral.transfers.v1.dlq, liquidation.reports.v1.dlq, margin.events.v1.dlq" in facts
-    assert [counts["count"] for counts in findings.as_json()["letters"]] == [2, 0, 1, 1, 0, 0, 0]
+    assert [counts["count"] for counts in findings.as_json()["letters"]] == [2, 0, 1, 1, 0, 0, 0, 0]
 
 
 def test_letters_that_concern_somebody_unknown_are_told_once(deployment: Deployment) -> None:
