@@ -145,7 +145,7 @@ def group_metadata_is_taken_once() -> Iterator[None]:
         yield
 
 
-@_mutation(*_JOURNAL, "is not routed again", seeds=300)
+@_mutation(*_JOURNAL, "that is late commits nothing", seeds=300)
 def an_expelled_member_commits() -> Iterator[None]:
     """One that was expelled has neither id nor generation, and Kafka takes its offsets unchecked."""
 
@@ -193,21 +193,21 @@ def trade_ids_are_not_written() -> Iterator[None]:
         yield
 
 
-@_mutation("routed exactly once")
+@_mutation("and counts once")
 def trade_ids_are_not_read() -> Iterator[None]:
     """Repeats that come after a change of owner are routed."""
     with _replaced((TradeIds, "recall", lambda *_: None)):
         yield
 
 
-@_mutation("suspension is routed exactly once", seeds=200)
+@_mutation("and counts once", "what cannot be read is in the dead letters", seeds=200)
 def a_trade_that_contradicts_is_a_repeat() -> Iterator[None]:
     """Another trade under an id that was routed is dropped, and nobody is told."""
     with _replaced((SymbolMemory, "check_repeat", lambda *_: None)):
         yield
 
 
-@_mutation("suspension is routed exactly once", seeds=200)
+@_mutation("and counts once", seeds=200)
 def a_refused_record_tells_nobody() -> Iterator[None]:
     """Accounts keep a state that is not theirs."""
     with _replaced((ShardFrames, "add_suspension", lambda *_: None)):

@@ -22,9 +22,9 @@ SETTLE_US = 12_000_000
 _RATES = {
     "crash_call": (0.0002, 0.002),
     "crash_commit": (0.005, 0.08),
-    "commit_lost": (0.005, 0.05),
-    "commit_answer_lost": (0.005, 0.05),
-    "commit_delayed": (0.005, 0.05),
+    "commit_lost": (0.01, 0.1),
+    "commit_answer_lost": (0.01, 0.1),
+    "commit_delayed": (0.01, 0.1),
     "abortable": (0.005, 0.08),
     "fatal": (0.005, 0.05),
     "undelivered": (0.001, 0.02),
