@@ -95,7 +95,6 @@ class Events:
             state = self._accounts.account(account)
             if state.held is not None and self._defers(state, offset, frame, "transfers", index):
                 continue
-            state.touched = _touched(state, offset, frame)
             sequence = columns.sequence[index]
             verdict, digest = state.transfers.count(sequence), _digest(columns, index)
             if verdict == "repeat" and not frame.repaired:
@@ -104,6 +103,7 @@ class Events:
                 continue
             if verdict == "new" and sequence == state.transfers.last:
                 state.transfer_digest = digest
+            state.touched = _touched(state, offset, frame)
             self._outbox.changed.add(account)
             self._apply_transfer(state, offset, frame, index, is_unknown=verdict == "unknown")
 
