@@ -116,7 +116,9 @@ def inputs() -> dict[str, list[TopicRecord]]:
         topics.PARAMETERS: [
             record(0, {"asset": "USDC", "price_symbol": None}, "asset:USDC"),
             record(1, {"settle_asset": "USDC", "margin_tiers": [tier]}, f"instrument:{SYMBOL}"),
+            record(2, b"{", poison),
         ],
+        topics.dead_letter_topic(topics.PARAMETERS): [record(0, b"{", poison, headers=letter_of(2))],
         topics.TRANSFERS: [record(offset, value) for offset, value in enumerate(DEPOSITS)],
         topics.TRADES: [
             record(0, opening), record(1, opening), record(2, b"{", poison), record(3, closing),
@@ -231,7 +233,7 @@ def lose_poison(records: RunRecords) -> None:
 
 
 def repeat_poison(records: RunRecords) -> None:
-    records.logs[topics.dead_letter_topic(topics.TRADES)] *= 2
+    records.logs[topics.dead_letter_topic(topics.PARAMETERS)] *= 2
 
 
 def change_poison(records: RunRecords) -> None:
