@@ -41,6 +41,7 @@ class ProgressTeller:
         self._snapshot: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._said: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._asked_at = float("-inf")
+        self._has_news = True
 
     def wrote(self, shard: int, offset: int) -> None:
         """A frame to ``shard`` is acknowledged."""
@@ -54,7 +55,8 @@ class ProgressTeller:
         """How long one may wait for something else, at most ``longest_s``, before :meth:`tell` has something to do."""
         if self._ends.is_asked or self._producer.waiting:
             return min(longest_s, 0.002)
-        return max(0.0, min(longest_s, self._asked_at + self._interval_s - self._runtime.monotonic()))
+        interval_s = self._interval_s if self._has_news else HEARTBEATS * self._interval_s
+        return max(0.0, min(longest_s, self._asked_at + interval_s - self._runtime.monotonic()))
 
     def tell(self, owned: Iterable[Owned]) -> None:
         """Go one step further with telling how far ``owned`` are; everything below their next offsets has been told."""
@@ -73,13 +75,12 @@ class ProgressTeller:
 
     def _ask(self, owned: Iterable[Owned]) -> None:
         now = self._runtime.monotonic()
-        if now - self._asked_at < self._interval_s:
-            return
         places: dict[str, list[PartitionOffset]] = {topic: [] for topic in INPUTS}
         for place in owned:
             places[place.topic].append(PartitionOffset(partition=place.partition, offset=place.next_offset))
         snapshot = places, list(self.frames)
-        if snapshot == self._said and now - self._asked_at < HEARTBEATS * self._interval_s:
+        self._has_news = snapshot != self._said
+        if now - self._asked_at < (self._interval_s if self._has_news else HEARTBEATS * self._interval_s):
             return
         self._asked_at, self._snapshot = now, snapshot
         self._ends.ask()
