@@ -74,7 +74,8 @@ class KafkaEndOffsets:
         ends = {topic: [UNKNOWN] * count for topic, count in self._counts.items()}
         for place, future in asked.items():
             try:
-                ends[place.topic][place.partition] = future.result().offset
+                # A leader that has just come may answer without an offset, by a negative number of librdkafka's own.
+                ends[place.topic][place.partition] = max(future.result().offset, UNKNOWN)
             except KafkaException:
                 continue
         return ends
