@@ -144,8 +144,8 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     ``clock_skew_ms_max`` more or less.
 
     A command waits until all is in that Kafka had acknowledged before the account's last event: for a source that does
-    not move, ``incomplete_hold_ms`` at most. One that a mark caused waits ``stale_input_hold_ms`` at most for sources
-    that are known to be behind.
+    not move, ``incomplete_hold_ms`` at most (0: no command waits; else at least 1,000). One that a mark caused waits
+    ``stale_input_hold_ms`` at most for sources that are known to be behind.
     """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"

@@ -138,9 +138,9 @@ class Completeness:
 
     # --- what comes --------------------------------------------------------------------------------------------------
 
-    def hear(self, appended_us: int) -> None:
-        """A router has written a frame."""
-        self._heard_us = max(self._heard_us, appended_us)
+    def hear(self, clock_us: int) -> None:
+        """A frame of a router's has been applied at the shard's time ``clock_us``, whenever it was written."""
+        self._heard_us = max(self._heard_us, clock_us)
 
     def is_quiet_for(self, us: int, appended_us: int) -> bool:
         """Whether nothing had come from a router for so long before ``appended_us``, or ever."""

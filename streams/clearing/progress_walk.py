@@ -11,6 +11,8 @@ from streams.clearing.journal import Cursor
 from streams.clearing.outbox import Outbox
 from streams.margin.portfolio import Portfolio
 
+_NEVER_US = 2**62
+
 
 class ProgressWalk:
     """Walks ``margin.progress.v1`` for one shard, and tells the journal where that and the marks take turns."""
@@ -35,7 +37,8 @@ class ProgressWalk:
 
     @property
     def _hold_us(self) -> int:
-        return 1000 * self._portfolio.parameters.policy.incomplete_hold_ms
+        """How long a source that stands still is waited for; where nobody waits, none is ever too late."""
+        return 1000 * self._portfolio.parameters.policy.incomplete_hold_ms or _NEVER_US
 
     def walk(self, offset: int, progress: RouterProgress | None, appended_us: int) -> None:
         """Walk one record; see :meth:`streams.clearing.shard.Shard.apply_progress`."""

@@ -273,7 +273,7 @@ class Shard:
             if appended != UNSTAMPED:
                 self.cursor.clock.advance(frame.time, appended, self._marks.skew_us)
             self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
-            self.cursor.completeness.hear(appended)
+            self.cursor.completeness.hear(self.clock_us)
         self._events.apply(offset, self.cursor.sources.admit(frame))
 
     def decide_touched(self, *, everything: bool = False) -> None:

@@ -38,6 +38,9 @@ from streams.margin.rules import (
 SCALE_CAP_MOST = Decimal(1_000_000)
 """Most that one measure may multiply rates by: the product of two is still a number that a mark frame holds."""
 
+INCOMPLETE_HOLD_MS_MIN = 1_000
+"""Least time for which a source that stands still is waited for, if it is at all."""
+
 _SCALED_RATE_MOST = Decimal("0.99")
 
 
@@ -255,6 +258,10 @@ def policy_of(record: PolicyParameters) -> Policy:
     number.require(
         all(fraction_digits(level) <= LEVEL_PLACES_MAX for level in levels),
         f"margin_call_levels have at most {LEVEL_PLACES_MAX} decimals",
+    )
+    number.require(
+        record.incomplete_hold_ms == 0 or record.incomplete_hold_ms >= INCOMPLETE_HOLD_MS_MIN,
+        f"incomplete_hold_ms must be 0 or at least {INCOMPLETE_HOLD_MS_MIN}: an idle router is heard four times a second",
     )
     return Policy(
         liquidation_buffer_rate=buffer,

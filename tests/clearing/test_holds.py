@@ -316,6 +316,31 @@ def test_an_end_that_no_leader_tells_is_waited_for() -> None:
 def test_a_bound_of_0_holds_nobody(hold_ms: int) -> None:
     scene = short_of_its_deposit(incomplete_hold_ms=hold_ms)
     assert scene.commanded() == ([] if hold_ms else ["alice"])
+    for _ in range(5):
+        scene.say(TRADES, after_ms=300)
+        scene.mark(after_ms=1)
+    assert not [kind for kind, _ in scene.alerts if kind.startswith("input")], "nobody waits for anything too long"
+
+
+def test_what_was_written_long_ago_comes_from_a_router_all_the_same() -> None:
+    """A shard that was without an owner reads frames of minutes ago, at the marks of now."""
+    scene = Scene()
+    scene.mark(after_ms=600_000)
+    scene.deposit("alice")
+    scene.trade("alice")
+    for topic in (TRADES, TRANSFERS):
+        scene.route(topic)
+        offset, frame = scene.frames.popleft()
+        scene.shard.apply_events(offset, frame, T0 + 1_000)
+        scene.shard.decide_touched()
+        scene.commit()
+        scene.mark(after_ms=100)
+        assert scene.held()
+    assert not [kind for kind, _ in scene.alerts if kind.startswith("input")]
+    for topic in (TRADES, TRANSFERS):
+        scene.say(topic)
+    assert not scene.held()
+    assert not scene.commanded()
 
 
 def test_a_held_account_is_held_by_the_next_owner_too() -> None:

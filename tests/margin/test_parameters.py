@@ -66,6 +66,7 @@ REFUSED: dict[str, Parameter] = {
     "liquidation_buffer_rate": PolicyParameters(liquidation_buffer_rate="1"),
     "margin_call_levels must be above 1": PolicyParameters(margin_call_levels=("1.5", "1")),
     "margin_call_levels must decrease": PolicyParameters(margin_call_levels=("1.2", "1.5")),
+    "incomplete_hold_ms must be 0 or at least": PolicyParameters(incomplete_hold_ms=999),
     "margin_call_levels have at most": PolicyParameters(margin_call_levels=("1.123456789",)),
     "minimum_sources": oracle(minimum_sources=2),
     "max_confidence_ratio": oracle(max_confidence_ratio="2"),
