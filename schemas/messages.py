@@ -287,10 +287,10 @@ class PartitionOffset(msgspec.Struct, frozen=True, kw_only=True, array_like=True
 class RouterProgress(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.progress.v1``: how far one router is.
 
+    ``router`` is one process: its worker's name and when it began, in microseconds; ``time`` is its clock.
     ``frames`` is the offset of its last frame by shard (-1: it has written none), acknowledged before ``ends`` of the
     topics were asked for; ``next`` holds as of then, too. So whatever Kafka had acknowledged before a record in one of
     those frames was published lies below the ends. A router asks only after its last record here was acknowledged.
-    ``time`` is its clock.
     """
 
     router: Text

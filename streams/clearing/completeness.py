@@ -39,6 +39,7 @@ _SPACING_US = 100_000
 """Cuts that say nothing of a new frame are so far apart, by the broker's time."""
 
 _COLUMNS_MAX = 512
+_ROUTERS_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,8 @@ class Completeness:
                     cut.learn(said.topic, said.ends)
         self._take_cut(offset, progress, columns, appended_us)
         self._said_us[progress.router] = appended_us
+        if len(self._said_us) > _ROUTERS_MAX:
+            del self._said_us[min(self._said_us, key=lambda router: self._said_us[router])]
         while self._cuts and not self._is_waiting(self._cuts[0], limit_us, told):
             cut = self._cuts.popleft()
             self._frame, self._after_us = max(self._frame, cut.frame), max(self._after_us, cut.asked_after_us)

@@ -261,7 +261,7 @@ def policy_of(record: PolicyParameters) -> Policy:
     )
     number.require(
         record.incomplete_hold_ms == 0 or record.incomplete_hold_ms >= INCOMPLETE_HOLD_MS_MIN,
-        f"incomplete_hold_ms must be 0 or at least {INCOMPLETE_HOLD_MS_MIN}: an idle router is heard four times a second",
+        f"incomplete_hold_ms must be 0 or at least {INCOMPLETE_HOLD_MS_MIN}: an idle router says so 4 times a second",
     )
     return Policy(
         liquidation_buffer_rate=buffer,

@@ -102,9 +102,10 @@ class ShardFrames:
         home.open.suspensions.append(suspension)
 
     def close(self, source: Source, next_offset: int) -> None:
-        """Tell every shard that it has been told everything of ``source`` below ``next_offset``."""
+        """Tell every shard that has not heard it yet that it knows everything of ``source`` below ``next_offset``."""
         for rows in self._shards:
-            rows.cover(source, max(next_offset, rows.told.get(source, source.first)) - 1)
+            if rows.told.get(source, -1) < next_offset:
+                rows.cover(source, next_offset - 1)
 
     def drop(self, source: Source) -> None:
         """Forget how far ``source`` has been covered. None of its events may be waiting."""
@@ -157,7 +158,7 @@ class _ShardRows:
         if index is None:
             index = self._indexes[source] = len(self._next)
             self._next.append(0)
-        self._next[index] = max(offset + 1, self._next[index])
+        self._next[index] = offset + 1
         return index
 
     def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int) -> None:

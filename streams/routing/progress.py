@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from schemas.codec import encode
 from schemas.messages import PartitionOffset, RouterProgress, TopicProgress
-from schemas.topics import INPUTS, PROGRESS
+from schemas.topics import EVENTS, INPUTS, PROGRESS
 from streams.broker.ends import Ends
 from streams.broker.kafka import Kafka
 from streams.errors import NotDelivered
@@ -25,19 +25,22 @@ HEARTBEATS = 10
 
 
 class ProgressTeller:
-    """Tells the engines how far one router is. ``frames`` holds the offset of its last frame by shard."""
+    """Tells the engines how far one router is, in a cluster whose topics have ``counts`` partitions.
 
-    def __init__(self, kafka: Kafka, client_id: str, shards: int, topic_ids: Mapping[str, str]) -> None:
+    ``frames`` holds the offset of its last frame by shard.
+    """
+
+    def __init__(self, kafka: Kafka, client_id: str, counts: Mapping[str, int], topic_ids: Mapping[str, str]) -> None:
         self._kafka = kafka
         self._client_id = f"{client_id}-progress"
         self._runtime = kafka.runtime
         self._clock = MachineClock(kafka.runtime.time_ns)
         self._topic_ids = topic_ids
         self._interval_s = kafka.settings.router.progress_ms / 1000
-        counts = kafka.partition_counts()
+        self._process = f"{kafka.worker}:{self._clock.now_us()}"
         self._ends = kafka.end_offsets(self._client_id, {topic: counts[topic] for topic in INPUTS})
         self._producer = kafka.idempotent_producer(self._client_id, compression="lz4")
-        self.frames = [-1] * shards
+        self.frames = [-1] * counts[EVENTS]
         self._snapshot: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._said: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._asked_at = float("-inf")
@@ -92,6 +95,6 @@ class ProgressTeller:
             TopicProgress(topic=topic, topic_id=self._topic_ids.get(topic, ""), next=places[topic], ends=list(said))
             for topic, said in ends.items()
         ]
-        progress = RouterProgress(router=self._kafka.worker, time=self._clock.now_us(), topics=topics, frames=frames)
+        progress = RouterProgress(router=self._process, time=self._clock.now_us(), topics=topics, frames=frames)
         self._producer.produce(PROGRESS, encode(progress), partition=0)
         metrics.PROGRESS.inc()

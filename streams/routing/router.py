@@ -63,7 +63,7 @@ class Router:
     """One router process. :meth:`run` returns when ``stop`` is set and the batch in hand is committed."""
 
     def __init__(
-        self, kafka: Kafka, shards: int, topic_ids: Mapping[str, str], stop: Event, watchdog: Watchdog
+        self, kafka: Kafka, counts: Mapping[str, int], topic_ids: Mapping[str, str], stop: Event, watchdog: Watchdog
     ) -> None:
         self._kafka = kafka
         self._settings = settings = kafka.settings
@@ -76,8 +76,8 @@ class Router:
         self._client_id = f"{settings.router.group_id}-{kafka.worker}"
         self._clock = MachineClock(kafka.runtime.time_ns)
         self._failures = 0
-        self._shards = shards
-        self._splitter = Splitter(shards, topic_ids)
+        self._shards = counts[EVENTS]
+        self._splitter = Splitter(self._shards, topic_ids)
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
         self._new_writer = partial(kafka.idempotent_producer, f"{self._client_id}-frames", compression="lz4")
         self._writer = self._new_writer()
@@ -86,7 +86,7 @@ class Router:
         self._last_commit = 0.0
         self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
         self._ownership = Ownership(self._reader, self._timeout_s, kafka.runtime)
-        self._progress = ProgressTeller(kafka, self._client_id, shards, topic_ids)
+        self._progress = ProgressTeller(kafka, self._client_id, counts, topic_ids)
         self._ends: dict[tuple[str, int], int] = {}
         self._failed: BrokerError | None = None
         # It refuses to go on elsewhere when the log no longer holds what comes next.
@@ -101,7 +101,7 @@ class Router:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(_LOOP, "starting")
-        return cls(kafka, kafka.partition_counts()[EVENTS], kafka.topic_ids(INPUTS), stop, watchdog)
+        return cls(kafka, kafka.partition_counts(), kafka.topic_ids(INPUTS), stop, watchdog)
 
     def run(self) -> None:
         """Route until told to stop.

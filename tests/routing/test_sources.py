@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import streams.routing.frames as frames_module
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import EventFrame
+from schemas.partitioning import shard_of
 from schemas.topics import REPORTS, TRADES, TRANSFERS
 from streams.feeds.sources import Sources
 from streams.routing.split import Splitter
@@ -151,6 +152,25 @@ def test_frames_cover_their_sources_without_a_gap_and_hold_records_whole(
             source = next(each for each in frame.sources if (each.topic, each.partition) == (topic, int(partition)))
             assert source.first <= offset < source.next
             assert where.setdefault((shard, (topic, int(partition)), offset), number) == number
+
+
+def test_every_shard_hears_once_where_a_source_begins_and_up_to_where_it_has_been_told(records: Any) -> None:
+    splitter = Splitter(SHARDS, {TRANSFERS: "c"})
+
+    def told() -> list[tuple[int, list[tuple[int, int]], int]]:
+        frames = [(shard, decode_frame(data)) for shard, data in splitter.take(0)[0]]
+        return [(shard, [(s.first, s.next) for s in f.sources], len(f.transfers.account)) for shard, f in frames]
+
+    splitter.begin(TRANSFERS, 0, 5)
+    splitter.close(TRANSFERS, 0, 5)
+    assert told() == [(shard, [(5, 5)], 0) for shard in range(SHARDS)]
+    account = next(name for name in ACCOUNTS if shard_of(name, SHARDS) == 1)
+    splitter.add(TRANSFERS, orjson.dumps(records.transfer(account, 1)), TradeIds(), offset=7)
+    assert told() == [(1, [(5, 8)], 1)]
+    splitter.close(TRANSFERS, 0, 8)
+    assert told() == [(0, [(5, 8)], 0), (2, [(5, 8)], 0)]
+    splitter.close(TRANSFERS, 0, 8)
+    assert told() == []
 
 
 def test_a_frame_whose_rows_come_from_no_source_of_it_is_no_frame(records: Any) -> None:
