@@ -13,7 +13,7 @@ The idempotent one writes what it is given in order, once for as long as it live
 may be written or not, and so may those after it: whoever needs them takes a new producer and writes them again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from schemas.topics import Compression
 from streams.broker import config
 from streams.broker.clients import CLIENTS, Clients
 from streams.errors import BrokerError, NotDelivered, ProducerFenced, TransactionAborted
+from streams.runtime import Runtime
 from streams.settings import KafkaSettings
 
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
@@ -42,6 +43,25 @@ def group_metadata(consumer: Consumer) -> Any:
     if not consumer.memberid():  # asked afterwards: an id that is lost does not come back before the next poll
         raise TransactionAborted("the group has expelled this member; its partitions may have another owner")
     return metadata
+
+
+def _queue(
+    producer: Callable[[], Producer],
+    runtime: Runtime,
+    deadline: float,
+    topic: str,
+    value: bytes | None,
+    arguments: Mapping[str, Any],
+) -> bool:
+    """Queue one record, waiting while the local queue is full; whether there was room before ``deadline``."""
+    while True:
+        try:
+            producer().produce(topic, value, **arguments)
+            return True
+        except BufferError:
+            if runtime.monotonic() > deadline:
+                return False
+            producer().poll(0.05)
 
 
 class IdempotentProducer:
@@ -84,20 +104,18 @@ class IdempotentProducer:
             else:
                 on_acknowledged(offset)
 
-        arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": delivered}
+        self._check()
+        arguments = {"key": key, "partition": partition, "headers": headers, "on_delivery": delivered}
         deadline = self._runtime.monotonic() + self._timeout_s
-        while True:
-            self._check()
-            try:
-                self._live.produce(topic, value, **arguments)
-                self.waiting += 1
-                return
-            except BufferError:
-                if self._runtime.monotonic() > deadline:
-                    raise NotDelivered(f"{self._client_id}: the local queue stayed full") from None
-                self._live.poll(0.05)
-            except KafkaException as error:
-                self._failure = self._failure or error.args[0]
+        try:
+            is_queued = _queue(lambda: self._live, self._runtime, deadline, topic, value, arguments)
+        except KafkaException as error:
+            self._failure = self._failure or error.args[0]
+        else:
+            self.waiting += is_queued
+            if not is_queued:
+                raise NotDelivered(f"{self._client_id}: the local queue stayed full")
+        self._check()
 
     def poll(self) -> None:
         """Hear what has been acknowledged.
@@ -191,18 +209,14 @@ class TransactionalProducer:
         on_delivery: DeliveryCallback | None = None,
     ) -> None:
         """Queue one record in the transaction; waits while the local queue is full, up to the transaction's timeout."""
-        arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
+        arguments = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
         deadline = min(self._runtime.monotonic() + self._timeout_s, self._until)
-        while True:
-            try:
-                self._live.produce(topic, value, **arguments)
-                return
-            except BufferError:
-                if self._runtime.monotonic() > deadline:
-                    raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full") from None
-                self._live.poll(0.05)
-            except KafkaException as error:
-                raise self._classified("produce", error.args[0]) from error
+        try:
+            is_queued = _queue(lambda: self._live, self._runtime, deadline, topic, value, arguments)
+        except KafkaException as error:
+            raise self._classified("produce", error.args[0]) from error
+        if not is_queued:
+            raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full")
 
     def flush(self) -> None:
         """Wait until every record of the transaction is acknowledged (its offset is known), within the timeout."""

@@ -52,7 +52,7 @@ class ProgressBacklog:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        for record in self._feed.poll():
+        for record in self._feed.poll(0):
             for waiting in self._waiting.values():
                 waiting.append(record)
         for number, shard in shards.items():

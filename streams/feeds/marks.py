@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import MarkFrame
 from schemas.topics import MARKS
-from streams.broker.reader import Follower
 from streams.broker.records import Log, Record
 from streams.broker.tail import search_tail
+from streams.feeds.feed import Feed
 
 _FRAME = Decoder[MarkFrame](MarkFrame)
 
@@ -84,34 +84,8 @@ def _last_full(records: Iterable[Record]) -> MarkFrame | None:
     return last
 
 
-class MarkFeed:
-    """Follows the topic for a role that runs. ``next_offset`` is the first record that was not handed out.
+class MarkFeed(Feed[MarkRecord]):
+    """Follows ``margin.marks.v1`` for a role that runs."""
 
-    Records that were polled and not handed out are polled again after :meth:`restart`.
-    """
-
-    def __init__(self, follower: Follower) -> None:
-        self._follower = follower
-        self.next_offset = 0
-
-    def start(self, offset: int) -> None:
-        """Begin to follow at ``offset``."""
-        self.next_offset = offset
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin again to follow at the first record that was not handed out."""
-        self._follower.start(self.next_offset)
-
-    def poll(self, timeout_s: float) -> Iterator[MarkRecord]:
-        """What has come, waiting up to ``timeout_s`` for the first; the place moves on with each that is handed out.
-
-        Raises:
-            BrokerError: the broker refuses for good.
-        """
-        for record in self._follower.poll(timeout_s):
-            self.next_offset = record.offset() + 1
-            yield mark_record(record)
-
-    def close(self) -> None:
-        self._follower.close()
+    def read(self, record: Record) -> MarkRecord:
+        return mark_record(record)

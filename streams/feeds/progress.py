@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import Behind, RouterProgress
 from schemas.topics import PROGRESS
-from streams.broker.reader import Follower
 from streams.broker.records import UNSTAMPED, Record
+from streams.feeds.feed import Feed
 
 _LONG_US = 2_000_000
 
@@ -89,31 +89,8 @@ def _time(time_us: int) -> str:
     return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-class ProgressFeed:
-    """Follows the topic for a role that runs. ``next_offset`` is the first record that was not handed out."""
+class ProgressFeed(Feed[ProgressRecord]):
+    """Follows ``margin.progress.v1`` for a role that runs."""
 
-    def __init__(self, follower: Follower) -> None:
-        self._follower = follower
-        self.next_offset = 0
-
-    def start(self, offset: int) -> None:
-        """Begin to follow at ``offset``."""
-        self.next_offset = offset
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin again to follow at the first record that was not handed out."""
-        self._follower.start(self.next_offset)
-
-    def poll(self) -> Iterator[ProgressRecord]:
-        """What has come, without waiting.
-
-        Raises:
-            BrokerError: the broker refuses for good.
-        """
-        for record in self._follower.poll(0):
-            self.next_offset = record.offset() + 1
-            yield progress_record(record)
-
-    def close(self) -> None:
-        self._follower.close()
+    def read(self, record: Record) -> ProgressRecord:
+        return progress_record(record)
