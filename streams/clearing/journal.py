@@ -28,7 +28,8 @@ class Cursor:
     ``sequence`` and ``previous`` are the number and the offset of the journal's last record. ``unread`` counts the
     records of the journal that could not be read, until a commit has told of them. ``sources`` is how far the frames
     have told what the exchange's partitions hold, ``completeness`` what is known of what the shard lacks;
-    ``marks_now`` is the first mark that was not there when the shard was taken.
+    ``marks_now`` is the first mark that was not there when the shard was taken, ``held`` how many accounts were held at
+    the last record.
     """
 
     def __init__(self, shard: int) -> None:
@@ -49,6 +50,7 @@ class Cursor:
         self.unreached = Unreached()
         self.sources = Sources()
         self.marks_now = 0
+        self.held = 0
         self.completeness = Completeness(shard)
         self._turns: list[Turn] = []
         self._tells_all = False
@@ -72,6 +74,7 @@ class Cursor:
         self.unread = record.unread
         self.completeness = Completeness(self.shard, record.behind)
         self.marks_now = record.marks_now
+        self.held = record.held
         self._committed = self._places()
         return self
 
@@ -151,6 +154,7 @@ class Cursor:
         named = _first_names(commands)
         events_first, marks_first, parameters_first, progress_first = self._committed
         self._committed = self._places()
+        self.held = held
         turns, self._turns = tuple(self._turns), []
         self.unread = 0
         self._tells_all = self.sources.told_at < 0 or self.sequence % ALL_EVERY == 0

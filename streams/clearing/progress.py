@@ -24,6 +24,9 @@ UNREACHED = Gauge(
     ["kind"],
 )
 
+HELD = Gauge("margin_engine_held_accounts", "Accounts in the owned shards whose verdict waits for what was sent before")
+LEFT_OUT = Gauge("margin_engine_left_out_sources", "Sources for which the owned shards do not wait any more")
+
 LOOP = "engine"
 """What the watchdog knows the loop by."""
 
@@ -113,10 +116,12 @@ class Progress:
 
     @staticmethod
     def show_unreached(shards: Iterable[Shard]) -> None:
-        """Set the gauges of what liquidation does not reach in ``shards``."""
+        """Set the gauges of what liquidation does not reach in ``shards``, and of who waits."""
         owned = list(shards)
         for kind in KINDS:
             UNREACHED.labels(kind).set(sum(shard.unreached.get(kind, 0) for shard in owned))
+        HELD.set(sum(shard.cursor.held for shard in owned))
+        LEFT_OUT.set(len({source for shard in owned for source in shard.cursor.completeness.left_out}))
 
 
 def _places(shard: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from schemas.codec import Decoder
 from schemas.messages import (
@@ -23,6 +24,7 @@ from schemas.messages import (
 from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
 from schemas.topics import TRADES, TRANSFERS
 from streams.clearing.account import DEFERRED_MAX
+from streams.clearing.progress import Progress
 from streams.clearing.shard import Shard
 from streams.feeds.progress import frame_of
 from streams.margin.parameters import RiskParameters
@@ -284,6 +286,16 @@ def test_a_source_that_stands_still_is_left_out_after_the_bound_and_told() -> No
     scene.say(TRANSFERS)
     assert [kind for kind, _ in scene.alerts if kind.startswith("input")] == ["input_behind", "input_behind_cleared"]
     assert not scene.shard.cursor.completeness.left_out
+
+
+def test_who_waits_and_for_whom_nobody_waits_can_be_seen_from_outside() -> None:
+    scene = short_of_its_deposit(incomplete_hold_ms=2_000)
+    for held, left_out, ticks in ((1, 0, 1), (0, 1, 30)):
+        for _ in range(ticks):
+            scene.say(TRADES, after_ms=100)
+        Progress.show_unreached([scene.shard])
+        assert (REGISTRY.get_sample_value("margin_engine_held_accounts"), scene.shard.cursor.held) == (held, held)
+        assert REGISTRY.get_sample_value("margin_engine_left_out_sources") == left_out
 
 
 def test_without_a_router_that_says_anything_nobody_waits_for_ever() -> None:
