@@ -58,7 +58,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The group as it stood when the command was decided, and what follows from it."""
 
     input: str
-    """What was being applied: a mark frame, an event frame or a parameter record."""
+    """What was being applied: a mark frame, an event frame, a parameter record or a progress record."""
     at_us: int
     balances: dict[str, str]
     positions: list[dict[str, str]]

@@ -14,7 +14,7 @@ import orjson
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import JournalRecord, LiquidationCommand
 from schemas.partitioning import partition_of
-from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
+from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS, PROGRESS
 from streams.audit.decision import Decision, GroupSnapshot, decision_of, order_text
 from streams.audit.findings import bytes_differ
 from streams.audit.outputs import row_of
@@ -31,6 +31,9 @@ from streams.margin.health import evaluate, symbols_of
 
 _COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
 _ZERO = Decimal(0)
+_KINDS = {
+    MARKS: "mark frame", EVENTS: "event frame", PARAMETERS: "parameter record", PROGRESS: "progress record",
+}  # fmt: skip
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,7 +216,7 @@ class _Explainer:
         if self._snapshot is not None or group is None or group.command is None:
             return
         if group.command.command_id == self._id:
-            kind = {MARKS: "mark frame", EVENTS: "event frame", PARAMETERS: "parameter record"}[topic]
+            kind = _KINDS[topic]
             partition = shard.shard if topic == EVENTS else 0
             held = shard.portfolio.group(group.row)
             needed = symbols_of(held, shard.portfolio.marks, shard.parameters)

@@ -202,13 +202,25 @@ class Follower:
         self._consumer.close()
 
 
-def poll_batch(
+def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[Record]:
+    """What :func:`poll_records` gives, when it does not matter what a rebalance callback sees of it.
+
+    Raises:
+        BrokerError: an error that will not pass by itself.
+    """
+    return list(poll_records(consumer, timeout_s, records_max))
+
+
+def poll_records(
     consumer: Consumer,
     timeout_s: float,
     records_max: int,
     on_end: Callable[[str, int, int], object] = lambda topic, partition, offset: None,
-) -> list[Record]:
+) -> Iterator[Record]:
     """Wait for the first record, then drain: ``consume(n, t)`` alone would wait ``t`` unless ``n`` records are there.
+
+    The first record is given before the rest is asked for, and rebalance callbacks run whenever the client is asked:
+    whoever keeps each record as it comes sees in a callback all that came before it.
 
     ``on_end`` is told where a partition ends for now, if the consumer says so: topic, number, and the offset at which
     the next record will be. The records before it have been given by then.
@@ -218,19 +230,22 @@ def poll_batch(
     """
     first = consumer.poll(timeout_s)
     if first is None:
-        return []
-    batch = [first, *consumer.consume(records_max - 1, timeout=0)] if records_max > 1 else [first]
-    good = []
-    for message in batch:
-        error = message.error()
-        if error is None:
-            good.append(Record(message))
-        elif error.code() == KafkaError._PARTITION_EOF:
-            record = Record(message)
-            on_end(record.topic(), record.partition(), record.offset())
-        else:
-            _raise_for_good(message, error)
-    return good
+        return
+    yield from _good(first, on_end)
+    if records_max > 1:
+        for message in consumer.consume(records_max - 1, timeout=0):
+            yield from _good(message, on_end)
+
+
+def _good(message: Message, on_end: Callable[[str, int, int], object]) -> Iterator[Record]:
+    error = message.error()
+    if error is None:
+        yield Record(message)
+    elif error.code() == KafkaError._PARTITION_EOF:
+        record = Record(message)
+        on_end(record.topic(), record.partition(), record.offset())
+    else:
+        _raise_for_good(message, error)
 
 
 def _raise_for_good(message: Message, error: KafkaError) -> None:

@@ -34,7 +34,7 @@ from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import GroupPlace, leave_group
 from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import poll_batch
+from streams.broker.reader import poll_records
 from streams.broker.records import Record
 from streams.errors import BrokerError, NotDelivered, ProducerFenced, TransactionAborted
 from streams.logs import event
@@ -87,6 +87,7 @@ class Router:
         self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
         self._ownership = Ownership(self._reader, self._timeout_s, kafka.runtime)
         self._progress = ProgressTeller(kafka, self._client_id, counts, topic_ids)
+        self._batch: list[Record] = []
         self._ends: dict[tuple[str, int], int] = {}
         self._failed: BrokerError | None = None
         # It refuses to go on elsewhere when the log no longer holds what comes next.
@@ -178,21 +179,22 @@ class Router:
         self._progress.tell(self._ownership.all())
 
     def collect(self) -> list[Record]:
-        """Records for one batch. Partitions may come and go while it is collected."""
+        """Records for one batch. Partitions may come and go while it is collected (:meth:`_drop`)."""
         router = self._settings.router
         self._ends.clear()
-        wait_s = self._progress.wait_s(_IDLE_POLL_S)
-        batch = poll_batch(self._consumer, wait_s, min(_RECORDS_PER_POLL, router.batch_records_max), self._on_end)
-        size, polled = 0, batch
-        deadline = self._runtime.monotonic() + router.linger_ms / 1000
-        while batch and len(batch) < router.batch_records_max and (left := deadline - self._runtime.monotonic()) > 0:
-            size += sum(len(message.value() or b"") for message in polled)
-            if size >= 1024 * router.batch_kbytes_max:
-                break
-            room = min(_RECORDS_PER_POLL, router.batch_records_max - len(batch))
-            polled = poll_batch(self._consumer, left, room, self._on_end)
-            batch += polled
-        return batch
+        size, left, deadline = 0, self._progress.wait_s(_IDLE_POLL_S), 0.0
+        while True:
+            room = min(_RECORDS_PER_POLL, router.batch_records_max - len(self._batch))
+            for message in poll_records(self._consumer, left, room, self._on_end):
+                self._batch.append(message)
+                size += len(message.value() or b"")
+            now = self._runtime.monotonic()
+            deadline = deadline or now + router.linger_ms / 1000
+            left = deadline - now
+            is_full = len(self._batch) >= router.batch_records_max or size >= 1024 * router.batch_kbytes_max
+            if not self._batch or is_full or left <= 0:
+                batch, self._batch = self._batch, []
+                return batch
 
     def _on_end(self, topic: str, partition: int, offset: int) -> None:
         self._ends[topic, partition] = offset
@@ -336,7 +338,7 @@ class Router:
                 self._commit()
         except (NotDelivered, TransactionAborted, ProducerFenced) as error:
             self._failed = error
-        self._ownership.drop(partitions)
+        self._drop(partitions)
         self._owns("partitions_revoked", partitions)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
@@ -345,8 +347,18 @@ class Router:
         A transaction that began before the loss was known was refused by Kafka or by :func:`group_metadata`.
         """
         self._joined = False
-        self._ownership.drop(partitions)
+        self._drop(partitions)
         self._owns("partitions_lost", partitions)
+
+    def _drop(self, partitions: list[TopicPartition]) -> None:
+        """Own ``partitions`` no longer, and forget what has been polled of them.
+
+        They may be assigned again before the batch is routed, and then begin before what was polled.
+        """
+        self._ownership.drop(partitions)
+        gone = {(place.topic, place.partition) for place in partitions}
+        self._batch = [message for message in self._batch if (message.topic(), message.partition()) not in gone]
+        self._ends = {place: end for place, end in self._ends.items() if place not in gone}
 
     def _owns(self, what: str, partitions: list[TopicPartition]) -> None:
         metrics.PARTITIONS.set(len(self._ownership))
@@ -369,7 +381,7 @@ class Router:
         self._splitter.take(self._clock.now_us())  # of what was collected nobody has been told
         self._beat("reading where the partitions go on")
         places = self._consumer.assignment()
-        self._ownership.drop(places)
+        self._drop(places)
         for place in self._begin(self._consumer, places):
             seek(self._consumer, place, self._timeout_s, self._runtime)
 

@@ -2,11 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import msgspec
 
 from schemas.codec import encode
-from schemas.messages import EventFrame, Mark, MarkFrame, ReportColumns, Suspension
+from schemas.messages import (
+    EventFrame,
+    Mark,
+    MarkFrame,
+    PartitionOffset,
+    ReportColumns,
+    RouterProgress,
+    SourceRange,
+    Suspension,
+    TopicProgress,
+)  # fmt: skip
 from schemas.parameters import AssetParameters, OracleParameters, Parameter, PolicyParameters
-from schemas.topics import EVENTS, MARKS, TRADES
+from schemas.topics import EVENTS, INPUTS, MARKS, PROGRESS, REPORTS, TRADES, TRANSFERS
 from schemas.types import MarkStatus, ReportStatus
 from streams.audit.explain import Explanation, explain
 from streams.memory.log import LogRecord
@@ -34,6 +47,10 @@ class Script(Bench):
         super().__init__(shards, topics__partitions=3, engine__journal_interval_ms=_IDLE_MS)
         self.fee = "0.01"
         self.epoch = 0
+        self.routed: dict[str, int] = {}
+        """How far the router is by topic; empty until it tells of it."""
+        self._transfers_end = 0
+        self._told_next: dict[tuple[str, int], int] = {}
         self._router = self.cluster.init(_ROUTER)
 
     # --- the engine --------------------------------------------------------------------------------------------------
@@ -112,6 +129,8 @@ class Script(Bench):
 
     def events(self, frame: EventFrame, shard: int = 0, *, stamped: bool = True) -> None:
         """A frame comes to a shard in a transaction of its own."""
+        if self.routed and not frame.sources:
+            frame = self._with_sources(frame, shard)
         with self._stamping(EVENTS, stamped):
             place = self.partition(EVENTS, shard)
             self.cluster.produce(_ROUTER, self._router, _TRANSACTION_US, place, None, encode(frame), None)
@@ -132,6 +151,49 @@ class Script(Bench):
             filled_quantity=[filled],
         )
         self.events(EventFrame(time=self.now_us, reports=columns))
+
+    def router_progress(self, behind: int = 0) -> None:
+        """The router tells every shard and the progress how far it is: ``behind`` transfers are not routed yet.
+
+        Those that it was behind before are routed by now, and were none. From then on its frames say where their rows
+        come from.
+        """
+        self.routed = self.routed or dict.fromkeys(INPUTS, 0)
+        self.routed[TRANSFERS] = max(self.routed[TRANSFERS], self._transfers_end)
+        self._transfers_end = self.routed[TRANSFERS] + behind
+        for shard in range(len(self.cluster.topics[EVENTS])):
+            self.events(EventFrame(time=self.now_us, sources=[self._told(topic, shard) for topic in INPUTS]), shard)
+        topics = [
+            TopicProgress(
+                topic=topic,
+                topic_id="1",
+                next=[PartitionOffset(partition=0, offset=routed)],
+                ends=[self._transfers_end if topic == TRANSFERS else routed],
+            )
+            for topic, routed in self.routed.items()
+        ]
+        frames = [len(partition.records) - 1 for partition in self.cluster.topics[EVENTS]]
+        said = RouterProgress(router="router-0:1", time=self.now_us, topics=topics, frames=frames)
+        self.cluster.append(PROGRESS, None, encode(said))
+
+    def _told(self, topic: str, shard: int) -> SourceRange:
+        """What the next frame tells a shard of the first partition of a topic."""
+        first, following = self._told_next.get((topic, shard), 0), self.routed[topic]
+        self._told_next[topic, shard] = following
+        return SourceRange(topic=topic, topic_id="1", partition=0, first=first, next=following)
+
+    def _with_sources(self, frame: EventFrame, shard: int) -> EventFrame:
+        """The frame, each of its rows from a record of its own."""
+        changes: dict[str, Any] = {"sources": []}
+        for topic, kind in ((TRANSFERS, "transfers"), (TRADES, "fills"), (REPORTS, "reports")):
+            columns = getattr(frame, kind)
+            if rows := len(columns.account):
+                offsets = range(self.routed[topic], self.routed[topic] + rows)
+                self.routed[topic] += rows
+                source = [len(changes["sources"])] * rows
+                changes[kind] = msgspec.structs.replace(columns, source=source, source_offset=[*offsets])
+                changes["sources"].append(self._told(topic, shard))
+        return msgspec.structs.replace(frame, **changes)
 
     @contextmanager
     def _stamping(self, topic: str, stamped: bool) -> Iterator[None]:

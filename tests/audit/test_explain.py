@@ -13,11 +13,11 @@ from rich.console import Console
 
 from schemas.messages import Mark
 from schemas.parameters import InstrumentParameters, MarginTier, PolicyParameters, ScanOffset
-from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL
+from schemas.topics import ACCOUNTS, COMMANDS, EVENTS, JOURNAL, PROGRESS
 from streams.audit.explain import Explanation
 from streams.audit.show import show_explanation
 from streams.errors import AuditError
-from tests.audit.scripts import Script, alter, drop, event_id, played, value
+from tests.audit.scripts import Script, alter, drop, event_id, opened, played, value
 from tests.audit.test_replay import STEPS, Step
 from tests.clearing.engine_bench import SYMBOL, instrument
 from tests.properties import examples
@@ -160,6 +160,23 @@ def test_a_changed_input_is_noticed(liquidation: Script) -> None:
             alter(row, b'"USDC":"999.99"', b'"USDC":"999.98"')
     explanation = liquidation.explained("alice:1")
     assert any("equity: the command says 449.99, the logs give 449.98" in d for d in explanation.differences)
+
+
+def test_a_command_that_waited_for_a_router_is_explained_by_what_the_router_said(script: Script) -> None:
+    script.begin()
+    script.router_progress(behind=5)
+    opened(script)
+    script.fill("alice", "1", "10000")
+    script.router_progress(behind=5)
+    script.cycle()
+    assert not script.records(COMMANDS)
+    for _ in range(2):
+        script.router_progress()
+        script.cycle()
+    explanation = script.explained("alice:1")
+    assert explanation.passed
+    assert explanation.decision is not None
+    assert explanation.decision.input.startswith(f"progress record {PROGRESS}[0]@")
 
 
 def test_a_frame_of_a_replaced_oracle_is_no_mark_of_the_decision(script: Script) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from confluent_kafka import TopicPartition
+import pytest
+from confluent_kafka import KafkaError, TopicPartition
 
 from schemas.topics import INPUTS, TRADES, TRANSFERS
 from streams.broker.kafka import Kafka
@@ -17,16 +18,25 @@ from streams.watchdog import Watchdog
 
 
 class SizedMessage:
-    """A record of so many bytes, as a client delivers it."""
+    """A record of so many bytes, or the end of its partition, as a client delivers it."""
 
-    def __init__(self, size: int) -> None:
-        self._value = b"x" * size
+    def __init__(self, size: int, place: tuple[str, int] = (TRADES, 0), *, is_end: bool = False) -> None:
+        self._value, self._place, self._is_end = b"x" * size, place, is_end
 
     def value(self) -> bytes:
         return self._value
 
-    def error(self) -> None:
-        return None
+    def topic(self) -> str:
+        return self._place[0]
+
+    def partition(self) -> int:
+        return self._place[1]
+
+    def offset(self) -> int:
+        return 100
+
+    def error(self) -> KafkaError | None:
+        return KafkaError(KafkaError._PARTITION_EOF) if self._is_end else None
 
 
 class GroupConsumer:
@@ -34,12 +44,17 @@ class GroupConsumer:
 
     def __init__(self, properties: dict[str, Any]) -> None:
         self.waiting: list[SizedMessage] = []
+        self.polls_before_rebalance = -1
         self.note_statistics = properties["stats_cb"]
 
     def poll(self, timeout: float) -> SizedMessage | None:
         return next(iter(self.consume(1, timeout)), None)
 
     def consume(self, num_messages: int, timeout: float) -> list[SizedMessage]:
+        if self.polls_before_rebalance == 0:
+            self.lose((TRADES, 0))
+            self.assign((TRADES, 0))
+        self.polls_before_rebalance -= 1
         arrived = self.waiting[:num_messages]
         del self.waiting[:num_messages]
         return arrived
@@ -49,6 +64,9 @@ class GroupConsumer:
 
     def assign(self, *places: tuple[str, int]) -> None:
         self.callbacks["on_assign"](self, [TopicPartition(*place) for place in places])
+
+    def lose(self, *places: tuple[str, int]) -> None:
+        self.callbacks["on_lost"](self, [TopicPartition(*place) for place in places])
 
     def incremental_assign(self, places: list[TopicPartition]) -> None: ...
 
@@ -120,6 +138,22 @@ def test_a_batch_ends_at_its_most_records() -> None:
 def test_a_batch_ends_at_its_most_bytes_but_for_one_poll() -> None:
     batch = collected([1_000] * 20_000, batch_kbytes_max=2_000)
     assert 2_000 * 1024 <= sum(len(message.value() or b"") for message in batch) < 2_000 * 1024 + 1_000 * 1_000
+
+
+@pytest.mark.parametrize("polls_before_rebalance", [1, 2, 3])
+@pytest.mark.parametrize("is_end", [False, True])
+def test_what_was_polled_before_a_partition_was_lost_is_forgotten(polls_before_rebalance: int, is_end: bool) -> None:
+    """It may be assigned again before the batch is full, and begins where it was committed: before what was polled."""
+    router, group = built(linger_ms=50)
+    router.join()
+    group.assign((TRADES, 0), (TRANSFERS, 0))
+    group.waiting = [SizedMessage(10, (TRADES, 0), is_end=is_end), SizedMessage(10, (TRANSFERS, 0))]
+    group.polls_before_rebalance = polls_before_rebalance
+    assert [message.topic() for message in router.collect()] == [TRANSFERS]
+    router._pass_ends()
+    owned = router._ownership.find(TRADES, 0)
+    assert owned is not None
+    assert owned.next_offset == 0
 
 
 def test_it_is_ready_in_its_group_with_little_to_route() -> None:

@@ -324,22 +324,6 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, seeds=600, abortable=0.12, slow_fetch=0.7, crash_call=0.0, crash_commit=0.0)
-def marks_polled_with_a_failed_commit_are_lost() -> Iterator[None]:
-    """The followers go on after the batch in which the commit failed."""
-    retake = Engine._retake_all
-
-    def _retake_all(self: Engine, error: Exception) -> None:
-        self._marks_log.restart = lambda: None  # type: ignore[method-assign]
-        try:
-            retake(self, error)
-        finally:
-            del self._marks_log.restart
-
-    with _replaced((Engine, "_retake_all", _retake_all)):
-        yield
-
-
 @_mutation(*_REPLAY, *_JOURNAL, seeds=300, slow_fetch=0.8)
 def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
     """The shard's last owner had read further than the one that takes it."""
