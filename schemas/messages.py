@@ -227,14 +227,18 @@ class Suspension(msgspec.Struct, kw_only=True):
     reason: Text
 
 
-class SourceRange(msgspec.Struct, frozen=True, kw_only=True):
-    """Records ``[first, next)`` of a partition of an input topic, which its id tells from another of its name."""
+class SourceRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Records ``[first, next)`` of a partition of an input topic, which its id tells from another of its name.
+
+    ``lost`` is an operator's word: why what lies before ``first`` and was not told before will never be.
+    """
 
     topic: Identifier
     topic_id: Text
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     first: Offset
     next: Offset
+    lost: Text = ""
 
 
 class EventFrame(msgspec.Struct, kw_only=True):
