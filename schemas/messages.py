@@ -581,6 +581,14 @@ class Behind(msgspec.Struct, frozen=True, kw_only=True):
     left_out: bool = False
 
 
+class Lost(msgspec.Struct, frozen=True, kw_only=True):
+    """Records of a source that a shard was never told and never will be: how many are known of, and what the operator
+    said who let it go on without them, the last time."""
+
+    records: Sequence
+    reason: Text
+
+
 class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.journal.v1``: what one commit of one shard did, and in which order (parameters, events, marks).
 
@@ -607,7 +615,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``turns`` says how marks and progress took turns where it matters. ``marks_now``, of a claim, is the first mark that
     is walked when it comes; those before it were there. ``behind`` are the sources that the shard waits
     for, or has ceased to wait for, by name; a claim forgets all else that was known of progress. ``held`` counts the
-    accounts whose verdict waits.
+    accounts whose verdict waits. ``missing`` names the sources whose frames go on, at this offset, beyond what the
+    shard has had; ``lost`` those of which an operator has said that what was missing will not come.
     """
 
     kind: Literal["claim", "commit"]
@@ -642,3 +651,5 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     marks_now: Offset = -1
     behind: dict[Text, Behind] = {}
     held: Sequence = 0
+    missing: dict[Text, Offset] = {}
+    lost: dict[Text, Lost] = {}

@@ -95,6 +95,9 @@ AlertKind = Literal[
     "unreadable",
     "input_behind",
     "input_behind_cleared",
+    "input_missing",
+    "input_missing_cleared",
+    "input_lost",
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""

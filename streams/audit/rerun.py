@@ -160,10 +160,10 @@ class Rerun:
         for claim in read_journal(self._log, self._id, record.claim, record.claim + 1):
             if claim.record is not None:
                 first = max(first, claim.record.progress.next)
-        limit_us = 1000 * self.shard.parameters.policy.incomplete_hold_ms
+        limit_us, cursor = 1000 * self.shard.parameters.policy.incomplete_hold_ms, self.shard.cursor
         for said in progress_records(self._log.read_range(PROGRESS, 0, max(first, 0), record.progress.next)):
             if said.progress is not None:
-                self.shard.cursor.completeness.walk(said.offset, said.progress, said.appended_us, limit_us)
+                cursor.completeness.walk(said.offset, said.progress, said.appended_us, limit_us, cursor.sources.stuck)
 
     def _remember(self, offset: int, frame: MarkFrame, appended_us: int) -> None:
         if frame.epoch >= self.shard.marks_epoch and appended_us != UNSTAMPED:

@@ -17,6 +17,7 @@ from streams.broker.records import Log
 from streams.clearing.unreached import unreached_of
 from streams.feeds.journal import JournalEntry, read_journal
 from streams.feeds.progress import behind_sentences
+from streams.feeds.sources import missing_sentences
 from streams.feeds.unreached import unreached_sentences
 
 _ROW = Decoder[AccountRow](AccountRow)
@@ -170,6 +171,7 @@ class ShardCheck:
         if self.last is not None:
             left_out = {name: behind for name, behind in self.last.behind.items() if behind.left_out}
             self._findings.unreached += behind_sentences(f"shard {self.shard}", left_out)
+            self._findings.unreached += missing_sentences(f"shard {self.shard}", self.last.missing, self.last.lost)
         if self.last is not None and dict(+unreached) != self.last.unreached:
             self._findings.differ(
                 f"sequence {self.last.sequence} counts {self.last.unreached} out of reach, the rows {dict(+unreached)}",

@@ -12,22 +12,18 @@ host takes part, nor the shard's.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.messages import Behind, RouterProgress
 from schemas.topics import PROGRESS
-from schemas.types import AlertKind
 from streams.feeds.progress import frame_of
-from streams.feeds.sources import name_of
+from streams.feeds.sources import Told, name_of
 
 Topic = tuple[str, str]
 """A topic's name and id."""
-
-Told = tuple[AlertKind, str]
-"""An alert about a shard: its kind and its reason."""
 
 Offsets = npt.NDArray[np.int64]
 
@@ -38,6 +34,7 @@ CUTS_MAX = 64
 _SPACING_US = 100_000
 """Cuts that say nothing of a new frame are so far apart, by the broker's time."""
 
+_NO_LIMIT = 2**63 - 1
 _COLUMNS_MAX = 512
 _ROUTERS_MAX = 1024
 
@@ -147,10 +144,18 @@ class Completeness:
         """Whether nothing had come from a router for so long before ``appended_us``, or ever."""
         return appended_us - self._heard_us > us
 
-    def walk(self, offset: int, progress: RouterProgress, appended_us: int, limit_us: int) -> list[Told]:
+    def walk(
+        self,
+        offset: int,
+        progress: RouterProgress,
+        appended_us: int,
+        limit_us: int,
+        stuck: Mapping[Topic, Mapping[int, int]],
+    ) -> list[Told]:
         """Learn how far a router is, whose frames up to then have been applied. What is to be told of it.
 
-        ``limit_us`` is how long a source that does not move is waited for.
+        ``limit_us`` is how long a source that does not move is waited for. ``stuck``: where the shard stands in the
+        partitions of which it misses something, however far the router is.
         """
         told: list[Told] = []
         self.reached.clear()
@@ -161,7 +166,7 @@ class Completeness:
             told.append(("input_behind_cleared", "routers say again how far they are"))
         columns = _columns_of(progress)
         for said in columns:
-            told += self._advance(said)
+            told += self._advance(said, stuck.get(said.topic))
             for cut in self._cuts:
                 if cut.has_unknown:
                     cut.learn(said.topic, said.ends)
@@ -246,8 +251,11 @@ class Completeness:
 
     # --- cuts --------------------------------------------------------------------------------------------------------
 
-    def _advance(self, said: _Columns) -> list[Told]:
+    def _advance(self, said: _Columns, stuck: Mapping[int, int] | None) -> list[Told]:
         """Note how far a router is in its partitions of a topic; those that were left out and move are told."""
+        if stuck:
+            limits = [stuck.get(number, _NO_LIMIT) for number in said.partitions.tolist()]
+            said = replace(said, next=np.minimum(said.next, np.array(limits, dtype=np.int64)))
         last = int(said.partitions.max(initial=-1))
         sources = self._of(said.topic, max(last + 1, said.ends.size))
         is_new = said.next > sources.next[said.partitions]

@@ -78,6 +78,11 @@ class Cursor:
         self._committed = self._places()
         return self
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The sources of which something is missing, and those that nobody waits for any more."""
+        return tuple(sorted({*self.sources.missing, *self.completeness.left_out}))
+
     def skip_marks(self, offset: int) -> None:
         """Count the mark record at ``offset`` and all before it as walked."""
         self.marks_next = max(self.marks_next, offset + 1)
@@ -122,6 +127,8 @@ class Cursor:
             progress=_nothing(progress_next),
             marks_now=max(marks_now, self.marks_next),
             behind=self.completeness.behind,
+            missing=dict(sorted(self.sources.missing.items())),
+            lost=dict(sorted(self.sources.lost.items())),
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
@@ -189,6 +196,8 @@ class Cursor:
             turns=turns,
             behind=self.completeness.behind,
             held=held,
+            missing=dict(sorted(self.sources.missing.items())),
+            lost=dict(sorted(self.sources.lost.items())),
         )
 
     def committed(self, offset: int) -> None:

@@ -25,6 +25,8 @@ UNREACHED = Gauge(
 )
 
 HELD = Gauge("margin_engine_held_accounts", "Accounts in the owned shards whose verdict waits for what was sent before")
+MISSING = Gauge("margin_engine_missing_sources", "Sources of which the owned shards lack something and apply nothing")
+LOST = Gauge("margin_engine_lost_records", "Records that the owned shards go on without, by an operator's word")
 LEFT_OUT = Gauge("margin_engine_left_out_sources", "Sources for which the owned shards do not wait any more")
 
 LOOP = "engine"
@@ -121,6 +123,8 @@ class Progress:
         for kind in KINDS:
             UNREACHED.labels(kind).set(sum(shard.unreached.get(kind, 0) for shard in owned))
         HELD.set(sum(shard.cursor.held for shard in owned))
+        MISSING.set(len({source for shard in owned for source in shard.cursor.sources.missing}))
+        LOST.set(sum(lost.records for shard in owned for lost in shard.cursor.sources.lost.values()))
         LEFT_OUT.set(len({source for shard in owned for source in shard.cursor.completeness.left_out}))
 
 

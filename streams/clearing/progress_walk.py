@@ -47,7 +47,7 @@ class ProgressWalk:
         if progress is None:
             return
         after_silence = cursor.completeness.is_quiet_for(self._hold_us // 2, appended_us)
-        told = cursor.completeness.walk(offset, progress, appended_us, self._hold_us)
+        told = cursor.completeness.walk(offset, progress, appended_us, self._hold_us, cursor.sources.stuck)
         for kind, reason in told:
             self._outbox.alert_shard(kind, reason)
         if self._release() or told or after_silence:

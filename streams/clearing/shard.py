@@ -178,7 +178,7 @@ class Shard:
         Without them ``record`` must be one that tells of all sources.
         """
         self.cursor.resume(record, offset)
-        self.cursor.sources = sources or Sources(record.sources, offset)
+        self.cursor.sources = sources or Sources(record.sources, offset, record.missing, record.lost)
         self._undecided.resume()
 
     def restore(self, account: str, row: bytes) -> None:
@@ -275,6 +275,8 @@ class Shard:
             self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
             self.cursor.completeness.hear(self.clock_us)
         self._events.apply(offset, self.cursor.sources.admit(frame))
+        for kind, reason in self.cursor.sources.take_told():
+            self._outbox.alert_shard(kind, reason)
 
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""

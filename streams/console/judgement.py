@@ -12,6 +12,7 @@ from streams.console.figures import age
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
 from streams.feeds.journal import HOSTS
 from streams.feeds.progress import behind_sentences
+from streams.feeds.sources import missing_sentences
 from streams.feeds.unreached import unreached_sentences
 from streams.settings import Settings
 
@@ -171,6 +172,7 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             "right one."
         )
     yield from _judge_clocks(shard)
+    yield from missing_sentences(name, shard.missing, shard.lost)
     yield from behind_sentences(name, shard.behind, shard.held, time.time_ns() // 1000)
     if shard.lag.records > limit:
         yield (

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from schemas.messages import Behind, JournalRecord
+from schemas.messages import Behind, JournalRecord, Lost
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup, admin_client, group_state, partition_counts, require_topics
@@ -49,7 +49,8 @@ class ShardStatus:
     ``unreached_notional``: what liquidation does not reach, as the journal counts it; ``not_live``: the symbols whose
     want of a live mark has been alerted. ``skewed``: the clocks that are off and when each was last seen so, in
     microseconds. ``behind``: the sources that the shard waits for or has ceased to wait for, ``held``: how many
-    accounts wait for them.
+    accounts wait for them. ``missing``: the sources of which it lacks something, with the offset at which
+    their frames go on; ``lost``: what it goes on without, by an operator's word.
     """
 
     shard: int
@@ -70,6 +71,8 @@ class ShardStatus:
     skewed: dict[str, int] = field(default_factory=dict)
     behind: dict[str, Behind] = field(default_factory=dict)
     held: int = 0
+    missing: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, Lost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,8 @@ def _shard(reader: LogReader, engines: ConsumerGroup, number: int, table: TableM
         skewed={} if record is None else record.skewed,
         behind={} if record is None else record.behind,
         held=0 if record is None else record.held,
+        missing={} if record is None else record.missing,
+        lost={} if record is None else record.lost,
     )
 
 

@@ -4,61 +4,86 @@ A source is one partition of one topic; a topic that was made anew under its nam
 records of its sources it covers, so whatever is routed twice is dropped row by row, by the offset each row came from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import ROW_KINDS, EventFrame, JournalRecord, SourceRange, rows_of
+from schemas.messages import ROW_KINDS, EventFrame, JournalRecord, Lost, SourceRange, rows_of
 from schemas.topics import EVENTS
+from schemas.types import AlertKind
 from streams.broker.records import Log
 from streams.feeds.journal import read_journal
 
 ALL_EVERY = 1000
 """Every so many records of a journal, one names all sources; the others name those that moved."""
 
+Told = tuple[AlertKind, str]
+"""An alert about a shard: its kind and its reason."""
+
+_ALL = 2**63
+"""Beyond every offset."""
+
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 
 
 class Sources:
-    """The next offset of each source of one shard, by its name.
+    """What one shard has had of each source, by its name: everything before its next offset.
 
-    ``told_at`` is the offset of the last journal record that names all of them (-1: none does). ``are_followed``: one
+    Routers tell a shard every record of a partition, so a frame that begins beyond what the shard has had says that
+    something is gone. Such a source is ``missing``, with the offset at which its frames go on: nothing of it is applied
+    until a frame goes on where the shard stands, or an operator has said that what is missing is ``lost``. Nor is
+    anything of a topic that was made anew under the name of one that is known. ``stuck`` says, by topic and partition,
+    where the shard stands in the sources that are missing.
+
+    ``told_at`` is the offset of the last journal record that names all sources (-1: none does). ``are_followed``: one
     of them is a partition of a topic that has an id, so routers say how far they are in it.
     """
 
-    def __init__(self, next_offsets: Mapping[str, int] | None = None, told_at: int = -1) -> None:
+    def __init__(
+        self,
+        next_offsets: Mapping[str, int] | None = None,
+        told_at: int = -1,
+        missing: Mapping[str, int] | None = None,
+        lost: Mapping[str, Lost] | None = None,
+    ) -> None:
         self.next: dict[str, int] = dict(next_offsets or {})
+        self.missing: dict[str, int] = dict(missing or {})
+        self.lost: dict[str, Lost] = dict(lost or {})
         self.told_at = told_at
         self._moved: set[str] = set()
-        self.are_followed = any(_has_topic_id(name) for name in self.next)
+        self._told: list[Told] = []
+        self._names: dict[tuple[str, int], str] = {}
+        self.are_followed = False
+        self.stuck: dict[tuple[str, str], dict[int, int]] = {}
+        self.resume(self.next)
 
     def admit(self, frame: EventFrame) -> EventFrame:
-        """``frame`` without the rows that the shard has had; what it covers counts as had from here on.
+        """``frame`` without the rows that the shard has had or that do not follow what it has had.
 
-        A repaired frame says where its rows came from, and covers nothing: it is sent by hand, to be applied.
+        What is applied of it counts as had from here on. A repaired frame says where its rows came from, and covers
+        nothing: it is sent by hand, to be applied.
         """
         if frame.repaired or not frame.sources:
             return frame
-        had = [self.next.get(source_name(source), 0) for source in frame.sources]
-        for source in frame.sources:
-            self._advance(source_name(source), source.next)
+        had = [self._take(source) for source in frame.sources]
         if all(source.first >= offset for source, offset in zip(frame.sources, had, strict=True)):
             return frame
         return _without(frame, had)
-
-    def cover(self, frame: EventFrame) -> None:
-        """Count what ``frame`` covers as had; it was applied before."""
-        for source in () if frame.repaired else frame.sources:
-            self._advance(source_name(source), source.next)
 
     def resume(self, next_offsets: Mapping[str, int]) -> None:
         """Stand at ``next_offsets`` or beyond; a journal says so already."""
         for name, offset in next_offsets.items():
             self.next[name] = max(offset, self.next.get(name, 0))
-            self.are_followed |= _has_topic_id(name)
+            self._know(name)
+        self._find_stuck()
+
+    def take_told(self) -> list[Told]:
+        """The alerts about what is missing and what is lost, since the last call."""
+        told, self._told = self._told, []
+        return told
 
     def take_moved(self) -> dict[str, int]:
         """The next offset of each source that moved since the last call."""
@@ -71,11 +96,71 @@ class Sources:
         self._moved.clear()
         return dict(sorted(self.next.items()))
 
-    def _advance(self, name: str, offset: int) -> None:
-        if offset > self.next.get(name, 0):
-            self.next[name] = offset
+    # --- one range ---------------------------------------------------------------------------------------------------
+
+    def _take(self, source: SourceRange) -> int:
+        """Count a range as had if it follows; the offset below which its rows are not to be applied."""
+        name = source_name(source)
+        known = self._names.get((source.topic, source.partition), name)
+        is_other = known != name and bool(source.topic_id)
+        had = self.next.get(name, source.first)
+        if source.lost and (is_other or source.first > had):
+            self._lose(known if is_other else name, source, had)
+            had = source.first
+        elif is_other or source.first > had:
+            self._miss(name, known if is_other else "", source)
+            return _ALL
+        elif name in self.missing:
+            del self.missing[name]
+            self._find_stuck()
+            self._told.append(("input_missing_cleared", f"{name} goes on at {had}, where this shard stands"))
+        if source.next > self.next.get(name, -1):
+            self.next[name] = source.next
             self._moved.add(name)
-            self.are_followed = self.are_followed or _has_topic_id(name)
+            self._know(name)
+        return had
+
+    def _miss(self, name: str, known: str, source: SourceRange) -> None:
+        """Note that a range does not follow what the shard has had of it, or of ``known``, the topic of the name."""
+        if name in self.missing:
+            return
+        self.missing[name] = source.first
+        self._find_stuck()
+        what = (
+            f"{name} is another topic than {known}, of which this shard has had what is before {self.next[known]}"
+            if known
+            else f"{name} goes on at {source.first}, and this shard has had what is before {self.next[name]}"
+        )
+        self._told.append(("input_missing", f"{what}: nothing of it is applied until what is missing comes, or an "
+                           "operator says that it is lost (margin-clearing accept-offset)"))  # fmt: skip
+
+    def _lose(self, known: str, source: SourceRange, had: int) -> None:
+        """Go on without what an operator has said to be lost: the rest of ``known``, or what is before the range."""
+        name = source_name(source)
+        before = self.lost.pop(known, Lost(records=0, reason=""))
+        records = source.first - had if known == name else 0
+        self.lost[name] = Lost(records=before.records + records, reason=source.lost)
+        for gone in (name, known):
+            self.missing.pop(gone, None)
+        if known != name:
+            del self.next[known]
+            self._moved.discard(known)
+            self.told_at = -1
+        self._find_stuck()
+        what = f"records {had} to {source.first - 1}" if known == name else f"what {known} held beyond"
+        self._told.append(("input_lost", f"{name} goes on at {source.first} without {what}: {source.lost}"))
+
+    def _know(self, name: str) -> None:
+        topic, partition, topic_id = name.split(":", 2)
+        if topic_id:  # routers of earlier versions did not say it
+            self._names[topic, int(partition)] = name
+            self.are_followed = True
+
+    def _find_stuck(self) -> None:
+        self.stuck.clear()
+        for name in self.missing:
+            topic, partition, topic_id = name.split(":", 2)
+            self.stuck.setdefault((topic, topic_id), {})[int(partition)] = self.next.get(name, 0)
 
 
 def source_name(source: SourceRange) -> str:
@@ -86,10 +171,6 @@ def source_name(source: SourceRange) -> str:
 def name_of(topic: str, topic_id: str, partition: int) -> str:
     """``topic:partition:topic id``, as journals name a source."""
     return f"{topic}:{partition}:{topic_id}"
-
-
-def _has_topic_id(name: str) -> bool:
-    return not name.endswith(":")
 
 
 def sources_as_of(logs: Log, record: JournalRecord | None, end: int, events_next: int) -> Sources:
@@ -103,7 +184,7 @@ def sources_as_of(logs: Log, record: JournalRecord | None, end: int, events_next
     """
     if record is None:
         return Sources()
-    sources, known_next = Sources(record.sources, end), record.events.next
+    sources, known_next = Sources({}, end), record.events.next
     if record.sources_told_at >= 0:
         sources.told_at = record.sources_told_at
         before, is_whole = 0, True
@@ -113,11 +194,20 @@ def sources_as_of(logs: Log, record: JournalRecord | None, end: int, events_next
                 before = entry.record.events.next if is_whole else before
             elif is_whole:
                 is_whole, known_next = False, before
-    if known_next < events_next:
-        for message in logs.read_range(EVENTS, record.shard, known_next, events_next):
+    sources.resume(record.sources)
+    _admit_all(sources, logs, record.shard, known_next, record.events.next)
+    known = Sources(sources.next, sources.told_at, record.missing, record.lost)
+    _admit_all(known, logs, record.shard, record.events.next, events_next)
+    return known
+
+
+def _admit_all(sources: Sources, logs: Log, shard: int, first: int, end: int) -> None:
+    """Count as had what the frames from ``first`` up to, not including, ``end`` tell; alerts have been given."""
+    if first < end:
+        for message in logs.read_range(EVENTS, shard, first, end):
             with suppress(DecodeError):  # it went to the dead letters as a whole
-                sources.cover(_EVENT_FRAME(message.value()))
-    return sources
+                sources.admit(_EVENT_FRAME(message.value()))
+    sources.take_told()
 
 
 def _without(frame: EventFrame, had: list[int]) -> EventFrame:
@@ -137,3 +227,20 @@ def _without(frame: EventFrame, had: list[int]) -> EventFrame:
         if len(new) < len(columns.account):
             kept[kind] = rows_of(columns, new)
     return replace(frame, **kept)
+
+
+def missing_sentences(shard: str, missing: Mapping[str, int], lost: Mapping[str, Lost]) -> Iterator[str]:
+    """What a journal says of what its shard was not told of the exchange's partitions, and what to do."""
+    for name, goes_on in missing.items():
+        topic, partition, _ = name.split(":", 2)
+        yield (
+            f"{shard}: frames of {name} go on at {goes_on}, beyond what it has had, and nothing of it is applied: if "
+            "the records are there, have a router begin at them; if they are gone, say so, and check the accounts that "
+            f"they concern (margin-clearing accept-offset {topic} {partition} OFFSET --reason TEXT)."
+        )
+    for name, gone in lost.items():
+        count = f"{gone.records:,} records" if gone.records else "records"
+        yield (
+            f"{shard}: {count} of {name} were never applied and will not be ({gone.reason}): what the accounts hold "
+            "that they concern is not known; check them against the exchange's books."
+        )

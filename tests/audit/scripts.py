@@ -176,6 +176,23 @@ class Script(Bench):
         said = RouterProgress(router="router-0:1", time=self.now_us, topics=topics, frames=frames)
         self.cluster.append(PROGRESS, None, encode(said))
 
+    def input_gap(self, *, lost: bool = False) -> None:
+        """The router goes on three transfers further: they are gone; ``lost``: at an operator's word."""
+        if not self.routed:
+            self.router_progress()
+        self.routed[TRANSFERS] += 3
+        for shard in range(len(self.cluster.topics[EVENTS])):
+            self._told_next[TRANSFERS, shard] = self.routed[TRANSFERS]
+            range_told = msgspec.structs.replace(self._told(TRANSFERS, shard), lost="it burnt" if lost else "")
+            self.events(EventFrame(time=self.now_us, sources=[range_told]), shard)
+
+    def input_again(self) -> None:
+        """A router reads the transfers from the first one on, and finds none that have rows."""
+        if self.routed:
+            for shard in range(len(self.cluster.topics[EVENTS])):
+                self._told_next[TRANSFERS, shard] = 0
+            self.router_progress()
+
     def _told(self, topic: str, shard: int) -> SourceRange:
         """What the next frame tells a shard of the first partition of a topic."""
         first, following = self._told_next.get((topic, shard), 0), self.routed[topic]

@@ -247,6 +247,8 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     ),
     st.builds(lambda price, scale: lambda s: s.mark(price, scales={"instrument:BTC-PERP": scale}), PRICES,
               st.sampled_from(["1.5", "2"])),
+    st.builds(lambda lost: lambda s: s.input_gap(lost=lost), st.booleans()),
+    st.just(Script.input_again),
     st.builds(lambda behind: lambda s: s.router_progress(behind), st.sampled_from([0, 0, 10, 25])),
     st.builds(lambda after: lambda s: s.tick(after), st.sampled_from([100, 1500, 4000])),
     st.builds(lambda rate: lambda s: s.parameters(instrument(rate)), st.sampled_from(["0.05", "0.08", "0.02"])),

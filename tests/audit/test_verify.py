@@ -337,6 +337,21 @@ def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: 
     assert findings.as_json()["unreached"] == findings.unreached
 
 
+@pytest.mark.parametrize(("lost", "said"), [(False, "go on at 3, beyond what it has had"), (True, "3 records of")])
+def test_what_a_shard_was_not_told_fails_and_is_no_difference(deployment: Deployment, lost: bool, said: str) -> None:
+    market = deployment.market
+    market.router_progress()
+    market.input_gap(lost=lost)
+    market.settle()
+    findings = deployment.verify()
+    assert findings.differences == []
+    assert not findings.passed
+    assert sum(said in sentence for sentence in findings.unreached) == SHARDS
+    market.input_again()
+    market.settle()
+    assert deployment.verify().passed is not lost, "what is lost does not come"
+
+
 def test_a_journal_that_counts_otherwise_than_the_rows_is_named(deployment: Deployment) -> None:
     deployment.market.deposit("dave", "-100")
     deployment.market.settle()

@@ -288,6 +288,54 @@ def test_a_source_that_stands_still_is_left_out_after_the_bound_and_told() -> No
     assert not scene.shard.cursor.completeness.left_out
 
 
+def short_of_a_frame(**policy: Any) -> Scene:
+    """Alice has traded on a deposit whose frame is gone, and Bob's deposit has come after it."""
+    scene = Scene(**policy)
+    scene.deposit("carol")
+    scene.route(TRANSFERS)
+    scene.read()
+    scene.deposit("alice")
+    scene.route(TRANSFERS)
+    scene.frames.pop()
+    scene.deposit("bob")
+    scene.trade("alice")
+    scene.route(TRANSFERS)
+    scene.route(TRADES)
+    scene.read()
+    return scene
+
+
+def test_nobody_is_judged_while_a_frame_is_missing_and_nothing_after_it_is_applied() -> None:
+    scene = short_of_a_frame()
+    for _ in range(10):
+        scene.say(TRANSFERS)
+        scene.say(TRADES)
+    assert scene.held()
+    assert "bob" not in scene.shard.accounts
+    assert [kind for kind, _ in scene.alerts if kind.startswith("input")] == ["input_missing"]
+    Progress.show_unreached([scene.shard])
+    assert REGISTRY.get_sample_value("margin_engine_missing_sources") == 1
+    scene.routed[TRANSFERS], scene.splitters[TRANSFERS] = 0, Splitter(1, IDS)
+    scene.route(TRANSFERS)
+    for _ in range(2):
+        scene.say(TRANSFERS)
+        scene.say(TRADES)
+    assert not scene.held()
+    assert scene.commanded() == []
+    assert "bob" in scene.shard.accounts
+    assert [kind for kind, _ in scene.alerts if kind.startswith("input")] == ["input_missing", "input_missing_cleared"]
+
+
+@pytest.mark.parametrize("hold_ms", [0, 2_000])
+def test_a_command_without_what_is_missing_says_so(hold_ms: int) -> None:
+    scene = short_of_a_frame(incomplete_hold_ms=hold_ms)
+    for _ in range(30):
+        scene.say(TRANSFERS, after_ms=100)
+        scene.say(TRADES)
+    assert scene.commanded() == ["alice"]
+    assert list(scene.commands[-1].evidence.left_out) == [f"{TRANSFERS}:0:{IDS[TRANSFERS]}"]
+
+
 def test_who_waits_and_for_whom_nobody_waits_can_be_seen_from_outside() -> None:
     scene = short_of_its_deposit(incomplete_hold_ms=2_000)
     for held, left_out, ticks in ((1, 0, 1), (0, 1, 30)):

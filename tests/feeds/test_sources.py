@@ -6,16 +6,18 @@ from hypothesis import strategies as st
 
 import streams.clearing.journal as journal_module
 from schemas.codec import encode
-from schemas.messages import EventFrame, JournalRecord, SourceRange, Suspension, TransferColumns
+from schemas.messages import EventFrame, JournalRecord, Lost, SourceRange, Suspension, TransferColumns
 from schemas.topics import EVENTS, JOURNAL, TRADES, TRANSFERS
 from streams.clearing.journal import Cursor, first_record
 from streams.feeds.journal import journal_end
-from streams.feeds.sources import Sources, source_name, sources_as_of
+from streams.feeds.sources import Sources, missing_sentences, sources_as_of
 from tests.given_log import GivenLog
 
 
-def source(first: int, end: int, *, topic: str = TRANSFERS, partition: int = 0, topic_id: str = "id") -> SourceRange:
-    return SourceRange(topic=topic, topic_id=topic_id, partition=partition, first=first, next=end)
+def source(
+    first: int, end: int, *, topic: str = TRANSFERS, partition: int = 0, topic_id: str = "id", lost: str = ""
+) -> SourceRange:
+    return SourceRange(topic=topic, topic_id=topic_id, partition=partition, first=first, next=end, lost=lost)
 
 
 def frame(*offsets: int, first: int | None = None, repaired: bool = False, topic_id: str = "id") -> EventFrame:
@@ -48,11 +50,20 @@ def offsets_of(given_frame: EventFrame) -> list[int]:
         (frame(0, 4), []),
         (frame(3, 4, 5, 9), [5, 9]),
         (frame(5, 6), [5, 6]),
-        (frame(7), [7]),
+        (frame(7), []),
         (frame(3, 7, repaired=True), [3, 7]),
-        (frame(3, 4, topic_id="made anew"), [3, 4]),
+        (frame(3, 4, topic_id="made anew"), []),
+        (frame(3, 4, topic_id=""), [3, 4]),
     ],
-    ids=["had", "had in part", "next", "later", "repaired by hand", "another topic of the name"],
+    ids=[
+        "had",
+        "had in part",
+        "next",
+        "later",
+        "repaired by hand",
+        "another topic of the name",
+        "of an earlier version",
+    ],
 )
 def test_a_row_from_below_what_the_shard_has_had_is_dropped(given_frame: EventFrame, new: list[int]) -> None:
     sources = Sources()
@@ -90,11 +101,88 @@ def test_frames_of_earlier_versions_are_taken_as_they_come() -> None:
     assert sources.take_all() == {}
 
 
+# --- what is missing -------------------------------------------------------------------------------------------------
+
+NAME = "collateral.transfers.v1:0:id"
+ANEW = "collateral.transfers.v1:0:made anew"
+
+
+def told(sources: Sources) -> list[str]:
+    return [kind for kind, _ in sources.take_told()]
+
+
+def said(given_source: SourceRange) -> EventFrame:
+    return EventFrame(time=0, sources=[given_source])
+
+
+def test_what_does_not_follow_is_not_applied_until_a_frame_goes_on_where_the_shard_stands() -> None:
+    sources = Sources()
+    assert offsets_of(sources.admit(frame(3, 4))) == [3, 4], "of a source that is new nothing is known to be missing"
+    assert offsets_of(sources.admit(frame(7, 8))) == []
+    assert offsets_of(sources.admit(frame(9))) == []
+    assert (sources.missing, sources.stuck) == ({NAME: 7}, {("collateral.transfers.v1", "id"): {0: 5}})
+    assert told(sources) == ["input_missing"], "it is told once"
+    assert offsets_of(sources.admit(frame(4, 5, 6))) == [5, 6]
+    assert (sources.missing, sources.stuck, told(sources)) == ({}, {}, ["input_missing_cleared"])
+    assert offsets_of(sources.admit(frame(7, 8, 9))) == [7, 8, 9]
+
+
+def test_what_is_missing_of_one_partition_keeps_no_other_from_being_applied() -> None:
+    sources = Sources()
+    sources.admit(EventFrame(time=0, sources=[source(0, 5), source(0, 5, partition=1)]))
+    both = frame(7, 8)
+    both.sources.append(source(5, 6, partition=1))
+    columns = both.transfers
+    for name, value in {"account": "bob", "margin": "cross", "asset": "USDC", "amount": "1", "sequence": 5,
+                        "transfer_id": "t", "source": 1, "source_offset": 5}.items():  # fmt: skip
+        getattr(columns, name).append(value)
+    assert sources.admit(both).transfers.account == ["bob"]
+    assert sources.take_all() == {NAME: 5, "collateral.transfers.v1:1:id": 6}
+
+
+@pytest.mark.parametrize("was_missing", [False, True])
+def test_what_an_operator_says_to_be_lost_is_not_waited_for(was_missing: bool) -> None:
+    sources = Sources()
+    sources.admit(frame(0, 1))
+    if was_missing:
+        sources.admit(frame(7))
+    sources.take_told()
+    sources.admit(said(source(7, 7, lost="the disk burnt")))
+    assert sources.lost == {NAME: Lost(records=5, reason="the disk burnt")}
+    assert (sources.missing, told(sources)) == ({}, ["input_lost"])
+    assert offsets_of(sources.admit(frame(7, 8))) == [7, 8]
+    sources.admit(said(source(7, 7, lost="the disk burnt")))
+    assert (sources.lost[NAME].records, told(sources)) == (5, []), "it lacks nothing of it: nothing more is lost"
+
+
+def test_a_topic_made_anew_is_taken_at_an_operators_word_and_the_old_one_forgotten() -> None:
+    sources = Sources({NAME: 50}, told_at=3)
+    assert offsets_of(sources.admit(frame(0, 1, topic_id="made anew"))) == []
+    assert (sources.missing, told(sources)) == ({ANEW: 0}, ["input_missing"])
+    sources.admit(said(source(0, 0, topic_id="made anew", lost="moved to another cluster")))
+    assert (sources.missing, sources.stuck, told(sources)) == ({}, {}, ["input_lost"])
+    assert offsets_of(sources.admit(frame(0, 1, topic_id="made anew"))) == [0, 1]
+    assert sources.take_all() == {ANEW: 2}
+    assert sources.told_at == -1, "the next record of the journal tells all, so that the old one is forgotten there"
+    assert offsets_of(sources.admit(frame(50, 51))) == [], "a router that still reads the old one is too late"
+
+
+def test_what_is_missing_and_lost_is_said_with_what_to_do() -> None:
+    sentences = [*missing_sentences("shard 3", {NAME: 7}, {ANEW: Lost(records=0, reason="it burnt")})]
+    assert "accept-offset collateral.transfers.v1 0 OFFSET" in sentences[0]
+    assert (
+        "records of collateral.transfers.v1:0:made anew were never applied and will not be (it burnt)" in sentences[1]
+    )
+
+
 # --- as the journal has it -------------------------------------------------------------------------------------------
 
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("frame"), st.integers(0, 2), st.integers(1, 9)),
+        st.tuples(st.just("gap"), st.integers(0, 2), st.integers(1, 9)),
+        st.tuples(st.just("lost"), st.integers(0, 2), st.integers(1, 9)),
+        st.tuples(st.just("anew"), st.integers(0, 2), st.integers(1, 9)),
         st.tuples(st.just("commit"), st.booleans(), st.none()),
         st.tuples(st.just("claim"), st.booleans(), st.none()),
     ),
@@ -109,15 +197,18 @@ def test_what_a_shard_has_had_is_known_again_from_the_log(
     """Whatever records of the journal can be read: frames tell what those say that cannot."""
     log, cursor, frames = GivenLog(), Cursor(0), 0
     cursor.resume(first_record(0, events_next=0, marks_next=0, parameters_next=0))
-    ends = dict.fromkeys(range(3), 0)
+    ends, ids = dict.fromkeys(range(3), 0), dict.fromkeys(range(3), "0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal_module, "ALL_EVERY", every)
         for kind, which, count in [*steps, ("commit", True, None)]:
-            if kind == "frame":
-                assert count is not None
-                covered = source(ends[which], ends[which] + count, partition=which)
-                ends[which] += count
-                given_frame = EventFrame(time=0, sources=[covered])
+            if count is not None:
+                if kind == "anew":
+                    ids[which], ends[which] = str(int(ids[which]) + 1), 0
+                first = ends[which] + (count if kind in {"gap", "lost"} else 0)
+                ends[which] = first + count
+                reason = "it burnt" if kind in {"lost", "anew"} else ""
+                covered = source(first, ends[which], partition=which, topic_id=ids[which], lost=reason)
+                given_frame = said(covered)
                 log.append(EVENTS, encode(given_frame))
                 cursor.sources.admit(given_frame)
                 frames = cursor.events_next = frames + 1
@@ -132,9 +223,10 @@ def test_what_a_shard_has_had_is_known_again_from_the_log(
     end = journal_end(log, 0)
     assert end is not None
     known = sources_as_of(log, end.record, end.last.offset(), frames)
-    assert known.take_all() == {
-        source_name(source(0, 0, partition=which)): ends[which] for which in ends if ends[which]
-    }
+    had = cursor.sources
+    assert known.take_all() == had.take_all()
+    assert (known.missing, known.stuck, known.lost) == (had.missing, had.stuck, had.lost)
+    assert known.take_told() == []
 
 
 def _commit(cursor: Cursor) -> JournalRecord:
