@@ -58,7 +58,7 @@ from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
 from tests.simulation.ledger import Ledger
 from tests.simulation.repeats import Told, events_of, without_repeats
-from tests.simulation.workload import Refused
+from tests.simulation.workload import NEWCOMERS, Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
 
@@ -266,6 +266,8 @@ class Watch:
                 ids.add(identifier)
                 home = committed[self._home((record.key or b"").decode())]
                 (home.commands if topic == COMMANDS else home.alerts).append(record)
+                if topic == COMMANDS:
+                    self._check_complete(_COMMAND(record.value))
                 if topic == ALERTS:
                     alert = _ALERT(record.value)
                     self.told.setdefault(alert.account, set()).add(alert.kind)
@@ -275,6 +277,15 @@ class Watch:
             offset = offsets.get((EVENTS, number))
             if given.journals or offset is not None or given.rows or given.commands or given.alerts:
                 self.shards[number].commit(given, offset)
+
+    @staticmethod
+    def _check_complete(command: LiquidationCommand) -> None:
+        """A newcomer's deposit had been acknowledged before its trade was published, and it lacks nothing with it."""
+        require(
+            not command.account.startswith(NEWCOMERS) or bool(command.evidence.left_out),
+            "no command lacks what was acknowledged before its account's last event",
+            lambda: command.command_id,
+        )
 
     def _home(self, account: str) -> int:
         """The shard that an account, or what stands for one, is of."""

@@ -23,9 +23,11 @@ from streams.broker.reader import poll_batch
 from streams.clearing.account import AccountState
 from streams.clearing.assignment import Assignment
 from streams.clearing.commit import Committer
+from streams.clearing.completeness import Completeness
 from streams.clearing.decisions import Decisions
 from streams.clearing.engine import Engine
 from streams.clearing.held_back import HeldBack
+from streams.clearing.holds import Holds
 from streams.clearing.inbox import Inbox
 from streams.clearing.restore import ShardRestorer
 from streams.clearing.shard import Shard
@@ -357,6 +359,25 @@ def an_expelled_member_does_not_hear_of_it() -> Iterator[None]:
         yield
 
 
+@_mutation("no command lacks what was acknowledged before its account's last event")
+def nobody_is_held() -> Iterator[None]:
+    """A trade is decided on as it comes, though the deposit that it needs may be in another topic."""
+    with _replaced((Holds, "keeps", lambda *_: False)):
+        yield
+
+
+@_mutation("no command lacks what was acknowledged before its account's last event", seeds=200)
+def ends_are_taken_for_a_cut_whenever_they_were_asked_for() -> Iterator[None]:
+    """Those that were asked for before a trade was published say nothing of what was acknowledged before it."""
+    has = Completeness.has
+
+    def _has(self: Completeness, frame: int, after_us: int = 0, offset: int = -1) -> bool:
+        return has(self, -1, after_us, offset)
+
+    with _replaced((Completeness, "has", _has)):
+        yield
+
+
 @_mutation(*_REPLAY)
 def a_shards_clock_goes_back() -> Iterator[None]:
     """A restored shard knows the marks' time, but not that of the events it has seen."""
@@ -370,7 +391,7 @@ def a_shards_clock_goes_back() -> Iterator[None]:
         yield
 
 
-@_mutation("a record is in the dead letters once", seeds=200, crash_call=0.003)
+@_mutation("a record is in the dead letters once", seeds=400, crash_call=0.003)
 def marks_that_are_no_frames_are_not_walked() -> Iterator[None]:
     """The next owner finds them again."""
     with _replaced((Shard, "skip_marks", lambda *_: None)):

@@ -40,6 +40,7 @@ from streams.memory.log import Cluster, LogRecord
 from streams.memory.scheduler import EPOCH_US, Scheduler
 
 HOUSE = "house"
+NEWCOMERS = "newcomer-"
 UNKNOWN = "XRP-PERP"
 """A symbol that never has parameters: fills in it suspend their accounts."""
 LISTED_LATER = "SOL-PERP"
@@ -144,6 +145,7 @@ class Workload:
         self._scales: dict[str, str] = {}
         self._skew_us = random.choice((0, 0, -20_000, 20_000))
         self._symbols = ["BTC-PERP", "ETH-PERP"]
+        self._newcomers = 0
         self._owed: list[tuple[bytes, bytes]] = []
         """Parameter records that trades ran ahead of: they come, calm or not."""
         self._knows_euro = random.random() < 0.5
@@ -197,8 +199,10 @@ class Workload:
     def _trade_or_so(self) -> None:
         random = self._random
         draw = random.random()
-        if draw < 0.68:
+        if draw < 0.6:
             self._trade(random.choice(self._symbols))
+        elif draw < 0.68:
+            self._newcomer()
         elif draw < 0.76:
             self._send_again(TRADES)
         elif draw < 0.82:
@@ -246,6 +250,17 @@ class Workload:
             for number, account in enumerate((maker, taker))
         ]
         self.match(symbol, price, quantity, random.choice(("buy", "sell")), *sides)
+
+    def _newcomer(self) -> None:
+        """An account trades once its deposit, which is large, has been acknowledged: it is never to be liquidated."""
+        random = self._random
+        account = f"{NEWCOMERS}{self._newcomers}"
+        self._newcomers += 1
+        self.transfer(account, "USDC", "1000000")
+        symbol = random.choice(self._symbols)
+        quantity = _decimal(random.randrange(1, 20) * float(STEPS[symbol]), 3)
+        sides = [TradeSide(account=who, order_id=f"n-{account}", fee="0.5") for who in (HOUSE, account)]
+        self.match(symbol, self.price(symbol), quantity, random.choice(("buy", "sell")), *sides)
 
     def match(self, symbol: str, price: str, quantity: str, side: str, maker: TradeSide, taker: TradeSide) -> None:
         self._trade_ids[symbol] += 1
