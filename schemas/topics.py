@@ -90,10 +90,10 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(EVENTS, "none", "shards", dead_letters=True, compression="lz4", append_time=True),
     Topic(MARKS, "none", "one", dead_letters=True, compression="none", append_time=True),
     Topic(PROGRESS, "none", "one", dead_letters=True, compression="lz4", append_time=True),
-    Topic(COMMANDS, "account", "any", compression="none"),
-    Topic(ALERTS, "account", "any", compression="none"),
-    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None, compression="none"),
-    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS, compression="none"),
+    Topic(COMMANDS, "account", "any", compression="none", append_time=True),
+    Topic(ALERTS, "account", "any", compression="none", append_time=True),
+    Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None, compression="none", append_time=True),
+    Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS, compression="none", append_time=True),
     Topic(
         ROUTER,
         "topic:partition:symbol",
@@ -102,15 +102,16 @@ CONTRACT: tuple[Topic, ...] = (
         retention_ms=None,
         compression="lz4",
         segment_bytes=_ROUTER_SEGMENT,
+        append_time=True,
     ),
-    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None, compression="none"),
+    Topic(ORACLE, "symbol", "prices", cleanup="compact", retention_ms=None, compression="none", append_time=True),
 )
 
 
 def all_topics() -> tuple[Topic, ...]:
     """The contract's topics and their dead-letter topics."""
     letters = tuple(
-        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS, compression="none")
+        Topic(topic.dlq, topic.key, "one", retention_ms=30 * _DAY_MS, compression="none", append_time=True)
         for topic in CONTRACT
         if topic.dead_letters
     )

@@ -247,7 +247,9 @@ def _configuration_faults(topic: Topic, configuration: dict[str, str], settings:
     ]
 
 
-_WHY = {"message.timestamp.type": ", because the brokers' time bounds every host's clock"}
+_WHY = {
+    "message.timestamp.type": ", because the brokers' time bounds every host's clock and says when records are deleted"
+}
 
 
 def _faults(topic: Topic, existing: dict[str, int], settings: Settings) -> list[str]:

@@ -114,7 +114,7 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
         "queued.max.messages.kbytes": 65_536,
         "enable.partition.eof": False,
         "allow.auto.create.topics": False,
-        "topic.metadata.refresh.interval.ms": 30_000,
+        "topic.metadata.refresh.interval.ms": 5_000,  # partitions that are added are found within it
     }
     if instance_id:
         config["group.instance.id"] = instance_id
