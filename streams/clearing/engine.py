@@ -305,7 +305,7 @@ class Engine:
 
     def _commit_if_due(self) -> None:
         now, engine = self._runtime.monotonic(), self._settings.engine
-        if self._assignment.is_urgent or now - self._last_commit >= engine.commit_interval_ms / 1000:
+        if self._assignment.is_urgent(now) or now - self._last_commit >= engine.commit_interval_ms / 1000:
             self._commit(journal_idle=now - self._last_journal >= engine.journal_interval_ms / 1000)
 
     def _commit_events(self) -> None:

@@ -1,6 +1,7 @@
 """What a shard gives that is not committed yet: commands, alerts, dead letters, and whose rows have changed."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -79,6 +80,11 @@ class Outbox:
         )
         self.changed.add(state.account)
         event(log, logging.DEBUG, "alert", account=state.account, margin=margin, kind=kind)
+
+    def alert_shard_of(self, told: Iterable[tuple[AlertKind, str]]) -> None:
+        """Tell each kind and reason of ``told``."""
+        for kind, reason in told:
+            self.alert_shard(kind, reason)
 
     def alert_shard(self, kind: AlertKind, reason: str, symbol: str | None = None) -> None:
         """Tell what concerns the shard as a whole."""

@@ -48,8 +48,7 @@ class ProgressWalk:
             return
         after_silence = cursor.completeness.is_quiet_for(self._hold_us // 2, appended_us)
         told = cursor.completeness.walk(offset, progress, appended_us, self._hold_us, cursor.sources.stuck)
-        for kind, reason in told:
-            self._outbox.alert_shard(kind, reason)
+        self._outbox.alert_shard_of(told)
         if self._release() or told or after_silence:
             cursor.note_turn(cursor.marks_next)
 
@@ -67,8 +66,7 @@ class ProgressWalk:
         if cursor.completeness.listen(cursor.clock.now_us):
             return True
         told = cursor.completeness.fall_silent(cursor.clock.now_us, self._hold_us)
-        for kind, reason in told:
-            self._outbox.alert_shard(kind, reason)
+        self._outbox.alert_shard_of(told)
         return bool(told)
 
     def _release(self) -> bool:

@@ -157,9 +157,9 @@ class Shard:
         return bool(self._outbox.commands)
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether a command waits to be committed, or for events that come after this batch."""
-        return self.has_command or (self.has_events and len(self._holds) > 0)
+    def is_holding(self) -> bool:
+        """Whether a verdict waits for what comes after the events of this batch."""
+        return self.has_events and len(self._holds) > 0
 
     @property
     def unreached(self) -> dict[str, int]:
@@ -259,8 +259,7 @@ class Shard:
 
     def apply_events(self, offset: int, frame: EventFrame, appended: int | None = None) -> None:
         """Apply a frame: suspensions, then transfers, fills, reports. :meth:`decide_touched` decides, nothing before.
-
-        Rows of records that the shard has had are dropped.
+        Rows of records that the shard has had, and of sources of which something is missing, are dropped.
 
         ``appended`` is when the broker appended it, in microseconds, or ``UNSTAMPED``: then it moves no clock. Without
         it (None) the frame's own time counts until a mark frame shows an earlier one.
@@ -275,8 +274,7 @@ class Shard:
             self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
             self.cursor.completeness.hear(self.clock_us)
         self._events.apply(offset, self.cursor.sources.admit(frame))
-        for kind, reason in self.cursor.sources.take_told():
-            self._outbox.alert_shard(kind, reason)
+        self._outbox.alert_shard_of(self.cursor.sources.take_told())
 
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""
