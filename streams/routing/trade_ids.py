@@ -5,6 +5,7 @@ back from there (:mod:`streams.routing.ownership`). So a repeat, and a trade tha
 known over any restart and after any rewind of the committed offsets.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -121,13 +122,15 @@ class SymbolMemory:
 class TradeIds:
     """The memory of one partition of ``trades.v1``: that of every symbol that was ever traded there.
 
-    ``changed`` are the symbols whose rows must be written, ``migrated`` says that a row of the form before must be
-    removed with the next transaction. ``unread`` says why the memory of a symbol, or, under the
-    empty name, of every symbol without a row of its own, cannot be read: no trade of it is routed.
+    ``changed`` are the symbols whose rows must be written, ``removed`` those whose rows must be removed, ``migrated``
+    says that a row of the form before must be removed, with the next transaction. ``unread`` says why the memory of a
+    symbol, or, under the empty name, of every symbol without a row of its own, cannot be read: no trade of it is
+    routed.
     """
 
     symbols: dict[str, SymbolMemory] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
     unread: dict[str, str] = field(default_factory=dict)
     migrated: bool = False
 
@@ -157,6 +160,28 @@ class TradeIds:
         memory.extend(trade)
         self.changed.add(symbol)
         return missing
+
+    def replace(self, before: "TradeIds") -> None:
+        """Stand in Kafka instead of ``before`` with the next transaction: all of this one, and no row of the other."""
+        self.changed = set(self.symbols)
+        self.removed = (before.symbols.keys() | before.unread.keys()) - {""}
+        self.migrated = before.migrated or "" in before.unread
+
+    def rows(self) -> Iterator[tuple[str, bytes | None]]:
+        """What must be written with the next transaction: the row of each symbol, None to remove it; the symbol is
+        empty for the row of the form before."""
+        for symbol in sorted(self.changed):
+            yield symbol, self.symbols[symbol].row()
+        for symbol in sorted(self.removed - self.symbols.keys()):
+            yield symbol, None
+        if self.migrated:
+            yield "", None
+
+    def written(self) -> None:
+        """All of it is in Kafka."""
+        self.changed.clear()
+        self.removed.clear()
+        self.migrated = False
 
     def recall(self, symbol: str, row: bytes | None) -> None:
         """Take in the row of a symbol (None: it was removed); one that cannot be read leaves the symbol ``unread``."""
