@@ -13,8 +13,8 @@ from streams import cli, logs
 from streams.settings import Settings
 
 COMMANDS = [
-    "router", "oracle", "engine", "topics", "account", "status", "replay", "explain", "verify", "evaluate", "demo",
-    "scenario", "local", "settings", "bench",
+    "router", "oracle", "engine", "topics", "accept-offset", "account", "status", "replay", "explain", "verify",
+    "evaluate", "demo", "scenario", "local", "settings", "bench",
 ]  # fmt: skip
 
 
