@@ -237,7 +237,8 @@ class Ownership:
         """The memory as of where a partition of trades begins, from the records before; it stands instead of
         ``before``."""
         started = self._runtime.monotonic()
-        memory = trade_ids_after(self._reader.read_range(TRADES, present.partition, present.low, begins.first))
+        records = self._reader.read_range(TRADES, present.partition, present.low, begins.first)
+        memory = trade_ids_after(records, is_cut_off=present.low > 0)
         memory.replace(before)
         event(
             log,
@@ -275,9 +276,13 @@ class Ownership:
             )
 
 
-def trade_ids_after(records: Iterable[Record]) -> TradeIds:
-    """The memory of a router that has routed ``records`` of a partition of trades, and nothing before."""
-    memory, splitter = TradeIds(), Splitter(1)
+def trade_ids_after(records: Iterable[Record], *, is_cut_off: bool = False) -> TradeIds:
+    """The memory of a router that has routed ``records`` of a partition of trades.
+
+    ``is_cut_off``: what was routed before is gone. Whatever was before the first trade of a symbol is then taken for a
+    repeat if it is not newer, and else for a contradiction; it would suspend everybody whose trades come again.
+    """
+    memory, splitter = TradeIds(is_cut_off=is_cut_off), Splitter(1)
     for number, record in enumerate(records, start=1):
         with suppress(RefusedRecord):  # whom it concerns was told when it was routed
             splitter.add(
@@ -285,6 +290,7 @@ def trade_ids_after(records: Iterable[Record]) -> TradeIds:
             )
         if not number % _FOLDED_AT_ONCE:
             splitter.take(0)  # nobody is told again
+    memory.is_cut_off = False
     return memory
 
 

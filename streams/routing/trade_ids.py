@@ -2,7 +2,7 @@
 
 Pure: what is remembered goes to Kafka with the transaction that routes the trades, one small row per symbol, and comes
 back from there (:mod:`streams.routing.ownership`). So a repeat, and a trade that contradicts one that was routed, are
-known over any restart and after any rewind of the committed offsets.
+known over any restart. Where a router begins at an accepted offset it may be folded anew from the log.
 """
 
 from collections.abc import Iterator
@@ -80,8 +80,8 @@ class SymbolMemory:
     def extend(self, trade: Trade) -> None:
         """Take in ``trade``, whose id is above ``last``."""
         if not self._window:
-            # Of a symbol without a memory nothing was routed before. Of one that has been migrated nothing is known of
-            # the trades before but the last id: they are older than this one, more or less.
+            # Of a symbol without a memory nothing was routed before. Of one that has been migrated, or whose first
+            # trades are gone, nothing is known of the trades before but the last id: they are older, more or less.
             self._until_us = trade.event_time + MIGRATED_SLACK_US if self.last >= 0 else -1
         elif len(self._window) >= WINDOW * _ENTRY_BYTES:
             self._window = self._window[_ENTRY_BYTES:]
@@ -125,7 +125,7 @@ class TradeIds:
     ``changed`` are the symbols whose rows must be written, ``removed`` those whose rows must be removed, ``migrated``
     says that a row of the form before must be removed, with the next transaction. ``unread`` says why the memory of a
     symbol, or, under the empty name, of every symbol without a row of its own, cannot be read: no trade of it is
-    routed.
+    routed. ``is_cut_off``: trades before the first one of a symbol may have been routed, and are not known.
     """
 
     symbols: dict[str, SymbolMemory] = field(default_factory=dict)
@@ -133,6 +133,7 @@ class TradeIds:
     removed: set[str] = field(default_factory=set)
     unread: dict[str, str] = field(default_factory=dict)
     migrated: bool = False
+    is_cut_off: bool = False
 
     @property
     def last(self) -> dict[str, int]:
@@ -152,7 +153,7 @@ class TradeIds:
         if self.unread and (reason := self._unknown(symbol, memory)) is not None:
             raise RefusedTrade(reason)
         if memory is None:
-            memory = self.symbols[symbol] = SymbolMemory(-1)
+            memory = self.symbols[symbol] = SymbolMemory(trade.trade_id - 1 if self.is_cut_off else -1)
         elif trade.trade_id <= memory.last:
             memory.check_repeat(trade)
             return REPEATED

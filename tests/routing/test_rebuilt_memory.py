@@ -5,12 +5,14 @@ from contextlib import suppress
 from typing import Any, cast
 
 import orjson
+import pytest
 from confluent_kafka import Consumer, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from schemas.codec import encode
-from schemas.messages import AcceptedOffset
+from schemas.codec import Decoder, encode
+from schemas.messages import AcceptedOffset, Trade
 from schemas.topics import INPUTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
@@ -21,7 +23,7 @@ from streams.routing.accepted import accepted_key
 from streams.routing.committed_at import CommittedAt
 from streams.routing.ownership import Ownership, memory_key, trade_ids_after
 from streams.routing.split import RefusedRecord, Splitter
-from streams.routing.trade_ids import SymbolMemory, TradeIds
+from streams.routing.trade_ids import REPEATED, RefusedTrade, SymbolMemory, TradeIds
 from streams.runtime import SYSTEM
 
 IDS = dict.fromkeys(INPUTS, "an-id")
@@ -155,3 +157,19 @@ def test_a_router_that_begins_at_an_accepted_offset_has_it_and_hands_it_on(
 def test_a_long_log_is_folded_without_keeping_it(records: Any) -> None:
     logs = published(records, [("A", number, 0) for number in range(25_000)])
     assert trade_ids_after(logs.read_range(TRADES, 0, 0, 25_000)).last == {"A": 24_999}
+
+
+def test_what_was_before_a_log_whose_first_records_are_gone_is_a_repeat(records: Any) -> None:
+    """Everybody whose trades came again would be suspended otherwise."""
+    trades: list[tuple[str, int, int] | None] = [("A", number, 0) for number in range(1, 30)]
+    logs = published(records, trades)
+    whole = logs.cluster.topics[TRADES][0].records
+    memory = trade_ids_after(logs.read_range(TRADES, 0, 20, 29), is_cut_off=True)
+    assert memory.last == {"A": 29}
+    decode = Decoder[Trade](Trade)
+    for record in whole:
+        assert memory.accept(decode(record.value)) == REPEATED
+    begun_anew = decode(published(records, [("A", 1, 3)]).cluster.topics[TRADES][0].records[0].value)
+    with pytest.raises(RefusedTrade, match="the ids have begun anew"):
+        memory.accept(replace(begun_anew, event_time=10**12))
+    assert memory.accept(replace(begun_anew, symbol="NEW")) == 0
