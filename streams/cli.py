@@ -395,7 +395,7 @@ def accept_offset(
     Needs Kafka with the topics. Prints a line for each partition, with what it did.
 
     Exit codes: 0 done; 1 an offset that is committed cannot be accepted, and is named; 2 there is no such topic,
-    partition or offset, a flag is wrong, or Kafka cannot be reached: nothing is written then.
+    partition or offset, or a flag is wrong (nothing is written then), or Kafka cannot be reached or does not take it.
 
     \b
     Example:
@@ -413,11 +413,11 @@ def accept_offset(
     place = (topic, partition, offset)
     if all_committed and place != (None, None, None):
         raise typer.BadParameter("--all-committed is for all partitions: leave TOPIC, PARTITION and OFFSET away")
+    if not all_committed and None in place:
+        raise typer.BadParameter("say TOPIC, PARTITION and OFFSET, or --all-committed")
     with _tool(given) as settings:
-        if all_committed:
+        if topic is None or partition is None or offset is None:
             done = accepting.accept_committed(Kafka(settings), reason)
-        elif topic is None or partition is None or offset is None:
-            raise typer.BadParameter("say TOPIC, PARTITION and OFFSET, or --all-committed")
         else:
             done = accepting.accept_offset(Kafka(settings), topic, partition, offset, reason)
     print("\n".join(done.lines()))
