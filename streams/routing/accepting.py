@@ -16,7 +16,7 @@ from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
 from streams.errors import OperatorError
-from streams.routing.accepted import ACCEPTED_PARTITION, accepted_key
+from streams.routing.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.routing.beginning import Present
 from streams.routing.committed_at import CommittedAt
 
@@ -55,17 +55,22 @@ def accept_offset(kafka: Kafka, topic: str, partition: int, offset: int, reason:
         if not 0 <= partition < count:
             raise OperatorError(f"{topic} has no partition {partition}: it has {_numbered(count)}")
         present = _present(reader, topic, partition, kafka.topic_ids([topic])[topic])
+        before = _standing(_words(reader), present)
     if not present.holds(offset):
         raise OperatorError(
             f"{present} holds the offsets {present.low} to {present.high} (the next record's), and {offset} is not "
             "among them"
         )
     _write(kafka, [(present, offset)], reason)
-    return Accepted([f"{present}: the router goes on at {offset} (the log holds {present.low} to {present.high})"])
+    instead = "" if before is None else f", instead of at {before.offset} as accepted before ({before.reason})"
+    log_holds = f"the log holds {present.low} to {present.high}"
+    return Accepted([f"{present}: the router goes on at {offset} ({log_holds}){instead}"])
 
 
 def accept_committed(kafka: Kafka, reason: str) -> Accepted:
     """Say of every input partition whose committed offset no router of this version wrote that it is the right one.
+
+    One about which there is a word already keeps it.
 
     Raises:
         OperatorError: the reason is none or too long. BrokerError: Kafka does not answer, or does not take it.
@@ -75,9 +80,12 @@ def accept_committed(kafka: Kafka, reason: str) -> Accepted:
     words: list[tuple[Present, int]] = []
     ids = kafka.topic_ids(INPUTS)
     with kafka.log_reader(_CLIENT_ID) as reader:
+        standing = _words(reader)
         for committed in _committed(kafka, reader):
             present = _present(reader, committed.topic, committed.partition, ids[committed.topic])
-            if committed.offset < 0:
+            if (before := _standing(standing, present)) is not None:
+                done.needless.append(f"{present}: {before.offset} was accepted before ({before.reason})")
+            elif committed.offset < 0:
                 done.needless.append(f"{present}: nothing is committed, the router begins at {present.low}")
             elif not present.holds(committed.offset):
                 done.refused.append(
@@ -120,6 +128,20 @@ def _write(kafka: Kafka, words: Iterable[tuple[Present, int]], reason: str, *, r
         producer.flush()
     finally:
         producer.close()
+
+
+def _words(reader: LogReader) -> AcceptedOffsets:
+    """The words that stand."""
+    words = AcceptedOffsets()
+    for record in reader.read_range(ROUTER, ACCEPTED_PARTITION, 0):
+        words.take(record.key(), record.value())
+    return words
+
+
+def _standing(words: AcceptedOffsets, present: Present) -> AcceptedOffset | None:
+    """The word about a partition that is not spent yet, if it is about the topic that there is."""
+    word = words.words.get((present.topic, present.partition))
+    return word if word is not None and word.topic_id == present.topic_id else None
 
 
 def _present(reader: LogReader, topic: str, partition: int, topic_id: str) -> Present:

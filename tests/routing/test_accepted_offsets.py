@@ -368,6 +368,21 @@ def test_of_all_that_was_committed_only_what_can_be_is_accepted(market: Market) 
     assert market.words() == {}
 
 
+def test_a_word_that_stands_is_kept_by_an_upgrade_and_replaced_by_another(market: Market) -> None:
+    market.trades(5)
+    market.move(4)
+    assert "instead" not in market.accept(3).written[0]
+    done = market.do(lambda kafka: accept_committed(kafka, "upgrade"))
+    assert done.written == []
+    assert done.needless[0] == f"trades.v1[0]: 3 was accepted before ({REASON})"
+    assert market.accept(2).written[0].endswith(f", instead of at 3 as accepted before ({REASON})")
+    market.routed()
+    assert market.offsets_routed([0] * SHARDS) == {2, 3, 4}
+    market.cluster.make_anew(TRADES)
+    market.trades(3)
+    assert "instead" not in market.accept(1).written[0]
+
+
 @pytest.mark.parametrize(
     "key",
     [None, b"", b"trades.v1:0:S", b"accepted", b"accepted:", b"accepted:trades.v1", b"accepted:trades.v1:x",
