@@ -303,6 +303,22 @@ class RouterProgress(msgspec.Struct, frozen=True, kw_only=True):
     frames: list[Offset]
 
 
+class AcceptedOffset(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``margin.router.v1``, partition 0, under ``accepted:TOPIC:PARTITION``: an operator's word that the router goes on
+    at ``offset`` of the topic with that id, whatever its group has committed.
+
+    ``reason`` says why what lies before and was not routed is given up. ``routed``: the operator says that a router of
+    an earlier version committed this offset, with the memory of trade ids that is there. The commit that first covers
+    the place deletes the record.
+    """
+
+    offset: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    topic_id: Annotated[str, Meta(min_length=1, max_length=100)]
+    reason: Annotated[str, Meta(min_length=1, max_length=1024)]
+    time: TimeUs
+    routed: bool = False
+
+
 # --- oracle to engine ------------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,11 @@ def _else(default: str, text: str, *names: str, **rules: Any) -> Any:
     return typer.Option(*names, help=f"{text} [default: {default}]", show_default=False, **rules)
 
 
+def _which(name: str, text: str) -> Any:
+    """An argument of a place, which is left away where a flag stands for all of them."""
+    return typer.Argument(metavar=name, help=f"{text} [default: none, with --all-committed]", show_default=False)
+
+
 BootstrapServers = Annotated[str | None, _set_by("kafka.bootstrap_servers")]
 RedisUrl = Annotated[str | None, _set_by("redis.url")]
 WriteTo = Annotated[str | None, _told("kafka.bootstrap_servers")]
@@ -358,6 +363,65 @@ def topics(
     for fault in report.wrong:
         console.print(f"[red]wrong[/]    {escape(fault)}", highlight=False)
     if report.wrong:
+        raise typer.Exit(1)
+
+
+@app.command("accept-offset")
+def accept_offset(
+    reason: Annotated[str, typer.Option(help="Why, in up to 1,024 characters: every shard is told")],
+    topic: Annotated[
+        str | None, _which("TOPIC", "trades.v1, collateral.transfers.v1 or liquidation.reports.v1")
+    ] = None,
+    partition: Annotated[int | None, _which("PARTITION", "Its partition, from 0")] = None,
+    offset: Annotated[int | None, _which("OFFSET", "The offset of the record that is routed next")] = None,
+    all_committed: Annotated[
+        bool,
+        _else(
+            "one partition",
+            "Accept, for every partition whose offset an earlier version committed, exactly that offset",
+            "--all-committed",
+        ),
+    ] = False,
+    bootstrap_servers: WriteTo = None,
+) -> None:
+    """Let the router go on at an offset that it refuses by itself: moved by hand, or of records that are gone.
+
+    A router takes an offset only if a router committed it and the log still holds what comes next; else it ends and
+    says what to type here. The word is written to margin.router.v1 and taken, whatever the group has committed, by the
+    router that next takes the partition; its first commit there deletes it. Every shard is told that what lies before
+    and had not come is lost, with the reason. Does not touch the group's offsets. A router that runs goes on where it
+    is until it is started again.
+
+    Needs Kafka with the topics. Prints a line for each partition, with what it did.
+
+    Exit codes: 0 done; 1 an offset that is committed cannot be accepted, and is named; 2 there is no such topic,
+    partition or offset, or a flag is wrong (nothing is written then), or Kafka cannot be reached or does not take it.
+
+    \b
+    Example:
+      margin-clearing accept-offset trades.v1 0 1200 --reason "retention went over us" --bootstrap-servers kafka-1:9092
+
+    \b
+    After an upgrade from a version that wrote nothing beside its offsets, while no router runs:
+      margin-clearing accept-offset --all-committed --reason "upgrade" --bootstrap-servers kafka-1:9092
+    """
+    from streams.broker.kafka import Kafka
+    from streams.routing import accepting
+
+    given = _settings(bootstrap_servers=bootstrap_servers)
+    _require_said(bootstrap_servers, *KAFKA)
+    place = (topic, partition, offset)
+    if all_committed and place != (None, None, None):
+        raise typer.BadParameter("--all-committed is for all partitions: leave TOPIC, PARTITION and OFFSET away")
+    if not all_committed and None in place:
+        raise typer.BadParameter("say TOPIC, PARTITION and OFFSET, or --all-committed")
+    with _tool(given) as settings:
+        if topic is None or partition is None or offset is None:
+            done = accepting.accept_committed(Kafka(settings), reason)
+        else:
+            done = accepting.accept_offset(Kafka(settings), topic, partition, offset, reason)
+    print("\n".join(done.lines()))
+    if done.refused:
         raise typer.Exit(1)
 
 

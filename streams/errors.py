@@ -7,6 +7,7 @@
     ├── ShardError                 a shard's state and its log disagree
     ├── ScenarioError              a scenario that cannot be read or run
     ├── AuditError                 a log does not hold what an audit needs, or there is no such thing to audit
+    ├── OperatorError              what an operator asks for cannot be done
     └── QuotingError               may quote a server or a setting: its text is masked
         ├── SettingsError          settings that are missing, malformed or contradict each other
         ├── TopicError             a topic is missing or not as the contract needs it
@@ -95,6 +96,10 @@ class ShardError(MarginClearingError):
 
 class AuditError(MarginClearingError):
     """A log does not hold what an audit needs (any more), or there is no such thing to audit."""
+
+
+class OperatorError(MarginClearingError):
+    """What an operator asks for cannot be done; the text says why, and what can."""
 
 
 class ScenarioError(MarginClearingError):

@@ -12,9 +12,10 @@ import pytest
 from streams import cli, logs
 from streams.settings import Settings
 
+SERVERS = "MARGIN_KAFKA__BOOTSTRAP_SERVERS"
 COMMANDS = [
-    "router", "oracle", "engine", "topics", "account", "status", "replay", "explain", "verify", "evaluate", "demo",
-    "scenario", "local", "settings", "bench",
+    "router", "oracle", "engine", "topics", "accept-offset", "account", "status", "replay", "explain", "verify",
+    "evaluate", "demo", "scenario", "local", "settings", "bench",
 ]  # fmt: skip
 
 
@@ -59,6 +60,13 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("bench", "ticks", "--seed", "-1"), {}, "--seed"),
         (("bench", "ticks", "--accounts", "100000000000"), {}, "--accounts"),
         (("demo", "--seconds", "inf"), {}, "--seconds"),
+        (("accept-offset", "trades.v1", "0", "1"), {}, "--reason"),
+        (("accept-offset", "trades.v1", "0", "x", "--reason", "r"), {}, "OFFSET"),
+        (("accept-offset", "trades.v1", "0", "1", "--reason", "r"), {}, "--bootstrap-servers or MARGIN_KAFKA__BOOT"),
+        (("accept-offset", "--reason", "r"), {SERVERS: "127.0.0.1:1"}, "or --all-committed"),
+        (("accept-offset", "trades.v1", "0", "--reason", "r"), {SERVERS: "127.0.0.1:1"}, "or --all-committed"),
+        (("accept-offset", "trades.v1", "--all-committed", "--reason", "r"), {SERVERS: "127.0.0.1:1"}, "leave TOPIC,"),
+        (("accept-offset", "--all-committed", "--reason", "r"), {SERVERS: "127.0.0.1:1"}, "Kafka at 127.0.0.1:1"),
         (("demo", "--engines", "17"), {}, "--engines"),
         (("demo", "--summary", "/"), {}, "--summary"),
         (("demo", "--setting", "MARGIN_ENGINE__NOPE=1"), {}, "MARGIN_ENGINE__NOPE: no such setting"),
@@ -113,6 +121,24 @@ def test_a_role_with_tables_is_told_where_they_are(role: str, settings: Settings
     done = run(role, "--bootstrap-servers", settings.kafka.bootstrap_servers)
     assert done.returncode == 2
     assert "--redis-url or MARGIN_REDIS__URL" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("margin.events.v1", "0", "0"), "'margin.events.v1' is no topic that a router reads: trades.v1, "),
+        (("trades.v1", "3", "0"), "trades.v1 has no partition 3: it has the partitions 0 to 2"),
+        (("trades.v1", "0", "1000000"), "trades.v1[0] holds the offsets 0 to "),
+    ],
+)
+def test_an_offset_that_no_router_can_go_on_at_is_refused(
+    settings: Settings, arguments: tuple[str, ...], said: str
+) -> None:
+    done = run("accept-offset", *arguments, "--reason", "r", "--bootstrap-servers", settings.kafka.bootstrap_servers)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_settings_are_shown_without_secrets() -> None:

@@ -119,6 +119,8 @@ def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0)
         return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in descriptions.items()}
     except KafkaException as error:
         raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {in_words(error.args[0])}") from error
+    except FutureTimeout as error:
+        raise BrokerError(f"{', '.join(names)}: their ids cannot be read: no answer in {timeout_s:g} s") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,14 @@ def committed_offsets(
         runtime.sleep(pause_s)
 
 
+def metadata_of(committed: TopicPartition) -> str | None:
+    """The text that was committed beside an offset; None if there is none, or one that is no UTF-8."""
+    try:
+        return committed.metadata
+    except UnicodeDecodeError:
+        return None
+
+
 def group_offsets(kafka: KafkaSettings, client_id: str, group_id: str, topic: str, timeout_s: float) -> list[int]:
     """What a group has committed of every partition of ``topic``, asked from outside; negative where there is nothing.
 

@@ -79,6 +79,12 @@ class Record:
         """The kind of the timestamp, and milliseconds."""
         return self._message.timestamp()
 
+    def leader_epoch(self) -> int | None:
+        """The epoch of the leader who gave it; None where the client does not say."""
+        said = getattr(self._message, "leader_epoch", None)
+        epoch: int | None = said() if said is not None else None
+        return epoch
+
     def headers(self) -> Received:
         """None also if the name of one is no text: the client can give none of them then.
 

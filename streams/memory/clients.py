@@ -229,10 +229,13 @@ class FakeProducer:
         self._send(part=True)
         group, member = metadata
         places = {(place.topic, place.partition): place.offset for place in offsets}
+        texts = {(place.topic, place.partition): place.metadata or "" for place in offsets}
         while True:
             self._reach(deadline)
             try:
-                refused = self._cluster.add_offsets(self._id, self._epoch, self._timeout_us, group, places, member)
+                refused = self._cluster.add_offsets(
+                    self._id, self._epoch, self._timeout_us, group, places, member, texts
+                )
                 break
             except Concurrent:
                 self._wait(deadline)
@@ -642,7 +645,9 @@ class FakeConsumer:
             if offsets is not None:
                 self.process.call("committed offsets answered")
                 return [
-                    TopicPartition(*place, offset if offset >= 0 else OFFSET_INVALID)
+                    TopicPartition(*place, offset, self._cluster.committed_metadata(self._group_id, place))
+                    if offset >= 0
+                    else TopicPartition(*place, OFFSET_INVALID)
                     for place, offset in zip(asked, offsets, strict=True)
                 ]
             if scheduler.now > deadline:

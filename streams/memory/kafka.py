@@ -66,7 +66,7 @@ class MemoryKafka(Kafka):
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         self._process.call("topic ids")
-        return {name: f"id-of-{name}" for name in topics}
+        return {name: self._cluster.topic_id(name) for name in topics}
 
 
 class MemoryEndOffsets:

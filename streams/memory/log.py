@@ -131,9 +131,9 @@ class Partition:
 
 
 class Transaction:
-    """One transaction: what it wrote and the offsets it carries."""
+    """One transaction: what it wrote and the offsets it carries, with the text beside each that has one."""
 
-    __slots__ = ("epoch", "offsets", "producer", "records", "state", "touched")
+    __slots__ = ("epoch", "metadata", "offsets", "producer", "records", "state", "touched")
 
     def __init__(self, producer: str, epoch: int) -> None:
         self.producer = producer
@@ -142,6 +142,7 @@ class Transaction:
         self.records: list[tuple[Partition, LogRecord]] = []
         self.touched: dict[Partition, int] = {}
         self.offsets: dict[str, dict[Place, int]] = {}
+        self.metadata: dict[str, dict[Place, str]] = {}
 
 
 class _Identity:
@@ -173,12 +174,14 @@ class Cluster:
         }
         self.append_time = {topic.name for topic in all_topics() if topic.append_time}
         self.offsets: dict[str, dict[Place, int]] = {}
+        self.metadata: dict[str, dict[Place, str]] = {}
         self.marker_delay_us: Callable[[], int] = lambda: 0
         self.groups: dict[str, GroupCoordinator] = {}
         self.aborted = self.committed = self.timed_out = 0
         self._pending: dict[str, dict[Transaction, dict[Place, int]]] = {}
         self._identities: dict[str, _Identity] = {}
         self._on_decided = on_decided
+        self._made_anew: dict[str, int] = {}
 
     def group(self, name: str) -> GroupCoordinator:
         """The consumer group of that name."""
@@ -198,6 +201,16 @@ class Cluster:
                     place = (topic, partition.number, record.offset, record.time_ms, state, record.control)
                     crc = zlib.crc32(repr((*place, record.key, record.value, record.headers)).encode(), crc)
         return crc
+
+    def topic_id(self, topic: str) -> str:
+        """The id of a topic, which tells it from another that had its name."""
+        anew = self._made_anew.get(topic, 0)
+        return f"id-of-{topic}" + (f"-{anew}" if anew else "")
+
+    def make_anew(self, topic: str) -> None:
+        """Delete a topic and create it again, with as many partitions. Nobody may be in a transaction there."""
+        self._made_anew[topic] = self._made_anew.get(topic, 0) + 1
+        self.topics[topic] = [Partition(topic, number) for number in range(len(self.topics[topic]))]
 
     # --- plain records -----------------------------------------------------------------------------------------------
 
@@ -277,8 +290,9 @@ class Cluster:
         group: str,
         offsets: Mapping[Place, int],
         member: tuple[str, int, str],
+        metadata: Mapping[Place, str] | None = None,
     ) -> int | None:
-        """Add a group's offsets to the transaction; the error code if the group refuses the member.
+        """Add a group's offsets to the transaction, each with its text; the error code if the group refuses the member.
 
         Raises:
             Fenced: the epoch is old. Concurrent: the last transaction is not completed yet.
@@ -288,6 +302,7 @@ class Cluster:
         if refused is not None:
             return refused
         txn.offsets.setdefault(group, {}).update(offsets)
+        txn.metadata.setdefault(group, {}).update({place: (metadata or {}).get(place, "") for place in offsets})
         self._pending.setdefault(group, {}).setdefault(txn, {}).update(offsets)
         return None
 
@@ -351,6 +366,7 @@ class Cluster:
                 offsets = self._pending[place].pop(txn)
                 if commit:
                     self.offsets.setdefault(place, {}).update(offsets)
+                    self.metadata.setdefault(place, {}).update(txn.metadata[place])
             left.remove(place)
             if not left:
                 identity.txn = None
@@ -367,3 +383,12 @@ class Cluster:
                 return None
         offsets = self.offsets.get(group, {})
         return [offsets.get(place, -1) for place in places]
+
+    def committed_metadata(self, group: str, place: Place) -> str:
+        """The text that was committed with the group's offset; empty if there is none."""
+        return self.metadata.get(group, {}).get(place, "")
+
+    def move_offset(self, group: str, place: Place, offset: int, metadata: str = "") -> None:
+        """Let the group have committed ``offset``, as a tool of Kafka's does at an operator's word."""
+        self.offsets.setdefault(group, {})[place] = offset
+        self.metadata.setdefault(group, {})[place] = metadata

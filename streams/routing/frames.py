@@ -107,6 +107,11 @@ class ShardFrames:
             if rows.told.get(source, -1) < next_offset:
                 rows.cover(source, next_offset - 1)
 
+    def tell_lost(self, source: Source, reason: str) -> None:
+        """Tell every shard, before anything else of ``source``, that what it has not had from before it is lost."""
+        for rows in self._shards:
+            rows.tell_lost(source, reason)
+
     def drop(self, source: Source) -> None:
         """Forget how far ``source`` has been covered. None of its events may be waiting."""
         for rows in self._shards:
@@ -173,6 +178,21 @@ class _ShardRows:
         columns.trade_id.append(trade.trade_id)
         columns.source.append(self.cover(source, offset))
         columns.source_offset.append(offset)
+
+    def tell_lost(self, source: Source, reason: str) -> None:
+        """A frame of its own, which holds nothing but this."""
+        if self._indexes:
+            self._cut()
+        said = SourceRange(
+            topic=source.topic,
+            topic_id=source.topic_id,
+            partition=source.partition,
+            first=source.first,
+            next=source.first,
+            lost=reason,
+        )
+        self.full.append(EventFrame(time=0, sources=[said]))
+        self.told[source] = source.first
 
     def take(self) -> list[EventFrame]:
         if self._indexes:

@@ -1,32 +1,45 @@
 """The partitions that this router owns: where each goes on and, for trades, which ids it has routed.
 
 Both are read from Kafka when a partition is assigned and again after anything has failed, never guessed: the
-committed offset and the memory row come from one transaction. Writing them is the router's business.
+committed offset and the memory row come from one transaction. Where an offset may be taken is the business of
+:mod:`streams.routing.beginning`. Writing them is the router's business.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, TopicPartition
 
+from schemas.messages import AcceptedOffset
 from schemas.topics import ROUTER, TRADES
-from streams.broker.committed import committed_offsets
+from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.reader import LogReader
+from streams.broker.records import Record
 from streams.errors import BrokerError, TopicError
 from streams.logs import event
+from streams.routing.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
+from streams.routing.beginning import Beginning, Committed, Present, beginning
+from streams.routing.committed_at import CommittedAt
+from streams.routing.split import RefusedRecord, Splitter
 from streams.routing.trade_ids import TradeIds
 from streams.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+_FOLDED_AT_ONCE = 10_000
+_REFUSALS_TOLD_MAX = 5
 
 
 @dataclass(slots=True)
 class Owned:
     """One owned partition.
 
-    Everything below ``next_offset`` has been told to the shards, what is below ``committed`` has been committed.
-    ``routed`` records are in the batch at hand. ``is_new``: the shards have not been told that it goes on here.
+    Everything below ``next_offset`` has been told to the shards, what is below ``committed`` has been committed (-1:
+    it must be, wherever it goes on). ``routed`` records are in the batch at hand. ``is_new``: the shards have not been
+    told that it goes on here. ``accepted`` is the operator's word by which it began, until that is spent; ``lost`` the
+    reason in it, until the shards are told. ``leader_epoch`` is that of the last record.
     """
 
     topic: str
@@ -36,15 +49,53 @@ class Owned:
     trade_ids: TradeIds = field(default_factory=TradeIds)
     routed: int = 0
     is_new: bool = True
+    topic_id: str = ""
+    leader_epoch: int | None = None
+    accepted: AcceptedOffset | None = None
+    lost: str = ""
+
+    def to_commit(self) -> TopicPartition:
+        """Its offset as it is committed, so that it can be told from one that was moved by hand."""
+        text = CommittedAt(self.topic_id, self.leader_epoch).text()
+        return TopicPartition(self.topic, self.partition, self.next_offset, text)
+
+    def rows_to_write(self) -> Iterator[tuple[int, bytes, bytes | None]]:
+        """What goes to ``margin.router.v1`` with its offset: partition, key and value."""
+        if self.topic == TRADES:
+            for symbol, row in self.trade_ids.rows():
+                yield self.partition, memory_key(self.partition, symbol), row
+        if self.accepted is not None:
+            yield ACCEPTED_PARTITION, accepted_key(self.topic, self.partition), None
+
+    def note_committed(self) -> None:
+        """Offset and rows are committed."""
+        self.committed = self.next_offset
+        self.accepted = None
+        self.trade_ids.written()
 
 
 class Ownership:
-    """Every owned partition by topic and number. Not thread-safe. ``timeout_s`` bounds each wait for Kafka."""
+    """Every owned partition by topic and number. Not thread-safe.
 
-    def __init__(self, reader: LogReader, timeout_s: float, runtime: Runtime) -> None:
+    ``topic_ids`` are those of the input topics that are routed, ``ask_topic_ids`` says which they have now.
+    ``timeout_s`` bounds each wait for Kafka; ``servers`` is where it is, for advice.
+    """
+
+    def __init__(
+        self,
+        reader: LogReader,
+        timeout_s: float,
+        runtime: Runtime,
+        topic_ids: Mapping[str, str],
+        ask_topic_ids: Callable[[], Mapping[str, str]],
+        servers: str,
+    ) -> None:
         self._reader = reader
         self._runtime = runtime
         self._timeout_s = timeout_s
+        self._topic_ids = topic_ids
+        self._ask_topic_ids = ask_topic_ids
+        self._servers = servers
         self._owned: dict[tuple[str, int], Owned] = {}
 
     def __len__(self) -> int:
@@ -59,22 +110,35 @@ class Ownership:
         return list(self._owned.values())
 
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Own ``partitions`` from their committed offsets on, or from their first record if there are none.
+        """Own ``partitions`` from their committed offsets on, or from their first record if there are none; where there
+        is an operator's word about one, from what it says.
 
         Returns the partitions with the offsets at which they go on.
 
         Raises:
-            BrokerError: Kafka does not say, or the log no longer holds what comes next.
+            BrokerError: Kafka does not say, or one of them may go on nowhere without an operator's word. None is owned.
             TopicError: a partition has no place for its memory.
         """
-        begun = []
-        for committed in committed_offsets(consumer, partitions, self._timeout_s, self._runtime) if partitions else []:
-            place = (committed.topic, committed.partition)
-            first = self._next_offset(committed)
-            memory = self._trade_ids(committed.partition) if committed.topic == TRADES else TradeIds()
-            self._owned[place] = Owned(*place, first, max(committed.offset, 0), memory)
-            begun.append(TopicPartition(committed.topic, committed.partition, first))
-        return begun
+        if not partitions:
+            return []
+        committed = committed_offsets(consumer, partitions, self._timeout_s, self._runtime)
+        self._require_same_topics({place.topic for place in partitions})
+        # Read after the offsets: a transaction that holds both has been decided by then.
+        accepted, memories = self._recall({place.partition for place in partitions if place.topic == TRADES})
+        begun: list[Owned] = []
+        refusals: list[str] = []
+        for place in committed:
+            try:
+                begun.append(self._begun(place, accepted, memories))
+            except BrokerError as refusal:
+                refusals.append(str(refusal))
+        if refusals:
+            more = len(refusals) - _REFUSALS_TOLD_MAX
+            told = refusals[:_REFUSALS_TOLD_MAX] + ([f"{more} more partitions alike"] if more > 0 else [])
+            raise BrokerError("; ".join(told))
+        for owned in begun:
+            self._owned[owned.topic, owned.partition] = owned
+        return [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in begun]
 
     def places(self) -> list[tuple[str, int]]:
         """Topic and number of every owned partition; may be asked from any thread."""
@@ -89,44 +153,103 @@ class Ownership:
         """Forget every partition."""
         self._owned.clear()
 
-    def _next_offset(self, committed: TopicPartition) -> int:
-        low, high = self._reader.watermarks(committed.topic, committed.partition)
-        if committed.offset < 0:
-            return low
-        where = f"{committed.topic}[{committed.partition}]"
-        if committed.offset < low:
-            raise BrokerError(
-                f"{where}: the records from {committed.offset} to {low - 1} are gone before they were routed "
-                "(retention or deletion): the accounts they concern are wrong; to go on without them set the group's "
-                f"offset to {low} with kafka-consumer-groups --reset-offsets"
-            )
-        if committed.offset > high:
-            raise BrokerError(
-                f"{where}: the group has committed {committed.offset} but the log ends at {high}: "
-                "the topic was deleted and created anew; take another ROUTER__GROUP_ID or reset the group's offsets"
-            )
-        return committed.offset
+    def _require_same_topics(self, topics: set[str]) -> None:
+        """Frames, progress and offsets name the topics by the ids that they had when the router started.
 
-    def _trade_ids(self, partition: int) -> TradeIds:
-        """The memory of a trades partition: the last row of every symbol in its log.
+        Raises:
+            BrokerError: one has another id now, or Kafka does not say.
+        """
+        present = self._ask_topic_ids()
+        for topic in sorted(topics):
+            if present[topic] != self._topic_ids[topic]:
+                raise BrokerError(
+                    f"{topic} was deleted and made anew while this router ran (its id was {self._topic_ids[topic]} and "
+                    f"is {present[topic]}): start the router again"
+                )
 
-        What cannot be read keeps nobody from the rest: no trade of such a symbol is routed, and each says why.
+    def _begun(self, place: TopicPartition, accepted: AcceptedOffsets, memories: Mapping[int, TradeIds]) -> Owned:
+        """The partition, which is not owned yet.
+
+        Raises:
+            BrokerError: it may go on nowhere, or Kafka does not say.
+        """
+        topic, partition = place.topic, place.partition
+        present = Present(topic, partition, self._topic_ids[topic], *self._reader.watermarks(topic, partition))
+        word = self._word(present, accepted)
+        begins = beginning(present, Committed(place.offset, metadata_of(place)), word, self._servers)
+        memory = memories[partition] if topic == TRADES else TradeIds()
+        if topic == TRADES and not begins.keeps_memory:
+            memory = self._rebuilt(present, begins, memory)
+        owned = Owned(topic, partition, begins.first, max(place.offset, 0), memory)
+        owned.topic_id, owned.leader_epoch = present.topic_id, begins.leader_epoch
+        if word is not None:
+            owned.accepted, owned.lost, owned.committed = word, word.reason, -1
+            event(
+                log,
+                logging.WARNING,
+                "begins_at_accepted_offset",
+                partition=str(present),
+                offset=begins.first,
+                committed=place.offset,
+                reason=word.reason,
+                accepted_us=word.time,
+            )
+        return owned
+
+    def _word(self, present: Present, accepted: AcceptedOffsets) -> AcceptedOffset | None:
+        """The operator's word about a partition, if it is about the topic that there is."""
+        place = present.topic, present.partition
+        if (reason := accepted.unread.get(place)) is not None:
+            event(log, logging.ERROR, "accepted_offset_unreadable", partition=str(present), reason=reason)
+        word = accepted.words.get(place)
+        if word is not None and word.topic_id != present.topic_id:
+            event(log, logging.WARNING, "accepted_offset_of_another_topic", partition=str(present), offset=word.offset)
+            return None
+        return word
+
+    def _recall(self, partitions: set[int]) -> tuple[AcceptedOffsets, dict[int, TradeIds]]:
+        """The operator's words, and the memory of each of ``partitions`` of trades: the last row of every symbol.
+
+        A row that cannot be read keeps nobody from the rest: no trade of such a symbol is routed, and each says why.
         """
         count = self._reader.partitions(ROUTER)
-        if partition >= count:
-            raise TopicError(
-                f"{TRADES} has a partition {partition} and {ROUTER} has {count} partitions: give it as many"
-            )
+        if partitions and (last := max(partitions)) >= count:
+            raise TopicError(f"{TRADES} has a partition {last} and {ROUTER} has {count} partitions: give it as many")
+        accepted, memories = AcceptedOffsets(), {}
+        for partition in sorted({ACCEPTED_PARTITION} | partitions):
+            started = self._runtime.monotonic()
+            memory, prefix = TradeIds(), memory_key(partition)
+            low, high = self._reader.watermarks(ROUTER, partition)
+            for message in self._reader.read_range(ROUTER, partition, low, high):
+                if partition == ACCEPTED_PARTITION and accepted.take(message.key(), message.value()):
+                    continue
+                owner, _, symbol = (message.key() or b"").rpartition(b":")
+                if message.key() == prefix:
+                    memory.recall_old(message.value())
+                elif owner == prefix:
+                    memory.recall(symbol.decode("utf-8", "replace"), message.value())
+            if partition in partitions:
+                memories[partition] = memory
+                self._tell(partition, memory, high - low, self._runtime.monotonic() - started)
+        return accepted, memories
+
+    def _rebuilt(self, present: Present, begins: Beginning, before: TradeIds) -> TradeIds:
+        """The memory as of where a partition of trades begins, from the records before; it stands instead of
+        ``before``."""
         started = self._runtime.monotonic()
-        memory, prefix = TradeIds(), memory_key(partition)
-        low, high = self._reader.watermarks(ROUTER, partition)
-        for message in self._reader.read_range(ROUTER, partition, low, high):
-            owner, _, symbol = (message.key() or b"").rpartition(b":")
-            if message.key() == prefix:
-                memory.recall_old(message.value())
-            elif owner == prefix:
-                memory.recall(symbol.decode("utf-8", "replace"), message.value())
-        self._tell(partition, memory, high - low, self._runtime.monotonic() - started)
+        records = self._reader.read_range(TRADES, present.partition, present.low, begins.first)
+        memory = trade_ids_after(records, is_cut_off=present.low > 0)
+        memory.replace(before)
+        event(
+            log,
+            logging.WARNING,
+            "trade_ids_rebuilt",
+            partition=present.partition,
+            symbols=len(memory.symbols),
+            removed=len(memory.removed - memory.symbols.keys()),
+            records=begins.first - present.low,
+            seconds=round(self._runtime.monotonic() - started, 3),
+        )
         return memory
 
     def _tell(self, partition: int, memory: TradeIds, records: int, seconds: float) -> None:
@@ -151,6 +274,24 @@ class Ownership:
                 f"suspends its accounts; write a null value under the key {key!r} there to begin anew with the next "
                 "trade, then restart the router",
             )
+
+
+def trade_ids_after(records: Iterable[Record], *, is_cut_off: bool = False) -> TradeIds:
+    """The memory of a router that has routed ``records`` of a partition of trades.
+
+    ``is_cut_off``: what was routed before is gone. Whatever was before the first trade of a symbol is then taken for a
+    repeat if it is not newer, and else for a contradiction; it would suspend everybody whose trades come again.
+    """
+    memory, splitter = TradeIds(is_cut_off=is_cut_off), Splitter(1)
+    for number, record in enumerate(records, start=1):
+        with suppress(RefusedRecord):  # whom it concerns was told when it was routed
+            splitter.add(
+                TRADES, record.value(), memory, key=record.key(), partition=record.partition(), offset=record.offset()
+            )
+        if not number % _FOLDED_AT_ONCE:
+            splitter.take(0)  # nobody is told again
+    memory.is_cut_off = False
+    return memory
 
 
 def memory_key(partition: int, symbol: str = "") -> bytes:

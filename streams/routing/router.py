@@ -15,7 +15,8 @@ A batch:
 
 Once in ``commit_ms`` and before partitions are given up: tell every shard up to where it has been told everything, wait
 for the acknowledgement, and commit, in one transaction under the group's present generation, these offsets and the
-memory of every symbol that has changed.
+memory of every symbol that has changed. Beside each offset stands which topic it is of; a partition whose offset does
+not say so, or is of another topic, or is not in the log, is not begun without an operator's word (``beginning.py``).
 
 If any of this fails, everything in memory is forgotten and read again from Kafka, beginning at the committed offsets.
 """
@@ -27,7 +28,7 @@ from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
 
-from schemas.topics import EVENTS, INPUTS, ROUTER, TRADES
+from schemas.topics import EVENTS, INPUTS, ROUTER
 from streams import probes
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
@@ -40,7 +41,7 @@ from streams.errors import BrokerError, NotDelivered, ProducerFenced, Transactio
 from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
-from streams.routing.ownership import Owned, Ownership, memory_key
+from streams.routing.ownership import Owned, Ownership
 from streams.routing.progress import ProgressTeller
 from streams.routing.split import Counts, RefusedRecord, Splitter
 from streams.routing.trade_ids import RefusedTrade
@@ -85,7 +86,14 @@ class Router:
         self._producer = self._new_producer()
         self._last_commit = 0.0
         self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
-        self._ownership = Ownership(self._reader, self._timeout_s, kafka.runtime)
+        self._ownership = Ownership(
+            self._reader,
+            self._timeout_s,
+            kafka.runtime,
+            topic_ids,
+            lambda: kafka.topic_ids(INPUTS),
+            settings.kafka.bootstrap_servers,
+        )
         self._progress = ProgressTeller(kafka, self._client_id, counts, topic_ids)
         self._batch: list[Record] = []
         self._ends: dict[tuple[str, int], int] = {}
@@ -212,6 +220,7 @@ class Router:
         Raises:
             NotDelivered: something was not acknowledged.
         """
+        self._tell_lost()
         letters = [(message, error) for message in batch if (error := self._add(message)) is not None]
         routed = [owned for owned in self._ownership.all() if owned.routed or owned.is_new]
         if not routed:
@@ -221,6 +230,13 @@ class Router:
                 self._splitter.close(owned.topic, owned.partition, owned.next_offset)
         counts = self._write(letters)
         self._count(routed, letters, counts)
+
+    def _tell_lost(self) -> None:
+        """Before anything else of a partition that begins at an accepted offset: what lies before is lost."""
+        for owned in self._ownership.all():
+            if owned.lost:
+                self._splitter.tell_lost(owned.topic, owned.partition, owned.lost)
+                owned.lost = ""  # if it cannot be written, the partition begins anew, with the word
 
     def _write(self, letters: list[tuple[Record, RefusedRecord]]) -> Counts:
         """Write the frames that have been collected, and dead letters; all of it is acknowledged then."""
@@ -243,6 +259,7 @@ class Router:
         if owned is None or offset < owned.next_offset:
             return None
         owned.next_offset = offset + 1
+        owned.leader_epoch = message.leader_epoch()
         owned.routed += 1
         try:
             self._splitter.add(
@@ -268,6 +285,7 @@ class Router:
         moved = [owned for owned in self._ownership.all() if owned.next_offset > owned.committed]
         if not moved:
             return
+        self._tell_lost()
         for owned in moved:
             self._splitter.close(owned.topic, owned.partition, owned.next_offset)
         self._write([])
@@ -276,25 +294,14 @@ class Router:
         self._beat("committing")
         producer.begin()
         for owned in moved:
-            if owned.topic == TRADES:
-                self._produce_memory(owned)
-        places = [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in moved]
-        producer.send_offsets(places, group_metadata(self._consumer))
+            for partition, key, row in owned.rows_to_write():
+                producer.produce(ROUTER, row, key=key, partition=partition)
+        producer.send_offsets([owned.to_commit() for owned in moved], group_metadata(self._consumer))
         producer.commit()
         metrics.COMMITS.observe(self._runtime.monotonic() - started)
         for owned in moved:
-            owned.committed = owned.next_offset
-            owned.trade_ids.changed.clear()
-            owned.trade_ids.migrated = False
+            owned.note_committed()
         self._failures = 0
-
-    def _produce_memory(self, owned: Owned) -> None:
-        memory, partition = owned.trade_ids, owned.partition
-        for symbol in sorted(memory.changed):
-            row = memory.symbols[symbol].row()
-            self._producer.produce(ROUTER, row, key=memory_key(partition, symbol), partition=partition)
-        if memory.migrated:
-            self._producer.produce(ROUTER, None, key=memory_key(partition), partition=partition)
 
     def _count(self, routed: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
         """Count what has been acknowledged."""

@@ -68,6 +68,11 @@ class Splitter:
             self._frames.drop(before)
         self._sources[topic, partition] = Source(topic, self._topic_ids.get(topic, ""), partition, first)
 
+    def tell_lost(self, topic: str, partition: int, reason: str) -> None:
+        """Let every shard know that what lies before the place where a partition begins, and was not told, never will
+        be. To be called before the first record of the partition is added."""
+        self._frames.tell_lost(self._sources[topic, partition], reason)
+
     def close(self, topic: str, partition: int, next_offset: int) -> None:
         """Let every shard know that all of a partition below ``next_offset`` has been routed."""
         self._frames.close(self._sources[topic, partition], next_offset)

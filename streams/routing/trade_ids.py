@@ -2,9 +2,10 @@
 
 Pure: what is remembered goes to Kafka with the transaction that routes the trades, one small row per symbol, and comes
 back from there (:mod:`streams.routing.ownership`). So a repeat, and a trade that contradicts one that was routed, are
-known over any restart and after any rewind of the committed offsets.
+known over any restart. Where a router begins at an accepted offset it may be folded anew from the log.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -79,8 +80,8 @@ class SymbolMemory:
     def extend(self, trade: Trade) -> None:
         """Take in ``trade``, whose id is above ``last``."""
         if not self._window:
-            # Of a symbol without a memory nothing was routed before. Of one that has been migrated nothing is known of
-            # the trades before but the last id: they are older than this one, more or less.
+            # Of a symbol without a memory nothing was routed before. Of one that has been migrated, or whose first
+            # trades are gone, nothing is known of the trades before but the last id: they are older, more or less.
             self._until_us = trade.event_time + MIGRATED_SLACK_US if self.last >= 0 else -1
         elif len(self._window) >= WINDOW * _ENTRY_BYTES:
             self._window = self._window[_ENTRY_BYTES:]
@@ -121,15 +122,18 @@ class SymbolMemory:
 class TradeIds:
     """The memory of one partition of ``trades.v1``: that of every symbol that was ever traded there.
 
-    ``changed`` are the symbols whose rows must be written, ``migrated`` says that a row of the form before must be
-    removed with the next transaction. ``unread`` says why the memory of a symbol, or, under the
-    empty name, of every symbol without a row of its own, cannot be read: no trade of it is routed.
+    ``changed`` are the symbols whose rows must be written, ``removed`` those whose rows must be removed, ``migrated``
+    says that a row of the form before must be removed, with the next transaction. ``unread`` says why the memory of a
+    symbol, or, under the empty name, of every symbol without a row of its own, cannot be read: no trade of it is
+    routed. ``is_cut_off``: trades before the first one of a symbol may have been routed, and are not known.
     """
 
     symbols: dict[str, SymbolMemory] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
     unread: dict[str, str] = field(default_factory=dict)
     migrated: bool = False
+    is_cut_off: bool = False
 
     @property
     def last(self) -> dict[str, int]:
@@ -149,7 +153,7 @@ class TradeIds:
         if self.unread and (reason := self._unknown(symbol, memory)) is not None:
             raise RefusedTrade(reason)
         if memory is None:
-            memory = self.symbols[symbol] = SymbolMemory(-1)
+            memory = self.symbols[symbol] = SymbolMemory(trade.trade_id - 1 if self.is_cut_off else -1)
         elif trade.trade_id <= memory.last:
             memory.check_repeat(trade)
             return REPEATED
@@ -157,6 +161,28 @@ class TradeIds:
         memory.extend(trade)
         self.changed.add(symbol)
         return missing
+
+    def replace(self, before: "TradeIds") -> None:
+        """Stand in Kafka instead of ``before`` with the next transaction: all of this one, and no row of the other."""
+        self.changed = set(self.symbols)
+        self.removed = (before.symbols.keys() | before.unread.keys()) - {""}
+        self.migrated = before.migrated or "" in before.unread
+
+    def rows(self) -> Iterator[tuple[str, bytes | None]]:
+        """What must be written with the next transaction: the row of each symbol, None to remove it; the symbol is
+        empty for the row of the form before."""
+        for symbol in sorted(self.changed):
+            yield symbol, self.symbols[symbol].row()
+        for symbol in sorted(self.removed - self.symbols.keys()):
+            yield symbol, None
+        if self.migrated:
+            yield "", None
+
+    def written(self) -> None:
+        """All of it is in Kafka."""
+        self.changed.clear()
+        self.removed.clear()
+        self.migrated = False
 
     def recall(self, symbol: str, row: bytes | None) -> None:
         """Take in the row of a symbol (None: it was removed); one that cannot be read leaves the symbol ``unread``."""

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from streams.broker.committed import RETRIABLE, committed_offsets, committed_steps, seek
+from streams.broker.committed import RETRIABLE, committed_offsets, committed_steps, metadata_of, seek
 from streams.errors import BrokerError
 
 PLACES = [TopicPartition("t", 0)]
@@ -84,3 +84,17 @@ def test_a_partition_that_is_not_assigned_cannot_be_sought() -> None:
         seek(cast(Consumer, group), TopicPartition("t", 0, 5), 30.0)
     with pytest.raises(BrokerError, match=r"t\[0\]: cannot seek"):
         seek(cast(Consumer, FailingConsumer([KafkaError._STATE] * 100)), TopicPartition("t", 0, 5), 0.0)
+
+
+class Unreadable:
+    """A committed offset beside which somebody has written what is no UTF-8."""
+
+    @property
+    def metadata(self) -> str:
+        return b"\xff\xfe".decode()
+
+
+def test_a_text_beside_an_offset_that_is_no_text_is_none() -> None:
+    assert metadata_of(TopicPartition("topic", 0, 1, "hé😀")) == "hé😀"
+    assert metadata_of(TopicPartition("topic", 0, 1)) is None
+    assert metadata_of(cast(TopicPartition, Unreadable())) is None

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, TopicPartition
 from schemas.topics import INPUTS, TRADES, TRANSFERS
 from streams.broker.kafka import Kafka
 from streams.broker.records import Record
+from streams.routing.committed_at import CommittedAt
 from streams.routing.router import Router
 from streams.runtime import SYSTEM
 from streams.settings import Settings, load
@@ -71,7 +72,7 @@ class GroupConsumer:
     def incremental_assign(self, places: list[TopicPartition]) -> None: ...
 
     def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
-        return [TopicPartition(place.topic, place.partition, 0) for place in places]
+        return [TopicPartition(place.topic, place.partition, 0, CommittedAt("an-id").text()) for place in places]
 
 
 class EmptyLogs:
@@ -100,7 +101,7 @@ class Stub:
         return {"margin.events.v1": 4} | dict.fromkeys(INPUTS, 1)
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
-        return dict.fromkeys(topics, "")
+        return dict.fromkeys(topics, "an-id")
 
     def transactional_producer(self, *_: Any, **__: Any) -> None: ...
 

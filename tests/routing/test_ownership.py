@@ -8,13 +8,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.codec import MESSAGE_BYTES_MAX, encode
 from schemas.messages import Trade, TradeSide
-from schemas.topics import REPORTS, ROUTER, TRADES
+from schemas.topics import INPUTS, REPORTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
+from streams.routing.committed_at import CommittedAt
 from streams.routing.ownership import Ownership, memory_key
 from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds
 from streams.runtime import SYSTEM
 
+IDS = dict.fromkeys(INPUTS, "an-id")
+OURS = CommittedAt("an-id", 3).text()
 T0 = 1_700_000_000_000_000
 
 
@@ -52,19 +55,19 @@ class Log:
 class CommittedConsumer:
     """A consumer whose group has committed ``offset``, after ``errors`` answers that it cannot say."""
 
-    def __init__(self, offset: int, errors: list[int] | None = None) -> None:
-        self.offset, self.errors = offset, errors or []
+    def __init__(self, offset: int, errors: list[int] | None = None, text: str = OURS) -> None:
+        self.offset, self.errors, self.text = offset, errors or [], text
 
     def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         if self.errors:
             raise KafkaException(KafkaError(self.errors.pop(0)))
-        return [TopicPartition(place.topic, place.partition, self.offset) for place in partitions]
+        return [TopicPartition(place.topic, place.partition, self.offset, self.text) for place in partitions]
 
 
 def begin(
     log: Log, group: CommittedConsumer, topic: str = REPORTS, partition: int = 0, timeout_s: float = 30.0
 ) -> tuple[Ownership, int]:
-    owned = Ownership(cast(LogReader, log), timeout_s, SYSTEM)
+    owned = Ownership(cast(LogReader, log), timeout_s, SYSTEM, IDS, lambda: IDS, "kafka-1:9092")
     (place,) = owned.begin(cast(Consumer, group), [TopicPartition(topic, partition)])
     return owned, place.offset
 
@@ -259,4 +262,5 @@ def test_a_dropped_partition_is_owned_no_more() -> None:
 
 
 def test_no_partitions_are_asked_about_when_none_are_assigned() -> None:
-    assert Ownership(cast(LogReader, None), 1, SYSTEM).begin(cast(Any, None), []) == []
+    owned = Ownership(cast(LogReader, None), 1, SYSTEM, IDS, lambda: IDS, "")
+    assert owned.begin(cast(Any, None), []) == []

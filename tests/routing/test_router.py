@@ -31,6 +31,7 @@ from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.broker.records import Record
 from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
 from streams.routing import router as router_module
+from streams.routing.committed_at import CommittedAt
 from streams.routing.concerned import concerned
 from streams.routing.ownership import memory_key
 from streams.routing.router import Router
@@ -39,6 +40,7 @@ from streams.settings import Settings
 from streams.watchdog import Watchdog
 
 DEADLINE_S = 60.0
+REASON = "what lies before is known"
 _FRAME = Decoder[EventFrame](EventFrame)
 _names = itertools.count(1)
 
@@ -195,6 +197,11 @@ class Process:
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def refusal(self) -> str:
+        """What it says that ends by itself."""
+        assert self._process.wait(timeout=DEADLINE_S) == 1, self.log()
+        return self.log()
 
     def wait_for_crash(self) -> None:
         assert self._process.wait(timeout=DEADLINE_S) == -signal.SIGKILL, self.log()
@@ -737,7 +744,7 @@ def test_a_trade_that_contradicts_one_that_was_routed_suspends_its_accounts_over
     assert "trade 2" in suspended(exchange)[exchange.alice][0]
 
 
-def test_offsets_that_are_set_back_suspend_nobody(
+def test_offsets_that_are_set_back_and_accepted_suspend_nobody(
     exchange: Exchange, settings: Settings, start: Callable[..., Process]
 ) -> None:
     first = start()
@@ -750,8 +757,11 @@ def test_offsets_that_are_set_back_suspend_nobody(
             TopicPartition(TRADES, partition, reader.watermarks(TRADES, partition)[0])
             for partition in range(reader.partitions(TRADES))
         ]
-    eventually(lambda: set_back(consumer, places), "the group's offsets")
+    eventually(lambda: moved(consumer, places), "the group's offsets")
     consumer.close()
+    assert "was not committed by a router" in start().refusal()
+    for place in places:
+        accept(settings, place)
     second = start()
     exchange.trades([201])
     exchange.wait_for_trade(201)
@@ -760,13 +770,78 @@ def test_offsets_that_are_set_back_suspend_nobody(
     assert suspended(exchange) == {}
 
 
-def set_back(consumer: Consumer, places: list[TopicPartition]) -> bool:
+def moved(consumer: Consumer, places: list[TopicPartition]) -> bool:
     """Commit ``places`` for a group without members."""
     try:
         consumer.commit(offsets=places, asynchronous=False)
     except KafkaException:
         return False
     return True
+
+
+def accept(settings: Settings, place: TopicPartition) -> None:
+    """Say on the command line that routers go on at the offset of ``place``."""
+    servers = settings.kafka.bootstrap_servers
+    arguments = (place.topic, str(place.partition), str(place.offset), "--reason", REASON)
+    command = [sys.executable, "-m", "streams.cli", "accept-offset", *arguments, "--bootstrap-servers", servers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"accepted  {place.topic}[{place.partition}]: the router goes on at {place.offset}" in done.stdout
+
+
+def test_an_offset_that_is_moved_forward_by_hand_is_refused_until_it_is_accepted(
+    exchange: Exchange, settings: Settings, start: Callable[..., Process]
+) -> None:
+    events = exchange.log(EVENTS)
+    first = start()
+    exchange.trades(range(1, 21))
+    exchange.wait_for_trade(20)
+    assert first.stop() == 0, first.log()
+    exchange.trades(range(21, 41))
+    with LogReader(settings.kafka, "test") as reader:
+        partition = partition_of(exchange.symbol.encode(), reader.partitions(TRADES))
+        place = TopicPartition(TRADES, partition, reader.watermarks(TRADES, partition)[1])
+    consumer = Consumer(config.consumer(settings.kafka, "test", settings.router.group_id))
+    (stood,) = consumer.committed([TopicPartition(TRADES, partition)], timeout=10)
+    topic_id = Kafka(settings).topic_ids([TRADES])[TRADES]
+    assert CommittedAt.parse(stood.metadata) == CommittedAt(topic_id, 0), "Kafka gives it back as it was written"
+    eventually(lambda: moved(consumer, [place]), "the group's offset")
+    consumer.close()
+    seen = len(events.records())
+    refusal = start().refusal()
+    assert f"{TRADES}[{partition}]: the group's offset {place.offset} was not committed by a router" in refusal
+    assert f"margin-clearing accept-offset {TRADES} {partition} {place.offset} --reason 'WHY'" in refusal
+    accept(settings, place)
+    second = start()
+    exchange.trades(range(41, 61))
+
+    def told() -> dict[int, list[tuple[int, int, str, list[int]]]]:
+        """What each shard was told of the partition since: the range, why what is before it is lost, and the trades."""
+        said = defaultdict(list)
+        for message in events.records()[seen:]:
+            frame = _FRAME(message.value())
+            for number, source in enumerate(frame.sources):
+                if (source.topic, source.partition) == (TRADES, partition):
+                    of_it = zip(frame.fills.source, frame.fills.trade_id, strict=True)
+                    ids = [trade_id for each, trade_id in of_it if each == number]
+                    said[message.partition()].append((source.first, source.next, source.lost, ids))
+        return said
+
+    def routed() -> set[int]:
+        return {trade_id for ranges in told().values() for _, _, _, ids in ranges for trade_id in ids}
+
+    eventually(lambda: 60 in routed(), "the last trade")
+    assert second.stop() == 0, second.log()
+    assert routed() == set(range(41, 61))
+    assert len(told()) == settings.topics.shards
+    for ranges in told().values():
+        assert ranges[0] == (place.offset, place.offset, REASON, [])
+        assert [lost for _, _, lost, _ in ranges[1:]] == [""] * (len(ranges) - 1)
+    third = start()
+    exchange.trades([61])
+    eventually(lambda: 61 in routed(), "the word is spent, and nobody is refused")
+    assert third.stop() == 0, third.log()
+    assert sum(lost == REASON for ranges in told().values() for _, _, lost, _ in ranges) == settings.topics.shards
 
 
 def test_a_router_whose_partition_has_many_symbols_starts_again(

@@ -8,9 +8,10 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import FRAME_ROWS_MAX, EventFrame
+from schemas.messages import FRAME_ROWS_MAX, EventFrame, SourceRange
 from schemas.partitioning import shard_of
 from schemas.topics import REPORTS, TRADES, TRANSFERS
 from streams.routing import frames as frames_module
@@ -105,6 +106,27 @@ def test_every_frame_of_a_batch_has_the_batchs_time(records: Any) -> None:
     frames, _ = routed(*((TRANSFERS, records.transfer(f"a{n}")) for n in range(50)))
     assert len(frames) == SHARDS
     assert {Decoder[EventFrame](EventFrame)(data).time for _, data in frames} == {TIME_US}
+
+
+def test_what_is_lost_is_told_to_every_shard_in_a_frame_of_its_own_before_anything_else(records: Any) -> None:
+    splitter, ids = Splitter(3, {TRADES: "trades-id"}), TradeIds()
+    splitter.begin(TRANSFERS, 0, 0)
+    splitter.add(TRANSFERS, orjson.dumps(records.transfer("alice")), ids)
+    splitter.begin(TRADES, 1, 70)
+    splitter.tell_lost(TRADES, 1, "it is known")
+    splitter.add(TRADES, orjson.dumps(records.trade(1)), ids, partition=1, offset=70)
+    splitter.close(TRADES, 1, 71)
+    frames: dict[int, list[EventFrame]] = defaultdict(list)
+    for shard, data in splitter.take(TIME_US)[0]:
+        frames[shard].append(Decoder[EventFrame](EventFrame)(data))
+    lost = SourceRange(topic=TRADES, topic_id="trades-id", partition=1, first=70, next=70, lost="it is known")
+    for shard in range(3):
+        of_trades = [frame for frame in frames[shard] if any(source.topic == TRADES for source in frame.sources)]
+        assert [frame.sources for frame in of_trades] == [[lost], [replace(lost, next=71, lost="")]]
+        assert not of_trades[0].fills.account
+    splitter.begin(TRADES, 1, 70)
+    splitter.close(TRADES, 1, 70)
+    assert b"lost" not in b"".join(data for _, data in splitter.take(TIME_US)[0])
 
 
 def test_what_was_taken_is_gone(records: Any) -> None:

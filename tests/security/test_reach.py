@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from schemas.topics import JOURNAL
+from schemas.topics import JOURNAL, TRADES
 from streams.broker.reader import LogReader
 from streams.settings import Settings, load
 from tests.security.documented import bindings
@@ -16,14 +16,14 @@ from tests.security.marks import assert_untold
 from tests.security.servers import REDIS_READER, REDIS_USER, Servers
 from tests.security.ways import by_certificate, by_certificate_in_options, by_password, over_socket, over_tls
 
-WHO = (*ROLES, "topics", "tools")
+WHO = (*ROLES, "topics", "tools", "accept offset")
 
 
 def each_its_own_user(servers: Servers) -> dict[str, dict[str, str]]:
     """Every role under its own name, with what README.md says that it must be allowed, and nothing else."""
     variables = {}
     for who in WHO:
-        user = f"the-{who}"
+        user = f"the-{who.replace(' ', '-')}"
         servers.add_user(user, servers.secrets.kafka_password)
         servers.allow(bindings(who, user))
         variables[who] = by_password(servers, user) | over_tls(servers)
@@ -61,6 +61,10 @@ def test_every_role_and_tool_works_through(door: str, servers: Servers, tmp_path
             assert_untold(role.shown_by_ps(), f"{role.name} in the list of processes")
             assert role.stop() == 0, role.output()[-3000:]
             assert_untold(role.output(), role.name)
+    for arguments in (("--all-committed",), (TRADES, "0", "0")):
+        done = tool(variables["accept offset"], "accept-offset", *arguments, "--reason", "a test")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_untold(done.stdout + done.stderr, "accept-offset")
     exchange.close()
     _assert_journalled(operator)
 

@@ -54,6 +54,7 @@ from streams.margin.parameters import RiskParameters
 from streams.memory.log import COMMITTED, Cluster, LogRecord, Partition, Transaction
 from streams.memory.redis import Server
 from streams.memory.scheduler import EPOCH_US, Scheduler, Violation
+from streams.routing.committed_at import CommittedAt
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
 from tests.simulation.ledger import Ledger
@@ -152,6 +153,7 @@ class Watch:
         groups = set(txn.offsets)
         if groups == {ROUTER_GROUP}:
             self._check_router(txn.offsets[ROUTER_GROUP], by_topic)
+            self._check_offsets_are_ours(txn.metadata[ROUTER_GROUP])
         elif groups == {ENGINE_GROUP}:
             self._check_engine(txn.offsets[ENGINE_GROUP], by_topic)
         else:
@@ -188,6 +190,13 @@ class Watch:
         }
         touched = {place: last for place, last in self._trade_ids.items() if before.get(place) != last}
         require(memories == touched, "the memory of trade ids is that of the log", lambda: f"{memories} {touched}")
+
+    def _check_offsets_are_ours(self, texts: dict[tuple[str, int], str]) -> None:
+        """An offset that does not say which topic it is of is taken by no router."""
+        for place, text in texts.items():
+            at = CommittedAt.parse(text)
+            is_ours = at is not None and at.topic_id == self.cluster.topic_id(place[0])
+            require(is_ours, "what a router commits says that a router committed it", lambda: f"{place} {text!r}")
 
     def _check_routed(self, topic: str, number: int, record: LogRecord) -> None:
         expected: Counter[tuple[Any, ...]] = Counter()

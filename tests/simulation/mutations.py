@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
 
 import streams.clearing.account as account_module
 import streams.clearing.accounts as accounts_module
@@ -34,6 +34,7 @@ from streams.clearing.shard import Shard
 from streams.clearing.transfers import TransferSequences
 from streams.memory.redis import Server
 from streams.routing.frames import ShardFrames
+from streams.routing.ownership import Owned
 from streams.routing.trade_ids import SymbolMemory, TradeIds
 from tests.simulation.scenario import Mode
 
@@ -192,6 +193,13 @@ def trade_ids_are_not_written() -> Iterator[None]:
             produce(self, topic, *arguments, **more)
 
     with _replaced((TransactionalProducer, "produce", without)):
+        yield
+
+
+@_mutation("says that a router committed it", seeds=10)
+def offsets_do_not_say_who_committed_them() -> Iterator[None]:
+    """They cannot be told from those that were moved by hand."""
+    with _replaced((Owned, "to_commit", lambda owned: TopicPartition(owned.topic, owned.partition, owned.next_offset))):
         yield
 
 

@@ -113,6 +113,36 @@ def test_committed_offsets_are_unstable_while_a_transaction_holds_them(cluster: 
     assert cluster.committed_offsets("group", [("topic", 0)]) == [7]
 
 
+def test_a_committed_offset_keeps_its_text_until_another_is_committed(cluster: Cluster) -> None:
+    for offset, texts in ((7, {("topic", 0): "of ours"}), (8, None)):
+        epoch = cluster.init("one")
+        assert cluster.add_offsets("one", epoch, TIMEOUT_US, "group", {("topic", 0): offset}, NOBODY, texts) is None
+        cluster.end("one", epoch, commit=True)
+        cluster.scheduler.run(cluster.scheduler.now + 10, 10)
+        assert cluster.committed_offsets("group", [("topic", 0)]) == [offset]
+        assert cluster.committed_metadata("group", ("topic", 0)) == ("of ours" if texts else "")
+    cluster.move_offset("group", ("topic", 0), 3, "by hand")
+    assert cluster.committed_offsets("group", [("topic", 0)]) == [3]
+    assert cluster.committed_metadata("group", ("topic", 0)) == "by hand"
+
+
+def test_the_text_of_an_aborted_transaction_is_not_committed(cluster: Cluster) -> None:
+    cluster.move_offset("group", ("topic", 0), 3, "before")
+    epoch = cluster.init("one")
+    cluster.add_offsets("one", epoch, TIMEOUT_US, "group", {("topic", 0): 7}, NOBODY, {("topic", 0): "after"})
+    cluster.end("one", epoch, commit=False)
+    cluster.scheduler.run(10, 10)
+    assert cluster.committed_metadata("group", ("topic", 0)) == "before"
+
+
+def test_a_topic_that_is_made_anew_is_empty_and_has_another_id(cluster: Cluster) -> None:
+    cluster.append("topic", None, b"value")
+    before = cluster.topic_id("topic")
+    cluster.make_anew("topic")
+    assert cluster.topics["topic"][0].end == 0
+    assert cluster.topic_id("topic") != before
+
+
 @pytest.mark.parametrize(
     ("member", "refused"),
     [
