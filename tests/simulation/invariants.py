@@ -48,6 +48,7 @@ from schemas.types import RESERVED_ACCOUNTS, shard_account
 from streams.clearing.account import WITHOUT_ORDERS
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
+from streams.feeds.marks import first_needed
 from streams.margin.group import Group, Position
 from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
@@ -500,7 +501,7 @@ class ShardTruth:
         self.ledger.learn(rules)
         self._replay.resume(journal)
         marks = self._watch.cluster.topics[MARKS][0].records
-        for record in marks[: journal.marks.next]:
+        for record in marks[first_needed(journal.marks_full, journal.marks.next) : journal.marks.next]:
             if record.decoded is not None:
                 self._replay.recall_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
