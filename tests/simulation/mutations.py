@@ -148,7 +148,7 @@ def group_metadata_is_taken_once() -> Iterator[None]:
         yield
 
 
-@_mutation(*_JOURNAL, "that is late commits nothing", seeds=300)
+@_mutation(*_JOURNAL, "that is late commits nothing", seeds=600)
 def an_expelled_member_commits() -> Iterator[None]:
     """One that was expelled has neither id nor generation, and Kafka takes its offsets unchecked."""
 
@@ -334,7 +334,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
         yield
 
 
-@_mutation(*_REPLAY, *_JOURNAL, seeds=300, slow_fetch=0.8)
+@_mutation(*_REPLAY, *_JOURNAL, seeds=600, slow_fetch=0.8)
 def a_shard_is_taken_with_old_parameters() -> Iterator[None]:
     """The shard's last owner had read further than the one that takes it."""
     restore = Engine._restore
