@@ -7,7 +7,7 @@ the coordinators, ``late`` withholds what polls would bring. Time is the schedul
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from confluent_kafka import TopicPartition
 from msgspec.structs import replace
@@ -45,18 +45,14 @@ from streams.memory.redis import Server
 from streams.memory.scheduler import EPOCH_US, Process, Scheduler, Task, VirtualEvent
 from streams.settings import load
 from streams.watchdog import Watchdog
+from tests.virtual_time import WAIT_S, T, VirtualTime
 
 SYMBOL = "BTC-PERP"
 SEED = 1
-STEPS_MAX = 1_000_000_000
 DUE_MS = 100
 """A commit is due, and quiet shards journal, so long after the last one."""
 LOOK_MS = 1_100
 """The engine looks at its shards for the watchdog, and librdkafka tells its statistics, once a second."""
-WAIT_S = 120
-"""Virtual seconds within which whatever is waited for must have come about."""
-
-T = TypeVar("T")
 
 
 def instrument(rate: str = "0.05", **changes: Any) -> InstrumentParameters:
@@ -217,7 +213,7 @@ class EngineProcess:
         return [what for _, who, what in self._bench.scheduler.lines if who == self.name]
 
 
-class Bench:
+class Bench(VirtualTime):
     """An in-memory cluster of ``shards`` with an empty Redis; the settings of its engines, changed by ``changes``."""
 
     def __init__(self, shards: int = 1, **changes: Any) -> None:
@@ -253,34 +249,6 @@ class Bench:
     def now_us(self) -> int:
         """The brokers' time, microseconds since 1970."""
         return EPOCH_US + self.scheduler.now
-
-    def advance(self, ms: float) -> None:
-        """Let time pass."""
-        self.scheduler.run(self.scheduler.now + int(1000 * ms), STEPS_MAX)
-
-    def wait(self, holds: Callable[[], bool], what: str) -> None:
-        """Let time pass until ``holds``."""
-        deadline_us = self.scheduler.now + 1_000_000 * WAIT_S
-        while not holds():
-            assert self.scheduler.now < deadline_us, f"not in {WAIT_S} s: {what}"
-            self.advance(0.1)
-
-    def do(self, process: Process, function: Callable[[], T]) -> T:
-        """What ``function`` returns, or raises, in ``process``."""
-        results: list[T] = []
-        errors: list[Exception] = []
-
-        def body() -> None:
-            try:
-                results.append(function())
-            except Exception as error:
-                errors.append(error)
-
-        task = self.scheduler.spawn(process, "main", body)
-        self.wait(lambda: task.done, f"{process.name} has done what it was told to")
-        if errors:
-            raise errors[0]
-        return results[0]
 
     def engine(self, name: str = "engine") -> EngineProcess:
         """A new process; of processes with the same name a later one is the earlier one started again."""

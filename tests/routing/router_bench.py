@@ -21,11 +21,9 @@ from streams.routing.router import Router
 from streams.routing.trade_ids import TradeIds
 from streams.settings import Settings, load
 from streams.watchdog import Watchdog
+from tests.virtual_time import VirtualTime
 
 SHARDS = 3
-STEPS_MAX = 1_000_000_000
-WAIT_S = 120
-"""Virtual seconds within which whatever is waited for must have come about."""
 
 _FRAME = Decoder[EventFrame](EventFrame)
 
@@ -80,7 +78,7 @@ class RouterProcess:
             group.watch(self.process)
 
 
-class RouterBench:
+class RouterBench(VirtualTime):
     """An in-memory cluster of ``SHARDS`` shards, each of the exchange's topics with ``partitions``."""
 
     def __init__(self, partitions: int = 1) -> None:
@@ -99,35 +97,11 @@ class RouterBench:
             started.process.dead = True
             started.process.unwind()
 
-    def advance(self, ms: float) -> None:
-        """Let time pass."""
-        self.scheduler.run(self.scheduler.now + int(1000 * ms), STEPS_MAX)
-
-    def wait(self, holds: Callable[[], bool], what: str) -> None:
-        """Let time pass until ``holds``."""
-        deadline_us = self.scheduler.now + 1_000_000 * WAIT_S
-        while not holds():
-            assert self.scheduler.now < deadline_us, f"not in {WAIT_S} s: {what}"
-            self.advance(1)
-
-    def do(self, function: Callable[[MemoryKafka], Any]) -> Any:
+    def operate(self, function: Callable[[MemoryKafka], Any]) -> Any:
         """What ``function`` returns, or raises, in a process of its own."""
-        results: list[Any] = []
-        errors: list[Exception] = []
         process = Process(self.scheduler, "operator")
         kafka = MemoryKafka(self.settings, self.cluster, process)
-
-        def body() -> None:
-            try:
-                results.append(function(kafka))
-            except Exception as error:
-                errors.append(error)
-
-        task = self.scheduler.spawn(process, "main", body)
-        self.wait(lambda: task.done, "the operator has done it")
-        if errors:
-            raise errors[0]
-        return results[0]
+        return self.do(process, lambda: function(kafka))
 
     def start(self, name: str = "router") -> RouterProcess:
         """Start a router."""

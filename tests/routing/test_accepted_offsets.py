@@ -36,7 +36,7 @@ class Market(RouterBench):
             self.publish(TRADES, self.records.trade(number, symbol=f"S{number % 3}", **sides))
 
     def accept(self, offset: int, topic: str = TRADES) -> Accepted:
-        done: Accepted = self.do(lambda kafka: accept_offset(kafka, topic, 0, offset, REASON))
+        done: Accepted = self.operate(lambda kafka: accept_offset(kafka, topic, 0, offset, REASON))
         return done
 
     def move(self, offset: int, text: str = "") -> None:
@@ -182,11 +182,11 @@ def test_of_two_partitions_one_is_refused_and_no_other_is_lost(records: Any) -> 
         said = bench.start().refusal()
         assert "trades.v1[0]: the group's offset 0" in said
         assert "trades.v1[1]: the group's offset 0" in said
-        bench.do(lambda kafka: accept_offset(kafka, TRADES, 1, 1, REASON))
+        bench.operate(lambda kafka: accept_offset(kafka, TRADES, 1, 1, REASON))
         said = bench.start().refusal()
         assert "trades.v1[0]: the group's offset 0" in said
         assert "trades.v1[1]" not in said
-        bench.do(lambda kafka: accept_offset(kafka, TRADES, 0, 0, REASON))
+        bench.operate(lambda kafka: accept_offset(kafka, TRADES, 0, 0, REASON))
         bench.routed()
         assert not any(bench.words().values())
 
@@ -230,7 +230,7 @@ def test_a_topic_that_is_made_anew_while_a_router_runs_ends_it(market: Market) -
     market.cluster.group(market.group).rebalance()
     assert router.router is not None
     with pytest.raises(BrokerError, match="made anew while this router ran"):
-        market.do(lambda _: router.router._ownership._require_same_topics({TRADES}))  # type: ignore[union-attr]
+        market.operate(lambda _: router.router._ownership._require_same_topics({TRADES}))  # type: ignore[union-attr]
 
 
 def test_without_trades_the_word_is_spent_as_well(market: Market) -> None:
@@ -315,14 +315,14 @@ def test_a_word_that_cannot_be_is_refused(market: Market, arguments: tuple[Any, 
     market.trades(5)
     market.cluster.topics[TRADES][0].delete_before(2)
     with pytest.raises(OperatorError, match=said):
-        market.do(lambda kafka: accept_offset(kafka, *arguments))
+        market.operate(lambda kafka: accept_offset(kafka, *arguments))
     assert market.words() == {}
 
 
 def test_a_word_as_it_stands(market: Market) -> None:
     market.trades(5)
     reason = "é" * REASON_CHARACTERS_MAX
-    market.do(lambda kafka: accept_offset(kafka, TRADES, 0, 5, f" {reason} "))
+    market.operate(lambda kafka: accept_offset(kafka, TRADES, 0, 5, f" {reason} "))
     (value,) = market.words().values()
     said = orjson.loads(value or b"")
     assert said.pop("time") > 1_000_000_000_000_000
@@ -337,7 +337,7 @@ def test_after_an_upgrade_all_that_was_committed_is_accepted_and_the_memory_stay
     for topic, offset in ((TRADES, 5), (TRANSFERS, 1)):
         market.cluster.move_offset(market.group, (topic, 0), offset)
     assert "an earlier version committed it" in market.start().refusal()
-    done = market.do(lambda kafka: accept_committed(kafka, "upgrade"))
+    done = market.operate(lambda kafka: accept_committed(kafka, "upgrade"))
     assert done.written == [
         "trades.v1[0]: the router goes on at 5, as committed",
         "collateral.transfers.v1[0]: the router goes on at 1, as committed",
@@ -350,7 +350,7 @@ def test_after_an_upgrade_all_that_was_committed_is_accepted_and_the_memory_stay
     assert market.offsets_routed([0] * SHARDS) == {0, 1, 2, 3, 4, 5, 6}
     assert market.memory().last == {"S0": 6, "S1": 7, "S2": 5}
     assert set(before) == set(rows(market))
-    again = market.do(lambda kafka: accept_committed(kafka, "upgrade"))
+    again = market.operate(lambda kafka: accept_committed(kafka, "upgrade"))
     assert (again.written, again.refused) == ([], [])
 
 
@@ -358,7 +358,7 @@ def test_of_all_that_was_committed_only_what_can_be_is_accepted(market: Market) 
     market.trades(5)
     market.move(9)
     market.cluster.move_offset(market.group, (TRANSFERS, 0), 0, CommittedAt("another").text())
-    done = market.do(lambda kafka: accept_committed(kafka, "upgrade"))
+    done = market.operate(lambda kafka: accept_committed(kafka, "upgrade"))
     assert done.written == []
     assert [line.partition(",")[0] for line in done.refused] == [
         "trades.v1[0]: 9 is committed",
@@ -372,7 +372,7 @@ def test_a_word_that_stands_is_kept_by_an_upgrade_and_replaced_by_another(market
     market.trades(5)
     market.move(4)
     assert "instead" not in market.accept(3).written[0]
-    done = market.do(lambda kafka: accept_committed(kafka, "upgrade"))
+    done = market.operate(lambda kafka: accept_committed(kafka, "upgrade"))
     assert done.written == []
     assert done.needless[0] == f"trades.v1[0]: 3 was accepted before ({REASON})"
     assert market.accept(2).written[0].endswith(f", instead of at 3 as accepted before ({REASON})")
