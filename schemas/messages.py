@@ -31,6 +31,7 @@ from schemas.types import (
     ParameterKey,
     PositionSide,
     PositiveDecimal,
+    RecordPlace,
     ReportStatus,
     Sequence,
     Side,
@@ -39,6 +40,8 @@ from schemas.types import (
     Symbol,
     Text,
     TimeUs,
+    TopicId,
+    TopicName,
     Uncounted,
     UnsignedDecimal,
     is_identifier,
@@ -221,7 +224,7 @@ class Suspension(msgspec.Struct, kw_only=True):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
     account: AccountId
-    topic: Identifier
+    topic: TopicName
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     offset: Offset
     reason: Text
@@ -233,8 +236,8 @@ class SourceRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ``lost`` is an operator's word: why what lies before ``first`` and was not told before will never be.
     """
 
-    topic: Identifier
-    topic_id: Text
+    topic: TopicName
+    topic_id: TopicId
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     first: Offset
     next: Offset
@@ -246,9 +249,10 @@ class EventFrame(msgspec.Struct, kw_only=True):
     fills, reports.
 
     ``time`` is the router's clock when it built the frame; with the marks' time and the time at which Kafka appended
-    them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter: its transfers may be older
-    than the account's last one. ``sources`` are the records that the frame covers: all that they hold for the shard is
-    in this frame or in one before it. A row from below the offset that the shard has had of its source is a repeat.
+    them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter, which is applied once and
+    only for an event that its account still lacks. ``sources`` are the records that the frame covers: all that they
+    hold for the shard is in this frame or in one before it. A row from below the offset that the shard has had of its
+    source is a repeat.
     """
 
     time: TimeUs
@@ -275,8 +279,8 @@ class TopicProgress(msgspec.Struct, frozen=True, kw_only=True):
     offset at which each partition ended, by number; -1: its leader did not say.
     """
 
-    topic: Identifier
-    topic_id: Text
+    topic: TopicName
+    topic_id: TopicId
     next: list["PartitionOffset"]
     ends: list[Offset]
 
@@ -468,8 +472,8 @@ class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
 class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
     """A transfer of the frame at ``offset`` that could not be applied and waits for parameters that admit it.
 
-    A credit can only make its account better. As long as those of a group and asset do not add up to a debit, the
-    account's verdict holds without them.
+    ``place`` is the exchange's record. A credit can only make its account better. As long as those of a group and asset
+    do not add up to a debit, the account's verdict holds without them.
     """
 
     transfer_id: Identifier
@@ -478,10 +482,14 @@ class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
     asset: Asset
     amount: NonZeroDecimal
     offset: Offset
+    place: RecordPlace = ""
 
 
 class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
-    """A fill of the frame at ``offset`` that waits for parameters that admit it, or for one that does."""
+    """A fill of the frame at ``offset`` that waits for parameters that admit it, or for one that does.
+
+    ``place`` is the exchange's record.
+    """
 
     trade_id: Sequence
     order_id: DerivedId
@@ -491,6 +499,18 @@ class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
     price: PositiveDecimal
     fee: SignedDecimal
     offset: Offset
+    place: RecordPlace = ""
+
+
+class OwedEvents(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Events of one record that are in the dead letters: ``credits`` can only make the account better.
+
+    ``whole``: the record could not be read, and how many events of the account are in it is not known.
+    """
+
+    events: Sequence = 0
+    credits: Sequence = 0
+    whole: bool = False
 
 
 class DeferredEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -544,6 +564,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``unapplied_credits`` counts the credits in the dead letters: they suspend nobody. ``transfer_digest`` is the CRC-32
     of what the transfer did that has ``transfer_sequence``: another one with its number contradicts it. ``refused``
     holds, by ``topic:partition``, the offset of the last record there that could not be read and named this account.
+    ``owed`` says of which records the unapplied events are: a repair is applied once, and for one of these only.
     ``touched`` is the last frame that changed the account. ``held``: the account is below its requirement, and nothing
     is done before what was acknowledged before is in;
     ``deferred`` are the events that came later, in the order of the log.
@@ -566,6 +587,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     unapplied_credits: Sequence = 0
     transfer_digest: Sequence = 0
     refused: dict[Text, Offset] = {}
+    owed: dict[RecordPlace, OwedEvents] = {}
     touched: Offset = -1
     held: Hold | None = None
     deferred: tuple[DeferredEvent, ...] = ()

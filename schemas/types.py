@@ -53,6 +53,18 @@ Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}
 ParameterKey = Annotated[str, Meta(pattern=rf"^[!-~]{{1,64}}{_END}", max_length=64, description="type:id")]
 """The key of a record of ``risk.parameters.v1``, such as ``instrument:BTC-PERP``."""
 Text = Annotated[str, Meta(max_length=1024)]
+TopicName = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9._\-]{{1,249}}{_END}", max_length=249)]
+TopicId = Annotated[str, Meta(pattern=rf"^[!-~]{{0,64}}{_END}", max_length=64)]
+"""What Kafka tells a topic by from others that have had its name; empty where it is not known."""
+RecordPlace = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?:[A-Za-z0-9._\-]{{1,249}}:[0-9]{{1,10}}:[!-~]{{0,64}}@-?[0-9]{{1,19}})?{_END}",
+        max_length=350,
+        description="topic:partition:topic id@offset",
+    ),
+]
+"""One record of one topic; empty where it is not known."""
 
 TimeUs = Annotated[int, Meta(ge=0, le=TIME_US_MAX, description="microseconds since the Unix epoch")]
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -98,6 +110,7 @@ AlertKind = Literal[
     "input_missing",
     "input_missing_cleared",
     "input_lost",
+    "repair_refused",
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""
@@ -121,6 +134,9 @@ _TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
     (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
     (Symbol, 'a symbol such as "BTC-PERP": 1 to 32 ASCII letters, digits and . _ / -, a letter or a digit first'),
     (Asset, 'an asset such as "USDC": 1 to 16 ASCII letters, digits and . _ -, a letter or a digit first'),
+    (TopicName, "the name of a topic: 1 to 249 ASCII letters, digits and . _ -"),
+    (TopicId, "the id of a topic: at most 64 printable ASCII characters without spaces"),
+    (RecordPlace, 'a record such as "trades.v1:0:TOPIC-ID@12"'),
     (ParameterKey, 'a key such as "instrument:BTC-PERP": 1 to 64 printable ASCII characters without spaces'),
 )
 IN_WORDS: dict[str, str] = {meta.pattern: words for kind, words in _TYPES_IN_WORDS for meta in get_args(kind)[1:]}

@@ -3,6 +3,7 @@
     MarginClearingError
     ├── InputError                 an event that cannot be applied to an account
     │   ├── ContradictionError     an event with the number of another one and other content
+    │   ├── RepairError            a repaired event in the place of none that its account lacks
     │   └── ParameterError         a parameter record that breaks a rule; the version in force stays
     ├── ShardError                 a shard's state and its log disagree
     ├── ScenarioError              a scenario that cannot be read or run
@@ -52,6 +53,10 @@ class InputError(MarginClearingError):
 
 class ContradictionError(InputError):
     """An event that has the number of one that was applied and says something else."""
+
+
+class RepairError(InputError):
+    """A repaired event in the place of none that its account lacks: it may have been repaired before."""
 
 
 class ParameterError(InputError):

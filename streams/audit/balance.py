@@ -29,7 +29,7 @@ class MoneyCheck:
         self._log, self._findings, self._progress = log, findings, progress
         self._assets: dict[str, str] | None = None
         self._held: list[Sums] = []
-        self._frames = Flows()
+        self._routed, self._repaired = Flows(), Flows()
 
     def read_assets(self) -> None:
         """Learn what each symbol is settled in; if that is not known, nothing is added up."""
@@ -57,17 +57,22 @@ class MoneyCheck:
         except KeyError as error:
             self._findings.note(f"{PARAMETERS} names no instrument {error}: money is not added up")
             return
-        frames = flows_of_frames(self._log, shard, events_next, self._assets)
+        routed, repaired = flows_of_frames(self._log, shard, events_next, self._assets)
         applied = Flows()
-        applied.add(frames)
+        applied.add(routed)
+        applied.add(repaired)
         applied.add(flows_unapplied(self._log, shard, events_next, self._assets), -1)
         applied.add(flows_held_back(rows.values(), self._assets), -1)
         compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
         self._held.append(held)
-        self._frames.add(frames)
+        self._routed.add(routed)
+        self._repaired.add(repaired)
 
     def compare_with_exchange(self, shards: int, *, resting: bool) -> None:
-        """At rest, the frames of all ``shards`` are the exchange's records, and every trade has both its sides."""
+        """At rest, the frames of all ``shards`` are the exchange's records, and every trade has both its sides.
+
+        What somebody has repaired is in no record of the exchange that could be read, so it is left out, and told.
+        """
         if self._assets is None or len(self._held) < shards:
             return
         if not resting:
@@ -84,12 +89,12 @@ class MoneyCheck:
         exchange = flows_of_exchange(self._log, self._assets)
         nothing = Flows()
         once = Flows()
-        once.add(self._frames)
-        once.add(Flows(transfers=self._frames.doubtful), -1)
+        once.add(self._routed)
+        once.add(Flows(transfers=self._routed.doubtful), -1)
         compare("transfers that came to the shards", exchange.transfers, once.transfers, self._findings)
-        compare("fees that came to the shards", exchange.fees, self._frames.fees, self._findings)
-        compare("fills bring and cost together", nothing.cash, self._frames.cash, self._findings)
-        for symbol, quantity in sorted(self._frames.quantity.items()):
+        compare("fees that came to the shards", exchange.fees, self._routed.fees, self._findings)
+        compare("fills bring and cost together", nothing.cash, self._routed.cash, self._findings)
+        for symbol, quantity in sorted(self._routed.quantity.items()):
             if quantity:
                 self._findings.differ(f"{symbol}: bought and sold differ by {format_decimal(quantity)}", EVENTS)
         held = Flows()
@@ -100,3 +105,6 @@ class MoneyCheck:
                 f"{format_decimal(amount)} {asset} in all accounts: transfers "
                 f"{format_decimal(exchange.transfers[asset])} less fees {format_decimal(exchange.fees[asset])}"
             )
+        for asset, amount in sorted(self._repaired.held().items()):
+            if amount:
+                self._findings.facts.append(f"{format_decimal(amount)} {asset} came with repaired events")

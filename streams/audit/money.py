@@ -18,8 +18,8 @@ from schemas.topics import EVENTS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
 from streams.broker.letter_counts import letter_identity, place_of
 from streams.broker.records import Log
-from streams.clearing.transfers import TransferSequences
-from streams.errors import AuditError, ContradictionError
+from streams.clearing.transfers import TransferSequences, Verdict
+from streams.errors import AuditError, ContradictionError, RepairError
 from streams.feeds.parameters import parameter_steps
 from streams.feeds.sources import Sources
 from streams.margin.fixed_point import EXACT, format_decimal
@@ -81,22 +81,42 @@ def settle_assets(log: Log) -> dict[str, str]:
     return assets
 
 
-def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> Flows:
-    """What the frames of ``shard`` below offset ``end`` say was moved; a repeated transfer moves nothing,
-    nor does a row that was there before.
+def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> tuple[Flows, Flows]:
+    """What the frames of ``shard`` below offset ``end`` say was moved: those of routers, and those that somebody has
+    repaired. A repeated transfer moves nothing, nor does a row that was there before.
 
     A symbol that no parameter record names has no settle asset and is left out.
     """
-    flows, come, sources = Flows(), dict[str, _Come](), Sources()
+    routed, repaired, come, sources = Flows(), Flows(), dict[str, _Come](), Sources()
+    refused = _refused_repairs(log, shard)
     with localcontext(EXACT):
         for message in log.read_range(EVENTS, shard, 0, end):
             try:
                 frame = sources.admit(_EVENT_FRAME(message.value()))
             except DecodeError:
                 continue  # it went to the dead letters as a whole
-            _add_transfers(flows, frame, come)
-            _add_fills(flows, frame, assets)
-    return flows
+            _add_fills(repaired if frame.repaired else routed, frame, assets)
+            if not frame.repaired:
+                _add_transfers(routed, frame, come)
+                continue
+            _add_transfers(repaired, frame, None)
+            for account, sequence in zip(frame.transfers.account, frame.transfers.sequence, strict=True):
+                if (message.offset(), account, sequence) not in refused:
+                    come.setdefault(account, _Come()).count(sequence)
+    return routed, repaired
+
+
+def _refused_repairs(log: Log, shard: int) -> set[tuple[int, str, int]]:
+    """The repaired transfers that moved nothing: the frame's offset, the account and the sequence."""
+    refused: set[tuple[int, str, int]] = set()
+    for message in log.read_range(dead_letter_topic(EVENTS), 0, 0):
+        place = place_of(message)
+        if place is None or place[:2] != (EVENTS, shard) or message.header("dlq.error") != RepairError.__name__:
+            continue
+        with suppress(DecodeError):
+            columns = _EVENT_FRAME(message.value()).transfers
+            refused.update((place[2], *row) for row in zip(columns.account, columns.sequence, strict=True))
+    return refused
 
 
 def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
@@ -191,6 +211,10 @@ class _Come:
     def __init__(self, remembered: TransferSequences | None = None) -> None:
         self.every, self.remembered = TransferSequences(gaps_max=None), remembered or TransferSequences()
 
+    def count(self, sequence: int) -> tuple[bool, Verdict]:
+        """Whether it has never come before, and what its account thinks."""
+        return self.every.count(sequence) == "new", self.remembered.count(sequence)
+
 
 def _add_transfers(flows: Flows, frame: EventFrame, come: dict[str, _Come] | None) -> None:
     """``come`` None: every transfer of the frame moves something, whatever came before."""
@@ -201,11 +225,10 @@ def _add_transfers(flows: Flows, frame: EventFrame, come: dict[str, _Come] | Non
         if come is None:
             flows.transfers[asset] += Decimal(amount)
             continue
-        sequences = come.setdefault(account, _Come())
-        is_new, verdict = sequences.every.count(sequence) == "new", sequences.remembered.count(sequence)
-        if frame.repaired or verdict != "repeat":
+        is_new, verdict = come.setdefault(account, _Come()).count(sequence)
+        if verdict != "repeat":
             flows.transfers[asset] += Decimal(amount)
-            if verdict == "unknown" and not is_new and not frame.repaired:
+            if verdict == "unknown" and not is_new:
                 flows.doubtful[asset] += Decimal(amount)
 
 

@@ -20,13 +20,15 @@ from schemas.messages import (
     Hold,
     OpenCommand,
     OpenOrder,
+    OwedEvents,
     ParkedTransfer,
     PositionRow,
     Range,
     WaitingFill,
 )
-from schemas.types import AccountStatus, GroupStatus, Offset, Sequence, Side
+from schemas.types import AccountStatus, GroupStatus, Offset, RecordPlace, Sequence, Side
 from streams.clearing.transfers import TransferSequences
+from streams.clearing.unapplied import Unapplied
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.ledger import Ledger
@@ -61,6 +63,7 @@ class _Numbers(msgspec.Struct):
     transfer_digest: Sequence = 0
     unread: str | None = None
     refused: dict[str, Offset] = {}
+    owed: dict[RecordPlace, OwedEvents] = {}
 
 
 _NUMBERS = Decoder[_Numbers](_Numbers)
@@ -154,9 +157,8 @@ class GroupState:
 class AccountState:
     """One account.
 
-    ``unapplied`` counts the events in the dead letters that somebody must repair, but for ``unapplied_credits``, which
-    can only make the account better. ``parked`` transfers and
-    ``waiting_fills`` wait for parameters that admit them, in the order of the log. ``unread`` is the account's last row
+    ``unapplied`` are the events in the dead letters. ``parked`` transfers and ``waiting_fills`` wait for parameters
+    that admit them, in the order of the log. ``unread`` is the account's last row
     if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
     read have suspended it: the last offset by ``topic:partition``. ``touched``, ``held`` and
     ``deferred`` are those of its row.
@@ -167,8 +169,7 @@ class AccountState:
     liquidation_sequence: int = 0
     transfers: TransferSequences = field(default_factory=TransferSequences)
     alert_sequence: int = 0
-    unapplied: int = 0
-    unapplied_credits: int = 0
+    unapplied: Unapplied = field(default_factory=Unapplied)
     transfer_digest: int = 0
     suspended_reason: str | None = None
     unread: bytes | None = None
@@ -183,7 +184,7 @@ class AccountState:
     @property
     def suspended(self) -> bool:
         """Whether what has not been applied may make the account worse than it looks."""
-        if self.unapplied or self.unread is not None or self.waiting_fills:
+        if self.unapplied.events or self.unread is not None or self.waiting_fills:
             return True
         return bool(self.parked) and any(
             self.net_parked(margin, asset) < 0 for margin, asset in {(held.margin, held.asset) for held in self.parked}
@@ -193,13 +194,6 @@ class AccountState:
     def holds_back(self) -> bool:
         """Whether events wait for parameters."""
         return bool(self.parked or self.waiting_fills)
-
-    def count_repaired(self, *, credit: bool) -> None:
-        """A repaired event has been applied: one less is in the dead letters."""
-        if self.unapplied_credits and (credit or not self.unapplied):
-            self.unapplied_credits -= 1
-        elif self.unapplied:
-            self.unapplied -= 1
 
     def has_ordered(self, order_id: str) -> bool:
         """Whether this is the id of an order of one of the account's commands, past ones included."""
@@ -237,6 +231,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         or state.alert_sequence
         or state.transfers.last >= 0
         or state.suspended
+        or state.unapplied
         or state.holds_back
         or state.refused
         or state.held is not None
@@ -252,8 +247,8 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         liquidation_sequence=state.liquidation_sequence,
         transfer_sequence=state.transfers.last,
         alert_sequence=state.alert_sequence,
-        unapplied=state.unapplied,
-        unapplied_credits=state.unapplied_credits,
+        unapplied=state.unapplied.events,
+        unapplied_credits=state.unapplied.credits,
         transfer_digest=state.transfer_digest,
         suspended_reason=state.suspended_reason,
         told_liquidatable=state.told_liquidatable,
@@ -263,6 +258,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         waiting_fills=tuple(state.waiting_fills),
         unread=None if state.unread is None else _packed(state.unread),
         refused=dict(sorted(state.refused.items())),
+        owed=dict(sorted(state.unapplied.by_place.items())),
         touched=state.touched,
         held=state.held,
         deferred=tuple(state.deferred),
@@ -291,7 +287,7 @@ def read_account(account: str, data: bytes, ledger: Ledger) -> AccountState:
         raise InputError("the row that is kept in it keeps another one")
     state = restore_account(kept, ledger)
     state.transfers = _sequences(row)
-    state.unapplied, state.unapplied_credits = row.unapplied, row.unapplied_credits
+    state.unapplied = _unapplied(row)
     state.suspended_reason = row.suspended_reason if row.unapplied else None
     state.refused = dict(row.refused)
     return state
@@ -311,8 +307,7 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
         liquidation_sequence=row.liquidation_sequence,
         transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
-        unapplied=row.unapplied,
-        unapplied_credits=row.unapplied_credits,
+        unapplied=_unapplied(row),
         transfer_digest=row.transfer_digest,
         suspended_reason=reason,
         unread=data,
@@ -336,8 +331,7 @@ def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
         liquidation_sequence=row.liquidation_sequence,
         transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
-        unapplied=row.unapplied,
-        unapplied_credits=row.unapplied_credits,
+        unapplied=_unapplied(row),
         transfer_digest=row.transfer_digest,
         suspended_reason=row.suspended_reason,
         refused=dict(row.refused),
@@ -357,6 +351,10 @@ def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
             ledger.drop_group(kept.row)
         raise
     return state
+
+
+def _unapplied(row: AccountRow | _Numbers) -> Unapplied:
+    return Unapplied(row.unapplied, row.unapplied_credits, row.owed)
 
 
 def _sequences(row: AccountRow | _Numbers) -> TransferSequences:

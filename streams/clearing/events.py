@@ -1,7 +1,7 @@
 """What the events of a frame do: suspensions, transfers, fills and reports, in this order."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 from schemas.messages import (
@@ -21,6 +21,8 @@ from streams.clearing.holds import Holds
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox
 from streams.clearing.postings import Postings
+from streams.clearing.repairs import Repairs
+from streams.clearing.unapplied import place_of, place_of_row
 from streams.errors import ContradictionError, InputError
 from streams.margin.ledger import Ledger
 
@@ -35,6 +37,7 @@ class Events:
         commands: OpenCommands,
         postings: Postings,
         held_back: HeldBack,
+        repairs: Repairs,
         holds: Holds,
         outbox: Outbox,
     ) -> None:
@@ -43,12 +46,13 @@ class Events:
         self._commands = commands
         self._postings = postings
         self._held_back = held_back
+        self._repairs = repairs
         self._holds = holds
         self._outbox = outbox
 
     def apply(self, offset: int, frame: EventFrame) -> None:
         """Apply a frame; the groups it touches are on the agenda of the accounts."""
-        self._apply_suspensions(frame.suspensions)
+        self._apply_suspensions(frame)
         self._apply_transfers(offset, frame.transfers, frame)
         self._apply_fills(offset, frame.fills, frame)
         self._apply_reports(offset, frame)
@@ -71,12 +75,12 @@ class Events:
             self._holds.renew(state)
         return True
 
-    def _apply_suspensions(self, suspensions: Iterable[Suspension]) -> None:
+    def _apply_suspensions(self, frame: EventFrame) -> None:
         """Suspend the accounts that a record names which could not be read, each once for a record.
 
         The records of a partition come in order, so the last one tells those that are read again.
         """
-        for refused in suspensions:
+        for refused in frame.suspensions:
             state, place = self._accounts.account(refused.account), f"{refused.topic}:{refused.partition}"
             if refused.offset >= 0:
                 if refused.offset <= state.refused.get(place, -1):
@@ -84,7 +88,7 @@ class Events:
                 state.refused[place] = refused.offset
                 if len(state.refused) > REFUSED_PLACES_MAX:
                     del state.refused[min(state.refused.keys() - {place})]
-            state.unapplied += 1
+            state.unapplied.add(_place(frame, refused), whole=True)
             where = f"{refused.topic}[{refused.partition}] offset {refused.offset}"
             self._held_back.suspend(state, f"{where}: {refused.reason}")
 
@@ -94,6 +98,9 @@ class Events:
         for index, account in enumerate(columns.account):
             state = self._accounts.account(account)
             if state.held is not None and self._defers(state, offset, frame, "transfers", index):
+                continue
+            was_suspended = state.suspended
+            if frame.repaired and not self._repairs.takes(state, offset, frame, "transfers", index):
                 continue
             sequence = columns.sequence[index]
             verdict, digest = state.transfers.count(sequence), _digest(columns, index)
@@ -106,15 +113,13 @@ class Events:
             state.touched = _touched(state, offset, frame)
             self._outbox.changed.add(account)
             self._apply_transfer(state, offset, frame, index, is_unknown=verdict == "unknown")
+            self._held_back.resume_if_whole(state, was_suspended)
 
     def _apply_transfer(
         self, state: AccountState, offset: int, frame: EventFrame, index: int, *, is_unknown: bool
     ) -> None:
         """Apply a transfer that is no repeat, unless it ``is_unknown`` whether it is one."""
-        transfer = _transfer(frame.transfers, index, offset)
-        was_suspended = state.suspended
-        if frame.repaired:
-            self._held_back.replace_parked(state, transfer)
+        transfer = _transfer(frame, index, offset)
         is_doubtful = is_unknown and not frame.repaired
         try:
             if is_doubtful:
@@ -129,8 +134,7 @@ class Events:
                 self._held_back.refuse(state, offset, frame, "transfers", index, error, credit=credit)
                 return
         if frame.repaired:
-            state.count_repaired(credit=not transfer.amount.startswith("-"))
-        self._held_back.resume_if_whole(state, was_suspended)
+            state.unapplied.settle(transfer.place, credit=not transfer.amount.startswith("-"))
 
     def _refuse_contradiction(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
         columns = frame.transfers
@@ -176,7 +180,7 @@ class Events:
                     group = accounts.group(state, margin)
                 ledger.apply_fill(group.row, symbol, quantity, price, fee)
             except InputError as error:
-                if not self._held_back.keep_fill(state, _fill(columns, index, offset), error):
+                if not self._held_back.keep_fill(state, _fill(frame, index, offset), error):
                     self._held_back.refuse(state, offset, frame, "fills", index, error)
             else:
                 touched.add(group.row)
@@ -186,9 +190,9 @@ class Events:
     def _apply_fill_in_turn(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
         """Apply a fill that is repaired, or whose account has fills that wait: behind those that it must follow."""
         was_suspended = state.suspended
-        fill = _fill(frame.fills, index, offset)
-        if frame.repaired:
-            self._held_back.replace_fill(state, fill)
+        if frame.repaired and not self._repairs.takes(state, offset, frame, "fills", index):
+            return
+        fill = _fill(frame, index, offset)
         try:
             if state.waits_behind(fill.margin, fill.symbol):
                 if len(state.waiting_fills) >= WAITING_FILLS_MAX:
@@ -201,7 +205,7 @@ class Events:
                 self._held_back.refuse(state, offset, frame, "fills", index, error)
                 return
         if frame.repaired:
-            state.count_repaired(credit=False)
+            state.unapplied.settle(fill.place, credit=False)
         self._held_back.resume_if_whole(state, was_suspended)
 
     # --- reports -----------------------------------------------------------------------------------------------------
@@ -232,7 +236,16 @@ def _touched(state: AccountState, offset: int, frame: EventFrame) -> int:
     return max(state.touched, offset) if _is_followed(frame) else state.touched
 
 
-def _transfer(columns: TransferColumns, index: int, offset: int) -> ParkedTransfer:
+def _place(frame: EventFrame, refused: Suspension) -> str:
+    """The record that could not be read."""
+    for source in frame.sources:
+        if (source.topic, source.partition) == (refused.topic, refused.partition):
+            return place_of(source, refused.offset)
+    return f"{refused.topic}:{refused.partition}:@{refused.offset}"
+
+
+def _transfer(frame: EventFrame, index: int, offset: int) -> ParkedTransfer:
+    columns = frame.transfers
     return ParkedTransfer(
         transfer_id=columns.transfer_id[index],
         sequence=columns.sequence[index],
@@ -240,10 +253,12 @@ def _transfer(columns: TransferColumns, index: int, offset: int) -> ParkedTransf
         asset=columns.asset[index],
         amount=columns.amount[index],
         offset=offset,
+        place=place_of_row(frame, columns, index),
     )
 
 
-def _fill(columns: FillColumns, index: int, offset: int) -> WaitingFill:
+def _fill(frame: EventFrame, index: int, offset: int) -> WaitingFill:
+    columns = frame.fills
     return WaitingFill(
         trade_id=columns.trade_id[index],
         order_id=columns.order_id[index],
@@ -253,6 +268,7 @@ def _fill(columns: FillColumns, index: int, offset: int) -> WaitingFill:
         price=columns.price[index],
         fee=columns.fee[index],
         offset=offset,
+        place=place_of_row(frame, columns, index),
     )
 
 

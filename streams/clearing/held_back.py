@@ -19,6 +19,7 @@ from streams.clearing.admission import Admission
 from streams.clearing.journal import Cursor
 from streams.clearing.outbox import REASON_MAX, Outbox, UnappliedEvent
 from streams.clearing.postings import Postings
+from streams.clearing.unapplied import place_of_row, source_of
 from streams.errors import InputError
 
 Kind = Literal["fills", "transfers"]
@@ -72,20 +73,27 @@ class HeldBack:
         But not for a ``credit``: without it the account is no better than it is, and a deposit of dust must not shield
         it.
         """
-        letter = encode(one_row(frame, kind, index, repaired=True))
-        self._outbox.unapplied.append(UnappliedEvent(state.account, offset, letter, error))
-        self._outbox.changed.add(state.account)
-        if frame.repaired:
+        self.put_aside(state, offset, frame, kind, index, error)
+        place = place_of_row(frame, getattr(frame, kind), index)
+        if frame.repaired and state.unapplied.owes(place):
             return
-        if credit and state.unread is None:
-            state.unapplied_credits += 1
+        credit = credit and state.unread is None
+        state.unapplied.add(place, credit=credit)
+        if credit:
             columns = frame.transfers
             what = f"{columns.amount[index]} {columns.asset[index]} of transfer {columns.transfer_id[index]}"
             reason = f"{what} are in the dead letters: {error}"
             self._outbox.alert(state, columns.margin[index], "credit_parked", reason=reason[:REASON_MAX])
             return
-        state.unapplied += 1
         self.suspend(state, str(error))
+
+    def put_aside(
+        self, state: AccountState, offset: int, frame: EventFrame, kind: Kind, index: int, error: Exception
+    ) -> None:
+        """Write an event to the dead letters."""
+        letter = encode(one_row(frame, kind, index, repaired=True))
+        self._outbox.unapplied.append(UnappliedEvent(state.account, offset, letter, error))
+        self._outbox.changed.add(state.account)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -176,26 +184,14 @@ class HeldBack:
 
     # --- repaired ----------------------------------------------------------------------------------------------------
 
-    def replace_parked(self, state: AccountState, repaired: ParkedTransfer) -> None:
-        """A repaired transfer takes the place of the parked one with its sequence, which goes to the dead letters."""
-        for held in [held for held in state.parked if held.sequence == repaired.sequence]:
+    def give_place(self, state: AccountState, held: ParkedTransfer | WaitingFill) -> None:
+        """Put an event that waits into the dead letters, to be owed until the repaired one has taken its place."""
+        if isinstance(held, ParkedTransfer):
             state.parked.remove(held)
-            if repaired.amount.startswith("-"):
-                state.unapplied += 1  # the repaired one takes it back
-            else:
-                state.unapplied_credits += 1
-            self._replaced(state, held)
-
-    def replace_fill(self, state: AccountState, repaired: WaitingFill) -> None:
-        """A repaired fill takes the place of the waiting one of its trade and order, which goes to the dead letters."""
-        for held in state.waiting_fills:
-            if (held.trade_id, held.order_id) == (repaired.trade_id, repaired.order_id):
-                state.waiting_fills.remove(held)
-                state.unapplied += 1  # the repaired one takes it back
-                self._replaced(state, held)
-                return
-
-    def _replaced(self, state: AccountState, held: ParkedTransfer | WaitingFill) -> None:
+            state.unapplied.add(held.place, credit=not held.amount.startswith("-"))
+        else:
+            state.waiting_fills.remove(held)
+            state.unapplied.add(held.place)
         error = InputError("a repaired event has taken its place")
         frame = encode(self._frame_of(state, held))
         self._outbox.unapplied.append(UnappliedEvent(state.account, held.offset, frame, error))
@@ -208,9 +204,11 @@ class HeldBack:
         kind = TransferColumns if isinstance(held, ParkedTransfer) else FillColumns
         fields = {"account": state.account, **msgspec.structs.asdict(held)}
         columns: Any = kind(**{name: [fields[name]] for name in kind.__struct_fields__ if name in fields})
+        sources = [source_of(held.place)] if held.place else []
+        columns.source, columns.source_offset = [0] * len(sources), [source.first for source in sources]
         if isinstance(held, ParkedTransfer):
-            return EventFrame(time=time_us, repaired=True, transfers=columns)
-        return EventFrame(time=time_us, repaired=True, fills=columns)
+            return EventFrame(time=time_us, repaired=True, transfers=columns, sources=sources)
+        return EventFrame(time=time_us, repaired=True, fills=columns, sources=sources)
 
 
 def is_readable(held: ParkedTransfer | WaitingFill) -> bool:

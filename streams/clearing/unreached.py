@@ -72,7 +72,7 @@ def _counts(state: AccountState) -> Counts:
         int(state.suspended),
         len(state.parked),
         len(state.waiting_fills),
-        state.unapplied + state.unapplied_credits,
+        state.unapplied.events + state.unapplied.credits,
     )
 
 

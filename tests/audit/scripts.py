@@ -9,6 +9,7 @@ import msgspec
 from schemas.codec import encode
 from schemas.messages import (
     EventFrame,
+    FillColumns,
     Mark,
     MarkFrame,
     PartitionOffset,
@@ -141,6 +142,23 @@ class Script(Bench):
         """A trade that names the account cannot be read."""
         told = Suspension(account=account, topic=TRADES, partition=0, offset=offset, reason="price must be positive")
         self.events(EventFrame(time=self.now_us, suspensions=[told]), shard)
+
+    def repair(self, account: str, offset: int, quantity: str, *, shard: int = 0) -> None:
+        """Somebody sends the account's side of that trade again."""
+        fill = FillColumns(
+            account=[account],
+            margin=["cross"],
+            symbol=[SYMBOL],
+            quantity=[quantity],
+            price=["10000"],
+            fee=["0"],
+            order_id=["o"],
+            trade_id=[offset],
+            source=[0],
+            source_offset=[offset],
+        )
+        source = SourceRange(topic=TRADES, topic_id="", partition=0, first=offset, next=offset + 1)
+        self.events(EventFrame(time=self.now_us, repaired=True, fills=fill, sources=[source]), shard)
 
     def report(self, account: str, order_id: str, status: ReportStatus, filled: str) -> None:
         columns = ReportColumns(

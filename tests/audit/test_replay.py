@@ -276,6 +276,12 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(
         lambda account, offset: lambda s: s.suspend(account, offset), ACCOUNTS_DRAWN, st.sampled_from([-1, 3, 4, 9])
     ),
+    st.builds(
+        lambda account, offset, quantity: lambda s: s.repair(account, offset, quantity),
+        ACCOUNTS_DRAWN,
+        st.sampled_from([3, 4, 9]),
+        QUANTITIES,
+    ),
     st.just(lambda s: s.restart()),
     st.just(lambda s: s.new_oracle()),
     st.builds(lambda price: lambda s: s.mark(price, epoch=s.epoch - 1), PRICES),

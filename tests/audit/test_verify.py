@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import headers
 from schemas.codec import encode
-from schemas.messages import Trade, TradeSide, Transfer
+from schemas.messages import EventFrame, SourceRange, Trade, TradeSide, Transfer, TransferColumns
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, PRICES, TRADES, TRANSFERS
 from streams.audit.findings import Findings
@@ -315,6 +316,39 @@ def test_money_in_the_dead_letters_counts_once_whatever_else_is_there(deployment
         market.cluster.append("margin.events.v1.dlq", letter.key, letter.value, headers=list(about.items()))
     market.cluster.append("margin.events.v1.dlq", None, None)
     assert [d for d in deployment.differences() if "the accounts of shard" in d] == []
+
+
+def test_repairs_are_added_up_once_and_are_no_difference(deployment: Deployment) -> None:
+    market, shard = deployment.market, shard_of("alice", SHARDS)
+    market.router_progress()
+    before = market.row("alice").groups[0].positions[0].quantity
+    market.fee = "0"
+    market.fill("alice", "9" * 15, "9" * 15, shard=shard)
+    market.suspend("alice", 7, shard)
+    for _ in range(2):
+        market.repair("alice", 7, "0.5", shard=shard)
+    columns = TransferColumns(
+        account=["alice"],
+        margin=["cross"],
+        asset=["USDC"],
+        amount=["3"],
+        sequence=[market.sequence + 1],
+        transfer_id=["t"],
+        source=[0],
+        source_offset=[0],
+    )
+    source = SourceRange(topic=TRANSFERS, topic_id="1", partition=0, first=0, next=1)
+    market.events(EventFrame(time=market.now_us, repaired=True, transfers=columns, sources=[source]), shard=shard)
+    market.deposit("alice", "3")
+    market.settle()
+    letters = [dict(letter.headers or ())["dlq.error"] for letter in market.dead_letters(EVENTS)]
+    assert letters == [b"InputError", b"RepairError", b"RepairError"]
+    findings = deployment.verify()
+    assert [d.what for d in findings.differences if "the accounts of shard" in d.what] == []
+    assert [d.what for d in findings.differences if "fees that came" in d.what] == []
+    row = deployment.market.row("alice")
+    assert (row.unapplied, len(row.owed)) == (1, 1)
+    assert Decimal(row.groups[0].positions[0].quantity) == Decimal(before) + Decimal("0.5")
 
 
 def test_what_liquidation_does_not_reach_fails_and_is_no_difference(deployment: Deployment) -> None:

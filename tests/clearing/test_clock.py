@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
-from schemas.messages import Alert, EventFrame, FillColumns, JournalRecord, Mark, MarkFrame, Suspension, TransferColumns
+from schemas.messages import (
+    Alert,
+    EventFrame,
+    FillColumns,
+    JournalRecord,
+    Mark,
+    MarkFrame,
+    SourceRange,
+    Suspension,
+    TransferColumns,
+)
 from schemas.parameters import (
     AssetParameters,
     InstrumentParameters,
@@ -272,7 +282,7 @@ def test_an_account_that_a_refused_record_names_is_suspended_and_told() -> None:
     assert alert.reason == f"{TRADES}[0] offset 7: price is below 0"
     pipeline.mark("9000")
     assert pipeline.commands == []
-    assert pipeline.shard.accounts["alice"].unapplied == 1
+    assert pipeline.shard.accounts["alice"].unapplied.events == 1
 
 
 def test_an_account_that_was_never_heard_of_is_suspended_from_its_first_event_on() -> None:
@@ -289,10 +299,10 @@ def test_a_record_that_is_read_again_suspends_nobody_again() -> None:
     pipeline.event(suspensions=[suspension(offset=7), suspension(offset=9)])
     pipeline.restart()
     pipeline.event(suspensions=[suspension(offset=7), suspension(offset=9)])
-    assert pipeline.shard.accounts["alice"].unapplied == 2
+    assert pipeline.shard.accounts["alice"].unapplied.events == 2
     others = [suspension(offset=10), suspension(offset=7, partition=1), suspension(offset=7, topic=TRANSFERS)]
     pipeline.event(suspensions=others)
-    assert pipeline.shard.accounts["alice"].unapplied == 5
+    assert pipeline.shard.accounts["alice"].unapplied.events == 5
 
 
 def test_a_repaired_record_ends_it_for_good() -> None:
@@ -300,7 +310,10 @@ def test_a_repaired_record_ends_it_for_good() -> None:
     pipeline.open()
     pipeline.mark("10000")
     pipeline.event(suspensions=[suspension()])
-    pipeline.event(repaired=True, fills=fill("alice", "-1", "10000"))
+    repaired = fill("alice", "-1", "10000")
+    repaired.source, repaired.source_offset = [0], [7]
+    record = SourceRange(topic=TRADES, topic_id="", partition=0, first=7, next=8)
+    pipeline.event(repaired=True, sources=[record], fills=repaired)
     assert not pipeline.shard.accounts["alice"].suspended
     pipeline.event(suspensions=[suspension()])
     assert not pipeline.shard.accounts["alice"].suspended, "the record was read again after it was repaired"

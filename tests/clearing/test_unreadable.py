@@ -150,7 +150,7 @@ def test_what_comes_for_it_is_kept_in_the_dead_letters_and_counted(data: bytes) 
     shard = Shard(0, RULES)
     shard.restore("alice", data)
     decide(shard)
-    before = shard.accounts["alice"].unapplied
+    before = shard.accounts["alice"].unapplied.events
     outputs = [transfer(shard, "alice", "5", 8), fill(shard, "alice", "1", "10000")]
     assert [len(output.unapplied) for output in outputs] == [1, 1]
     assert [output.alerts for output in outputs] == [[], []]
@@ -183,12 +183,12 @@ def test_what_was_not_applied_meanwhile_keeps_it_suspended() -> None:
     shard.decide_touched(everything=True)
     output = shard.take("test")
     state = shard.accounts["alice"]
-    assert (state.unread, state.unapplied, state.suspended) == (None, 1, True)
+    assert (state.unread, state.unapplied.events, state.suspended) == (None, 1, True)
     assert shard.portfolio.balances(state.groups["cross"].row) == {"GONE": "5"}
     again = Shard(0, RULES.with_record(GONE))
     assert output.rows["alice"] is not None
     again.restore("alice", output.rows["alice"])
-    assert (again.accounts["alice"].unapplied, again.unread) == (1, {})
+    assert (again.accounts["alice"].unapplied.events, again.unread) == (1, {})
 
 
 def test_nothing_of_a_row_that_fails_half_way_is_left_in_the_ledger() -> None:

@@ -317,7 +317,7 @@ def test_an_account_of_more_positions_than_a_row_holds_is_suspended() -> None:
     marks(shard, {names[0]: "100"})
     output = events(shard, fills=fills(*(("alice", "cross", name, "1", "100", "0", "o") for name in names)))
     state = shard.accounts["alice"]
-    assert (len(output.unapplied), state.unapplied) == (10, 10)
+    assert (len(output.unapplied), state.unapplied.events) == (10, 10)
     assert len(shard.portfolio.positions(state.groups["cross"].row)) == POSITIONS_MAX
 
 

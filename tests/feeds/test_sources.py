@@ -52,7 +52,7 @@ def offsets_of(given_frame: EventFrame) -> list[int]:
         (frame(5, 6), [5, 6]),
         (frame(7), []),
         (frame(3, 7, repaired=True), [3, 7]),
-        (frame(3, 4, topic_id="made anew"), []),
+        (frame(3, 4, topic_id="made-anew"), []),
         (frame(3, 4, topic_id=""), [3, 4]),
     ],
     ids=[
@@ -104,7 +104,7 @@ def test_frames_of_earlier_versions_are_taken_as_they_come() -> None:
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 NAME = "collateral.transfers.v1:0:id"
-ANEW = "collateral.transfers.v1:0:made anew"
+ANEW = "collateral.transfers.v1:0:made-anew"
 
 
 def told(sources: Sources) -> list[str]:
@@ -157,11 +157,11 @@ def test_what_an_operator_says_to_be_lost_is_not_waited_for(was_missing: bool) -
 
 def test_a_topic_made_anew_is_taken_at_an_operators_word_and_the_old_one_forgotten() -> None:
     sources = Sources({NAME: 50}, told_at=3)
-    assert offsets_of(sources.admit(frame(0, 1, topic_id="made anew"))) == []
+    assert offsets_of(sources.admit(frame(0, 1, topic_id="made-anew"))) == []
     assert (sources.missing, told(sources)) == ({ANEW: 0}, ["input_missing"])
-    sources.admit(said(source(0, 0, topic_id="made anew", lost="moved to another cluster")))
+    sources.admit(said(source(0, 0, topic_id="made-anew", lost="moved to another cluster")))
     assert (sources.missing, sources.stuck, told(sources)) == ({}, {}, ["input_lost"])
-    assert offsets_of(sources.admit(frame(0, 1, topic_id="made anew"))) == [0, 1]
+    assert offsets_of(sources.admit(frame(0, 1, topic_id="made-anew"))) == [0, 1]
     assert sources.take_all() == {ANEW: 2}
     assert sources.told_at == -1, "the next record of the journal tells all, so that the old one is forgotten there"
     assert offsets_of(sources.admit(frame(50, 51))) == [], "a router that still reads the old one is too late"
@@ -171,7 +171,7 @@ def test_what_is_missing_and_lost_is_said_with_what_to_do() -> None:
     sentences = [*missing_sentences("shard 3", {NAME: 7}, {ANEW: Lost(records=0, reason="it burnt")})]
     assert "accept-offset collateral.transfers.v1 0 OFFSET" in sentences[0]
     assert (
-        "records of collateral.transfers.v1:0:made anew were never applied and will not be (it burnt)" in sentences[1]
+        "records of collateral.transfers.v1:0:made-anew were never applied and will not be (it burnt)" in sentences[1]
     )
 
 

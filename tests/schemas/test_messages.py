@@ -172,7 +172,10 @@ def forbidden(alternatives: list[dict[str, Any]]) -> list[Any]:
         digits = DERIVED_DIGITS_MAX if one["maxLength"] > 40 else INTEGER_DIGITS_MAX
         most = ["1" * (digits + 1)]
         return NOT_DECIMAL + most + signed + (["0", "0.000"] if "> 0" in about or "not 0" in about else [])
-    return [*NOT_ID, "x" * (one["maxLength"] + 1)] if "pattern" in one else NOT_TEXT
+    if "pattern" not in one:
+        return NOT_TEXT
+    wrong = [*NOT_ID, "x" * (one["maxLength"] + 1)]
+    return [value for value in wrong if value != "" or not re.match(one["pattern"], "")]
 
 
 def broken(topic: str, path: Path) -> Iterator[tuple[str, Any]]:
