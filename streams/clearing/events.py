@@ -37,7 +37,6 @@ class Events:
         commands: OpenCommands,
         postings: Postings,
         held_back: HeldBack,
-        repairs: Repairs,
         holds: Holds,
         outbox: Outbox,
     ) -> None:
@@ -46,7 +45,7 @@ class Events:
         self._commands = commands
         self._postings = postings
         self._held_back = held_back
-        self._repairs = repairs
+        self._repairs = Repairs(held_back, outbox)
         self._holds = holds
         self._outbox = outbox
 

@@ -28,7 +28,6 @@ from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox, UnappliedEvent
 from streams.clearing.postings import Postings
 from streams.clearing.progress_walk import ProgressWalk
-from streams.clearing.repairs import Repairs
 from streams.clearing.undecided import UndecidedWatch
 from streams.errors import ShardError
 from streams.feeds.sources import Sources
@@ -73,14 +72,7 @@ class Shard:
         self._held_back = HeldBack(self.cursor, self._accounts, self._admission, postings, self._outbox)
         self._holds = Holds(self.cursor, self.portfolio, self._accounts, self._outbox)
         self._events = Events(
-            self._accounts,
-            ledger,
-            self._commands,
-            postings,
-            self._held_back,
-            Repairs(self._held_back, self._outbox),
-            self._holds,
-            self._outbox,
+            self._accounts, ledger, self._commands, postings, self._held_back, self._holds, self._outbox
         )
         self._candidates = Candidates(self.portfolio, self._accounts, index)
         self._decisions = Decisions(

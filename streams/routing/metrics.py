@@ -3,7 +3,17 @@
 Everything about records is counted when it is acknowledged; what is routed again after a failure counts again.
 """
 
+import logging
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from streams.broker.records import Record
+from streams.logs import event
+from streams.routing.split import Counts, RefusedRecord
+from streams.routing.trade_ids import RefusedTrade
+
+log = logging.getLogger(__name__)
 
 RECORDS = Counter("margin_router_records", "Records routed, dead letters and repeats included", ["topic"])
 FILLS = Counter("margin_router_fills", "Fills sent to the shards, two a trade")
@@ -27,3 +37,21 @@ DROPPED_BATCHES = Counter("margin_router_dropped_batches", "Times that all parti
 PROGRESS = Counter("margin_router_progress", "Records of progress written")
 PROGRESS_NOT_TOLD = Counter("margin_router_progress_not_told", "Times that progress could not be written")
 PARTITIONS = Gauge("margin_router_partitions", "Input partitions owned")
+
+
+def count(letters: Iterable[tuple[Record, RefusedRecord]], counts: Counts) -> None:
+    """Count what a batch held, and log what is not as it should be."""
+    for message, refused in letters:
+        DEAD_LETTERS.labels(message.topic()).inc()
+        SUSPENSIONS.inc(len(refused.whom.accounts))
+        if isinstance(refused.error, RefusedTrade):
+            CONTRADICTIONS.inc()
+        if not refused.whom.complete:
+            UNTOLD.labels(message.topic()).inc()
+    FILLS.inc(counts.fills)
+    if counts.repeats:
+        REPEATS.inc(counts.repeats)
+        event(log, logging.WARNING, "trades_repeated", count=counts.repeats)
+    if counts.missing:
+        GAPS.inc(counts.missing)
+        event(log, logging.WARNING, "trades_missing", count=counts.missing, gaps=counts.gaps)

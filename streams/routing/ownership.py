@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -22,8 +23,9 @@ from streams.logs import event
 from streams.routing.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.routing.beginning import Beginning, Committed, Present, beginning
 from streams.routing.committed_at import CommittedAt
+from streams.routing.moved import Elsewhere
 from streams.routing.split import RefusedRecord, Splitter
-from streams.routing.trade_ids import TradeIds
+from streams.routing.trade_ids import TradeIds, memory_key, symbol_of
 from streams.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class Owned:
     Everything below ``next_offset`` has been told to the shards, what is below ``committed`` has been committed (-1:
     it must be, wherever it goes on). ``routed`` records are in the batch at hand. ``is_new``: the shards have not been
     told that it goes on here. ``accepted`` is the operator's word by which it began, until that is spent; ``lost`` the
-    reason in it, until the shards are told. ``leader_epoch`` is that of the last record.
+    reason in it, until the shards are told. ``leader_epoch`` is that of the last record. ``moved`` is a symbol that
+    came here from another partition: nothing more is routed before its memory is here, too.
     """
 
     topic: str
@@ -53,6 +56,12 @@ class Owned:
     leader_epoch: int | None = None
     accepted: AcceptedOffset | None = None
     lost: str = ""
+    moved: str = ""
+
+    @property
+    def must_commit(self) -> bool:
+        """Whether anything of it is not committed: how far it is, or a memory."""
+        return self.next_offset > self.committed or bool(self.trade_ids.changed)
 
     def to_commit(self) -> TopicPartition:
         """Its offset as it is committed, so that it can be told from one that was moved by hand."""
@@ -91,6 +100,7 @@ class Ownership:
         servers: str,
     ) -> None:
         self._reader = reader
+        self._elsewhere = Elsewhere(reader, timeout_s, runtime)
         self._runtime = runtime
         self._timeout_s = timeout_s
         self._topic_ids = topic_ids
@@ -140,6 +150,32 @@ class Ownership:
             self._owned[owned.topic, owned.partition] = owned
         return [TopicPartition(owned.topic, owned.partition, owned.next_offset) for owned in begun]
 
+    def look_again(self) -> None:
+        """What other partitions know of symbols may have changed."""
+        self._elsewhere.refresh()
+
+    def adopt_moved(self, consumer: Consumer) -> list[Owned]:
+        """Give the partitions that wait for it the memory of the symbol that moved there, to be committed; which.
+
+        Raises:
+            BrokerError: Kafka does not answer.
+        """
+        waited = [owned for owned in self._owned.values() if owned.moved]
+        for owned in waited:
+            memory, unrouted = self._elsewhere.newest(consumer, owned.partition, owned.moved)
+            owned.trade_ids.adopt(owned.moved, memory)
+            event(
+                log,
+                logging.ERROR if unrouted else logging.WARNING,
+                "symbol_moved",
+                symbol=owned.moved,
+                to=f"{TRADES}[{owned.partition}]",
+                last=memory.last,
+                unrouted_elsewhere=unrouted,
+            )
+            owned.moved = ""
+        return waited
+
     def places(self) -> list[tuple[str, int]]:
         """Topic and number of every owned partition; may be asked from any thread."""
         return list(self._owned)
@@ -178,6 +214,7 @@ class Ownership:
         word = self._word(present, accepted)
         begins = beginning(present, Committed(place.offset, metadata_of(place)), word, self._servers)
         memory = memories[partition] if topic == TRADES else TradeIds()
+        memory.is_elsewhere = partial(self._elsewhere.knows, partition)
         if topic == TRADES and not begins.keeps_memory:
             memory = self._rebuilt(present, begins, memory)
         owned = Owned(topic, partition, begins.first, max(place.offset, 0), memory)
@@ -218,16 +255,16 @@ class Ownership:
         accepted, memories = AcceptedOffsets(), {}
         for partition in sorted({ACCEPTED_PARTITION} | partitions):
             started = self._runtime.monotonic()
-            memory, prefix = TradeIds(), memory_key(partition)
+            memory = TradeIds()
             low, high = self._reader.watermarks(ROUTER, partition)
             for message in self._reader.read_range(ROUTER, partition, low, high):
                 if partition == ACCEPTED_PARTITION and accepted.take(message.key(), message.value()):
                     continue
-                owner, _, symbol = (message.key() or b"").rpartition(b":")
-                if message.key() == prefix:
+                symbol = symbol_of(partition, message.key())
+                if symbol == "":
                     memory.recall_old(message.value())
-                elif owner == prefix:
-                    memory.recall(symbol.decode("utf-8", "replace"), message.value())
+                elif symbol is not None:
+                    memory.recall(symbol, message.value())
             if partition in partitions:
                 memories[partition] = memory
                 self._tell(partition, memory, high - low, self._runtime.monotonic() - started)
@@ -240,6 +277,7 @@ class Ownership:
         records = self._reader.read_range(TRADES, present.partition, present.low, begins.first)
         memory = trade_ids_after(records, is_cut_off=present.low > 0)
         memory.replace(before)
+        memory.is_elsewhere = before.is_elsewhere
         event(
             log,
             logging.WARNING,
@@ -292,8 +330,3 @@ def trade_ids_after(records: Iterable[Record], *, is_cut_off: bool = False) -> T
             splitter.take(0)  # nobody is told again
     memory.is_cut_off = False
     return memory
-
-
-def memory_key(partition: int, symbol: str = "") -> bytes:
-    """The key in ``margin.router.v1`` of the memory of a symbol, or of the partition's in the form before."""
-    return f"{TRADES}:{partition}{':' if symbol else ''}{symbol}".encode()

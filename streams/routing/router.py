@@ -44,7 +44,7 @@ from streams.routing import metrics
 from streams.routing.ownership import Owned, Ownership
 from streams.routing.progress import ProgressTeller
 from streams.routing.split import Counts, RefusedRecord, Splitter
-from streams.routing.trade_ids import RefusedTrade
+from streams.routing.trade_ids import SymbolMoved
 from streams.runtime import Event
 from streams.service import run_role
 from streams.settings import Settings
@@ -179,6 +179,7 @@ class Router:
             self._beat("splitting a batch")
             self._route(batch)
             self._pass_ends()
+            self._take_in_moved()
             if self._runtime.monotonic() - self._last_commit >= self._settings.router.commit_ms / 1000:
                 self._commit()
         except (NotDelivered, TransactionAborted, ProducerFenced) as error:
@@ -190,6 +191,7 @@ class Router:
         """Records for one batch. Partitions may come and go while it is collected (:meth:`_drop`)."""
         router = self._settings.router
         self._ends.clear()
+        self._ownership.look_again()
         size, left, deadline = 0, self._progress.wait_s(_IDLE_POLL_S), 0.0
         while True:
             room = min(_RECORDS_PER_POLL, router.batch_records_max - len(self._batch))
@@ -211,7 +213,7 @@ class Router:
         """A partition that was read to its end is routed up to there: markers and aborted records are nothing."""
         for place, offset in self._ends.items():
             owned = self._ownership.find(*place)
-            if owned is not None:
+            if owned is not None and not owned.moved:
                 owned.next_offset = max(owned.next_offset, offset)
 
     def _route(self, batch: list[Record]) -> None:
@@ -256,11 +258,9 @@ class Router:
         """Add one record to the frames; the reason if it is refused."""
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         owned = self._ownership.find(topic, partition)
-        if owned is None or offset < owned.next_offset:
+        if owned is None or owned.moved or offset < owned.next_offset:
             return None
-        owned.next_offset = offset + 1
-        owned.leader_epoch = message.leader_epoch()
-        owned.routed += 1
+        refused = None
         try:
             self._splitter.add(
                 topic,
@@ -270,9 +270,30 @@ class Router:
                 partition=partition,
                 offset=offset,
             )
-        except RefusedRecord as refused:
-            return refused
-        return None
+        except SymbolMoved as moved:
+            owned.moved = moved.symbol
+            return None
+        except RefusedRecord as error:
+            refused = error
+        owned.next_offset = offset + 1
+        owned.leader_epoch = message.leader_epoch()
+        owned.routed += 1
+        return refused
+
+    def _take_in_moved(self) -> None:
+        """Let partitions to which a symbol moved begin with its memory, and read on where they stopped.
+
+        Raises:
+            As :meth:`_commit`, and BrokerError: Kafka does not answer.
+        """
+        if not any(owned.moved for owned in self._ownership.all()):
+            return
+        self._beat("taking in symbols that moved")
+        self._commit()
+        stopped = self._ownership.adopt_moved(self._consumer)
+        self._commit()
+        for owned in stopped:
+            seek(self._consumer, owned.to_commit(), self._timeout_s, self._runtime)
 
     def _commit(self) -> None:
         """Commit how far the partitions are routed, with the memory of trade ids, once every shard knows.
@@ -282,7 +303,7 @@ class Router:
             nobody knows whether.
         """
         self._last_commit = self._runtime.monotonic()
-        moved = [owned for owned in self._ownership.all() if owned.next_offset > owned.committed]
+        moved = [owned for owned in self._ownership.all() if owned.must_commit]
         if not moved:
             return
         self._tell_lost()
@@ -308,20 +329,7 @@ class Router:
         for owned in routed:
             metrics.RECORDS.labels(owned.topic).inc(owned.routed)
             owned.routed, owned.is_new = 0, False
-        for message, refused in letters:
-            metrics.DEAD_LETTERS.labels(message.topic()).inc()
-            metrics.SUSPENSIONS.inc(len(refused.whom.accounts))
-            if isinstance(refused.error, RefusedTrade):
-                metrics.CONTRADICTIONS.inc()
-            if not refused.whom.complete:
-                metrics.UNTOLD.labels(message.topic()).inc()
-        metrics.FILLS.inc(counts.fills)
-        if counts.repeats:
-            metrics.REPEATS.inc(counts.repeats)
-            event(log, logging.WARNING, "trades_repeated", count=counts.repeats)
-        if counts.missing:
-            metrics.GAPS.inc(counts.missing)
-            event(log, logging.WARNING, "trades_missing", count=counts.missing, gaps=counts.gaps)
+        metrics.count(letters, counts)
 
     # --- owning partitions -------------------------------------------------------------------------------------------
 

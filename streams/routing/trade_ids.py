@@ -5,20 +5,27 @@ back from there (:mod:`streams.routing.ownership`). So a repeat, and a trade tha
 known over any restart. Where a router begins at an accepted offset it may be folded anew from the log.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import msgspec
 
 from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import Trade
+from schemas.messages import Range, Trade
+from schemas.topics import TRADES
 from schemas.types import Sequence
 
 REPEATED = -1
 
 WINDOW = 16
 """How many of a symbol's last trades are known by content."""
+
+STRAY_IDS = 1_000_000
+"""An id that leaves out more may be a stray one: then the symbol's own go on in the gap before it."""
+
+OPEN_GAPS_MAX = 8
+"""Such gaps of one symbol that stay open. Beyond, the lower and the upper half of them do: ids may be times."""
 
 MIGRATED_SLACK_US = 60_000_000
 """How far the times of trades may be out of the order of their ids, where only the last id is known."""
@@ -32,6 +39,18 @@ class RefusedTrade(DecodeError):
     known. The text says which and why."""
 
 
+class SymbolMoved(Exception):
+    """A symbol that is new to the partition has a memory in another one, and nothing of it is routed before that."""
+
+    def __init__(self, symbol: str) -> None:
+        super().__init__(symbol)
+        self.symbol = symbol
+
+
+def _nowhere(_: str) -> bool:
+    return False
+
+
 class _Row(msgspec.Struct, kw_only=True):
     """The memory of one symbol as it stands in ``margin.router.v1``, ``window`` in base64."""
 
@@ -39,6 +58,7 @@ class _Row(msgspec.Struct, kw_only=True):
     window: bytes = b""
     until: int = -1
     latest: int = -1
+    open: tuple[Range, ...] = ()
 
 
 _ROW = Decoder[_Row](_Row)
@@ -48,21 +68,33 @@ _OLD_ROW = msgspec.json.Decoder(dict[str, int])
 class SymbolMemory:
     """What is known of the trades of one symbol that were routed.
 
-    Ids rise strictly, so an id above ``last`` is new, and of those at or below it: the last ``WINDOW`` that were routed
-    are known by content, and none of those before has an event time after ``until_us``.
+    Ids rise strictly, so an id above ``last``, the highest that was routed, is new. The gap before one that is far
+    above the others stays open: what is in it is new, too. Of all other ids the last ``WINDOW`` that were routed are
+    known by content, and none of those before has an event time after ``until_us``.
     """
 
-    __slots__ = ("_latest_us", "_until_us", "_window", "last")
+    __slots__ = ("_latest_us", "_open", "_until_us", "_window", "last")
 
-    def __init__(self, last: int, window: bytes = b"", until_us: int = -1, latest_us: int = -1) -> None:
+    def __init__(
+        self,
+        last: int,
+        window: bytes = b"",
+        until_us: int = -1,
+        latest_us: int = -1,
+        open_gaps: Iterable[tuple[int, int]] = (),
+    ) -> None:
         self.last = last
         self._window = window
         self._until_us = until_us
         self._latest_us = latest_us
+        self._open = tuple(open_gaps)
 
     def row(self) -> bytes:
         """Its row."""
-        return encode(_Row(last=self.last, window=self._window, until=self._until_us, latest=self._latest_us))
+        gaps = tuple(Range(first=first, next=following) for first, following in self._open)
+        return encode(
+            _Row(last=self.last, window=self._window, until=self._until_us, latest=self._latest_us, open=gaps)
+        )
 
     @classmethod
     def of_row(cls, data: bytes) -> "SymbolMemory":
@@ -72,13 +104,17 @@ class SymbolMemory:
             DecodeError: it is no such row.
         """
         row = _ROW(data)
-        whole = not len(row.window) % _ENTRY_BYTES
-        if not whole or (row.window and _id_at(row.window, len(row.window) - _ENTRY_BYTES) != row.last):
-            raise DecodeError("the window does not end at the last id")
-        return cls(row.last, row.window, row.until, row.latest)
+        if len(row.window) % _ENTRY_BYTES or any(number > row.last for number in _ids(row.window)):
+            raise DecodeError("the window does not hold the last trades up to the last id")
+        return cls(row.last, row.window, row.until, row.latest, ((gap.first, gap.next) for gap in row.open))
 
-    def extend(self, trade: Trade) -> None:
-        """Take in ``trade``, whose id is above ``last``."""
+    def is_new(self, trade_id: int) -> bool:
+        """Whether no trade of this id can have been routed."""
+        return trade_id > self.last or any(first <= trade_id < following for first, following in self._open)
+
+    def extend(self, trade: Trade) -> int:
+        """Take in ``trade``, whose id is new; how many ids it leaves out."""
+        left_out = self._left_out(trade.trade_id)
         if not self._window:
             # Of a symbol without a memory nothing was routed before. Of one that has been migrated, or whose first
             # trades are gone, nothing is known of the trades before but the last id: they are older, more or less.
@@ -86,12 +122,30 @@ class SymbolMemory:
         elif len(self._window) >= WINDOW * _ENTRY_BYTES:
             self._window = self._window[_ENTRY_BYTES:]
             self._until_us = max(self._until_us, self._latest_us)
-        self.last = trade.trade_id
+        self.last = max(self.last, trade.trade_id)
         self._latest_us = max(self._latest_us, trade.event_time)
         self._window += trade.trade_id.to_bytes(8, "big") + _digest(trade)
+        return left_out
+
+    def _left_out(self, trade_id: int) -> int:
+        """How many ids before a new one are left out; from now on they are closed, unless they are very many."""
+        if trade_id > self.last:
+            left_out = trade_id - self.last - 1 if self.last >= 0 else 0
+            if left_out > STRAY_IDS:
+                self._open += ((self.last + 1, trade_id),)
+                if len(self._open) > OPEN_GAPS_MAX:
+                    self._open = self._open[: OPEN_GAPS_MAX // 2] + self._open[OPEN_GAPS_MAX // 2 + 1 :]
+            return left_out
+        gap = next((first, following) for first, following in self._open if first <= trade_id < following)
+        rest = (
+            (first, following) if (first, following) != gap else (trade_id + 1, following)
+            for first, following in self._open
+        )
+        self._open = tuple((first, following) for first, following in rest if first < following)
+        return trade_id - gap[0]
 
     def check_repeat(self, trade: Trade) -> None:
-        """``trade``, whose id is not above ``last``, must be one that was routed.
+        """``trade``, whose id is not new, must be one that was routed.
 
         Raises:
             RefusedTrade: it cannot be.
@@ -106,7 +160,8 @@ class SymbolMemory:
                 )
         if not self._window:
             return
-        if trade.trade_id > _id_at(self._window, 0):
+        lowest = self._known_from(trade.trade_id)
+        if lowest is not None and trade.trade_id > lowest:
             raise RefusedTrade(
                 f"trade {trade.trade_id} of {trade.symbol} comes after trade {self.last} and was not routed before: "
                 "ids rise strictly"
@@ -117,6 +172,16 @@ class SymbolMemory:
                 f"before trade {_id_at(self._window, 0)}: the ids have begun anew"
             )
 
+    def _known_from(self, trade_id: int) -> int | None:
+        """The id from which on, up to ``trade_id``, all that were routed are in the window; None: it is not known.
+
+        Between two open gaps ids rise, so they left the window in their order.
+        """
+        first = max((following for _, following in self._open if following <= trade_id), default=0)
+        end = min((start for start, _ in self._open if start > trade_id), default=self.last + 1)
+        known = [number for number in _ids(self._window) if first <= number < end]
+        return known[0] if known and known == sorted(known) else None
+
 
 @dataclass(slots=True)
 class TradeIds:
@@ -126,6 +191,7 @@ class TradeIds:
     says that a row of the form before must be removed, with the next transaction. ``unread`` says why the memory of a
     symbol, or, under the empty name, of every symbol without a row of its own, cannot be read: no trade of it is
     routed. ``is_cut_off``: trades before the first one of a symbol may have been routed, and are not known.
+    ``is_elsewhere``: whether there is a memory of a symbol with another partition.
     """
 
     symbols: dict[str, SymbolMemory] = field(default_factory=dict)
@@ -134,6 +200,7 @@ class TradeIds:
     unread: dict[str, str] = field(default_factory=dict)
     migrated: bool = False
     is_cut_off: bool = False
+    is_elsewhere: Callable[[str], bool] = _nowhere
 
     @property
     def last(self) -> dict[str, int]:
@@ -147,20 +214,26 @@ class TradeIds:
 
         Raises:
             RefusedTrade: it contradicts what was routed, or that is not known. Nothing was taken in.
+            SymbolMoved: :meth:`adopt` must be called before.
         """
         symbol = trade.symbol
         memory = self.symbols.get(symbol)
         if self.unread and (reason := self._unknown(symbol, memory)) is not None:
             raise RefusedTrade(reason)
         if memory is None:
+            if self.is_elsewhere(symbol):
+                raise SymbolMoved(symbol)
             memory = self.symbols[symbol] = SymbolMemory(trade.trade_id - 1 if self.is_cut_off else -1)
-        elif trade.trade_id <= memory.last:
+        elif not memory.is_new(trade.trade_id):
             memory.check_repeat(trade)
             return REPEATED
-        missing = trade.trade_id - memory.last - 1 if memory.last >= 0 else 0
-        memory.extend(trade)
         self.changed.add(symbol)
-        return missing
+        return memory.extend(trade)
+
+    def adopt(self, symbol: str, memory: SymbolMemory) -> None:
+        """Begin with the memory that there is of ``symbol`` elsewhere. It must be committed before a trade is."""
+        self.symbols[symbol] = memory
+        self.changed.add(symbol)
 
     def replace(self, before: "TradeIds") -> None:
         """Stand in Kafka instead of ``before`` with the next transaction: all of this one, and no row of the other."""
@@ -219,8 +292,26 @@ class TradeIds:
         return self.unread.get(symbol) or (self.unread.get("") if memory is None else None)
 
 
+def memory_key(partition: int, symbol: str = "") -> bytes:
+    """The key in ``margin.router.v1`` of the memory of a symbol, or of the partition's in the form before."""
+    return f"{TRADES}:{partition}{':' if symbol else ''}{symbol}".encode()
+
+
+def symbol_of(partition: int, key: bytes | None) -> str | None:
+    """The symbol of which a row of the partition is the memory; empty for one of the form before, None if of none."""
+    prefix = memory_key(partition)
+    if key == prefix:
+        return ""
+    owner, _, symbol = (key or b"").rpartition(b":")
+    return symbol.decode("utf-8", "replace") if owner == prefix else None
+
+
 def _id_at(window: bytes, at: int) -> int:
     return int.from_bytes(window[at : at + 8], "big")
+
+
+def _ids(window: bytes) -> list[int]:
+    return [_id_at(window, at) for at in range(0, len(window), _ENTRY_BYTES)]
 
 
 def _digest(trade: Trade) -> bytes:

@@ -12,8 +12,8 @@ from schemas.topics import INPUTS, REPORTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.routing.committed_at import CommittedAt
-from streams.routing.ownership import Ownership, memory_key
-from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds
+from streams.routing.ownership import Ownership
+from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds, memory_key
 from streams.runtime import SYSTEM
 
 IDS = dict.fromkeys(INPUTS, "an-id")

@@ -21,9 +21,9 @@ from streams.memory.log import Cluster
 from streams.memory.scheduler import Scheduler
 from streams.routing.accepted import accepted_key
 from streams.routing.committed_at import CommittedAt
-from streams.routing.ownership import Ownership, memory_key, trade_ids_after
+from streams.routing.ownership import Ownership, trade_ids_after
 from streams.routing.split import RefusedRecord, Splitter
-from streams.routing.trade_ids import REPEATED, RefusedTrade, SymbolMemory, TradeIds
+from streams.routing.trade_ids import REPEATED, RefusedTrade, SymbolMemory, TradeIds, memory_key
 from streams.runtime import SYSTEM
 
 IDS = dict.fromkeys(INPUTS, "an-id")

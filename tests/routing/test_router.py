@@ -33,8 +33,8 @@ from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionA
 from streams.routing import router as router_module
 from streams.routing.committed_at import CommittedAt
 from streams.routing.concerned import concerned
-from streams.routing.ownership import memory_key
 from streams.routing.router import Router
+from streams.routing.trade_ids import memory_key
 from streams.runtime import SystemRuntime
 from streams.settings import Settings
 from streams.watchdog import Watchdog

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from schemas.messages import Trade, TradeSide
-from streams.routing.trade_ids import REPEATED, WINDOW, RefusedTrade, SymbolMemory, TradeIds
+from streams.routing.trade_ids import OPEN_GAPS_MAX, REPEATED, STRAY_IDS, WINDOW, RefusedTrade, SymbolMemory, TradeIds
 
 T0 = 1_700_000_000_000_000
 
@@ -85,6 +85,46 @@ def test_a_missing_trade_that_comes_late_is_refused_because_it_was_never_routed(
     memory = memory_of(trade(1), trade(4))
     with pytest.raises(RefusedTrade, match="trade 2 of BTC-PERP comes after trade 4 and was not routed before"):
         memory.accept(trade(2))
+
+
+@pytest.mark.parametrize("stray", [2**63 - 1, 10_000_000])
+def test_a_stray_id_does_not_close_its_symbol(stray: int) -> None:
+    memory = memory_of(trade(1), trade(2), trade(stray, event_time=T0 + 3))
+    for number in range(3, 60):
+        assert memory.accept(trade(number)) == 0
+        assert memory.accept(trade(number)) == REPEATED
+        memory = restarted(memory)
+    assert memory.accept(trade(stray, event_time=T0 + 3)) == REPEATED
+    with pytest.raises(RefusedTrade, match="not routed before"):
+        memory_of(trade(1), trade(4), trade(stray, event_time=T0 + 9)).accept(trade(2))
+
+
+def test_so_many_gaps_stay_open_and_the_row_is_bounded() -> None:
+    memory = memory_of(*(trade(1 + number * 2 * STRAY_IDS, event_time=T0 + number) for number in range(40)))
+    assert len(memory.symbols["BTC-PERP"].row()) < 900
+    taken = [number for number in range(39) if memory.symbols["BTC-PERP"].is_new(2 + number * 2 * STRAY_IDS)]
+    assert taken == [0, 1, 2, 3, 35, 36, 37, 38], "where strays came to an old line, and where ids are times"
+    assert len(taken) == OPEN_GAPS_MAX
+
+
+@given(st.lists(st.tuples(st.sampled_from(["next", "next", "next", "stray"]), st.integers(1, 3))), st.data())
+@configure(deadline=None)
+def test_whatever_strays_come_every_trade_is_routed_once(feed: list[tuple[str, int]], data: Any) -> None:
+    trades, last, highest = [], 0, 0
+    for number, (kind, step) in enumerate(feed):
+        if kind == "next":
+            last += step
+        chosen = last if kind == "next" else max(highest, last) + step * STRAY_IDS + 2
+        highest = max(highest, chosen)
+        trades.append(trade(chosen, event_time=T0 + number))
+    memory = TradeIds()
+    for new in trades:
+        memory = restarted(memory) if data.draw(st.booleans()) else memory
+        assert memory.accept(new) >= 0
+    for _ in range(2):
+        memory = restarted(memory)
+        first = data.draw(st.integers(0, len(trades)))
+        assert all(memory.accept(repeat) == REPEATED for repeat in trades[first:])
 
 
 def test_the_window_is_bounded_and_so_is_its_row() -> None:
