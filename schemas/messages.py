@@ -608,6 +608,16 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     progress: Offset
 
 
+class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Of one commit: parameters and events that were decided together, those below ``parameters`` and ``events``, once
+    the marks below ``marks`` and the progress below ``progress`` had been walked."""
+
+    marks: Offset
+    progress: Offset
+    parameters: Offset
+    events: Offset
+
+
 class Behind(msgspec.Struct, frozen=True, kw_only=True):
     """A source that others wait for: how far it is (``next``) and since when it has not moved, by the shard's clock.
 
@@ -632,7 +642,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     ``claim`` is the offset of the shard's claim record (a claim's own is -1, its offset is the token); ``sequence``
     rises by one per record; ``previous`` is the offset of the record before. The order of a commit is: the marks below
-    ``marks_before``, the parameters, the events, then the rest of the marks. ``marks_full`` is the offset of the last
+    ``marks_before``, the parameters, the events, then the rest of the marks; or, if there were more, one ``batches``
+    after the other, each after the marks that it names. ``marks_full`` is the offset of the last
     full mark frame before ``marks.next``: where the marks must be read from to know every price as of this record.
     ``clock`` is the shard's time after it: the latest seen on marks and events.
     ``open_interest``, now and then, is the quantity of the shard's long positions by symbol. ``rules_next``: the
@@ -686,6 +697,7 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     progress: Range = Range(first=0, next=0)
     progress_before: Offset = -1
     turns: tuple[Turn, ...] = ()
+    batches: tuple[Batch, ...] = ()
     marks_now: Offset = -1
     behind: dict[Text, Behind] = {}
     held: Sequence = 0

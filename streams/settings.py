@@ -258,10 +258,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Milliseconds,
         Meta(
             description="longest time between commits, at most a quarter of Kafka's transaction timeout; "
-            "a command is committed at once"
+            "a command, an alert or a dead letter is committed at once"
         ),
-    ] = 50
-    batch_frames_max: Annotated[int, Meta(ge=1, le=10_000, description="with so many frames a batch ends")] = 256
+    ] = 200
+    batch_frames_max: Annotated[int, Meta(ge=1, le=10_000, description="with so many frames a commit is due")] = 256
     batch_kbytes_max: Annotated[Kibibytes, Meta(description="with so many bytes a batch ends")] = 16_384
     journal_interval_ms: Annotated[
         Milliseconds, Meta(description="how often a quiet shard journals how far it has walked the marks")

@@ -1,18 +1,19 @@
 """A shard's journal run again from the input topics: the engine's own state machine, driven by what the journal says.
 
-Owns the order of a commit (the marks and progress below ``marks_before`` and ``progress_before``, the parameters, the
-events, the rest of both, in the turns that the journal names) and what a claim does to memory: everything that is in no
-row is lost, the rows are loaded, the prices recalled, and newer parameters decide everything once. Choosing where to
-begin and judging what comes out is the caller's business.
+Owns the order of a commit (its batches, each after the marks and progress that it names, the parameters before the
+events; the marks and the progress in the turns that the journal names) and what a claim does to memory: everything that
+is in no row is lost, the rows are loaded, the prices recalled, and newer parameters decide everything once. Choosing
+where to begin and judging what comes out is the caller's business.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import Columns, EventFrame, JournalRecord, Mark, MarkFrame, SourceRange, rows_of
+from schemas.messages import Batch, Columns, EventFrame, JournalRecord, Mark, MarkFrame, SourceRange, rows_of
 from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
@@ -93,17 +94,13 @@ class Rerun:
 
     def commit(self, record: JournalRecord, offset: int) -> Output:
         """Run what one commit covered; its output, which is not yet in :attr:`rows`."""
-        shard = self.shard
-        marks_before = record.marks_before if record.marks_before >= 0 else record.marks.next
-        progress_before = record.progress_before if record.progress_before >= 0 else record.progress.next
-        is_before = True
+        shard, batches = self.shard, deque(_batches_of(record))
         for turn in record.turns:
-            if is_before and (turn.marks > marks_before or turn.progress > progress_before):
-                is_before = False
-                self._apply_batch(record, marks_before, progress_before)
+            while batches and (turn.marks > batches[0].marks or turn.progress > batches[0].progress):
+                self._apply_batch(batches.popleft())
             self._walk(turn.marks, turn.progress)
-        if is_before:
-            self._apply_batch(record, marks_before, progress_before)
+        for batch in batches:
+            self._apply_batch(batch)
         self._walk(record.marks.next, record.progress.next)
         output = shard.take(record.worker, with_open_interest=record.open_interest is not None)
         if self._known is not None:  # which symbols are awaited depends on all accounts
@@ -117,11 +114,11 @@ class Rerun:
                 self.rows[account] = row
         return output
 
-    def _apply_batch(self, record: JournalRecord, marks_before: int, progress_before: int) -> None:
+    def _apply_batch(self, batch: Batch) -> None:
         shard = self.shard
-        self._walk(marks_before, progress_before)
-        everything = self._adopt_parameters(record.parameters.next)
-        if self._apply_events(record.events.next) or everything:
+        self._walk(batch.marks, batch.progress)
+        everything = self._adopt_parameters(batch.parameters)
+        if self._apply_events(batch.events) or everything:
             shard.decide_touched(everything=everything)
             self._observe(*((PARAMETERS, shard.parameters_next - 1) if everything else (EVENTS, shard.events_next - 1)))
 
@@ -249,6 +246,15 @@ class Rerun:
             suspensions=[suspension for suspension in frame.suspensions if suspension.account in self._known],
             sources=frame.sources,
         )
+
+
+def _batches_of(record: JournalRecord) -> Sequence[Batch]:
+    """The batches of a commit; where it names none, all of it was one."""
+    if record.batches:
+        return record.batches
+    marks = record.marks_before if record.marks_before >= 0 else record.marks.next
+    progress = record.progress_before if record.progress_before >= 0 else record.progress.next
+    return (Batch(marks=marks, progress=progress, parameters=record.parameters.next, events=record.events.next),)
 
 
 def _of_accounts(columns: Columns, accounts: set[str]) -> Columns:

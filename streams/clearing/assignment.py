@@ -26,10 +26,6 @@ class Stage(Enum):
     RUNNING = "running"
 
 
-_HOLDING_S = 0.02
-"""So long a batch is kept open for the progress that decides on who is held in it: mostly it comes, and there is one
-transaction instead of two."""
-
 _MAY_BECOME: dict[Stage | None, frozenset[Stage]] = {
     None: frozenset({Stage.WAITING}),
     Stage.WAITING: frozenset({Stage.WAITING, Stage.RESTORING}),
@@ -53,7 +49,6 @@ class Assignment:
         self._restoring: Restoration | None = None
         self.running: dict[int, Shard] = {}
         self.has_joined = False
-        self._holding_since = 0.0
 
     # --- what is there -----------------------------------------------------------------------------------------------
 
@@ -73,24 +68,9 @@ class Assignment:
         return self._restoring is not None
 
     @property
-    def has_events(self) -> bool:
-        """Whether events or parameters of a running shard wait to be committed."""
-        return any(shard.has_events for shard in self.running.values())
-
-    @property
-    def has_command(self) -> bool:
-        """Whether a command of a running shard waits to be committed."""
-        return any(shard.has_command for shard in self.running.values())
-
-    def is_urgent(self, now: float) -> bool:
-        """Whether something is to be committed at once, at ``now`` of the monotonic clock: a command, or a batch that
-        has been open for long for the progress that decides on who is held."""
-        if not any(shard.is_holding for shard in self.running.values()):
-            self._holding_since = now
-        is_urgent = self.has_command or now - self._holding_since >= _HOLDING_S
-        if is_urgent:
-            self._holding_since = now
-        return is_urgent
+    def is_urgent(self) -> bool:
+        """Whether something of a running shard that others wait for is waiting to be committed."""
+        return any(shard.is_urgent for shard in self.running.values())
 
     # --- rebalances --------------------------------------------------------------------------------------------------
 

@@ -205,7 +205,6 @@ class Engine:
         """Put records in force in every shard, then decide every group once under the new parameters."""
         if not messages:
             return
-        self._commit_events()
         shards = self._assignment.running.values()
         for message in messages:
             step = self._parameter_log.add(message)
@@ -233,7 +232,7 @@ class Engine:
         for mark in self._marks_log.poll(_POLL_S if is_idle else 0):
             if mark.frame is not None:
                 self._walk(mark.offset, mark.frame, mark.appended_us)
-                if self._assignment.has_command:
+                if self._assignment.is_urgent:
                     self._commit()
             else:
                 assert mark.refused is not None
@@ -257,12 +256,6 @@ class Engine:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _poll_events(self) -> None:
-        if self._assignment.has_events:
-            if self._inbox.is_full:
-                self._commit()
-            else:
-                self._inbox.poll(0, 1)
-                return
         if self._assignment.is_restoring or not self._inbox.is_empty:
             self._inbox.fill(0.0)
         else:
@@ -275,7 +268,6 @@ class Engine:
             for message, frame in frames
         ):
             self._catch_up_parameters()
-            self._commit_events()
         for number in {number for message, frame in frames if (number := self._apply(message, frame)) is not None}:
             self._assignment.running[number].decide_touched()
 
@@ -305,13 +297,9 @@ class Engine:
 
     def _commit_if_due(self) -> None:
         now, engine = self._runtime.monotonic(), self._settings.engine
-        if self._assignment.is_urgent(now) or now - self._last_commit >= engine.commit_interval_ms / 1000:
+        is_due = now - self._last_commit >= engine.commit_interval_ms / 1000
+        if is_due or self._inbox.is_full or self._assignment.is_urgent:
             self._commit(journal_idle=now - self._last_journal >= engine.journal_interval_ms / 1000)
-
-    def _commit_events(self) -> None:
-        """Commit if events wait for it: what comes next must be another batch."""
-        if self._assignment.has_events:
-            self._commit()
 
     def _commit(self, *, journal_idle: bool = False) -> None:
         """Commit everything that is waiting; with ``journal_idle`` also how far quiet shards have walked the marks."""
@@ -319,6 +307,7 @@ class Engine:
         shards = [shard for shard in self._assignment.running.values() if shard.has_output or journal_idle]
         if not shards:
             return
+        self._inbox.note_commit()
         self._last_commit = self._committer.commit(shards, self._worker, with_open_interest=journal_idle)
         if not self._assignment.to_restore:
             self._retakes = 0

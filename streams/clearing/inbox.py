@@ -36,6 +36,7 @@ class Inbox:
         self._place = GroupPlace(kafka.settings.outside_group_s_max, kafka.runtime)
         self.consumer = kafka.group_consumer(client_id, kafka.settings.engine.group_id, self._place.properties())
         self._held: deque[Record] = deque()
+        self._drained_frames = self._drained_bytes = 0
 
     # --- the group ---------------------------------------------------------------------------------------------------
 
@@ -92,12 +93,17 @@ class Inbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether what is waiting is as large as a batch may be."""
+        """Whether what is waiting, and has been drained since the last commit, is as large as a commit may be."""
         engine = self._settings.engine
+        waiting = sum(len(message.value() or b"") for message in self._held)
         return (
-            len(self._held) >= engine.batch_frames_max
-            or sum(len(message.value() or b"") for message in self._held) >= 1024 * engine.batch_kbytes_max
+            self._drained_frames + len(self._held) >= engine.batch_frames_max
+            or self._drained_bytes + waiting >= 1024 * engine.batch_kbytes_max
         )
+
+    def note_commit(self) -> None:
+        """What has been drained is committed, or forgotten."""
+        self._drained_frames = self._drained_bytes = 0
 
     def poll(self, timeout_s: float, frames_max: int) -> int:
         """Poll for at most ``frames_max`` frames; how many have come.
@@ -116,6 +122,8 @@ class Inbox:
     def drain(self) -> list[tuple[Record, EventFrame | DecodeError]]:
         """Everything that is waiting, in the order of the log of each shard, decoded."""
         frames = [(message, _decoded(message)) for message in self._held]
+        self._drained_frames += len(frames)
+        self._drained_bytes += sum(len(message.value() or b"") for message in self._held)
         self._held.clear()
         return frames
 

@@ -8,7 +8,7 @@ records in the log is the business of ``streams.feeds.journal``.
 from collections.abc import Sequence
 from typing import Self
 
-from schemas.messages import JournalRecord, Range, Turn
+from schemas.messages import Batch, JournalRecord, Range, Turn
 from streams.clearing.awaited import AwaitedMarks
 from streams.clearing.clock import ShardClock
 from streams.clearing.completeness import Completeness
@@ -53,6 +53,8 @@ class Cursor:
         self.held = 0
         self.completeness = Completeness(shard)
         self._turns: list[Turn] = []
+        self._batches: list[Batch] = []
+        self._batch_after: tuple[int, int] | None = None
         self._tells_all = False
         self._committed = (0, 0, 0, 0)
 
@@ -92,6 +94,24 @@ class Cursor:
         turn = Turn(marks=marks, progress=self.progress_next)
         if not self._turns or self._turns[-1] != turn:
             self._turns.append(turn)
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether there have been events or parameters since the last record."""
+        return self._batch_after is not None or bool(self._batches)
+
+    def open_batch(self) -> None:
+        """Events or parameters come now, after the marks and the progress that have been; they may be several."""
+        if self._batch_after is None:
+            self._batch_after = self.marks_next, self.progress_next
+
+    def close_batch(self) -> None:
+        """What has come since is decided together, and nothing that comes later."""
+        if self._batch_after is not None:
+            marks, progress = self._batch_after
+            places = self.parameters_next, self.events_next
+            self._batches.append(Batch(marks=marks, progress=progress, parameters=places[0], events=places[1]))
+            self._batch_after = None
 
     def _places(self) -> tuple[int, int, int, int]:
         return self.events_next, self.marks_next, self.parameters_next, self.progress_next
@@ -144,8 +164,6 @@ class Cursor:
         self,
         worker: str,
         *,
-        marks_before: int,
-        progress_before: int,
         held: int,
         accounts: int,
         commands: Sequence[str],
@@ -153,9 +171,8 @@ class Cursor:
     ) -> JournalRecord:
         """The record of everything since the last one; the next one begins behind it.
 
-        ``marks_before`` is the offset of the first mark that was walked after the events and parameters,
-        ``progress_before`` that of progress; ``held`` is how many accounts are held, ``accounts`` how many rows
-        changed, ``commands`` the ids of the commands given.
+        ``held`` is how many accounts are held, ``accounts`` how many rows changed, ``commands`` the ids of the commands
+        given.
         """
         self.sequence += 1
         named = _first_names(commands)
@@ -163,6 +180,9 @@ class Cursor:
         self._committed = self._places()
         self.held = held
         turns, self._turns = tuple(self._turns), []
+        self.close_batch()
+        batches, self._batches = tuple(self._batches), []
+        before = batches[0] if batches else None
         self.unread = 0
         self._tells_all = self.sources.told_at < 0 or self.sequence % ALL_EVERY == 0
         return JournalRecord(
@@ -174,7 +194,7 @@ class Cursor:
             events=Range(first=events_first, next=self.events_next),
             marks=Range(first=marks_first, next=self.marks_next),
             parameters=Range(first=parameters_first, next=self.parameters_next),
-            marks_before=marks_before,
+            marks_before=self.marks_next if before is None else before.marks,
             marks_full=self.marks_full,
             clock=self.clock.now_us,
             skewed=dict(sorted(self.clock.skewed.items())),
@@ -192,8 +212,9 @@ class Cursor:
             sources=self.sources.take_all() if self._tells_all else self.sources.take_moved(),
             sources_told_at=-1 if self._tells_all else self.sources.told_at,
             progress=Range(first=progress_first, next=self.progress_next),
-            progress_before=progress_before,
+            progress_before=self.progress_next if before is None else before.progress,
             turns=turns,
+            batches=batches if len(batches) > 1 else (),
             behind=self.completeness.behind,
             held=held,
             missing=dict(sorted(self.sources.missing.items())),

@@ -29,7 +29,6 @@ from streams.clearing.outbox import Outbox, UnappliedEvent
 from streams.clearing.postings import Postings
 from streams.clearing.progress_walk import ProgressWalk
 from streams.clearing.undecided import UndecidedWatch
-from streams.errors import ShardError
 from streams.feeds.sources import Sources
 from streams.margin.bands import TriggerIndex
 from streams.margin.fixed_point import format_decimal
@@ -91,8 +90,6 @@ class Shard:
         self._progress = ProgressWalk(
             self.cursor, self.portfolio, self._accounts, self._holds, self._events, self._decisions, self._outbox
         )
-        self._marks_before = self._progress_before = -1
-        self._decided = False
 
     # --- what is there -----------------------------------------------------------------------------------------------
 
@@ -143,8 +140,8 @@ class Shard:
 
     @property
     def has_events(self) -> bool:
-        """Whether events or parameters are waiting to be committed: no further ones may be applied before."""
-        return self._marks_before >= 0
+        """Whether events or parameters are waiting to be committed."""
+        return self.cursor.has_batches
 
     @property
     def has_output(self) -> bool:
@@ -152,14 +149,9 @@ class Shard:
         return self.has_events or not self._outbox.is_empty
 
     @property
-    def has_command(self) -> bool:
-        """Whether a command is waiting to be committed."""
-        return bool(self._outbox.commands)
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether a verdict waits for what comes after the events of this batch."""
-        return self.has_events and len(self._holds) > 0
+    def is_urgent(self) -> bool:
+        """Whether something that others wait for is waiting to be committed: a command, an alert, a dead letter."""
+        return bool(self._outbox.commands or self._outbox.alerts or self._outbox.unapplied)
 
     @property
     def unreached(self) -> dict[str, int]:
@@ -228,7 +220,7 @@ class Shard:
         Raises:
             ParameterError: the ledger cannot be held in them; those in force stay, and the offset counts as applied.
         """
-        self._open_batch()
+        self.cursor.open_batch()
         self.cursor.parameters_next = offset + 1
         self._marks.set_parameters(parameters)
         self.cursor.rules_next = offset + 1
@@ -243,7 +235,7 @@ class Shard:
 
         Without a ``reason`` there is no record at ``offset`` to tell of.
         """
-        self._open_batch()
+        self.cursor.open_batch()
         self.cursor.events_next = offset + 1
         if reason is not None:
             self._outbox.alert_shard(
@@ -258,13 +250,14 @@ class Shard:
         return self._admission.admits(frame)
 
     def apply_events(self, offset: int, frame: EventFrame, appended: int | None = None) -> None:
-        """Apply a frame: suspensions, then transfers, fills, reports. :meth:`decide_touched` decides, nothing before.
+        """Apply a frame: suspensions, then transfers, fills, reports. :meth:`decide_touched` decides, nothing before:
+        what comes between two calls of it is one batch.
         Rows of records that the shard has had, and of sources of which something is missing, are dropped.
 
         ``appended`` is when the broker appended it, in microseconds, or ``UNSTAMPED``: then it moves no clock. Without
         it (None) the frame's own time counts until a mark frame shows an earlier one.
         """
-        self._open_batch()
+        self.cursor.open_batch()
         self.cursor.events_next = offset + 1
         if appended is None:
             self.cursor.clock.believe(frame.time)
@@ -279,7 +272,7 @@ class Shard:
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""
         changed = self._marks.refresh()
-        self._decided = self.has_events
+        self.cursor.close_batch()
         touched = self._accounts.agenda.touched
         rows = set(self._accounts.owner) if everything else set(touched)
         if changed:
@@ -335,13 +328,6 @@ class Shard:
         """
         self._progress.walk(offset, progress, appended_us)
 
-    def _open_batch(self) -> None:
-        """Parameters and events of one commit are one batch, decided once: a replay must find the same batches."""
-        if self._decided:
-            raise ShardError(f"shard {self.shard}: events after a decision must wait for its commit")
-        if not self.has_events:
-            self._marks_before, self._progress_before = self.marks_next, self.cursor.progress_next
-
     def _read_again(self) -> None:
         """Try the rows again that could not be read: other parameters may hold what they say."""
         for account in sorted(self.unread):
@@ -374,8 +360,6 @@ class Shard:
         outbox = self._outbox
         journal = self.cursor.commit_record(
             worker,
-            marks_before=self._marks_before if self.has_events else self.marks_next,
-            progress_before=self._progress_before if self.has_events else self.cursor.progress_next,
             held=len(self._holds),
             accounts=len(rows),
             commands=[command.command_id for command in outbox.commands],
@@ -383,8 +367,6 @@ class Shard:
         )
         output = Output(journal, rows, outbox.commands, outbox.alerts, outbox.unapplied)
         outbox.clear()
-        self._marks_before = self._progress_before = -1
-        self._decided = False
         return output
 
     def _at_stake(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.codec import encode
 from schemas.messages import (
+    Batch,
     EventFrame,
     FillColumns,
     Mark,
@@ -23,7 +24,6 @@ from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier
 from schemas.types import ReportStatus
 from streams.clearing.account import account_row
 from streams.clearing.shard import Output, Shard
-from streams.errors import ShardError
 from streams.margin.bands import TriggerIndex
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
@@ -438,12 +438,26 @@ def test_rows_restore_to_the_same_rows(driver: Driver) -> None:
     assert {account: encode(row) for account, row in kept.items()} == rows
 
 
-def test_events_after_a_decision_wait_for_its_commit(driver: Driver) -> None:
-    frame = EventFrame(time=driver.time)
-    driver.shard.apply_events(0, frame)
+def test_events_after_a_decision_are_another_batch_of_the_same_commit(driver: Driver) -> None:
+    frame, marks = EventFrame(time=driver.time), MarkFrame(time=driver.time, marks=())
+    driver.shard.apply_marks(0, marks)
+    for offset in (0, 1):
+        driver.shard.apply_events(offset, frame)
     driver.shard.decide_touched()
-    with pytest.raises(ShardError):
-        driver.shard.apply_events(1, frame)
+    driver.shard.apply_marks(1, marks)
+    driver.shard.apply_events(2, frame)
+    driver.shard.decide_touched()
+    driver.shard.apply_marks(2, marks)
+    journal = driver.commit().journal
+    rules = driver.shard.parameters_next
+    assert journal.batches == (
+        Batch(marks=1, progress=0, parameters=rules, events=2),
+        Batch(marks=2, progress=0, parameters=rules, events=3),
+    )
+    assert (journal.marks_before, journal.marks.next, journal.events.next) == (1, 3, 3)
+    driver.shard.apply_events(3, frame)
+    driver.shard.decide_touched()
+    assert driver.commit().journal.batches == (), "the record itself says it of one"
 
 
 def test_the_journal_says_which_marks_were_walked_before_the_events(driver: Driver) -> None:

@@ -230,9 +230,7 @@ def test_what_a_shard_has_had_is_known_again_from_the_log(
 
 
 def _commit(cursor: Cursor) -> JournalRecord:
-    return cursor.commit_record(
-        "w", marks_before=0, progress_before=0, held=0, accounts=0, commands=[], open_interest=None
-    )
+    return cursor.commit_record("w", held=0, accounts=0, commands=[], open_interest=None)
 
 
 def test_where_a_journal_has_nothing_to_read_nothing_is_known() -> None:

@@ -124,7 +124,7 @@ def test_messages_of_the_contract_can_be_sent() -> None:
     with Pipeline() as pipeline:
         give_parameters(pipeline)
         pipeline.send(TRANSFERS, transfer)
-        pipeline.advance(200)
+        pipeline.advance(500)
         row = pipeline.records(ACCOUNTS)[-1].value
     assert row["groups"][0]["balances"] == {"USDC": "5"}
 

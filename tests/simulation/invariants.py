@@ -7,7 +7,7 @@ often it was tried, or what failed meanwhile.
 # ruff: noqa: B023 - what an invariant says is put into words at once or never
 
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from decimal import Decimal
@@ -22,6 +22,7 @@ from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import (
     AccountRow,
     Alert,
+    Batch,
     EventFrame,
     GroupRow,
     JournalRecord,
@@ -539,31 +540,29 @@ class ShardTruth:
     def _replayed(self, journal: JournalRecord) -> Output:
         shard = self._replay
         self._refused = []
-        is_before = True
+        batches = deque(journal.batches or [_only_batch(journal)])
         for turn in journal.turns:
-            later = turn.marks > journal.marks_before or turn.progress > journal.progress_before
-            if is_before and later:
-                self._replay_batch(journal)
-                is_before = False
+            while batches and (turn.marks > batches[0].marks or turn.progress > batches[0].progress):
+                self._replay_batch(batches.popleft())
             self._walk(turn.marks, turn.progress)
-        if is_before:
-            self._replay_batch(journal)
+        for batch in batches:
+            self._replay_batch(batch)
         self._walk(journal.marks.next, journal.progress.next)
         return shard.take(journal.worker, with_open_interest=journal.open_interest is not None)
 
-    def _replay_batch(self, journal: JournalRecord) -> None:
-        """The parameters and events, between the marks and progress before and after."""
+    def _replay_batch(self, batch: Batch) -> None:
+        """Parameters and events that were decided together, once the marks and progress before had been walked."""
         shard = self._replay
-        self._walk(journal.marks_before, journal.progress_before)
-        if journal.parameters.first < journal.parameters.next:
-            for offset in range(journal.parameters.first, journal.parameters.next):
+        self._walk(batch.marks, batch.progress)
+        if shard.parameters_next < batch.parameters:
+            for offset in range(shard.parameters_next, batch.parameters):
                 with suppress(InputError):
                     shard.apply_parameters(offset, self._watch.rules(offset + 1))
                     self.ledger.learn(self._watch.rules(offset + 1))
             shard.decide_touched(everything=True)
-        if journal.events.first < journal.events.next:
+        if shard.events_next < batch.events:
             partition = self._watch.cluster.topics[EVENTS][self.number]
-            for record in partition.committed(journal.events.first, journal.events.next):
+            for record in partition.committed(shard.events_next, batch.events):
                 try:
                     frame = self._frame(record)
                 except DecodeError as error:
@@ -700,3 +699,12 @@ def _difference(replayed: Any, committed: Any) -> str:
     )
     first = max(0, at - 150)
     return f"at character {at}\nreplayed  …{one[first : at + 150]}\ncommitted …{other[first : at + 150]}"
+
+
+def _only_batch(journal: JournalRecord) -> Batch:
+    return Batch(
+        marks=journal.marks_before,
+        progress=journal.progress_before,
+        parameters=journal.parameters.next,
+        events=journal.events.next,
+    )
