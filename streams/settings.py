@@ -258,7 +258,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Milliseconds,
         Meta(
             description="longest time between commits, at most a quarter of Kafka's transaction timeout; "
-            "a command, an alert or a dead letter is committed at once"
+            "a command is committed at once, an alert or a dead letter within 25 ms"
         ),
     ] = 200
     batch_frames_max: Annotated[int, Meta(ge=1, le=10_000, description="with so many frames a commit is due")] = 256

@@ -26,6 +26,9 @@ class Stage(Enum):
     RUNNING = "running"
 
 
+_TOLD_WITHIN_S = 0.025
+"""So long an alert may wait: of a market that moves there are many, and mostly a command follows one."""
+
 _MAY_BECOME: dict[Stage | None, frozenset[Stage]] = {
     None: frozenset({Stage.WAITING}),
     Stage.WAITING: frozenset({Stage.WAITING, Stage.RESTORING}),
@@ -49,6 +52,7 @@ class Assignment:
         self._restoring: Restoration | None = None
         self.running: dict[int, Shard] = {}
         self.has_joined = False
+        self._told_since = 0.0
 
     # --- what is there -----------------------------------------------------------------------------------------------
 
@@ -68,9 +72,16 @@ class Assignment:
         return self._restoring is not None
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether something of a running shard that others wait for is waiting to be committed."""
-        return any(shard.is_urgent for shard in self.running.values())
+    def has_command(self) -> bool:
+        """Whether a command of a running shard waits to be committed."""
+        return any(shard.has_command for shard in self.running.values())
+
+    def is_urgent(self, now: float) -> bool:
+        """Whether something is to be committed at once, at ``now`` of the monotonic clock: a command, or an alert or a
+        dead letter that has waited for the others that often come with it."""
+        if not any(shard.has_told for shard in self.running.values()):
+            self._told_since = now
+        return self.has_command or now - self._told_since >= _TOLD_WITHIN_S
 
     # --- rebalances --------------------------------------------------------------------------------------------------
 

@@ -232,7 +232,7 @@ class Engine:
         for mark in self._marks_log.poll(_POLL_S if is_idle else 0):
             if mark.frame is not None:
                 self._walk(mark.offset, mark.frame, mark.appended_us)
-                if self._assignment.is_urgent:
+                if self._assignment.has_command:
                     self._commit()
             else:
                 assert mark.refused is not None
@@ -298,7 +298,7 @@ class Engine:
     def _commit_if_due(self) -> None:
         now, engine = self._runtime.monotonic(), self._settings.engine
         is_due = now - self._last_commit >= engine.commit_interval_ms / 1000
-        if is_due or self._inbox.is_full or self._assignment.is_urgent:
+        if is_due or self._inbox.is_full or self._assignment.is_urgent(now):
             self._commit(journal_idle=now - self._last_journal >= engine.journal_interval_ms / 1000)
 
     def _commit(self, *, journal_idle: bool = False) -> None:

@@ -149,9 +149,14 @@ class Shard:
         return self.has_events or not self._outbox.is_empty
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether something that others wait for is waiting to be committed: a command, an alert, a dead letter."""
-        return bool(self._outbox.commands or self._outbox.alerts or self._outbox.unapplied)
+    def has_command(self) -> bool:
+        """Whether a command is waiting to be committed."""
+        return bool(self._outbox.commands)
+
+    @property
+    def has_told(self) -> bool:
+        """Whether an alert or a dead letter is waiting to be committed."""
+        return bool(self._outbox.alerts or self._outbox.unapplied)
 
     @property
     def unreached(self) -> dict[str, int]:
