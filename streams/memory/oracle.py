@@ -17,7 +17,7 @@ from streams.broker.records import Record
 from streams.memory.brokers import VisibleCluster
 from streams.oracle.clock import BrokerOffset
 from streams.oracle.leadership import Leadership
-from streams.oracle.publisher import PriceRecord, PriceResult, Publisher
+from streams.oracle.publisher import BatchResult, PriceRecord, Publisher
 from streams.oracle.wiring import open_publisher, read_last_frame
 
 _LEADERSHIP_POLL_S = 0.1
@@ -53,7 +53,7 @@ class MemoryOracle:
             publisher.follow_parameters()
             for record in records:
                 self._places[record.partition()] = record.offset() + 1
-                self._send(publisher.on_price(_price_record(record)))
+                self._send(publisher.on_prices((_price_record(record),)))
             if publisher.wait_s <= 0:
                 heartbeat = publisher.beat()
                 written = self._cluster.append(MARKS, None, heartbeat.frame, 0)
@@ -73,14 +73,13 @@ class MemoryOracle:
         consumer.assign([TopicPartition(PRICES, number, self._places.get(number, 0)) for number in partitions])
         return consumer
 
-    def _send(self, result: PriceResult) -> None:
-        if result.letter is not None:
-            letter = result.letter
+    def _send(self, result: BatchResult) -> None:
+        for letter in result.letters:
             self._cluster.append(dead_letter_topic(PRICES), letter.key, letter.value, 0, letter.headers)
-        if result.frame is not None:
-            self._cluster.append(MARKS, None, result.frame, 0)
-        if result.row is not None:
-            self._cluster.append(ORACLE, result.row.key, result.row.value)
+        for frame in result.frames:
+            self._cluster.append(MARKS, None, frame, 0)
+        for row in result.rows:
+            self._cluster.append(ORACLE, row.key, row.value)
 
 
 def _price_record(record: Record) -> PriceRecord:

@@ -8,7 +8,7 @@ Every frame carries the epoch of its process, so what one sends after it was rep
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from typing import Any, Self
 
 import faust
@@ -23,8 +23,9 @@ from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
 from streams.oracle.faust_app import faust_app
+from streams.oracle.faust_batches import BatchMessage
 from streams.oracle.leadership import Leadership
-from streams.oracle.publisher import PriceRecord, PriceResult, Publisher, TableRow
+from streams.oracle.publisher import BatchResult, PriceRecord, Publisher, TableRow
 from streams.oracle.wiring import open_publisher, read_last_frame
 from streams.runtime import Event
 from streams.service import run_role
@@ -177,15 +178,16 @@ class PriceApp:
         await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
 
     async def _on_prices(self, stream: StreamT[bytes]) -> None:
-        events: AsyncIterable[Any] = stream.events()
-        async for price in events:
+        batches: AsyncIterable[Any] = stream.noack().events()
+        async for batch in batches:
             try:
-                self._watchdog.beat(_AGENT, "handling a price")
+                self._watchdog.beat(_AGENT, "handling prices")
                 self._restore()
-                await self._send(self._publisher.on_price(_record(price.message)))
+                await self._send(self._publisher.on_prices(_records(batch.message)))
+                batch.ack()
                 self._watchdog.forget(_AGENT)
             except Exception as error:
-                log.exception("price_failed")
+                log.exception("prices_failed")
                 self._on_failure(error)
                 self._watchdog.forget(_AGENT)
                 await asyncio.Event().wait()  # never acknowledge what was not handled
@@ -214,14 +216,13 @@ class PriceApp:
             self._restored = True
             self._publisher.restore(self._table.items(), read_last_frame(self._kafka))
 
-    async def _send(self, result: PriceResult) -> None:
-        if result.letter is not None:
-            letter = result.letter
+    async def _send(self, result: BatchResult) -> None:
+        for letter in result.letters:
             await self._letters.send(key=letter.key, value=letter.value, headers=letter.headers)
-        if result.frame is not None:
-            await self._send_frame(result.frame)
-        if result.row is not None:
-            self._write_row(result.row)
+        for frame in result.frames:
+            await self._send_frame(frame)
+        for row in result.rows:
+            self._write_row(row)
 
     async def _send_frame(self, frame: bytes) -> Awaitable[Any]:
         """Hand a frame to the producer; what is returned waits until Kafka has it."""
@@ -233,9 +234,9 @@ class PriceApp:
         self._table[row.key] = row.value
 
 
-def _record(message: Any) -> PriceRecord:
-    timestamp_ms = int(message.timestamp * 1000)
-    return PriceRecord(message.partition, message.offset, timestamp_ms, message.key, message.value)
+def _records(message: BatchMessage) -> Iterator[PriceRecord]:
+    for record in message.records:
+        yield PriceRecord(record.partition, record.offset, record.timestamp, record.key, record.value)
 
 
 def run(settings: Settings) -> None:

@@ -8,20 +8,31 @@ from typing import Any
 
 import faust
 
+from schemas.topics import PRICES
 from streams.access import tls
 from streams.logs import event
 from streams.oracle import faust_store
+from streams.oracle.faust_batches import batch_transport
 from streams.oracle.faust_store import Store
 from streams.settings import KafkaSettings, Settings
 
 log = logging.getLogger(__name__)
 
+_BATCH_BYTES = 1 << 19
+"""So much may wait for a partition's last request to be answered; with aiokafka's 16 KiB each frame waited for it."""
+
 
 class _App(faust.App):
-    """Faust without its folders: it would make them in the working folder, and only its RocksDB store writes there."""
+    """Faust with batches of prices, and without its folders.
+
+    It would make them in the working folder, and only its RocksDB store writes there.
+    """
 
     def _create_directories(self) -> None:
         pass
+
+    def _new_transport(self) -> Any:
+        return batch_transport(frozenset({PRICES}))(self.conf.broker_consumer, self)
 
 
 def faust_app(settings: Settings) -> faust.App:
@@ -38,7 +49,7 @@ def faust_app(settings: Settings) -> faust.App:
     given = kafka.properties
     if given.tuning:
         event(log, logging.INFO, "options_of_librdkafka_alone", names=sorted(given.tuning))
-    client: dict[str, Any] = {"broker_request_timeout": 90.0} | given.faust
+    client: dict[str, Any] = {"broker_request_timeout": 90.0, "producer_max_batch_size": _BATCH_BYTES} | given.faust
     # Faust refuses a session that is longer than a request may take.
     client["broker_request_timeout"] = max(client["broker_request_timeout"], session_s)
     return _App(

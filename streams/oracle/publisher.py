@@ -7,7 +7,7 @@ hands it the records of prices, sends what comes back in the order of its fields
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -109,17 +109,17 @@ class TableRow:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PriceResult:
-    """What comes of a price record, to be sent in this order: a dead letter, a mark frame, a row of the table.
+@dataclass(slots=True)
+class BatchResult:
+    """What comes of a batch of price records, to be sent in this order: dead letters, mark frames, rows of the table.
 
-    ``outcome`` is None if the record is no price.
+    ``outcomes`` has one for each record, None where it is no price.
     """
 
-    outcome: Outcome | None = None
-    letter: DeadLetter | None = None
-    frame: bytes | None = None
-    row: TableRow | None = None
+    outcomes: list[Outcome | None] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,36 +205,59 @@ class Publisher:
 
     # --- prices in, marks out ----------------------------------------------------------------------------------------
 
-    def on_price(self, record: PriceRecord) -> PriceResult:
-        """Take in a record of prices.
+    def on_prices(self, records: Iterable[PriceRecord]) -> BatchResult:
+        """Take in records of prices, each as if it had come alone; what must be sent is that of all of them.
+
+        Of the marks of one symbol only the last is sent, but for one after which its status changes.
 
         Raises:
-            LeadershipLost: its mark must not be published by this process any more.
+            LeadershipLost: their marks must not be published by this process any more. None of them may be acknowledged.
         """
-        try:
-            price = _PRICE(record.value)
-        except DecodeError as error:
-            return PriceResult(letter=_dead_letter(record, error))
-        clock = self._clock.now_us()
-        outcome = self._book.accept(price, clock)
-        self._outcomes.tell(price, outcome, clock)
-        if outcome not in HEARD:
-            return PriceResult(outcome)
-        mark = self._book.form(price.symbol, clock)
-        frame = None if mark is None else self._frame(clock, (mark,))
-        row = self._row(price.symbol, clock, at_once=mark is not None and mark.status != "live")
-        return PriceResult(outcome, frame=frame, row=row)
+        result = BatchResult()
+        marks: dict[str, Mark] = {}
+        rows: dict[str, None] = {}
+        formed_at = 0
+        for record in records:
+            try:
+                price = _PRICE(record.value)
+            except DecodeError as error:
+                result.letters.append(_dead_letter(record, error))
+                result.outcomes.append(None)
+                continue
+            clock, symbol = self._clock.now_us(), price.symbol
+            outcome = self._book.accept(price, clock)
+            self._outcomes.tell(price, outcome, clock)
+            result.outcomes.append(outcome)
+            if outcome not in HEARD:
+                continue
+            mark = self._book.form(symbol, clock)
+            if mark is not None:
+                before = marks.get(symbol)
+                if before is not None and before.status != mark.status:
+                    result.frames.append(self._frame(formed_at, tuple(marks.values())))
+                    marks.clear()
+                marks[symbol], formed_at = mark, clock
+            if self._is_row_due(symbol, clock, at_once=mark is not None and mark.status != "live"):
+                rows[symbol] = None
+        if marks:
+            result.frames.append(self._frame(formed_at, tuple(marks.values())))
+        result.rows = [self._row(symbol) for symbol in rows]
+        return result
 
-    def _row(self, symbol: str, clock: int, *, at_once: bool) -> TableRow | None:
-        """A symbol's state for the table, at most once a heartbeat: each write is a record of the changelog.
+    def _is_row_due(self, symbol: str, clock: int, *, at_once: bool) -> bool:
+        """Whether a symbol's state is to be written to the table: at most once a heartbeat.
 
-        After a crash the prices since the last write are read again, or forgotten; either way newer ones follow. The
-        price that ended a live mark is written at once, because it may be the last one before a silence.
+        Each write is a record of the changelog. After a crash the prices since the last write are read again, or
+        forgotten; either way newer ones follow. The price that ended a live mark is written at once, because it may be
+        the last one before a silence.
         """
         age = clock - self._written.get(symbol, 0)
         if not at_once and 0 <= age < 1000 * self._heartbeat_ms:
-            return None
+            return False
         self._written[symbol] = clock
+        return True
+
+    def _row(self, symbol: str) -> TableRow:
         state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
         return TableRow(symbol.encode(), encode(state))
 

@@ -25,7 +25,7 @@ from streams.feeds.parameters import ParameterFold
 from streams.machine_clock import MachineClock
 from streams.margin.parameters import RiskParameters
 from streams.oracle.clock import BrokerOffset
-from streams.oracle.publisher import PriceRecord, PriceResult, Publisher
+from streams.oracle.publisher import BatchResult, PriceRecord, Publisher
 from streams.oracle.symbols import SymbolState
 
 T0 = 1_700_000_000_000_000
@@ -141,15 +141,15 @@ class Stage:
     def wait(self, milliseconds: float) -> None:
         self.now_us += round(1000 * milliseconds)
 
-    def price(self, source: str, price: str, symbol: str = "X") -> PriceResult:
+    def price(self, source: str, price: str, symbol: str = "X") -> BatchResult:
         self._prices += 1
         value = OraclePrice(source=source, symbol=symbol, price=price, sequence=self._prices, publish_time=self.now_us)
         return self.record(encode(value))
 
-    def record(self, value: bytes | None) -> PriceResult:
+    def record(self, value: bytes | None) -> BatchResult:
         return self.publisher.on_price(PriceRecord(3, 17, T0 // 1000, b"key", value))
 
-    def live(self, price: str = "100") -> PriceResult:
+    def live(self, price: str = "100") -> BatchResult:
         self.price("a", price)
         return self.price("b", price)
 
@@ -189,7 +189,7 @@ def test_a_price_that_changes_no_mark_makes_no_frame() -> None:
 
 @pytest.mark.parametrize(("source", "symbol", "outcome"), [("z", "X", "unknown_source"), ("a", "Y", "unknown_symbol")])
 def test_a_price_that_nobody_asked_for_sends_nothing(source: str, symbol: str, outcome: str) -> None:
-    assert Stage().price(source, "1", symbol) == PriceResult(outcome)  # type: ignore[arg-type]
+    assert Stage().price(source, "1", symbol) == BatchResult(outcome)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [b"no json", b'{"source":"a"}', None])
