@@ -22,6 +22,11 @@ class OutcomeLog:
 
     def __init__(self) -> None:
         self._told: defaultdict[Outcome, set[str]] = defaultdict(set)
+        self._accepted = PRICES_SEEN.labels("accepted")
+
+    def accepted(self, number: int) -> None:
+        """Count so many prices that were ``accepted``, of which nothing is to be said."""
+        self._accepted.inc(number)
 
     def tell(self, price: OraclePrice, outcome: Outcome, clock: int) -> None:
         """Count what became of ``price`` at ``clock`` (microseconds), and log it if that is news."""

@@ -14,7 +14,7 @@ import msgspec
 from prometheus_client import Counter, Gauge
 
 from schemas import headers
-from schemas.codec import DecodeError, Decoder, encode
+from schemas.codec import DecodeError, Decoder
 from schemas.headers import Headers
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import PRICES
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MARKS_LIVE = Gauge("margin_oracle_marks_live", "Marks that are live")
 DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could not be read")
 
+_encode = msgspec.json.Encoder().encode
 _PRICE = Decoder[OraclePrice](OraclePrice)
 _SYMBOL = Decoder[SymbolState](SymbolState)
 
@@ -226,8 +227,9 @@ class Publisher:
                 continue
             clock, symbol = self._clock.now_us(), price.symbol
             outcome = self._book.accept(price, clock)
-            self._outcomes.tell(price, outcome, clock)
             result.outcomes.append(outcome)
+            if outcome != "accepted":
+                self._outcomes.tell(price, outcome, clock)
             if outcome not in HEARD:
                 continue
             mark = self._book.form(symbol, clock)
@@ -242,6 +244,7 @@ class Publisher:
         if marks:
             result.frames.append(self._frame(formed_at, tuple(marks.values())))
         result.rows = [self._row(symbol) for symbol in rows]
+        self._outcomes.accepted(result.outcomes.count("accepted"))
         return result
 
     def _is_row_due(self, symbol: str, clock: int, *, at_once: bool) -> bool:
@@ -259,7 +262,7 @@ class Publisher:
 
     def _row(self, symbol: str) -> TableRow:
         state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
-        return TableRow(symbol.encode(), encode(state))
+        return TableRow(symbol.encode(), _encode(state))
 
     def beat(self) -> Heartbeat:
         """Follow the parameters and the journals, and form a frame of all marks; the first one is due when asked for.

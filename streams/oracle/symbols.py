@@ -62,8 +62,7 @@ class SymbolState(msgspec.Struct, frozen=True, kw_only=True):
     volatility: VolatilityState | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LiveMark:
+class LiveMark(msgspec.Struct, frozen=True):
     """The last live mark."""
 
     price: str

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -25,8 +26,8 @@ from streams.feeds.parameters import ParameterFold
 from streams.machine_clock import MachineClock
 from streams.margin.parameters import RiskParameters
 from streams.oracle.clock import BrokerOffset
-from streams.oracle.publisher import BatchResult, PriceRecord, Publisher
-from streams.oracle.symbols import SymbolState
+from streams.oracle.publisher import BatchResult, DeadLetter, PriceRecord, Publisher, TableRow
+from streams.oracle.symbols import Outcome, SymbolState
 
 T0 = 1_700_000_000_000_000
 EPOCH = 41
@@ -36,6 +37,23 @@ RULES = OracleParameters(symbol="X", sources={"a": "1", "b": "1"}, minimum_sourc
 
 decode_frame = Decoder[MarkFrame](MarkFrame)
 decode_state = Decoder[SymbolState](SymbolState)
+
+
+@dataclass(frozen=True)
+class PriceResult:
+    """What comes of a record alone."""
+
+    outcome: Outcome | None = None
+    letter: DeadLetter | None = None
+    frame: bytes | None = None
+    row: TableRow | None = None
+
+    @classmethod
+    def of(cls, result: BatchResult) -> "PriceResult":
+        letters, frames, rows = ([*sent, None] for sent in (result.letters, result.frames, result.rows))
+        (outcome,) = result.outcomes
+        assert max(len(letters), len(frames), len(rows)) <= 2, "one record, one of each at most"
+        return cls(outcome, letters[0], frames[0], rows[0])
 
 
 class Held:
@@ -141,15 +159,16 @@ class Stage:
     def wait(self, milliseconds: float) -> None:
         self.now_us += round(1000 * milliseconds)
 
-    def price(self, source: str, price: str, symbol: str = "X") -> BatchResult:
+    def price(self, source: str, price: str, symbol: str = "X") -> PriceResult:
         self._prices += 1
         value = OraclePrice(source=source, symbol=symbol, price=price, sequence=self._prices, publish_time=self.now_us)
         return self.record(encode(value))
 
-    def record(self, value: bytes | None) -> BatchResult:
-        return self.publisher.on_price(PriceRecord(3, 17, T0 // 1000, b"key", value))
+    def record(self, value: bytes | None) -> PriceResult:
+        record = PriceRecord(3, 17, T0 // 1000, b"key", value)
+        return PriceResult.of(self.publisher.on_prices([record]))
 
-    def live(self, price: str = "100") -> BatchResult:
+    def live(self, price: str = "100") -> PriceResult:
         self.price("a", price)
         return self.price("b", price)
 
@@ -189,7 +208,7 @@ def test_a_price_that_changes_no_mark_makes_no_frame() -> None:
 
 @pytest.mark.parametrize(("source", "symbol", "outcome"), [("z", "X", "unknown_source"), ("a", "Y", "unknown_symbol")])
 def test_a_price_that_nobody_asked_for_sends_nothing(source: str, symbol: str, outcome: str) -> None:
-    assert Stage().price(source, "1", symbol) == BatchResult(outcome)  # type: ignore[arg-type]
+    assert Stage().price(source, "1", symbol) == PriceResult(outcome)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [b"no json", b'{"source":"a"}', None])

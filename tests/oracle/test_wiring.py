@@ -58,8 +58,8 @@ def write_parameters(machines: Machines) -> None:
 def price(kafka: MemoryKafka, publisher: Publisher, number: int) -> MarkFrame | None:
     now_us = kafka.runtime.time_ns() // 1000
     value = OraclePrice(source="a", symbol="X", price="100", sequence=number, publish_time=now_us)
-    frame = publisher.on_price(PriceRecord(0, number, now_us // 1000, b"X", encode(value))).frame
-    return None if frame is None else decode_frame(frame)
+    frames = publisher.on_prices([PriceRecord(0, number, now_us // 1000, b"X", encode(value))]).frames
+    return decode_frame(frames[0]) if frames else None
 
 
 def test_parameters_of_before_are_in_force_from_the_first_price(machines: Machines) -> None:
