@@ -147,6 +147,7 @@ class PriceApp:
         self._watchdog = watchdog
         self._on_failure = on_failure
         self._restored = False
+        self._order = asyncio.Lock()  # marks are sent in the order in which they were formed
         self._heart: asyncio.Task[None] | None = None
         self._marks = app.topic(MARKS, value_type=bytes)
         self._letters = app.topic(dead_letter_topic(PRICES), value_type=bytes, key_type=bytes)
@@ -183,7 +184,8 @@ class PriceApp:
             try:
                 self._watchdog.beat(_AGENT, "handling prices")
                 self._restore()
-                await self._send(self._publisher.on_prices(_records(batch.message)))
+                async with self._order:
+                    await self._send(self._publisher.on_prices(_records(batch.message)))
                 batch.ack()
                 self._watchdog.forget(_AGENT)
             except Exception as error:
@@ -201,9 +203,11 @@ class PriceApp:
             while True:
                 self._watchdog.beat(_HEART, "forming marks")
                 self._restore()
-                heartbeat = self._publisher.beat()
-                self._watchdog.beat(_HEART, "sending marks")
-                appended = await (await self._send_frame(heartbeat.frame))
+                async with self._order:
+                    heartbeat = self._publisher.beat()
+                    self._watchdog.beat(_HEART, "sending marks")
+                    sent = await self._send_frame(heartbeat.frame)
+                appended = await sent
                 self._publisher.acknowledge(heartbeat, appended.timestamp, appended.timestamp_type)
                 await asyncio.sleep(self._publisher.wait_s)
         except asyncio.CancelledError:

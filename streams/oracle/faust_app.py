@@ -8,6 +8,7 @@ from typing import Any
 
 import faust
 
+from schemas.codec import MESSAGE_BYTES_MAX
 from schemas.topics import PRICES
 from streams.access import tls
 from streams.logs import event
@@ -18,8 +19,12 @@ from streams.settings import KafkaSettings, Settings
 
 log = logging.getLogger(__name__)
 
-_BATCH_BYTES = 1 << 19
-"""So much may wait for a partition's last request to be answered; with aiokafka's 16 KiB each frame waited for it."""
+_LIMITS: dict[str, Any] = {
+    "broker_request_timeout": 90.0,
+    # So much waits for the answer to a partition's last request. At aiokafka's 16 KiB every other frame waited itself.
+    "producer_max_batch_size": 1 << 19,
+    "producer_max_request_size": MESSAGE_BYTES_MAX + 4096,  # a full frame may have all that a message holds
+}
 
 
 class _App(faust.App):
@@ -49,7 +54,7 @@ def faust_app(settings: Settings) -> faust.App:
     given = kafka.properties
     if given.tuning:
         event(log, logging.INFO, "options_of_librdkafka_alone", names=sorted(given.tuning))
-    client: dict[str, Any] = {"broker_request_timeout": 90.0, "producer_max_batch_size": _BATCH_BYTES} | given.faust
+    client: dict[str, Any] = _LIMITS | given.faust
     # Faust refuses a session that is longer than a request may take.
     client["broker_request_timeout"] = max(client["broker_request_timeout"], session_s)
     return _App(

@@ -22,9 +22,9 @@ class Batch(tuple[Any, ...]):
 
 
 class BatchMessage(ConsumerMessage):  # type: ignore[misc]
-    """Faust's message of a whole batch: in all but ``records`` its last record."""
+    """Faust's message of a whole batch: its last record, but for ``records`` and the ``first`` offset."""
 
-    __slots__ = ("records",)
+    __slots__ = ("first", "records")
 
     def __init__(self, tp: TP, records: Batch, generation_id: int | None) -> None:
         last = records[-1]
@@ -41,6 +41,7 @@ class BatchMessage(ConsumerMessage):  # type: ignore[misc]
             tp=tp,
             generation_id=generation_id,
         )
+        self.first: int = records[0].offset
         self.records = records
 
 
@@ -62,13 +63,14 @@ class BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]
         """What has come, in messages of one record or of many."""
         async for tp, message in super().getmany(timeout):
             if isinstance(message, BatchMessage):
-                await self._read_on(tp, message)
+                self._read_on(tp, message)
             yield tp, message
 
-    async def _read_on(self, tp: TP, message: BatchMessage) -> None:
+    def _read_on(self, tp: TP, message: BatchMessage) -> None:
         """Let Faust be where the batch ends, as if its records had come one by one.
 
-        Else it took those before the last for a gap in the log, which nobody has to acknowledge.
+        Else it took those before the last for a hole in the log, which nobody has to acknowledge. A hole before the
+        batch, as compaction and transactions leave them, is acknowledged with it.
         """
         read = self._read_offset[tp]
         if read is not None:
@@ -76,17 +78,17 @@ class BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]
             if not new:
                 return  # Faust drops the message
             message.records = new
-            if new[0].offset > read + 1:
-                await self._add_gap(tp, read + 1, new[0].offset - 1)
+            message.first = min(read + 1, new[0].offset)
         self._read_offset[tp] = message.offset
 
     def ack(self, message: ConsumerMessage) -> bool:
         """Mark a message, with all its records, as one that may be committed."""
         is_new: bool = super().ack(message)
         if is_new and isinstance(message, BatchMessage):
-            before = [record.offset for record in message.records[:-1]]
+            acked = self._acked_index[message.tp]
+            before = set(range(message.first, message.offset)) - acked
             self._acked[message.tp].extend(before)
-            self._acked_index[message.tp].update(before)
+            acked |= before
         return is_new
 
 

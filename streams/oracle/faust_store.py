@@ -27,6 +27,8 @@ from streams.tables.connection import connect_asyncio
 log = logging.getLogger(__name__)
 
 BACKOFF_MAX_S = 2.0
+PAUSE_S = 0.1
+"""From one write to Redis to the next: what changes meanwhile is written together, each key once."""
 URL = "redis://"
 """What an app's ``store`` must be."""
 OPTION = "redis"
@@ -81,6 +83,7 @@ class Store(SerializedStore[Any, Any]):
             try:
                 await self._flush()
                 backoff_s = 0.05
+                await self.sleep(PAUSE_S)
             except redis.RedisError as error:
                 if backoff_s == 0.05:
                     event(log, logging.WARNING, "faust_store_write_failed", table=self.table_name, reason=str(error))

@@ -82,8 +82,7 @@ class OpenInterestSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PriceRecord:
+class PriceRecord(msgspec.Struct, frozen=True):
     """A record of ``oracle.prices.v1``, its timestamp in milliseconds."""
 
     partition: int
