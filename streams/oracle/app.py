@@ -179,7 +179,8 @@ class PriceApp:
         await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
 
     async def _on_prices(self, stream: StreamT[bytes]) -> None:
-        batches: AsyncIterable[Any] = stream.noack().events()
+        prices: Any = stream
+        batches: AsyncIterable[Any] = prices.noack().events()
         async for batch in batches:
             try:
                 self._watchdog.beat(_AGENT, "handling prices")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from faust.transport.drivers import aiokafka
-from faust.types.tuples import TP, ConsumerMessage
+from faust.types.tuples import TP, ConsumerMessage, Message
 
 BATCH_RECORDS_MAX = 250
 """So many records are handled before anything else of the process has its turn: a few milliseconds."""
@@ -21,7 +21,7 @@ class Batch(tuple[Any, ...]):
     __slots__ = ()
 
 
-class BatchMessage(ConsumerMessage):  # type: ignore[misc]
+class BatchMessage(ConsumerMessage):
     """Faust's message of a whole batch: its last record, but for ``records`` and the ``first`` offset."""
 
     __slots__ = ("first", "records")
@@ -45,13 +45,13 @@ class BatchMessage(ConsumerMessage):  # type: ignore[misc]
         self.records = records
 
 
-class BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]
+class BatchConsumer(aiokafka.Consumer):
     """Hands out the records of the topics in ``batched`` as batches, those of others one by one."""
 
     batched: frozenset[str] = frozenset()
 
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, Sequence[Any]]:
-        fetched: Mapping[TP, list[Any]] = await super()._getmany(active_partitions, timeout)
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
+        fetched = await super()._getmany(active_partitions, timeout)
         return {tp: batches(records) if tp.topic in self.batched else records for tp, records in fetched.items()}
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
@@ -59,7 +59,7 @@ class BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]
             return BatchMessage(tp, record, self.app.consumer_generation_id)
         return super()._to_message(tp, record)
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """What has come, in messages of one record or of many."""
         async for tp, message in super().getmany(timeout):
             if isinstance(message, BatchMessage):
@@ -81,7 +81,7 @@ class BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]
             message.first = min(read + 1, new[0].offset)
         self._read_offset[tp] = message.offset
 
-    def ack(self, message: ConsumerMessage) -> bool:
+    def ack(self, message: Message) -> bool:
         """Mark a message, with all its records, as one that may be committed."""
         is_new: bool = super().ack(message)
         if is_new and isinstance(message, BatchMessage):

@@ -211,7 +211,7 @@ class Publisher:
         Of the marks of one symbol only the last is sent, but for one after which its status changes.
 
         Raises:
-            LeadershipLost: their marks must not be published by this process any more. None of them may be acknowledged.
+            LeadershipLost: their marks must not be published by this process any more. None may be acknowledged.
         """
         result = BatchResult()
         marks: dict[str, Mark] = {}

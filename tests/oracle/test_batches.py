@@ -11,6 +11,7 @@ from schemas.codec import encode
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.parameters import OracleParameters
 from streams.oracle.publisher import BatchResult, PriceRecord
+from streams.oracle.symbols import Outcome
 from tests.oracle.test_publisher import HEARTBEAT_MS, RULES, T0, Stage, decode_frame, decode_state
 from tests.properties import examples
 
@@ -57,6 +58,10 @@ class Run:
 
     def take(self, records: Sequence[PriceRecord]) -> None:
         self.results.append(self.stage.publisher.on_prices(records))
+
+    @property
+    def outcomes(self) -> list[Outcome | None]:
+        return [outcome for result in self.results for outcome in result.outcomes]
 
     @property
     def frames(self) -> list[MarkFrame]:
@@ -111,9 +116,7 @@ def test_a_batch_ends_as_its_prices_would_one_by_one(steps: list[Given]) -> None
         for record in records:
             single.take([record])
         batched.take(records)
-        assert sum((result.outcomes for result in single.results), []) == sum(
-            (result.outcomes for result in batched.results), []
-        )
+        assert batched.outcomes == single.outcomes
         assert batched.last == single.last, "what a reader knows after every batch"
     letters = [[letter for result in run.results for letter in result.letters] for run in (single, batched)]
     assert letters[0] == letters[1]

@@ -12,7 +12,6 @@ from faust.transport.consumer import Consumer
 from faust.types.tuples import TP
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from intervaltree import IntervalTree
 
 from schemas.topics import ORACLE, PRICES
 from streams.oracle.faust_app import faust_app
@@ -42,17 +41,18 @@ class Beheaded(BatchConsumer):
     batched = frozenset({PRICES})
 
     def __init__(self, committed: int | None) -> None:
-        self.app = SimpleNamespace(
-            consumer_generation_id=3, topics=SimpleNamespace(acks_enabled_for=lambda topic: topic == PRICES)
+        topics = SimpleNamespace(acks_enabled_for=lambda topic: topic == PRICES)
+        vars(self).update(
+            app=SimpleNamespace(consumer_generation_id=3, topics=topics),
+            _acked=defaultdict(list),
+            _acked_index=defaultdict(set),
+            _gap=defaultdict(list),
+            _committed_offset=defaultdict(lambda: committed),
+            _read_offset=defaultdict(lambda: committed),
+            _unacked_messages=set(),
+            _waiting_for_ack=None,
+            _n_acked=0,
         )
-        self._acked = defaultdict(list)
-        self._acked_index = defaultdict(set)
-        self._gap = defaultdict(IntervalTree)
-        self._committed_offset = defaultdict(lambda: committed)
-        self._read_offset = defaultdict(lambda: committed)
-        self._unacked_messages = set()
-        self._waiting_for_ack = None
-        self._n_acked = 0
 
     def deliver(self, records: Sequence[Fetched]) -> BatchMessage | None:
         """What the agent gets of a batch, as Faust's loop over messages does it; None if it drops it."""
@@ -65,7 +65,7 @@ class Beheaded(BatchConsumer):
         assert message.offset == read, "Faust sees no gap"
         return message
 
-    def commit(self) -> int | None:
+    def committed(self) -> int | None:
         """The offset that Faust would commit now, if it would."""
         offset: int | None = self._new_offset(PARTITION)
         if offset is not None and self._should_commit(PARTITION, offset):
@@ -95,8 +95,8 @@ def test_what_is_acknowledged_is_committed_and_nothing_else(data: st.DataObject)
         assert consumer.ack(message)
         last = message.offset + 1
         if data.draw(st.booleans()):
-            assert consumer.commit() == last, "all of it, and no batch after it"
-    assert consumer.commit() == last
+            assert consumer.committed() == last, "all of it, and no batch after it"
+    assert consumer.committed() == last
     assert not consumer.ack(delivered[-1]), "once"
 
 
@@ -106,9 +106,9 @@ def test_a_batch_that_is_not_acknowledged_keeps_its_place() -> None:
     assert first is not None
     assert second is not None
     consumer.ack(second)
-    assert consumer.commit() == 5
+    assert consumer.committed() == 5
     consumer.ack(first)
-    assert consumer.commit() == 10
+    assert consumer.committed() == 10
 
 
 def test_what_was_read_before_is_not_handed_out_again() -> None:
