@@ -1,6 +1,6 @@
 """How many prices one oracle process takes in, what each costs, and how long it is until its mark can be read.
 
-``python -m streams.bench.oracle [symbols] [prices per second] [seconds]`` starts a local Kafka and Valkey and the oracle
+``python -m streams.bench.oracle [symbols] [prices per second] [seconds]`` starts a local Kafka and Valkey and an oracle
 as a process, each symbol with three sources. First all prices are there at once, then they come at that pace. Processor
 time is that of the oracle's process with all its threads, heartbeats and commits. The last mark of every symbol must be
 what the mark book makes of the same prices; it ends with exit code 1 if one is not.

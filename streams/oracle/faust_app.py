@@ -13,7 +13,7 @@ from schemas.topics import PRICES
 from streams.access import tls
 from streams.logs import event
 from streams.oracle import faust_store
-from streams.oracle.faust_batches import batch_transport
+from streams.oracle.faust_batches import BATCH_RECORDS_MAX, batch_transport
 from streams.oracle.faust_store import Store
 from streams.settings import KafkaSettings, Settings
 
@@ -38,6 +38,13 @@ class _App(faust.App):
 
     def _new_transport(self) -> Any:
         return batch_transport(frozenset({PRICES}))(self.conf.broker_consumer, self)
+
+    def _new_producer(self) -> Any:
+        producer = super()._new_producer()
+        producer.buffer.max_messages = (
+            2 * BATCH_RECORDS_MAX
+        )  # rows of a batch; with more it reads on when they are sent
+        return producer
 
 
 def faust_app(settings: Settings) -> faust.App:
@@ -77,7 +84,7 @@ def faust_app(settings: Settings) -> faust.App:
         broker_commit_interval=1.0,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=max(0.1, kafka.session_timeout_ms / 10_000),
-        broker_max_poll_records=500,
+        broker_max_poll_records=4 * BATCH_RECORDS_MAX,
         stream_wait_empty=False,
         autodiscover=False,
         **client,

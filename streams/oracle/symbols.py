@@ -81,6 +81,7 @@ class SymbolBook:
     """One symbol: each source's last price, the last live mark, the halt since, and the last mark of all.
 
     ``outcomes`` is, by source, what became of its last price, where that does not count and is no mere repeat.
+    ``formed``: by what rules and when the last mark was formed; None if a price has come since, or there is none.
     """
 
     sources: dict[str, SourcePrice] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class SymbolBook:
     halt: Halt | None = None
     mark: Mark | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    formed: tuple[SymbolRules, int] | None = None
 
     @classmethod
     def restored(cls, state: SymbolState) -> "SymbolBook":
@@ -125,6 +127,7 @@ class SymbolBook:
         if self.halt is not None and not self.halt.outlasts(self.sources, rules, clock):
             self.halt = None
         heard = self.sources[price.source] = SourcePrice.heard(price, clock)
+        self.formed = None
         fresh, sure = rules.fresh(heard, clock), rules.sure(heard)
         if self.halt is not None and self.halt.level is not None:
             self.halt.level.hear(price.source, heard, fresh and sure, rules.max_jump)
@@ -136,8 +139,18 @@ class SymbolBook:
 
     def form(self, symbol: str, rules: SymbolRules, clock: int) -> Mark | None:
         """The mark at ``clock``; None if there was never a live one."""
-        self.mark = self._formed(symbol, rules, clock)
+        if not self._is_still_so(rules, clock):
+            self.mark, self.formed = self._formed(symbol, rules, clock), (rules, clock)
         return self.mark
+
+    def _is_still_so(self, rules: SymbolRules, clock: int) -> bool:
+        """Whether forming the mark again would change nothing: it is live, of all sources, and none has grown old."""
+        mark, formed = self.mark, self.formed
+        if mark is None or formed is None or mark.status != "live" or len(mark.sources) != len(rules.weights):
+            return False
+        by, at = formed
+        oldest = clock - rules.max_age
+        return by is rules and at <= clock and all(oldest <= price.time <= at for price in self.sources.values())
 
     def _formed(self, symbol: str, rules: SymbolRules, clock: int) -> Mark | None:
         if self.halt is not None and not self.halt.outlasts(self.sources, rules, clock):
@@ -170,7 +183,7 @@ class SymbolBook:
 
     def go_stale(self, symbol: str, clock: int) -> Mark | None:
         """The mark at ``clock`` of a symbol that has no rules any more."""
-        self.mark = self._not_live(symbol, "stale", clock)
+        self.mark, self.formed = self._not_live(symbol, "stale", clock), None
         return self.mark
 
     def _not_live(self, symbol: str, status: MarkStatus, clock: int) -> Mark | None:
