@@ -1,1 +1,1 @@
-"""Measures parts of the pipeline from inside: what a tick and a restore cost, and whether memory stays flat."""
+"""Measures parts of the pipeline: what a tick, a price and a restore cost, and whether memory stays flat."""

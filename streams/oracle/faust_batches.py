@@ -15,7 +15,7 @@ BATCH_RECORDS_MAX = 250
 """So many records are handled before anything else of the process has its turn: a few milliseconds."""
 
 
-class Batch(tuple[Any, ...]):
+class FetchedBatch(tuple[Any, ...]):
     """Records of one partition in their order, as aiokafka has them; never none."""
 
     __slots__ = ()
@@ -26,7 +26,7 @@ class BatchMessage(ConsumerMessage):
 
     __slots__ = ("first", "records")
 
-    def __init__(self, tp: TP, records: Batch, generation_id: int | None) -> None:
+    def __init__(self, tp: TP, records: FetchedBatch, generation_id: int | None) -> None:
         last = records[-1]
         super().__init__(
             last.topic,
@@ -55,7 +55,7 @@ class BatchConsumer(aiokafka.Consumer):
         return {tp: batches(records) if tp.topic in self.batched else records for tp, records in fetched.items()}
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        if isinstance(record, Batch):
+        if isinstance(record, FetchedBatch):
             return BatchMessage(tp, record, self.app.consumer_generation_id)
         return super()._to_message(tp, record)
 
@@ -74,7 +74,7 @@ class BatchConsumer(aiokafka.Consumer):
         """
         read = self._read_offset[tp]
         if read is not None:
-            new = Batch(record for record in message.records if record.offset >= read)
+            new = FetchedBatch(record for record in message.records if record.offset >= read)
             if not new:
                 return  # Faust drops the message
             message.records = new
@@ -92,9 +92,11 @@ class BatchConsumer(aiokafka.Consumer):
         return is_new
 
 
-def batches(records: Sequence[Any]) -> list[Batch]:
+def batches(records: Sequence[Any]) -> list[FetchedBatch]:
     """``records`` in batches of ``BATCH_RECORDS_MAX`` at most."""
-    return [Batch(records[first : first + BATCH_RECORDS_MAX]) for first in range(0, len(records), BATCH_RECORDS_MAX)]
+    return [
+        FetchedBatch(records[first : first + BATCH_RECORDS_MAX]) for first in range(0, len(records), BATCH_RECORDS_MAX)
+    ]
 
 
 def batch_transport(topics: frozenset[str]) -> type[aiokafka.Transport]:

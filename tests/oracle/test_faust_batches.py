@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.topics import ORACLE, PRICES
 from streams.oracle.faust_app import faust_app
-from streams.oracle.faust_batches import BATCH_RECORDS_MAX, Batch, BatchConsumer, BatchMessage, batches
+from streams.oracle.faust_batches import BATCH_RECORDS_MAX, FetchedBatch, BatchConsumer, BatchMessage, batches
 from streams.settings import load
 from tests.properties import examples
 
@@ -56,7 +56,7 @@ class Beheaded(BatchConsumer):
 
     def deliver(self, records: Sequence[Fetched]) -> BatchMessage | None:
         """What the agent gets of a batch, as Faust's loop over messages does it; None if it drops it."""
-        message = self._to_message(PARTITION, Batch(records))
+        message = self._to_message(PARTITION, FetchedBatch(records))
         assert isinstance(message, BatchMessage)
         self._read_on(PARTITION, message)
         read = self._read_offset[PARTITION]
@@ -143,7 +143,7 @@ def test_only_prices_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("faust.transport.drivers.aiokafka.Consumer._getmany", getmany)
     handed = asyncio.run(Beheaded(None)._getmany(None, 1.0))
-    assert handed == {PARTITION: [Batch(at(1, 2))], TP(ORACLE, 0): at(3, 4), TP(PRICES, 1): []}
+    assert handed == {PARTITION: [FetchedBatch(at(1, 2))], TP(ORACLE, 0): at(3, 4), TP(PRICES, 1): []}
 
 
 def test_the_app_takes_prices_in_batches() -> None:
