@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.topics import ORACLE, PRICES
 from streams.oracle.faust_app import faust_app
-from streams.oracle.faust_batches import BATCH_RECORDS_MAX, FetchedBatch, BatchConsumer, BatchMessage, batches
+from streams.oracle.faust_batches import BATCH_RECORDS_MAX, BatchConsumer, BatchMessage, FetchedBatch, batches
 from streams.settings import load
 from tests.properties import examples
 
