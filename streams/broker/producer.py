@@ -209,14 +209,17 @@ class TransactionalProducer:
         on_delivery: DeliveryCallback | None = None,
     ) -> None:
         """Queue one record in the transaction; waits while the local queue is full, up to the transaction's timeout."""
-        arguments = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
-        deadline = min(self._runtime.monotonic() + self._timeout_s, self._until)
+        arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
         try:
-            is_queued = _queue(lambda: self._live, self._runtime, deadline, topic, value, arguments)
+            try:
+                self._live.produce(topic, value, **arguments)
+            except BufferError:
+                self._live.poll(0.05)
+                deadline = min(self._runtime.monotonic() + self._timeout_s, self._until)
+                if not _queue(lambda: self._live, self._runtime, deadline, topic, value, arguments):
+                    raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full") from None
         except KafkaException as error:
             raise self._classified("produce", error.args[0]) from error
-        if not is_queued:
-            raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full")
 
     def flush(self) -> None:
         """Wait until every record of the transaction is acknowledged (its offset is known), within the timeout."""

@@ -68,7 +68,7 @@ class _Numbers(msgspec.Struct):
 
 _NUMBERS = Decoder[_Numbers](_Numbers)
 
-_SEVERITY: dict[str, int] = {
+SEVERITY: dict[str, int] = {
     "normal": 0,
     "margin_call": 1,
     "undecided": 2,
@@ -191,6 +191,23 @@ class AccountState:
         )
 
     @property
+    def is_ordinary(self) -> bool:
+        """Whether nothing of it is suspended, waits, was refused or is in the dead letters."""
+        unapplied = self.unapplied
+        return not (
+            self.parked
+            or self.waiting_fills
+            or self.deferred
+            or self.refused
+            or unapplied.events
+            or unapplied.credits
+            or unapplied.by_place
+            or self.held is not None
+            or self.unread is not None
+            or self.suspended_reason is not None
+        )
+
+    @property
     def holds_back(self) -> bool:
         """Whether events wait for parameters."""
         return bool(self.parked or self.waiting_fills)
@@ -239,7 +256,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
     if not groups and not remembered:
         return None
     statuses: list[GroupStatus] = [group.status for group in groups]
-    worst: AccountStatus = max(statuses, key=_SEVERITY.__getitem__, default="normal")
+    worst: AccountStatus = max(statuses, key=SEVERITY.__getitem__, default="normal")
     return AccountRow(
         account=state.account,
         status="suspended" if state.suspended else worst,

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from schemas.codec import encode
 from schemas.types import CROSS
-from streams.clearing.account import WITHOUT_ORDERS, AccountState, GroupState, account_row, read_account, set_aside
+from streams.clearing.account import WITHOUT_ORDERS, AccountState, GroupState, read_account, set_aside
 from streams.clearing.admission import Admission
 from streams.clearing.outbox import REASON_MAX, Outbox
+from streams.clearing.row_text import RowWriter
 from streams.errors import InputError
 from streams.logs import event
 from streams.margin.ledger import Ledger
@@ -65,6 +65,7 @@ class Accounts:
         self._ledger = ledger
         self._admission = admission
         self._outbox = outbox
+        self._writer = RowWriter(ledger)
         self.by_name: dict[str, AccountState] = {}
         self.owner: dict[int, tuple[AccountState, GroupState]] = {}
         self.levels = np.full(64, np.inf)
@@ -140,8 +141,7 @@ class Accounts:
 
     def row(self, account: str) -> bytes | None:
         """The row of an account; None if nothing about it needs to be remembered."""
-        row = account_row(self.by_name[account], self._ledger)
-        return None if row is None else encode(row)
+        return self._writer.row(self.by_name[account])
 
     def forget(self, account: str) -> None:
         """Drop an account about which nothing needs to be remembered."""

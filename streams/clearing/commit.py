@@ -144,11 +144,20 @@ class Committer:
         return offsets
 
     def _produce_rows(self, shard: Shard, output: Output, on_delivery: "_Delivered") -> None:
+        """``on_delivery`` is told of the last row alone: those before it lie before it in the partition."""
         row_headers = headers.cloud_event("", ACCOUNT_EVENT, shard.clock_us)
+        produce, partition, commit = self.producer.produce, shard.shard, f"{shard.shard}:{output.journal.sequence}"
+        left = len(output.rows)
         for account, row in output.rows.items():
-            row_headers[1] = ("ce_id", f"{shard.shard}:{output.journal.sequence}:{account}".encode())
-            self.producer.produce(
-                ACCOUNTS, row, key=account, partition=shard.shard, headers=row_headers, on_delivery=on_delivery
+            left -= 1
+            row_headers[1] = ("ce_id", f"{commit}:{account}".encode())
+            produce(
+                ACCOUNTS,
+                row,
+                key=account,
+                partition=partition,
+                headers=row_headers,
+                on_delivery=None if left else on_delivery,
             )
 
     def _produce_unapplied(self, shard: Shard, output: Output) -> None:

@@ -353,10 +353,11 @@ class Shard:
     def take(self, worker: str = "", *, with_open_interest: bool = False) -> Output:
         """Hand over everything since the last call, with the journal record that says how it came about."""
         rows: dict[str, bytes | None] = {}
+        states, count, written = self.accounts, self.cursor.unreached.count, self._accounts.row
         for account in sorted(self._outbox.changed):
-            self.cursor.unreached.count(self.accounts[account])
-            rows[account] = self._accounts.row(account)
-            if rows[account] is None:
+            count(states[account])
+            rows[account] = row = written(account)
+            if row is None:
                 self._accounts.forget(account)
         if with_open_interest:
             self.cursor.unreached.set_notional(self._at_stake())

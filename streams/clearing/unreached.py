@@ -6,7 +6,7 @@ Which groups and accounts those are is in their states; here they are only count
 from collections.abc import Collection, Mapping
 
 from schemas.messages import AccountRow
-from streams.clearing.account import AccountState
+from streams.clearing.account import WITHOUT_ORDERS, AccountState
 from streams.feeds.unreached import KINDS
 
 Counts = tuple[int, int, int, int, int, int, int]
@@ -42,6 +42,8 @@ class Unreached:
 
     def count(self, state: AccountState) -> None:
         """Count an account as it stands now, instead of as it stood."""
+        if state.account not in self._by_account and state.is_ordinary and not _has_unreached(state):
+            return
         before, now = self._by_account.get(state.account, _NONE), _counts(state)
         if now == before:
             return
@@ -55,6 +57,11 @@ class Unreached:
     def totals(self) -> dict[str, int]:
         """What there is of each kind, those of which there is none left out."""
         return {kind: total for kind, total in zip(KINDS, self._totals, strict=True) if total}
+
+
+def _has_unreached(state: AccountState) -> bool:
+    """Whether the account has a group of a kind that is counted."""
+    return any(group.told_undecided or group.status in WITHOUT_ORDERS for group in state.groups.values())
 
 
 def _counts(state: AccountState) -> Counts:

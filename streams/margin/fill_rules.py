@@ -9,6 +9,7 @@ from streams.errors import InputError
 from streams.margin.amounts import Amounts, high_most
 from streams.margin.fixed_point import INT64_MAX, fraction_digits, from_units, parse_units, to_units
 from streams.margin.rules import Instrument
+from streams.margin.slots import SlotTable
 
 _CACHE_ENTRIES_MAX = 1 << 15
 
@@ -83,6 +84,18 @@ class BalanceColumn:
         self.decimals, self.limit = decimals, _short_limit(decimals)
         self.high_most = high_most(_written_most(decimals))
 
+    def holds(self, row: int) -> bool:
+        """Whether the balance of ``row`` is not 0."""
+        amounts = self.amounts
+        return amounts.view[row] != 0 or (amounts.wide and not amounts.is_plain(row))
+
+    def text(self, row: int) -> str:
+        """The balance of ``row`` as a canonical decimal string, empty if it is 0."""
+        if self.amounts.wide:
+            return self.amounts.text(row, self.decimals) if self.holds(row) else ""
+        units = self.amounts.view[row]
+        return from_units(units, self.decimals) if units else ""
+
 
 class FillRules:
     """What applying a fill of one symbol needs.
@@ -128,3 +141,10 @@ class FillRules:
     def most_text(self) -> str:
         """The largest position, as a quantity."""
         return from_units(self.lots_most * self.lot, self.lot_digits)
+
+    def texts(self, table: SlotTable, slot: int) -> tuple[str, str]:
+        """Quantity and cash of the position in ``slot``, as canonical decimal strings."""
+        lots, cash, decimals = table.lots, table.cash, self.cash_decimals
+        units = lots.units(slot) if lots.wide else lots.view[slot]
+        cash_text = cash.text(slot, decimals) if cash.wide else from_units(cash.view[slot], decimals)
+        return from_units(units * self.lot, self.lot_digits), cash_text

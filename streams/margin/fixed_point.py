@@ -100,6 +100,11 @@ def to_units(value: str | Decimal, decimals: int) -> int:
 
 def from_units(units: int, decimals: int) -> str:
     """The canonical decimal string of ``units`` units of ``10**-decimals``: no trailing zeros, never ``-0``."""
+    text = str(units)
+    point = len(text) - decimals
+    if point > 1:  # whatever its sign, there is a digit before the point
+        fraction = text[point:].rstrip("0")
+        return text[:point] + "." + fraction if fraction else text[:point]
     digits = str(abs(units)).rjust(decimals + 1, "0")
     if decimals:
         fraction = digits[-decimals:].rstrip("0")

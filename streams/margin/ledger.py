@@ -47,6 +47,7 @@ class Ledger:
         self.symbols: list[str] = [""]
         self.slots = SlotTable(self.rows.room)
         self.columns: list[BalanceColumn] = []
+        self._listed: list[BalanceColumn] = []  # in order of asset
         self._column_of: dict[str, BalanceColumn] = {}
         self._fill_rules: dict[str, FillRules] = {}
         self._caches = UnitCaches()
@@ -92,6 +93,7 @@ class Ledger:
             column.rescale(rules.decimals)
             if column.amounts.passes(slice(0, self.row_count), column.high_most):
                 column.limit = -1
+        self._listed = sorted(self.columns, key=_asset_of)
 
     def _adopt_symbols(self) -> None:
         parameters = self._parameters
@@ -209,6 +211,8 @@ class Ledger:
                 table.move_first(row, slot, before, first)
             table.lots_view[slot] = lots
             table.cash_view[slot] = cash
+            if (written := table.texts.get(row)) is not None:
+                written.append(slot)
         balances[row] = balance
         return None
 
@@ -298,6 +302,7 @@ class Ledger:
 
     def _put_position(self, rules: FillRules, slot: int, lots: int, cash: int) -> None:
         """``cash`` in units of 10**-18."""
+        self.slots.note_change(slot)
         lots_high = self.slots.lots.put(slot, lots)
         cash_high = self.slots.cash.put(slot, *divmod(cash, fine_step(rules.cash_decimals)))
         if abs(lots_high) > rules.lots_high or abs(cash_high) > rules.cash_high:
@@ -318,15 +323,16 @@ class Ledger:
 
     def balances(self, row: int) -> dict[str, str]:
         """Balances that are not zero, by asset in alphabetical order, as canonical decimal strings."""
-        return {column.asset: column.amounts.text(row, column.decimals) for column in self._held_by(row)}
+        return {column.asset: text for column in self._listed if (text := column.text(row))}
 
     def positions(self, row: int) -> list[tuple[str, str, str]]:
         """(symbol, quantity, cash) of every position in order of symbol, as canonical decimal strings."""
-        listed, lots, cash = [], self.slots.lots, self.slots.cash
-        for slot, symbol, rules in self._positions_of(row):
-            quantity = from_units(lots.units(slot) * rules.lot, rules.lot_digits)
-            listed.append((symbol, quantity, cash.text(slot, rules.cash_decimals)))
-        return listed
+        return [self.position(slot) for slot, _, _ in self._positions_of(row)]
+
+    def position(self, slot: int) -> tuple[str, str, str]:
+        """(symbol, quantity, cash) of the position in ``slot``, as canonical decimal strings."""
+        symbol = self.symbols[self.slots.symbol_view[slot]]
+        return symbol, *self._fill_rules[symbol].texts(self.slots, slot)
 
     def is_empty(self, row: int) -> bool:
         """Whether the group has neither positions nor balances."""
@@ -350,12 +356,7 @@ class Ledger:
 
     def _held_by(self, row: int) -> list[BalanceColumn]:
         """The columns in which ``row`` holds something, in order of asset."""
-        held = [
-            column
-            for column in self.columns
-            if (amounts := column.amounts).view[row] or (amounts.wide and not amounts.is_plain(row))
-        ]
-        return sorted(held, key=_asset_of) if len(held) > 1 else held
+        return [column for column in self._listed if column.holds(row)]
 
     # --- what columns hold -------------------------------------------------------------------------------------------
 

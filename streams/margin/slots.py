@@ -4,6 +4,8 @@ A fill costs a walk along its row's chain, and a full evaluation one pass over t
 their ids and amounts in the units they are in; what a lot or a unit of cash is worth is left to the ledger.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,11 +26,14 @@ class SlotTable:
 
     ``lots``, ``cash``: the amounts. Slots from ``used`` on have never held anything. The views are for scalars; adding
     a slot or a row may replace them, and the columns.
+
+    ``texts``: what a reader has written about a row, for itself, and behind it the slots whose amounts have changed
+    since. It is gone when the row has other slots than then. Whoever sets amounts says so here.
     """
 
     __slots__ = (
         "_following", "_free", "_head", "_row_view", "cash", "cash_view", "following_view", "head_view", "lots",
-        "lots_view", "row", "symbol", "symbol_view", "used",
+        "lots_view", "row", "symbol", "symbol_view", "texts", "used",
     )  # fmt: skip
 
     def __init__(self, rows: int) -> None:
@@ -39,6 +44,7 @@ class SlotTable:
         self.row = np.zeros(_SLOTS_START, dtype=np.int64)
         self.symbol = np.zeros(_SLOTS_START, dtype=np.int64)
         self.lots, self.cash = Amounts(_SLOTS_START), Amounts(_SLOTS_START)
+        self.texts: dict[int, list[Any]] = {}
         self._view()
 
     @property
@@ -81,6 +87,7 @@ class SlotTable:
             if slot == self.row.size:
                 self._grow()
             self.used = slot + 1
+        self.texts.pop(row, None)
         self._row_view[slot] = row
         self.symbol_view[slot] = symbol_id
         self.following_view[slot] = first
@@ -101,6 +108,7 @@ class SlotTable:
         else:
             self.following_view[before] = following
         self.symbol_view[slot] = VACANT
+        self.texts.pop(row, None)
         self._row_view[slot] = self.lots_view[slot] = self.cash_view[slot] = 0
         if self.lots.wide or self.cash.wide:
             self.lots.clear(slot)
@@ -112,6 +120,11 @@ class SlotTable:
         """Free every slot of ``row``."""
         while (slot := self.head_view[row]) >= 0:
             self.remove(row, slot, -1)
+
+    def note_change(self, slot: int) -> None:
+        """The amounts of ``slot`` are set."""
+        if (written := self.texts.get(self._row_view[slot])) is not None:
+            written.append(slot)
 
     # --- slots of a symbol -------------------------------------------------------------------------------------------
 
@@ -141,7 +154,7 @@ class SlotTable:
         self._view()
 
     def replace(self, lots: Amounts, cash: Amounts) -> None:
-        """Hold ``lots`` and ``cash``, which are as long as those there were."""
+        """Hold ``lots`` and ``cash``: the amounts there were, in other units. What is written of them still holds."""
         self.lots, self.cash = lots, cash
         self._view()
 
