@@ -1,1 +1,1 @@
-"""Measures parts of the pipeline from inside: what a tick and a restore cost, and whether memory stays flat."""
+"""Measures the pipeline, whole and in parts: ``margin-clearing bench``. What runs ends in a check, or has no figure."""
