@@ -18,6 +18,7 @@ from infra.local.ports import free_port
 from infra.local.process import ManagedProcess
 from infra.local.stack import PREFIX, LocalStack, child_environment
 from schemas.codec import encode
+from schemas.messages import Transfer
 from schemas.parameters import Parameter
 from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS
 from streams.bench.errors import BenchError
@@ -40,7 +41,7 @@ Outgoing = tuple[str, bytes | None, bytes, int]
 """Topic, key, value, and partition (-1: that of the key)."""
 
 
-class Role:
+class BenchRole:
     """One role as a process, with its metrics."""
 
     def __init__(self, name: str, process: ManagedProcess, port: int) -> None:
@@ -74,7 +75,7 @@ class Bed:
     def __init__(self, stack: LocalStack, settings: Settings, variables: Mapping[str, str]) -> None:
         self.stack, self.settings = stack, settings
         self._variables = dict(variables)
-        self.roles: dict[str, Role] = {}
+        self.roles: dict[str, BenchRole] = {}
         self._groups: dict[str, Consumer] = {}
 
     @classmethod
@@ -121,7 +122,7 @@ class Bed:
                 log_path=self.stack.folder / f"{name}.log",
                 env=child_environment(self._variables | {f"{PREFIX}SERVICE__METRICS_PORT": str(port)}),
             )
-            self.roles[name] = Role(name, process, port)
+            self.roles[name] = BenchRole(name, process, port)
         for name in names:
             self.wait_for(self.roles[name].is_ready, f"{name} to be ready", READY_S)
 
@@ -184,6 +185,10 @@ class Bed:
             producer.poll(0)
         if producer.flush(_CALL_S) or refused:
             raise BenchError(f"what the bench wrote was not acknowledged: {refused[0] if refused else 'no answer'}")
+
+    def publish_transfers(self, transfers: Iterable[Transfer]) -> None:
+        """Put transfers into the topic as an exchange does."""
+        self.publish((TRANSFERS, each.account.encode(), encode(each), -1) for each in transfers)
 
     def producer(self, compression: Any = "none", *, linger_ms: int = 5) -> Producer:
         """A producer that waits ``linger_ms`` for more before it sends."""

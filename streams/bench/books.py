@@ -35,19 +35,21 @@ class Books:
 
     def differences(self, rows: Mapping[str, Any]) -> list[str]:
         """What differs in ``rows``, the accounts' rows of the changelog as JSON, by account."""
-        found = [f"{account} is in the changelog, and nothing was sent for it" for account in rows.keys() - self.money]
+        differing = [
+            f"{account} is in the changelog, and nothing was sent for it" for account in rows.keys() - self.money
+        ]
         for account, money in self.money.items():
             row = rows.get(account)
             if row is None:
-                found.append(f"{account} is not in the changelog")
+                differing.append(f"{account} is not in the changelog")
                 continue
             quantities, held = _of(row)
             wanted = {symbol: quantity for symbol, quantity in self.quantities[account].items() if quantity}
             if quantities != wanted:
-                found.append(f"{account} holds {_shown(quantities)}, and its trades add up to {_shown(wanted)}")
+                differing.append(f"{account} holds {_shown(quantities)}, and its trades add up to {_shown(wanted)}")
             if held != money:
-                found.append(f"{account} has {held} in cash and balances, and its records add up to {money}")
-        return found
+                differing.append(f"{account} has {held} in cash and balances, and its records add up to {money}")
+        return differing
 
 
 def _of(row: Any) -> tuple[Held, Decimal]:

@@ -33,10 +33,20 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 Column = tuple[str, str, str]
 """Heading, field, format."""
 
+_OF_PEERS: tuple[Column, ...] = (
+    ("", "name", ""),
+    ("promise", "promise", ""),
+    ("fills/s", "fills_per_s", ",.0f"),
+    ("CPU", "cpu_s_per_million_trades", ",.1f"),
+    ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
+    ("states", "records", ",d"),
+    ("seconds", "seconds", ",.2f"),
+)
+
 
 def add_to(bench: typer.Typer) -> None:
     """Add these commands to the group."""
-    for command in (fills, router, latency, pipeline, restore, memory):
+    for command in (fills, router, latency, pipeline, peers, restore, memory):
         bench.command()(command)
 
 
@@ -73,10 +83,10 @@ def fills(
       margin-clearing bench fills --positions 3 --drawn zipf --trades 500000
     """
     from streams.bench.fills import bench_fills
-    from streams.bench.market import Population
+    from streams.bench.market import Traders
 
     populations = [
-        Population(accounts, symbols, count, _drawn(how), seed)
+        Traders(accounts, symbols, count, _drawn(how), seed)
         for count in positions or (1, 3, 10)
         for how in drawn or ("uniform", "zipf")
     ]
@@ -118,11 +128,11 @@ def router(
     Example:
       margin-clearing bench router --trades 500000
     """
-    from streams.bench.market import Population
+    from streams.bench.market import Traders
     from streams.bench.router import bench_router
 
     with _checked(as_json):
-        run = bench_router(Population(accounts, symbols, positions, seed=seed), trades, progress=_say)
+        run = bench_router(Traders(accounts, symbols, positions, seed=seed), trades, progress=_say)
         columns = (
             ("fills/s", "fills_per_s", ",.0f"),
             ("router CPU", "router_cpu_s_per_million_trades", ",.1f"),
@@ -166,10 +176,10 @@ def latency(
       margin-clearing bench latency --probes 500 --trades-per-s 1000
     """
     from streams.bench.latency import bench_latency
-    from streams.bench.market import Population
+    from streams.bench.market import Traders
 
     with _checked(as_json):
-        population = Population(accounts, symbols, positions, seed=seed)
+        population = Traders(accounts, symbols, positions, seed=seed)
         runs = bench_latency(population, probes, probes_per_s, trades_per_s, progress=_say)
         if as_json:
             _print_json(runs)
@@ -213,11 +223,11 @@ def pipeline(
     Example:
       margin-clearing bench pipeline --rate 250 --rate 2000 --seconds 20
     """
-    from streams.bench.market import Population
+    from streams.bench.market import Traders
     from streams.bench.pipeline import bench_pipeline
 
     with _checked(as_json):
-        population = Population(accounts, symbols, positions, seed=seed)
+        population = Traders(accounts, symbols, positions, seed=seed)
         rates = rate or [250.0, 1_000.0, 2_000.0, 4_000.0]
         runs = bench_pipeline(population, rates, seconds, backlog_s, progress=_say)
         if as_json:
@@ -227,6 +237,59 @@ def pipeline(
         kept = [run.trades_per_s for run in runs if run.is_sustained]
         _say(f"highest of these rates that was kept up with: {f'{max(kept):,.0f} trades/s' if kept else 'none'}")
         _say("ok     all accounts are what their records add up to")
+
+
+def peers(
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which peer, kafka-streams, faust or quix; may be repeated [default: all three]", show_default=False
+        ),
+    ] = None,
+    accounts: Accounts = 10_000,
+    symbols: Symbols = 20,
+    positions: Positions = 3,
+    trades: Trades = 50_000,
+    before: Annotated[
+        int,
+        typer.Option(min=0, max=100_000_000, help="Trades before the clock starts, beside those that open positions"),
+    ] = 10_000,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the fills job as this pipeline does it beside Kafka Streams, Faust and Quix Streams.
+
+    Needs nothing but a JDK from 17 on for Kafka Streams: what else is missing is brought once into the cache. Every
+    contender splits the same trades into fills, sends them to their accounts and keeps each account's positions, in two
+    processes or threads on a fresh Kafka of its own; this pipeline also judges margin. A peer that cannot be had or
+    does not get done is left out, and it is said why. Prints fills/s and processor seconds per million trades, of each
+    and of its broker. It ends with a check of each: the states of all accounts are what the trades add up to.
+
+    Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
+    server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench peers --peer kafka-streams --trades 200000
+    """
+    from infra.bench.peers.launch import PEERS
+    from streams.bench.market import Traders
+    from streams.bench.peers import bench_peers
+
+    names = list(PEERS) if peer is None else peer
+    if unknown := [name for name in names if name not in PEERS]:
+        raise BenchError(f"--peer {unknown[0]}: must be one of {', '.join(PEERS)}")
+    with _checked(as_json):
+        population = Traders(accounts, symbols, positions, seed=seed)
+        compared = bench_peers(population, trades, before, names, progress=_say)
+        if as_json:
+            print(json.dumps(asdict(compared), indent=2))
+        else:
+            title = f"the fills job, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
+            _show(title, compared.runs, _OF_PEERS, as_json)
+        for name, reason in compared.left_out.items():
+            _say(f"left out {name}: {reason}")
+        _say(f"ok     all accounts are what the trades add up to, for each of {len(compared.runs)}")
 
 
 def restore(

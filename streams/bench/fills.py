@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
 
 from schemas.codec import encode
 from schemas.messages import Trade, Transfer
@@ -20,8 +21,8 @@ from streams.bench.beat import Beat
 from streams.bench.bed import Bed, Outgoing, Progress
 from streams.bench.books import Books
 from streams.bench.cpu import CpuMeter
-from streams.bench.errors import BenchDiffers
-from streams.bench.market import Exchange, Population, parameters
+from streams.bench.errors import BenchDiffers, BenchError
+from streams.bench.market import DrawnExchange, Traders, parameters
 from streams.broker.admin import topic_ids
 from streams.routing.split import Splitter
 from streams.routing.trade_ids import TradeIds
@@ -51,7 +52,7 @@ class FillTimes:
     accounts_checked: int
 
 
-def bench_fills(population: Population, trades: int, *, progress: Progress = lambda _: None) -> FillTimes:
+def bench_fills(population: Traders, trades: int, *, progress: Progress = lambda _: None) -> FillTimes:
     """Measure one population.
 
     Raises:
@@ -59,7 +60,7 @@ def bench_fills(population: Population, trades: int, *, progress: Progress = lam
         BenchError: it could not be run.
     """
     name = f"{population.positions} positions, {population.drawn}"
-    exchange, books = Exchange(population), Books()
+    exchange, books = DrawnExchange(population), Books()
     deposits, openings, measured = list(exchange.deposits()), exchange.openings(), exchange.trades(trades)
     books.deposit(deposits)
     books.trade(openings)
@@ -146,8 +147,14 @@ def account_rows(bed: Bed) -> dict[str, Any]:
 
 
 def written(bed: Bed, topic: str, first: list[int]) -> tuple[int, int]:
-    """How many records of a topic were committed from offsets on, and the broker's time of the last, in ms."""
+    """How many records of a topic were committed from offsets on, and the broker's time of the last, in ms.
+
+    Raises:
+        BenchError: a record carries its sender's time.
+    """
     count, last_ms = 0, 0
     for record in bed.read(topic, first):
+        if record.timestamp()[0] != TIMESTAMP_LOG_APPEND_TIME:
+            raise BenchError(f"{topic}: records carry the time of their sender, not of the broker")
         count, last_ms = count + 1, max(last_ms, record.timestamp()[1])
     return count, last_ms

@@ -22,16 +22,16 @@ import numpy as np
 import orjson
 from confluent_kafka import Consumer, TopicPartition
 
-from schemas.codec import encode
 from schemas.messages import Trade, TradeSide, Transfer
 from schemas.parameters import PolicyParameters
-from schemas.topics import COMMANDS, MARKS, TRADES, TRANSFERS
+from schemas.topics import COMMANDS, MARKS
 from streams.bench.bed import CLIENT, Bed, Outgoing, Progress
 from streams.bench.books import Books
 from streams.bench.errors import BenchDiffers
 from streams.bench.fills import account_rows
-from streams.bench.market import ASSET, DEPOSIT, PRICE, Exchange, Population, parameters
+from streams.bench.market import ASSET, DEPOSIT, PRICE, DrawnExchange, Traders, parameters
 from streams.bench.pace import PRICES_PER_S, Due, Prices, due_trades, send_when_due
+from streams.bench.router import trade_records
 from streams.broker import config
 from streams.broker.reader import poll_batch
 
@@ -68,7 +68,7 @@ class Quantiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Latencies:
+class LatencyTimes:
     """One run. ``late_ms``: how late this bench itself sent a record at most, which counts."""
 
     trades_per_s: float
@@ -81,25 +81,25 @@ class Latencies:
 
 
 def bench_latency(
-    population: Population,
+    population: Traders,
     probes: int,
     probes_per_s: float,
     trades_per_s: float,
     *,
     progress: Progress = lambda _: None,
-) -> list[Latencies]:
+) -> list[LatencyTimes]:
     """Measure ``probes`` prices without load, and as many under ``trades_per_s``.
 
     Raises:
         BenchDiffers: the commands or the accounts are not what they must be.
         BenchError: it could not be run.
     """
-    exchange, falling = Exchange(population), _Falling(2 * probes)
+    exchange, falling = DrawnExchange(population), _Falling(2 * probes)
     with Bed.open(progress) as bed:
         policy = PolicyParameters(command_ttl_ms=COMMAND_TTL_MS)
         bed.publish_parameters(parameters([SYMBOL, *exchange.symbols], policy))
         bed.start("router", "oracle", "engine")
-        bench = _Bench(bed, exchange, falling)
+        bench = _LatencyBench(bed, exchange, falling)
         progress(f"{population.accounts:,} accounts open positions, and {2 * probes:,} that will fall")
         bench.open()
         runs = []
@@ -155,10 +155,10 @@ class _Falling:
             )
 
 
-class _Bench:
+class _LatencyBench:
     """What is running, and what has been sent to it."""
 
-    def __init__(self, bed: Bed, exchange: Exchange, falling: _Falling) -> None:
+    def __init__(self, bed: Bed, exchange: DrawnExchange, falling: _Falling) -> None:
         self.bed, self.books = bed, Books()
         self._exchange, self._falling = exchange, falling
         # Trades wait for others a little, as an exchange with so many would have it; prices do not.
@@ -172,13 +172,13 @@ class _Bench:
         self.books.deposit(deposits)
         self.books.trade(openings)
         now = time.time()
-        self.bed.publish((TRANSFERS, each.account.encode(), encode(each), -1) for each in deposits)
+        self.bed.publish_transfers(deposits)
         self.bed.publish(self._prices.of(symbol, PRICE, now) for symbol in (SYMBOL, *self._exchange.symbols))
         self._await_quiet()
-        self.bed.publish((TRADES, each.symbol.encode(), encode(each), -1) for each in openings)
+        self.bed.publish(trade_records(openings))
         self._await_quiet()
 
-    def measure(self, probes: Sequence[Probe], probes_per_s: float, trades_per_s: float) -> Latencies:
+    def measure(self, probes: Sequence[Probe], probes_per_s: float, trades_per_s: float) -> LatencyTimes:
         """One run.
 
         Raises:
@@ -224,12 +224,12 @@ class _Bench:
         first_mark: list[int],
         trades_per_s: float,
         late: float,
-    ) -> Latencies:
+    ) -> LatencyTimes:
         marked = _marked(self.bed, first_mark, probes)
         rows = [
             (due[account], marked[account], produced, seen) for account, (produced, seen) in commands.arrived.items()
         ]
-        return Latencies(
+        return LatencyTimes(
             trades_per_s=trades_per_s,
             commands=len(rows),
             total=Quantiles.of([seen - at for at, _, _, seen in rows]),
@@ -276,9 +276,11 @@ class _Commands:
 
     def differences(self, accounts: dict[str, float]) -> list[str]:
         """Where there is not one command for each account, and no other."""
-        found = [f"{account} has no command" for account in accounts.keys() - self._counts.keys()]
-        found += [f"{account} has a command, and must have none" for account in self._counts.keys() - accounts.keys()]
-        return found + [f"{account} has {count} commands" for account, count in self._counts.items() if count > 1]
+        differing = [f"{account} has no command" for account in accounts.keys() - self._counts.keys()]
+        differing += [
+            f"{account} has a command, and must have none" for account in self._counts.keys() - accounts.keys()
+        ]
+        return differing + [f"{account} has {count} commands" for account, count in self._counts.items() if count > 1]
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -36,7 +36,7 @@ _TIERS = (MarginTier(notional_floor="0", maintenance_rate="0.005", initial_rate=
 
 
 @dataclass(frozen=True, slots=True)
-class Population:
+class Traders:
     """``accounts`` with ``positions`` each, over ``symbols``: account n is in the symbols n, n + 1, … (modulo).
 
     Raises:
@@ -73,13 +73,13 @@ def parameters(symbols: Sequence[str], policy: PolicyParameters | None = None) -
     return records
 
 
-class Exchange:
+class DrawnExchange:
     """Draws what an exchange sends: a deposit for each account, the trades that open positions, and trades after that.
 
     Trade ids rise by one per symbol over everything that one exchange draws.
     """
 
-    def __init__(self, population: Population) -> None:
+    def __init__(self, population: Traders) -> None:
         self.population = population
         self.symbols = [f"S{number}-PERP" for number in range(population.symbols)]
         self._names = [f"account-{number}" for number in range(population.accounts)]

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from schemas.codec import encode
-from schemas.topics import ACCOUNTS, TRADES, TRANSFERS
-from streams.bench.bed import Bed, Progress, Role
+from schemas.topics import ACCOUNTS, TRADES
+from streams.bench.bed import Bed, BenchRole, Progress
 from streams.bench.books import Books
 from streams.bench.cpu import CpuMeter
 from streams.bench.errors import BenchDiffers
 from streams.bench.fills import account_rows, written
-from streams.bench.market import PRICE, Exchange, Population, parameters
+from streams.bench.market import PRICE, DrawnExchange, Traders, parameters
 from streams.bench.pace import PRICES_PER_S, Prices, due_trades, send_when_due
+from streams.bench.router import trade_records
 
 ROLES = ("router", "oracle", "engine")
 _LOOK_S = 1.0
@@ -51,7 +51,7 @@ class RateTimes:
 
 
 def bench_pipeline(
-    population: Population,
+    population: Traders,
     rates: Sequence[float],
     seconds: float,
     backlog_s: float = 1.0,
@@ -64,11 +64,11 @@ def bench_pipeline(
         BenchDiffers: the accounts are not what their records add up to.
         BenchError: it could not be run.
     """
-    exchange = Exchange(population)
+    exchange = DrawnExchange(population)
     with Bed.open(progress) as bed:
         bed.publish_parameters(parameters(exchange.symbols))
         bed.start(*ROLES)
-        bench = _Bench(bed, exchange)
+        bench = _PipelineBench(bed, exchange)
         progress(f"{population.accounts:,} accounts deposit and open positions")
         bench.open()
         runs = []
@@ -82,10 +82,10 @@ def bench_pipeline(
     return runs
 
 
-class _Bench:
+class _PipelineBench:
     """What is running, and what has been sent to it."""
 
-    def __init__(self, bed: Bed, exchange: Exchange) -> None:
+    def __init__(self, bed: Bed, exchange: DrawnExchange) -> None:
         self.bed, self.books = bed, Books()
         self._exchange = exchange
         self._trades = bed.producer(linger_ms=5)
@@ -97,10 +97,10 @@ class _Bench:
         self.books.deposit(deposits)
         self.books.trade(openings)
         now = time.time()
-        self.bed.publish((TRANSFERS, each.account.encode(), encode(each), -1) for each in deposits)
+        self.bed.publish_transfers(deposits)
         self.bed.publish(self._prices.of(symbol, PRICE, now) for symbol in self._exchange.symbols)
         self._await_quiet()
-        self.bed.publish((TRADES, each.symbol.encode(), encode(each), -1) for each in openings)
+        self.bed.publish(trade_records(openings))
         self._await_quiet()
 
     def measure(self, rate: float, seconds: float, backlog_s: float) -> RateTimes:
@@ -142,7 +142,7 @@ class _Bench:
 class _Backlog:
     """Trades that were sent and are not applied yet, looked at once a second: a look costs the engine some work."""
 
-    def __init__(self, engine: Role) -> None:
+    def __init__(self, engine: BenchRole) -> None:
         self._engine = engine
         self._sent: Counter[str] = Counter()
         self._before = engine.metrics()[_FILLS]

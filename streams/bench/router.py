@@ -19,7 +19,7 @@ from schemas.topics import EVENTS, TRADES
 from streams.bench.bed import Bed, Outgoing, Progress
 from streams.bench.cpu import CpuMeter
 from streams.bench.errors import BenchDiffers
-from streams.bench.market import Exchange, Population, parameters
+from streams.bench.market import DrawnExchange, Traders, parameters
 
 _COMMITS = "margin_router_commit_seconds_count"
 
@@ -45,14 +45,14 @@ class RouterTimes:
     trades_checked: int
 
 
-def bench_router(population: Population, trades: int, *, progress: Progress = lambda _: None) -> RouterTimes:
+def bench_router(population: Traders, trades: int, *, progress: Progress = lambda _: None) -> RouterTimes:
     """Measure one router.
 
     Raises:
         BenchDiffers: the frames are not the fills of the trades.
         BenchError: it could not be run.
     """
-    exchange = Exchange(population)
+    exchange = DrawnExchange(population)
     openings, measured = exchange.openings(), exchange.trades(trades)
     with Bed.open(progress) as bed:
         bed.publish_parameters(parameters(exchange.symbols))
@@ -110,9 +110,9 @@ class FrameFills:
         """Count a frame's fills; whether it has any and is measured."""
         fills: Any = orjson.loads(value or b"{}").get("fills", {})
         columns = (fills.get(name, ()) for name in ("symbol", "trade_id", "account", "quantity", "order_id"))
-        found: list[Fill] = list(zip(*columns, strict=True))
-        self._seen.update(found)
-        if not found or not is_measured:
+        held: list[Fill] = list(zip(*columns, strict=True))
+        self._seen.update(held)
+        if not held or not is_measured:
             return False
         self.last_ms = max(self.last_ms, appended_ms)
         self.measured_bytes += len(value or b"")
@@ -120,12 +120,12 @@ class FrameFills:
 
     def differences(self, trades: Iterable[Trade]) -> list[str]:
         """What is not there once, or should not be there at all."""
-        left, found = self._seen, []
+        left, differing = self._seen, []
         for fill in _fills_of(trades):
             count = left.pop(fill, 0)
             if count != 1:
-                found.append(f"{count} times instead of once in the frames: {_shown(fill)}")
-        return found + [f"of no trade that was sent: {_shown(fill)}" for fill in left]
+                differing.append(f"{count} times instead of once in the frames: {_shown(fill)}")
+        return differing + [f"of no trade that was sent: {_shown(fill)}" for fill in left]
 
 
 def _fills_of(trades: Iterable[Trade]) -> Iterable[Fill]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from streams.bench.latency import Latencies
+    from streams.bench.latency import LatencyTimes
     from streams.bench.pipeline import RateTimes
 
 UNIT = "CPU: processor seconds per million trades, two fills each"
@@ -17,7 +17,7 @@ def table(title: str, caption: str = "") -> Table:
     return Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None, pad_edge=False)
 
 
-def of_latencies(run: "Latencies") -> Table:
+def of_latencies(run: "LatencyTimes") -> Table:
     """One run: the quantiles of the whole and of its stages."""
     load = f"{run.trades_per_s:,.0f} trades/s" if run.trades_per_s else "nobody trades"
     made = table(f"{load}, {run.commands:,} commands; ms", f"the bench itself was {run.late_ms:.1f} ms late at most")

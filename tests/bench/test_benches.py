@@ -31,10 +31,10 @@ def test_fills() -> None:
 
 @pytest.mark.long
 def test_router() -> None:
-    (found,) = measured("router", *SMALL)
-    assert found["trades_checked"] > 500
-    assert found["fills_per_s"] > 0
-    assert found["frames"] > 0
+    (only,) = measured("router", *SMALL)
+    assert only["trades_checked"] > 500
+    assert only["fills_per_s"] > 0
+    assert only["frames"] > 0
 
 
 @pytest.mark.long
@@ -53,13 +53,22 @@ def test_latency() -> None:
 @pytest.mark.long
 def test_pipeline() -> None:
     arguments = (*SMALL[:4], "--positions", "2", "--rate", "40", "--seconds", "4", "--backlog-s", "100")
-    (found,) = measured("pipeline", *arguments)
-    assert found["trades"] == 160
-    assert found["is_sustained"]
-    assert found["backlog_max"] <= 160
-    assert set(found["cpu_s_per_million_trades"]) == {"router", "oracle", "engine", "broker", "valkey"}
+    (only,) = measured("pipeline", *arguments)
+    assert only["trades"] == 160
+    assert only["is_sustained"]
+    assert only["backlog_max"] <= 160
+    assert set(only["cpu_s_per_million_trades"]) == {"router", "oracle", "engine", "broker", "valkey"}
 
 
 @pytest.mark.long
 def test_restore() -> None:
     assert [each["source"] for each in measured("restore", "--accounts", "50")] == ["changelog", "Redis"]
+
+
+@pytest.mark.long
+def test_peers() -> None:
+    """Those that are there without a download: this pipeline, and Faust."""
+    only = measured("peers", *SMALL, "--before", "100", "--peer", "faust")
+    assert [each["promise"] for each in only["runs"]] == ["exactly once", "at least once"]
+    assert all(each["fills_per_s"] > 0 and each["records"] > 0 for each in only["runs"])
+    assert only["left_out"] == {}

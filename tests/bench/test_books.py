@@ -10,16 +10,16 @@ from schemas.codec import encode
 from schemas.messages import Trade
 from streams.bench.books import Books
 from streams.bench.errors import BenchError
-from streams.bench.market import Exchange, Population
+from streams.bench.market import DrawnExchange, Traders
 from streams.bench.router import FrameFills
 from streams.routing.split import Splitter
 from streams.routing.trade_ids import TradeIds
 
-POPULATION = Population(accounts=41, symbols=5, positions=3)
+POPULATION = Traders(accounts=41, symbols=5, positions=3)
 
 
 def books() -> Books:
-    exchange, added = Exchange(POPULATION), Books()
+    exchange, added = DrawnExchange(POPULATION), Books()
     added.deposit(exchange.deposits())
     added.trade(exchange.openings())
     return added
@@ -55,13 +55,13 @@ def test_a_quantity_a_sum_and_an_account_that_are_not_right_are_named() -> None:
     rows["account-2"]["groups"][0]["balances"]["USDC"] = "1"
     del rows["account-3"]
     rows["stranger"] = rows["account-4"]
-    found = held.differences(rows)
-    assert [text.split()[0] for text in sorted(found)] == ["account-1", "account-2", "account-3", "stranger"]
+    differing = held.differences(rows)
+    assert [text.split()[0] for text in sorted(differing)] == ["account-1", "account-2", "account-3", "stranger"]
 
 
 @pytest.mark.parametrize("drawn", ["uniform", "zipf"])
 def test_every_account_has_its_positions_and_trades_are_between_those_who_have_them(drawn: Any) -> None:
-    exchange, opened = Exchange(Population(41, 5, 3, drawn)), Books()
+    exchange, opened = DrawnExchange(Traders(41, 5, 3, drawn)), Books()
     opened.trade(exchange.openings())
     held = {
         account: {symbol for symbol, quantity in of.items() if quantity} for account, of in opened.quantities.items()
@@ -74,7 +74,7 @@ def test_every_account_has_its_positions_and_trades_are_between_those_who_have_t
 
 
 def test_ids_rise_by_one_per_symbol() -> None:
-    exchange = Exchange(POPULATION)
+    exchange = DrawnExchange(POPULATION)
     last: dict[str, int] = {}
     for trade in (*exchange.openings(), *exchange.trades(500)):
         assert trade.trade_id == last.get(trade.symbol, 0) + 1
@@ -84,7 +84,7 @@ def test_ids_rise_by_one_per_symbol() -> None:
 @pytest.mark.parametrize(("accounts", "symbols", "positions"), [(9, 5, 1), (100, 2, 3)])
 def test_a_population_that_cannot_be_is_refused(accounts: int, symbols: int, positions: int) -> None:
     with pytest.raises(BenchError):
-        Population(accounts, symbols, positions)
+        Traders(accounts, symbols, positions)
 
 
 def frames_of(trades: list[Trade]) -> FrameFills:
@@ -97,7 +97,7 @@ def frames_of(trades: list[Trade]) -> FrameFills:
 
 
 def test_the_fills_of_all_trades_once_are_right_and_nothing_else_is() -> None:
-    trades = Exchange(POPULATION).openings()
+    trades = DrawnExchange(POPULATION).openings()
     assert frames_of(trades).differences(trades) == []
     assert len(frames_of(trades[:-1]).differences(trades)) == 2
     assert len(frames_of(trades).differences(trades[:-1])) == 2
