@@ -36,11 +36,13 @@ Column = tuple[str, str, str]
 _OF_PEERS: tuple[Column, ...] = (
     ("", "name", ""),
     ("promise", "promise", ""),
+    ("workers", "workers", "d"),
     ("fills/s", "fills_per_s", ",.0f"),
     ("CPU", "cpu_s_per_million_trades", ",.1f"),
     ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
     ("states", "records", ",d"),
     ("seconds", "seconds", ",.2f"),
+    ("noise", "others_share", ".0%"),
 )
 
 
@@ -101,6 +103,7 @@ def fills(
             ("commits/s", "transactions_per_s", ",.1f"),
             ("rows/s", "rows_per_s", ",.0f"),
             ("seconds", "seconds", ",.2f"),
+            ("noise", "others_share", ".0%"),
         )
         title = f"one engine, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
         _show(title, runs, columns, as_json)
@@ -140,6 +143,7 @@ def router(
             ("frames", "frames", ",d"),
             ("bytes/fill", "frame_bytes_per_fill", ",.0f"),
             ("seconds", "seconds", ",.2f"),
+            ("noise", "others_share", ".0%"),
         )
         title = f"one router, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
         _show(title, [run], columns, as_json)
@@ -261,9 +265,10 @@ def peers(
 
     Needs nothing but a JDK from 17 on for Kafka Streams: what else is missing is brought once into the cache. Every
     contender splits the same trades into fills, sends them to their accounts and keeps each account's positions, in two
-    processes or threads on a fresh Kafka of its own; this pipeline also judges margin. A peer that cannot be had or
-    does not get done is left out, and it is said why. Prints fills/s and processor seconds per million trades, of each
-    and of its broker. It ends with a check of each: the states of all accounts are what the trades add up to.
+    processes or threads (Faust: one) on a fresh Kafka of its own; this pipeline also judges margin. A peer that cannot
+    be had or does not get done is left out, and it is said why. Prints fills/s and processor seconds per million
+    trades, of each and of its broker. It ends with a check of each: the states of all accounts are what the trades add
+    up to.
 
     Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
     server that cannot be had.

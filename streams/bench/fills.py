@@ -34,7 +34,10 @@ _COMMITS = "margin_engine_commit_seconds_count"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillTimes:
-    """One run. Processor seconds are per million trades (two fills each); transactions and rows are those committed."""
+    """One run. Processor seconds are per million trades (two fills each); transactions and rows are those committed.
+
+    ``others_share`` is the share of this machine's processors that others used.
+    """
 
     accounts: int
     symbols: int
@@ -49,6 +52,7 @@ class FillTimes:
     transactions_per_s: float
     rows_per_s: float
     engine_cpu_share: float
+    others_share: float
     accounts_checked: int
 
 
@@ -102,6 +106,7 @@ def bench_fills(population: Traders, trades: int, *, progress: Progress = lambda
         transactions_per_s=commits / seconds,
         rows_per_s=rows / seconds,
         engine_cpu_share=used["engine"] / seconds,
+        others_share=meter.others_share(started, last_ms / 1000),
         accounts_checked=len(books.money),
     )
 

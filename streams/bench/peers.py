@@ -1,8 +1,8 @@
 """The fills job done by this pipeline and by others: the same trades, each on a fresh Kafka, one after the other.
 
-Each contender has two workers (processes, or threads of one) and has done a part of the trades already when it is held
-still; then the rest is written, and it is let go. Time ends when the broker appended the last state of an account. The
-figures of a contender stand only if the states of all accounts are what the trades add up to.
+Each contender has two workers (processes, or threads of one; Faust one process) and has done a part of the trades
+already when it is held still; then the rest is written, and it is let go. Time ends when the broker appended the last
+state of an account. The figures of a contender stand only if the states of all accounts are what the trades add up to.
 """
 
 import time
@@ -43,7 +43,10 @@ _QUIET_S_MAX = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerTimes:
-    """One contender. Processor seconds are per million trades; ``records`` is how many states it wrote."""
+    """One contender. Processor seconds are per million trades; ``records`` is how many states it wrote.
+
+    ``others_share`` is the share of this machine's processors that others used.
+    """
 
     name: str
     promise: str
@@ -54,6 +57,7 @@ class PeerTimes:
     cpu_s_per_million_trades: float
     broker_cpu_s_per_million_trades: float
     records: int
+    others_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class _Contender:
     processes: Mapping[str, ManagedProcess]
     group: str
     states: str
+    workers: int
     account_of: Callable[[Record], str]
     row_of: Callable[[Any], Any]
     deposits: Books = field(default_factory=Books)
@@ -136,6 +141,7 @@ def _ours(exchange: DrawnExchange, work: _Work, progress: Progress) -> Iterator[
             processes={name: role.process for name, role in bed.roles.items()},
             group=bed.settings.router.group_id,
             states=ACCOUNTS,
+            workers=WORKERS,
             account_of=lambda record: (record.key() or b"").decode(),
             row_of=lambda row: row,
             deposits=books,
@@ -167,6 +173,7 @@ def _peer(peer: Peer, progress: Progress) -> Iterator[_Contender]:
                 processes=processes,
                 group=peer.group,
                 states=peer.changelog,
+                workers=peer.workers,
                 account_of=_account_of_peer,
                 row_of=_row_of_peer,
             )
@@ -227,13 +234,14 @@ def _measured(contender: _Contender, work: _Work, progress: Progress) -> PeerTim
     return PeerTimes(
         name=name,
         promise=contender.promise,
-        workers=WORKERS,
+        workers=contender.workers,
         trades=count,
         seconds=seconds,
         fills_per_s=2 * count / seconds,
         cpu_s_per_million_trades=1e6 * sum(used[key] for key in contender.processes) / count,
         broker_cpu_s_per_million_trades=1e6 * used["broker"] / count,
         records=records,
+        others_share=meter.others_share(started, last_ms / 1000),
     )
 
 

@@ -35,7 +35,8 @@ _COMMITS = {"router": "margin_router_commit_seconds_count", "engine": "margin_en
 class RateTimes:
     """One rate. ``cpu_s_per_million_trades`` is by role, with broker and Valkey; ``transactions_per_s`` by role.
 
-    ``backlog_max`` is in trades, of the second half of the time; ``late_s`` how late the sender was at most.
+    ``backlog_max`` is in trades, of the second half of the time; ``late_s`` how late the sender was at most;
+    ``others_share`` the share of this machine's processors that others used.
     """
 
     trades_per_s: float
@@ -48,6 +49,7 @@ class RateTimes:
     cpu_share: dict[str, float]
     transactions_per_s: dict[str, float]
     rows_per_s: float
+    others_share: float
 
 
 def bench_pipeline(
@@ -125,10 +127,11 @@ class _PipelineBench:
             seconds=end - start,
             backlog_max=backlog_max,
             late_s=late_s,
-            cpu_s_per_million_trades={name: 1e6 * each / len(trades) for name, each in used.items()},
-            cpu_share={name: each / (end - start) for name, each in used.items()},
+            cpu_s_per_million_trades={name: 1e6 * used[name] / len(trades) for name in self.bed.pids},
+            cpu_share={name: used[name] / (end - start) for name in self.bed.pids},
             transactions_per_s={role: count / (end - start) for role, count in commits.items()},
             rows_per_s=rows / (end - start),
+            others_share=meter.others_share(start, end),
         )
 
     def _commits(self) -> dict[str, float]:

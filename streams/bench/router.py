@@ -29,7 +29,10 @@ Fill = tuple[str, int, str, str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterTimes:
-    """One run. Processor seconds are per million trades, two fills each."""
+    """One run. Processor seconds are per million trades, two fills each.
+
+    ``others_share`` is the share of this machine's processors that others used.
+    """
 
     accounts: int
     symbols: int
@@ -42,6 +45,7 @@ class RouterTimes:
     frame_bytes_per_fill: float
     transactions_per_s: float
     router_cpu_share: float
+    others_share: float
     trades_checked: int
 
 
@@ -89,6 +93,7 @@ def bench_router(population: Traders, trades: int, *, progress: Progress = lambd
         frame_bytes_per_fill=fills.measured_bytes / (2 * trades),
         transactions_per_s=commits / seconds,
         router_cpu_share=used["router"] / seconds,
+        others_share=meter.others_share(started, fills.last_ms / 1000),
         trades_checked=len(openings) + trades,
     )
 

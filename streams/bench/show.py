@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from streams.bench.latency import LatencyTimes
     from streams.bench.pipeline import RateTimes
 
-UNIT = "CPU: processor seconds per million trades, two fills each"
+UNIT = "CPU: processor seconds per million trades, two fills each; noise: what others used of this machine's processors"
 
 
 def table(title: str, caption: str = "") -> Table:
@@ -46,4 +46,5 @@ def of_rates(title: str, runs: Sequence["RateTimes"]) -> Table:
     for name in ("router", "engine"):
         made.add_row(f"{name} commits/s", *(f"{run.transactions_per_s[name]:,.1f}" for run in runs))
     made.add_row("rows/s", *(f"{run.rows_per_s:,.0f}" for run in runs))
+    made.add_row("noise", *(f"{run.others_share:.0%}" for run in runs))
     return made

@@ -81,14 +81,14 @@ def kafka_streams(workers: int, progress: Progress) -> Peer:
 
 
 def faust(workers: int, progress: Progress) -> Peer:
-    """Faust, in as many processes as there are workers."""
+    """Faust, in one process whatever ``workers`` says: of two that started together one stood still now and then."""
     from importlib.metadata import version
 
     return Peer(
         name=f"Faust {version('faust-streaming')}",
         command=(sys.executable, "-m", "infra.bench.peers.faust_peer", "worker", "--without-web", "--loglevel", "warn"),
-        processes=workers,
-        workers=workers,
+        processes=1,
+        workers=1,
         group="peer-faust",
         changelog="peer-faust-positions-changelog",
         promise="at least once",
