@@ -26,6 +26,7 @@ from infra.local.errors import LocalStackError
 from schemas.codec import DecodeError
 from streams import interruption, logs
 from streams.access.redis_address import holds_password
+from streams.bench import commands as benches
 from streams.errors import MarginClearingError, SettingsError, TableError
 from streams.redaction import redacted
 from streams.settings import Loaded, Settings, describe, read, schema, variable
@@ -55,6 +56,7 @@ bench = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench, name="bench")
+benches.add_to(bench)
 console = Console()
 KAFKA = ("--bootstrap-servers", "MARGIN_KAFKA__BOOTSTRAP_SERVERS")
 REDIS = ("--redis-url", "MARGIN_REDIS__URL")

@@ -1,1 +1,1 @@
-"""Measures parts of the pipeline: what a tick, a fill, a price and a restore cost, and whether memory stays flat."""
+"""Measures the pipeline, whole and in parts: ``margin-clearing bench``. What runs ends in a check, or has no figure."""

@@ -58,7 +58,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """Every download made, into a cache of its own; each brings two small jars."""
     made: list[Path] = []
 
-    def download(work: Path) -> list[Path]:
+    def download(work: Path, _: jars.Wanted) -> list[Path]:
         made.append(work)
         brought = [work / "b.jar", work / "a.jar"]
         for jar in brought:

@@ -1,0 +1,1 @@
+"""Benches of what is not this pipeline's code."""

@@ -1,0 +1,400 @@
+"""The commands of ``margin-clearing bench`` that run real servers: parsing and printing only.
+
+A run whose records are not right has no figure: it is said what differs, and the exit code is 1.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+
+from streams.bench import show
+from streams.bench.errors import BenchDiffers, BenchError
+
+if TYPE_CHECKING:
+    from streams.bench.market import Drawn
+
+console = Console()
+_progress = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON [default: tables for a person]", show_default=False)]
+Accounts = Annotated[int, typer.Option(min=2, max=10_000_000, help="Accounts, at least two a symbol")]
+Symbols = Annotated[int, typer.Option(min=1, max=1_000, help="Symbols, at least as many as positions")]
+Positions = Annotated[int, typer.Option(min=1, max=100, help="Positions of each account, in as many symbols")]
+Trades = Annotated[int, typer.Option(min=1, max=100_000_000, help="Trades that are measured, two fills each")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn")]
+
+Column = tuple[str, str, str]
+"""Heading, field, format."""
+
+_OF_PEERS: tuple[Column, ...] = (
+    ("", "name", ""),
+    ("promise", "promise", ""),
+    ("workers", "workers", "d"),
+    ("fills/s", "fills_per_s", ",.0f"),
+    ("CPU", "cpu_s_per_million_trades", ",.1f"),
+    ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
+    ("states", "records", ",d"),
+    ("seconds", "seconds", ",.2f"),
+    ("noise", "others_share", ".0%"),
+)
+
+
+def add_to(bench: typer.Typer) -> None:
+    """Add these commands to the group."""
+    for command in (fills, router, latency, pipeline, peers, restore, memory):
+        bench.command()(command)
+
+
+def fills(
+    accounts: Accounts = 10_000,
+    symbols: Symbols = 20,
+    positions: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=100, help="Positions of each account; may be repeated [default: 1, 3 and 10]", show_default=False
+        ),
+    ] = None,
+    drawn: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How often each account trades, uniform or zipf; may be repeated [default: both]", show_default=False
+        ),
+    ] = None,
+    trades: Trades = 300_000,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one engine: fills a second through a real Kafka, from frames that lie there to committed rows.
+
+    Needs nothing: each run starts a Kafka and a Valkey of its own, and an engine process, and removes them. Prints
+    fills/s, processor seconds per million trades of engine and broker apart, transactions/s and rows/s. A run ends with
+    a check: the rows of all accounts are what their records add up to.
+
+    Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
+    server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench fills --positions 3 --drawn zipf --trades 500000
+    """
+    from streams.bench.fills import bench_fills
+    from streams.bench.market import Traders
+
+    populations = [
+        Traders(accounts, symbols, count, _drawn(how), seed)
+        for count in positions or (1, 3, 10)
+        for how in drawn or ("uniform", "zipf")
+    ]
+    with _checked(as_json):
+        runs = [bench_fills(population, trades, progress=_say) for population in populations]
+        columns = (
+            ("positions", "positions", ""),
+            ("drawn", "drawn", ""),
+            ("fills/s", "fills_per_s", ",.0f"),
+            ("engine CPU", "engine_cpu_s_per_million_trades", ",.1f"),
+            ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
+            ("commits/s", "transactions_per_s", ",.1f"),
+            ("rows/s", "rows_per_s", ",.0f"),
+            ("seconds", "seconds", ",.2f"),
+            ("noise", "others_share", ".0%"),
+        )
+        title = f"one engine, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
+        _show(title, runs, columns, as_json)
+        _say(f"ok     the rows of all accounts are what their records add up to, in each of {len(runs)} runs")
+
+
+def router(
+    accounts: Accounts = 10_000,
+    symbols: Symbols = 20,
+    positions: Positions = 3,
+    trades: Trades = 300_000,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one router: fills a second from trades that lie in a real Kafka to frames by shard.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, and a router process, and removes them. Prints fills/s and
+    processor seconds per million trades of router and broker apart. The run ends with a check: the two fills of every
+    trade are in the frames, each once, and no other.
+
+    Exit codes: 0 measured, and the frames are right; 1 they are not, and it is said what differs; 2 a mistake in a
+    flag, or a server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench router --trades 500000
+    """
+    from streams.bench.market import Traders
+    from streams.bench.router import bench_router
+
+    with _checked(as_json):
+        run = bench_router(Traders(accounts, symbols, positions, seed=seed), trades, progress=_say)
+        columns = (
+            ("fills/s", "fills_per_s", ",.0f"),
+            ("router CPU", "router_cpu_s_per_million_trades", ",.1f"),
+            ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
+            ("frames", "frames", ",d"),
+            ("bytes/fill", "frame_bytes_per_fill", ",.0f"),
+            ("seconds", "seconds", ",.2f"),
+            ("noise", "others_share", ".0%"),
+        )
+        title = f"one router, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
+        _show(title, [run], columns, as_json)
+        _say(f"ok     two fills of each of {run.trades_checked:,} trades are in the frames, once")
+
+
+def latency(
+    accounts: Accounts = 10_000,
+    symbols: Symbols = 20,
+    positions: Positions = 3,
+    probes: Annotated[
+        int, typer.Option(min=1, max=20_000, help="Prices of each run, and liquidation commands")
+    ] = 1_000,
+    probes_per_s: Annotated[float, typer.Option(min=0.1, max=1_000, help="How many of them are due a second")] = 20.0,
+    trades_per_s: Annotated[
+        float, typer.Option(min=0.1, max=100_000, help="Trades of others meanwhile, in the second run")
+    ] = 2_000.0,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the time from a price's scheduled publication to the liquidation command at its reader.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, and router, oracle and engine, and removes them. An open
+    loop: each price is due at a time, lets exactly one account fall below its requirement, and counts from when it was
+    due. Once while nobody trades, once while others do. Prints p50, p99, p99.9 and the highest, of the whole and of its
+    stages: price to mark, mark to the broker's time of the command, and from there to a read_committed consumer. It
+    ends with a check: one command for each price and no other, and all accounts are what their records add up to.
+
+    Exit codes: 0 measured, and everything is right; 1 something is not, and it is named; 2 a mistake in a flag, or a
+    server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench latency --probes 500 --trades-per-s 1000
+    """
+    from streams.bench.latency import bench_latency
+    from streams.bench.market import Traders
+
+    with _checked(as_json):
+        population = Traders(accounts, symbols, positions, seed=seed)
+        runs = bench_latency(population, probes, probes_per_s, trades_per_s, progress=_say)
+        if as_json:
+            _print_json(runs)
+        else:
+            for run in runs:
+                console.print(show.of_latencies(run))
+        _say("ok     one command for each price and no other, and the accounts are what their records add up to")
+
+
+def pipeline(
+    accounts: Accounts = 10_000,
+    symbols: Symbols = 20,
+    positions: Positions = 3,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.1,
+            max=1_000_000,
+            help="Trades a second; may be repeated, the lowest is first [default: 250, 1000, 2000 and 4000]",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="How long each rate is held")] = 30.0,
+    backlog_s: Annotated[
+        float, typer.Option(min=0.01, max=3_600, help="So many seconds of trades may wait at most")
+    ] = 1.0,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the whole pipeline at steady rates of trades: what each costs, and which of them it keeps up with.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, and router, oracle and engine, and removes them. Rates are
+    tried from the lowest on, until the trades that wait are more than those of --backlog-s; that is said, and is no
+    fault. Prints processor seconds per million trades by role and of the broker, commits/s and rows/s. It ends with a
+    check: all accounts are what their records add up to.
+
+    Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
+    server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench pipeline --rate 250 --rate 2000 --seconds 20
+    """
+    from streams.bench.market import Traders
+    from streams.bench.pipeline import bench_pipeline
+
+    with _checked(as_json):
+        population = Traders(accounts, symbols, positions, seed=seed)
+        rates = rate or [250.0, 1_000.0, 2_000.0, 4_000.0]
+        runs = bench_pipeline(population, rates, seconds, backlog_s, progress=_say)
+        if as_json:
+            _print_json(runs)
+        else:
+            console.print(show.of_rates(f"router, oracle and engine, {accounts:,} accounts, {symbols} symbols", runs))
+        kept = [run.trades_per_s for run in runs if run.is_sustained]
+        _say(f"highest of these rates that was kept up with: {f'{max(kept):,.0f} trades/s' if kept else 'none'}")
+        _say("ok     all accounts are what their records add up to")
+
+
+def peers(
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which peer, kafka-streams, faust or quix; may be repeated [default: all three]", show_default=False
+        ),
+    ] = None,
+    accounts: Accounts = 10_000,
+    symbols: Symbols = 20,
+    positions: Positions = 3,
+    trades: Trades = 50_000,
+    before: Annotated[
+        int,
+        typer.Option(min=0, max=100_000_000, help="Trades before the clock starts, beside those that open positions"),
+    ] = 10_000,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the fills job as this pipeline does it beside Kafka Streams, Faust and Quix Streams.
+
+    Needs nothing but a JDK from 17 on for Kafka Streams: what else is missing is brought once into the cache. Every
+    contender splits the same trades into fills, sends them to their accounts and keeps each account's positions, in two
+    processes or threads (Faust: one) on a fresh Kafka of its own; this pipeline also judges margin. A peer that cannot
+    be had or does not get done is left out, and it is said why. Prints fills/s and processor seconds per million
+    trades, of each and of its broker. It ends with a check of each: the states of all accounts are what the trades add
+    up to.
+
+    Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
+    server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench peers --peer kafka-streams --trades 200000
+    """
+    from infra.bench.peers.launch import PEERS
+    from streams.bench.market import Traders
+    from streams.bench.peers import bench_peers
+
+    names = list(PEERS) if peer is None else peer
+    if unknown := [name for name in names if name not in PEERS]:
+        raise BenchError(f"--peer {unknown[0]}: must be one of {', '.join(PEERS)}")
+    with _checked(as_json):
+        population = Traders(accounts, symbols, positions, seed=seed)
+        compared = bench_peers(population, trades, before, names, progress=_say)
+        if as_json:
+            print(json.dumps(asdict(compared), indent=2))
+        else:
+            title = f"the fills job, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
+            _show(title, compared.runs, _OF_PEERS, as_json)
+        for name, reason in compared.left_out.items():
+            _say(f"left out {name}: {reason}")
+        _say(f"ok     all accounts are what the trades add up to, for each of {len(compared.runs)}")
+
+
+def restore(
+    accounts: Annotated[int, typer.Option(min=1, max=10_000_000, help="Accounts of the shard")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how long an engine takes to restore a large shard, from the changelog and from Redis, and in what steps.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, and removes them. Prints for each how long it took, and
+    the longest cycle meanwhile, which is what other shards of the engine would wait at most.
+
+    Exit codes: 0 measured; 2 a mistake in a flag, or a server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench restore --accounts 10000
+    """
+    from streams.bench.restore import bench_restore
+
+    with _checked(as_json):
+        runs = bench_restore(accounts)
+        columns = (
+            ("from", "source", ""),
+            ("seconds", "seconds", ",.2f"),
+            ("cycles", "cycles", ",d"),
+            ("longest, ms", "longest_ms", ",.0f"),
+        )
+        _show(f"a shard of {accounts:,} accounts", runs, columns, as_json, unit="")
+
+
+def memory(
+    seconds: Annotated[float, typer.Option(min=30, max=604_800, help="How long the load lasts")] = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether memory stays flat: the resident set of each role under steady load, every ten seconds.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, and the three roles, and removes them. Prints the samples,
+    and for each role how much it grew from a third of the time to the end.
+
+    Exit codes: 0 no role grew by more than a tenth; 1 one did, and it is named; 2 a mistake in a flag, or a server that
+    cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench memory --seconds 120
+    """
+    from streams.bench.memory import GROWTH_MAX, bench_memory
+
+    with _checked(as_json), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        samples = bench_memory(seconds)
+        growth = {role: sizes[-1] / sizes[len(sizes) // 3] - 1 for role, sizes in samples.items()}
+    if as_json:
+        print(json.dumps({role: {"kib": sizes, "growth": growth[role]} for role, sizes in samples.items()}, indent=2))
+    for role, share in growth.items():
+        _say(
+            f"{'ok    ' if share <= GROWTH_MAX else 'FAILED'} {role}: {share:+.1%} from a third of the time to the end"
+        )
+    if max(growth.values()) > GROWTH_MAX:
+        raise typer.Exit(1)
+
+
+def _drawn(how: str) -> "Drawn":
+    if how not in ("uniform", "zipf"):
+        raise BenchError(f"--drawn {how}: must be uniform or zipf")
+    return cast("Drawn", how)
+
+
+@contextlib.contextmanager
+def _checked(as_json: bool) -> Iterator[None]:
+    """Whatever differs ends with exit code 1. The clients' own words are in the error that a bench ends with."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        yield
+    except BenchDiffers as error:
+        if as_json:
+            print(json.dumps({"run": error.run, "differences": error.differences}, indent=2))
+        _progress.print(f"[red]FAILED[/] {error.run}: no figure, because", highlight=False)
+        for difference in error.differences[:20]:
+            _progress.print(f"       {difference}", highlight=False, markup=False, soft_wrap=True)
+        if len(error.differences) > 20:
+            _progress.print(f"       and {len(error.differences) - 20:,} more")
+        raise typer.Exit(1) from None
+
+
+def _show(title: str, runs: Sequence[Any], columns: Iterable[Column], as_json: bool, unit: str = show.UNIT) -> None:
+    if as_json:
+        _print_json(runs)
+        return
+    table = show.table(title, unit)
+    shown = list(columns)
+    for heading, _, spec in shown:
+        table.add_column(heading, justify="right" if spec else "left")
+    for run in runs:
+        table.add_row(*(format(getattr(run, field), spec) for _, field, spec in shown))
+    console.print(table)
+
+
+def _print_json(runs: Sequence[Any]) -> None:
+    print(json.dumps([asdict(run) for run in runs], indent=2))
+
+
+def _say(text: str) -> None:
+    _progress.print(text, highlight=False, markup=False, soft_wrap=True)

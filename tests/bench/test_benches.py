@@ -1,0 +1,74 @@
+"""Each bench with tiny numbers, as a person starts it: that it ends well, and what it prints; never how fast it was."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+TIMEOUT_S = 460
+
+SMALL = ("--accounts", "60", "--symbols", "4", "--trades", "500")
+
+
+def measured(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "streams.cli", "bench", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.long
+def test_fills() -> None:
+    runs = measured("fills", *SMALL, "--positions", "2", "--drawn", "zipf", "--drawn", "uniform")
+    assert [each["drawn"] for each in runs] == ["zipf", "uniform"]
+    for each in runs:
+        assert each["accounts_checked"] == 60
+        assert each["fills_per_s"] > 0
+        assert each["transactions_per_s"] > 0
+
+
+@pytest.mark.long
+def test_router() -> None:
+    (only,) = measured("router", *SMALL)
+    assert only["trades_checked"] > 500
+    assert only["fills_per_s"] > 0
+    assert only["frames"] > 0
+
+
+@pytest.mark.long
+def test_latency() -> None:
+    arguments = (*SMALL[:4], "--positions", "2", "--probes", "20", "--probes-per-s", "10", "--trades-per-s", "50")
+    idle, loaded = measured("latency", *arguments)
+    assert (idle["trades_per_s"], loaded["trades_per_s"]) == (0, 50)
+    for each in (idle, loaded):
+        assert each["commands"] == 20
+        total = each["total"]
+        assert 0 < total["p50"] <= total["p99"] <= total["p999"] <= total["max"]
+        assert each["price_to_mark"]["p50"] > 0
+        assert each["produced_to_visible"]["max"] > 0
+
+
+@pytest.mark.long
+def test_pipeline() -> None:
+    arguments = (*SMALL[:4], "--positions", "2", "--rate", "40", "--seconds", "4", "--backlog-s", "100")
+    (only,) = measured("pipeline", *arguments)
+    assert only["trades"] == 160
+    assert only["is_sustained"]
+    assert only["backlog_max"] <= 160
+    assert set(only["cpu_s_per_million_trades"]) == {"router", "oracle", "engine", "broker", "valkey"}
+
+
+@pytest.mark.long
+def test_restore() -> None:
+    assert [each["source"] for each in measured("restore", "--accounts", "50")] == ["changelog", "Redis"]
+
+
+@pytest.mark.long
+def test_peers() -> None:
+    """With Faust, which needs no download; it may be left out, with the reason, never wrong."""
+    only = measured("peers", *SMALL, "--before", "100", "--peer", "faust")
+    assert only["runs"][0]["promise"] == "exactly once"
+    assert all(each["fills_per_s"] > 0 and each["records"] > 0 for each in only["runs"])
+    assert len(only["runs"]) + len(only["left_out"]) == 2
