@@ -52,10 +52,10 @@ def test_the_places_are_all_settings_in_their_order() -> None:
 def altered(tmp_path: Path) -> Path:
     """A copy of the README in which one default is not the code's."""
     text = README.read_text(encoding="utf-8")
-    row = "| `MARGIN_ENGINE__COMMIT_INTERVAL_MS` | `50` |"
+    row = "| `MARGIN_ENGINE__COMMIT_INTERVAL_MS` | `200` |"
     assert text.count(row) == 1
     copy = tmp_path / "README.md"
-    copy.write_text(text.replace(row, row.replace("50", "60")), encoding="utf-8")
+    copy.write_text(text.replace(row, row.replace("200", "60")), encoding="utf-8")
     return copy
 
 
