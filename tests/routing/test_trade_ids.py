@@ -110,7 +110,7 @@ def test_so_many_gaps_stay_open_and_the_row_is_bounded() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["next", "next", "next", "stray"]), st.integers(1, 3))), st.data())
 @configure(deadline=None)
 def test_whatever_strays_come_every_trade_is_routed_once(feed: list[tuple[str, int]], data: Any) -> None:
-    trades, last, highest = [], 0, 0
+    trades, last, highest = [trade(1, event_time=T0)], 1, 1  # before the first one nothing is known to be left out
     for number, (kind, step) in enumerate(feed):
         if kind == "next":
             last += step
