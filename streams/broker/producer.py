@@ -15,6 +15,7 @@ may be written or not, and so may those after it: whoever needs them takes a new
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -48,18 +49,24 @@ def group_metadata(consumer: Consumer) -> Any:
 def _queue(
     producer: Callable[[], Producer],
     runtime: Runtime,
-    deadline: float,
+    timeout_s: float,
     topic: str,
     value: bytes | None,
     arguments: Mapping[str, Any],
+    *,
+    until: float = inf,
 ) -> bool:
-    """Queue one record, waiting while the local queue is full; whether there was room before ``deadline``."""
+    """Queue one record, waiting while the local queue is full; whether there was room within ``timeout_s`` and before
+    ``until``. The clock is looked at only where it is full: there is one call a row."""
+    deadline: float | None = None
     while True:
         try:
             producer().produce(topic, value, **arguments)
             return True
         except BufferError:
-            if runtime.monotonic() > deadline:
+            now = runtime.monotonic()
+            deadline = min(now + timeout_s, until) if deadline is None else deadline
+            if now > deadline:
                 return False
             producer().poll(0.05)
 
@@ -106,9 +113,8 @@ class IdempotentProducer:
 
         self._check()
         arguments = {"key": key, "partition": partition, "headers": headers, "on_delivery": delivered}
-        deadline = self._runtime.monotonic() + self._timeout_s
         try:
-            is_queued = _queue(lambda: self._live, self._runtime, deadline, topic, value, arguments)
+            is_queued = _queue(lambda: self._live, self._runtime, self._timeout_s, topic, value, arguments)
         except KafkaException as error:
             self._failure = self._failure or error.args[0]
         else:
@@ -209,17 +215,15 @@ class TransactionalProducer:
         on_delivery: DeliveryCallback | None = None,
     ) -> None:
         """Queue one record in the transaction; waits while the local queue is full, up to the transaction's timeout."""
-        arguments: dict[str, Any] = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
+        arguments = {"key": key, "partition": partition, "headers": headers, "on_delivery": on_delivery}
         try:
-            try:
-                self._live.produce(topic, value, **arguments)
-            except BufferError:
-                self._live.poll(0.05)
-                deadline = min(self._runtime.monotonic() + self._timeout_s, self._until)
-                if not _queue(lambda: self._live, self._runtime, deadline, topic, value, arguments):
-                    raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full") from None
+            is_queued = _queue(
+                lambda: self._live, self._runtime, self._timeout_s, topic, value, arguments, until=self._until
+            )
         except KafkaException as error:
             raise self._classified("produce", error.args[0]) from error
+        if not is_queued:
+            raise TransactionAborted(f"{self.transactional_id}: the local queue stayed full")
 
     def flush(self) -> None:
         """Wait until every record of the transaction is acknowledged (its offset is known), within the timeout."""
