@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, TopicPartition
 from schemas.topics import ROUTER, TRADES
 from streams.broker.committed import committed_offsets
 from streams.broker.reader import LogReader
-from streams.routing.trade_ids import SymbolMemory, TradeIds, symbol_of
+from streams.routing.trade_ids import SymbolMemory, TradeIds
 from streams.runtime import Runtime
 
 
@@ -46,18 +46,23 @@ class Elsewhere:
             self._read()
         return any(True for _ in self._others(partition, symbol))
 
-    def newest(self, consumer: Consumer, partition: int, symbol: str) -> tuple[SymbolMemory, int]:
+    def newest(self, consumer: Consumer, partition: int, symbol: str) -> tuple[SymbolMemory | None, int]:
         """The newest memory of ``symbol`` in other partitions, and how many records of these are not routed yet.
+
+        There is none (None) if it was removed meanwhile: another router has folded its memory anew.
 
         Raises:
             BrokerError: Kafka does not answer.
         """
         self._read()
-        others = [TopicPartition(TRADES, other) for other, _ in self._others(partition, symbol)]
+        known = dict(self._others(partition, symbol))
+        if not known:
+            return None, 0
+        others = [TopicPartition(TRADES, other) for other in known]
         ends = [self._reader.watermarks(TRADES, place.partition)[1] for place in others]
         committed = committed_offsets(consumer, others, self._timeout_s, self._runtime)
         unrouted = sum(end - max(place.offset, 0) for place, end in zip(committed, ends, strict=True))
-        newest = max((memory for _, memory in self._others(partition, symbol)), key=lambda memory: memory.last)
+        newest = max(known.values(), key=lambda memory: memory.last)
         return SymbolMemory.of_row(newest.row()), unrouted
 
     def _others(self, partition: int, symbol: str) -> Iterator[tuple[int, SymbolMemory]]:
@@ -73,7 +78,6 @@ class Elsewhere:
             memory = self._memories.setdefault(partition, TradeIds())
             if first < end:
                 for message in self._reader.read_range(ROUTER, partition, first, end):
-                    if (symbol := symbol_of(partition, message.key())) is not None:
-                        memory.recall(symbol, message.value())
+                    memory.recall_from(partition, message.key(), message.value())
             self._next[partition] = end
         self._is_fresh = True

@@ -25,7 +25,7 @@ from streams.routing.beginning import Beginning, Committed, Present, beginning
 from streams.routing.committed_at import CommittedAt
 from streams.routing.moved import Elsewhere
 from streams.routing.split import RefusedRecord, Splitter
-from streams.routing.trade_ids import TradeIds, memory_key, symbol_of
+from streams.routing.trade_ids import TradeIds, memory_key
 from streams.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -163,14 +163,15 @@ class Ownership:
         waited = [owned for owned in self._owned.values() if owned.moved]
         for owned in waited:
             memory, unrouted = self._elsewhere.newest(consumer, owned.partition, owned.moved)
-            owned.trade_ids.adopt(owned.moved, memory)
+            if memory is not None:
+                owned.trade_ids.adopt(owned.moved, memory)
             event(
                 log,
-                logging.ERROR if unrouted else logging.WARNING,
+                logging.ERROR if unrouted or memory is None else logging.WARNING,
                 "symbol_moved",
                 symbol=owned.moved,
                 to=f"{TRADES}[{owned.partition}]",
-                last=memory.last,
+                last=None if memory is None else memory.last,
                 unrouted_elsewhere=unrouted,
             )
             owned.moved = ""
@@ -260,11 +261,7 @@ class Ownership:
             for message in self._reader.read_range(ROUTER, partition, low, high):
                 if partition == ACCEPTED_PARTITION and accepted.take(message.key(), message.value()):
                     continue
-                symbol = symbol_of(partition, message.key())
-                if symbol == "":
-                    memory.recall_old(message.value())
-                elif symbol is not None:
-                    memory.recall(symbol, message.value())
+                memory.recall_from(partition, message.key(), message.value())
             if partition in partitions:
                 memories[partition] = memory
                 self._tell(partition, memory, high - low, self._runtime.monotonic() - started)

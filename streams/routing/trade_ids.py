@@ -257,6 +257,14 @@ class TradeIds:
         self.removed.clear()
         self.migrated = False
 
+    def recall_from(self, partition: int, key: bytes | None, row: bytes | None) -> None:
+        """Take in a record of ``margin.router.v1``, if it is a row of the memory of ``partition``."""
+        prefix = memory_key(partition)
+        if key == prefix:
+            self.recall_old(row)
+        elif key is not None and key.startswith(prefix + b":"):
+            self.recall(key[len(prefix) + 1 :].decode("utf-8", "replace"), row)
+
     def recall(self, symbol: str, row: bytes | None) -> None:
         """Take in the row of a symbol (None: it was removed); one that cannot be read leaves the symbol ``unread``."""
         self.symbols.pop(symbol, None)
@@ -295,15 +303,6 @@ class TradeIds:
 def memory_key(partition: int, symbol: str = "") -> bytes:
     """The key in ``margin.router.v1`` of the memory of a symbol, or of the partition's in the form before."""
     return f"{TRADES}:{partition}{':' if symbol else ''}{symbol}".encode()
-
-
-def symbol_of(partition: int, key: bytes | None) -> str | None:
-    """The symbol of which a row of the partition is the memory; empty for one of the form before, None if of none."""
-    prefix = memory_key(partition)
-    if key == prefix:
-        return ""
-    owner, _, symbol = (key or b"").rpartition(b":")
-    return symbol.decode("utf-8", "replace") if owner == prefix else None
 
 
 def _id_at(window: bytes, at: int) -> int:

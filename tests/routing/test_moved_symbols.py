@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from schemas.topics import TRADES
+from schemas.codec import encode
+from schemas.topics import ROUTER, TRADES
 from streams.memory.kafka import MemoryKafka
 from streams.routing.moved import Elsewhere
+from streams.routing.trade_ids import memory_key
 from tests.routing.router_bench import SHARDS, RouterBench
 
 
@@ -80,9 +82,30 @@ def test_how_much_is_not_routed_where_a_symbol_came_from_is_told(market: Market)
         elsewhere = Elsewhere(kafka.log_reader("look", lambda: None), 5, kafka.runtime)
         is_known = elsewhere.knows(1, "S")
         memory, unrouted = elsewhere.newest(kafka.group_consumer("look", market.group, {}), 1, "S")
+        assert memory is not None
         return is_known, memory.last, unrouted
 
     assert market.operate(look) == (True, 2, 10)
+
+
+def test_a_memory_that_is_removed_while_it_is_looked_for_is_none(market: Market) -> None:
+    market.trades(range(1, 3), 0)
+    market.routed()
+
+    def look(kafka: MemoryKafka) -> object:
+        elsewhere = Elsewhere(kafka.log_reader("look", lambda: None), 5, kafka.runtime)
+        assert elsewhere.knows(1, "S")
+        market.cluster.append(ROUTER, memory_key(0, "S"), None, 0)
+        return elsewhere.newest(kafka.group_consumer("look", market.group, {}), 1, "S")
+
+    assert market.operate(look) == (None, 0)
+
+
+def test_a_memory_of_the_form_before_is_known(market: Market) -> None:
+    market.cluster.append(ROUTER, memory_key(0), encode({"S": 7}), 0)
+    market.trades(range(6, 10), 1)
+    market.routed()
+    assert sorted(market.places()) == [8, 9]
 
 
 def test_what_contradicts_a_trade_of_another_partition_is_refused(market: Market) -> None:
