@@ -262,7 +262,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 200
     batch_frames_max: Annotated[int, Meta(ge=1, le=10_000, description="with so many frames a commit is due")] = 256
-    batch_kbytes_max: Annotated[Kibibytes, Meta(description="with so many bytes a batch ends")] = 16_384
+    batch_kbytes_max: Annotated[Kibibytes, Meta(description="with so many bytes a commit is due")] = 16_384
     journal_interval_ms: Annotated[
         Milliseconds, Meta(description="how often a quiet shard journals how far it has walked the marks")
     ] = 5_000

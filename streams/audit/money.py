@@ -88,7 +88,7 @@ def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
     A symbol that no parameter record names has no settle asset and is left out.
     """
     routed, repaired, come, sources = Flows(), Flows(), dict[str, _Come](), Sources()
-    refused = _refused_repairs(log, shard)
+    refused: set[tuple[int, str, int]] | None = None
     with localcontext(EXACT):
         for message in log.read_range(EVENTS, shard, 0, end):
             try:
@@ -100,6 +100,7 @@ def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
                 _add_transfers(routed, frame, come)
                 continue
             _add_transfers(repaired, frame, None)
+            refused = _refused_repairs(log, shard) if refused is None else refused
             for account, sequence in zip(frame.transfers.account, frame.transfers.sequence, strict=True):
                 if (message.offset(), account, sequence) not in refused:
                     come.setdefault(account, _Come()).count(sequence)

@@ -158,10 +158,9 @@ class AccountState:
     """One account.
 
     ``unapplied`` are the events in the dead letters. ``parked`` transfers and ``waiting_fills`` wait for parameters
-    that admit them, in the order of the log. ``unread`` is the account's last row
-    if it could not be read: there is nothing else of the account then. ``refused`` says which records that could not be
-    read have suspended it: the last offset by ``topic:partition``. ``touched``, ``held`` and
-    ``deferred`` are those of its row.
+    that admit them, in the order of the log. ``unread`` is the account's last row if it could not be read: there is
+    nothing else of the account then. ``refused`` says which records that could not be read have suspended it: the last
+    offset by ``topic:partition``. ``touched``, ``held`` and ``deferred`` are those of its row.
     """
 
     account: str

@@ -7,8 +7,6 @@ missing, must move nothing.
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from schemas.messages import EventFrame, FillColumns, OwedEvents, SourceRange, TransferColumns
 from streams.feeds.sources import source_name
 
@@ -101,8 +99,9 @@ def place_of(source: SourceRange, offset: int) -> str:
 def is_same(place: str, other: str) -> bool:
     """Whether two places are one record, as far as they say: routers of earlier versions did not say the topic's id."""
     mine, others = source_of(place), source_of(other)
-    return msgspec.structs.replace(mine, topic_id="") == msgspec.structs.replace(others, topic_id="") and (
-        mine.topic_id == others.topic_id or not (mine.topic_id and others.topic_id)
+    has_both_ids = mine.topic_id and others.topic_id
+    return (mine.topic, mine.partition, mine.first) == (others.topic, others.partition, others.first) and (
+        mine.topic_id == others.topic_id or not has_both_ids
     )
 
 
