@@ -1,35 +1,25 @@
 """Marks without an oracle: the heartbeat that an engine needs, all symbols live at one price, every 250 ms."""
 
-import threading
 import time
 from collections.abc import Sequence
-from typing import Self
 
 from confluent_kafka import Producer
 
 from schemas.codec import encode
 from schemas.messages import Mark, MarkFrame
 from schemas.topics import MARKS
+from streams.bench.background import Background
 from streams.bench.market import PRICE
 
 _PERIOD_S = 0.25
 
 
-class Beat:
+class Beat(Background):
     """Publishes the marks of ``symbols`` while it is entered."""
 
     def __init__(self, producer: Producer, symbols: Sequence[str]) -> None:
+        super().__init__()
         self._producer, self._symbols = producer, symbols
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while True:

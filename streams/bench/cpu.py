@@ -1,13 +1,13 @@
 """The processor time of processes while a bench runs, sampled beside the wall clock, to be asked of any time after."""
 
 import os
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from streams.bench.background import Background
 from streams.bench.errors import BenchError
 
 _SAMPLE_S = 0.02
@@ -33,24 +33,18 @@ def machine_s() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-class CpuMeter:
+class CpuMeter(Background):
     """Samples the processor time of processes every 20 ms while it is entered. The names are the caller's."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
+        super().__init__()
         self._pids = dict(pids) | {_BENCH: os.getpid()}
         self._times: list[float] = []
         self._used: dict[str, list[float]] = {name: [] for name in (*self._pids, _MACHINE)}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
         self._sample()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        return super().__enter__()
 
     def between(self, start: float, end: float) -> dict[str, float]:
         """The seconds that each process used between two times of the wall clock."""

@@ -10,7 +10,6 @@ called produced may be up to one too early.
 """
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from confluent_kafka import Consumer, TopicPartition
 from schemas.messages import Trade, TradeSide, Transfer
 from schemas.parameters import PolicyParameters
 from schemas.topics import COMMANDS, MARKS
+from streams.bench.background import Background
 from streams.bench.bed import CLIENT, Bed, Outgoing, Progress
 from streams.bench.books import Books
 from streams.bench.errors import BenchDiffers
@@ -241,7 +241,7 @@ class _LatencyBench:
 
 
 @dataclass
-class _Commands:
+class _Commands(Background):
     """Reads the commands as an execution service does, and notes by account when each was produced and visible.
 
     ``arrived`` are seconds of the broker's time of the record and of this machine's clock.
@@ -252,20 +252,17 @@ class _Commands:
 
     def __post_init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._stop = threading.Event()
+        super().__init__()
         properties = config.reader(self.bed.settings.kafka, f"{CLIENT}-execution")
         self._consumer = Consumer(properties | {"enable.partition.eof": False, "fetch.wait.max.ms": 10})
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
         ends = self.bed.ends(COMMANDS)
         self._consumer.assign([TopicPartition(COMMANDS, partition, end) for partition, end in enumerate(ends)])
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__()
         self._consumer.close()
 
     def await_all(self, accounts: dict[str, float]) -> None:

@@ -23,6 +23,7 @@ from schemas.codec import Decoder, encode
 from schemas.messages import MarkFrame, OraclePrice
 from schemas.parameters import OracleParameters
 from schemas.topics import MARKS, PARAMETERS, PRICES
+from streams.bench.cpu import processor_s
 from streams.broker import config
 from streams.broker.admin import ensure_topics
 from streams.oracle.marks import MarkBook
@@ -32,7 +33,6 @@ SOURCES = ("a", "b", "c")
 MAX_AGE_MS = 600_000
 """Nothing grows old while it waits: the last marks do not depend on how long it took."""
 _STEP_S = 0.002
-_TICKS_PER_S = 100
 _WAIT_S = 120.0
 _WARM_S = 3.0
 
@@ -197,14 +197,14 @@ class _Bench:
     def measure(self, load: str, prices: int, per_s: int | None) -> OracleMeasurement:
         """Send so many prices and wait until all their marks are there."""
         self.reader.forget()
-        started, cpu_s = time.perf_counter(), self._cpu_s()
+        started, cpu_s = time.perf_counter(), processor_s(self.process.pid)
         if per_s is None:
             self._send(prices)
         else:
             self._pace(prices, per_s)
         must = self.walk.marks()
         self._read_until(lambda: self.reader.last == must, _WAIT_S)
-        ended, cpu_s = time.perf_counter(), self._cpu_s() - cpu_s
+        ended, cpu_s = time.perf_counter(), processor_s(self.process.pid) - cpu_s
         wrong = tuple(symbol for symbol, price in must.items() if self.reader.last.get(symbol) != price)
         ages = sorted(self.reader.ages_ms) or [0.0]
         latency_ms = (ages[len(ages) // 2], ages[int(0.99 * len(ages))], ages[-1])
@@ -236,11 +236,6 @@ class _Bench:
             if self.process.poll() is not None:
                 raise TimeoutError(f"the oracle ended with exit code {self.process.returncode}")
             self.reader.read(0.02)
-
-    def _cpu_s(self) -> float:
-        """Processor time of the oracle's process so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 def main() -> int:

@@ -6,14 +6,13 @@ if the sender itself was in time. Rates are tried from the lowest on, until one 
 if all accounts are what their records add up to.
 """
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from schemas.topics import ACCOUNTS, TRADES
+from streams.bench.background import Background
 from streams.bench.bed import Bed, BenchRole, Progress
 from streams.bench.books import Books
 from streams.bench.cpu import CpuMeter
@@ -142,24 +141,18 @@ class _PipelineBench:
         self.bed.await_applied()
 
 
-class _Backlog:
+class _Backlog(Background):
     """Trades that were sent and are not applied yet, looked at once a second: a look costs the engine some work."""
 
     def __init__(self, engine: BenchRole) -> None:
+        super().__init__()
         self._engine = engine
         self._sent: Counter[str] = Counter()
         self._before = engine.metrics()[_FILLS]
         self._seen: list[tuple[float, int]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__()
         self._look()
 
     def sent(self, topic: str) -> None:

@@ -15,9 +15,10 @@ from confluent_kafka import Producer
 
 from infra.local.stack import LocalStack
 from schemas.codec import encode
-from schemas.messages import AccountRow, GroupRow, Mark, MarkFrame, PositionRow
-from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, OracleParameters, PolicyParameters
-from schemas.topics import ACCOUNTS, MARKS, PARAMETERS
+from schemas.messages import AccountRow, GroupRow, PositionRow
+from schemas.topics import ACCOUNTS, PARAMETERS
+from streams.bench.beat import Beat
+from streams.bench.market import parameters
 from streams.broker import config
 from streams.broker.admin import ensure_topics
 from streams.broker.kafka import Kafka
@@ -28,6 +29,7 @@ from streams.watchdog import Watchdog
 
 SHARD = 0
 SYMBOLS = 20
+_NAMES = [f"S{number}-PERP" for number in range(SYMBOLS)]
 _WAIT_S = 120.0
 
 
@@ -71,14 +73,8 @@ def bench_restore(accounts: int = 100_000) -> list[RestoreMeasurement]:
         )
         ensure_topics(settings)
         _publish(settings, accounts)
-        beating = threading.Event()
-        heartbeats = threading.Thread(target=_beat, args=(settings, beating))
-        heartbeats.start()
-        try:
+        with Beat(Producer(config.producer(settings.kafka, "bench")), _NAMES):
             return [_measure(settings, source) for source in ("changelog", "Redis")]
-        finally:
-            beating.set()
-            heartbeats.join()
 
 
 def _measure(settings: Settings, source: str) -> RestoreMeasurement:
@@ -112,45 +108,18 @@ def _is_in_redis(settings: Settings) -> bool:
 
 def _publish(settings: Settings, accounts: int) -> None:
     producer = Producer(config.producer(settings.kafka, "bench"))
-    for name, record in _parameters():
-        producer.produce(PARAMETERS, encode(record), key=name)
+    for record in parameters(_NAMES):
+        producer.produce(PARAMETERS, encode(record), key=record.key)
     for number in range(accounts):
         account = f"account-{number:07d}"
         positions = tuple(
-            PositionRow(symbol=f"S{(number + i) % SYMBOLS}-PERP", quantity="1", cash="-100") for i in range(3)
+            PositionRow(symbol=_NAMES[(number + i) % SYMBOLS], quantity="1", cash="-100") for i in range(3)
         )
         group = GroupRow(margin="cross", status="normal", balances={"USDC": "1000"}, positions=positions)
         row = AccountRow(account=account, status="normal", groups=(group,), liquidation_sequence=0, transfer_sequence=1)
         producer.produce(ACCOUNTS, encode(row), key=account, partition=SHARD)
         producer.poll(0)
     producer.flush()
-
-
-def _parameters() -> list[tuple[str, object]]:
-    tiers = (MarginTier(notional_floor="0", maintenance_rate="0.005", initial_rate="0.01"),)
-    records: list[tuple[str, object]] = [
-        ("asset:USDC", AssetParameters(asset="USDC", decimals=6)),
-        ("policy:default", PolicyParameters()),
-    ]
-    for symbol in (f"S{number}-PERP" for number in range(SYMBOLS)):
-        instrument = InstrumentParameters(
-            symbol=symbol, settle_asset="USDC", price_increment="0.1", quantity_increment="0.001", margin_tiers=tiers
-        )
-        records.append((f"instrument:{symbol}", instrument))
-        records.append((f"oracle:{symbol}", OracleParameters(symbol=symbol, sources={"a": "1"}, max_age_ms=60_000)))
-    return records
-
-
-def _beat(settings: Settings, stop: threading.Event) -> None:
-    """Heartbeats as the oracle's."""
-    producer = Producer(config.producer(settings.kafka, "bench"))
-    while not stop.wait(0.25):
-        now = time.time_ns() // 1000
-        marks = tuple(
-            Mark(symbol=f"S{number}-PERP", price="100", status="live", publish_time=now) for number in range(SYMBOLS)
-        )
-        producer.produce(MARKS, encode(MarkFrame(time=now, marks=marks, full=True)), partition=0)
-        producer.flush()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from schemas.codec import Decoder, encode
 from schemas.messages import EventFrame, FillColumns, Mark, MarkFrame, TransferColumns
-from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier, Parameter, PolicyParameters
+from schemas.parameters import AssetParameters
+from streams.bench.market import parameters
 from streams.clearing.account import account_row
 from streams.clearing.shard import Shard
 from streams.errors import MarginClearingError
@@ -107,7 +108,8 @@ def _measure(shard: Shard, frame: bytes, costs: RowCosts) -> None:
 
 def _shard(held: Sequence[Sequence[str]]) -> Shard:
     """A shard in which every account has collateral and a position in each of its symbols."""
-    shard, drawn, count = Shard(0, RiskParameters.build(_parameters())), random.Random(0), len(held)
+    rules = RiskParameters.build([*parameters(SYMBOLS), AssetParameters(asset="USDT", decimals=6)])
+    shard, drawn, count = Shard(0, rules), random.Random(0), len(held)
     marks = tuple(Mark(symbol=symbol, price="100", status="live", publish_time=_T0) for symbol in SYMBOLS)
     shard.apply_marks(0, MarkFrame(time=_T0, marks=marks, full=True))
     deposits = TransferColumns(
@@ -145,18 +147,6 @@ def _fills(chosen: Sequence[tuple[int, str]], drawn: random.Random) -> FillColum
 
 def _name(number: int) -> str:
     return f"account-{number:07d}"
-
-
-def _parameters() -> list[Parameter]:
-    tiers = (MarginTier(notional_floor="0", maintenance_rate="0.005", initial_rate="0.01"),)
-    instruments = [
-        InstrumentParameters(
-            symbol=symbol, settle_asset="USDC", price_increment="0.1", quantity_increment="0.001", margin_tiers=tiers
-        )
-        for symbol in SYMBOLS
-    ]
-    assets = [AssetParameters(asset="USDC", decimals=6), AssetParameters(asset="USDT", decimals=6)]
-    return [*assets, PolicyParameters(), *instruments]
 
 
 if __name__ == "__main__":
