@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from schemas import topics
 from schemas.partitioning import shard_of
@@ -45,6 +45,9 @@ CANARY_DEPOSIT = "1000"
 CANARY_QUANTITY = Decimal("0.001")
 NO_NEWS = {"log_level": 2}
 """For clients of the suite: a broker that is away is no news here."""
+
+UNTIL_IT_IS_BACK = {"message.timeout.ms": 300_000}
+"""For the exchange's producer: what it sends arrives, however long the broker is away."""
 
 _CENT = Decimal("0.01")
 _LOT = Decimal("0.001")
@@ -106,7 +109,7 @@ class Load:
         self.canaries = canaries(shards)
         self.canary_symbols = dict(zip(self.canaries, itertools.cycle(SYMBOLS)))
         self._rng = random.Random(seed)
-        self._producer = Producer(config.producer(kafka, "faults-exchange") | NO_NEWS)
+        self._producer = Producer(config.producer(kafka, "faults-exchange") | NO_NEWS | UNTIL_IT_IS_BACK)
         self._consumer = Consumer(config.reader(kafka, "faults-execution") | {"enable.partition.eof": False} | NO_NEWS)
         self._consumer.assign([TopicPartition(topics.COMMANDS, partition, 0) for partition in range(partitions)])
         self._shards = shards
@@ -118,7 +121,7 @@ class Load:
         self._deposited: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
         self._seen: set[str] = set()
         self._poisons = itertools.count()
-        self._recent: list[tuple[str, bytes, str]] = []
+        self._recent: list[tuple[str, bytes, str | bytes]] = []
         self._policy_version = 1
         self._canary = 0
         self._canary_wanted = 0
@@ -302,8 +305,7 @@ class Load:
     def _poison(self) -> None:
         topic, value = self._rng.choice(_POISONS)
         key = POISON + str(next(self._poisons)).encode() + b" names no account"
-        self._producer.produce(topic, value, key=key)
-        self.sent += 1
+        self._send(topic, value, key)
 
     def _repeat(self) -> None:
         """A record once more: the last one, or one from long ago."""
@@ -393,11 +395,11 @@ class Load:
                     continue
                 self._match(symbol, CANARY_QUANTITY, self._prices[symbol], account, "cross", FUND, True, "canary", "0")
 
-    def _send(self, topic: str, value: Any, key: str, *, remember: bool = False) -> None:
+    def _send(self, topic: str, value: Any, key: str | bytes, *, remember: bool = False) -> None:
         data = value if isinstance(value, bytes) else orjson.dumps(value)
         while True:
             try:
-                self._producer.produce(topic, data, key=key)
+                self._producer.produce(topic, data, key=key, on_delivery=self._note_delivery)
                 break
             except BufferError:
                 self._producer.poll(0.01)
@@ -405,6 +407,13 @@ class Load:
         if remember:
             self._recent.append((topic, data, key))
             del self._recent[:-2000]
+
+    def _note_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """A record that did not arrive ends the load: the checker compares with all that was sent."""
+        if error is not None:
+            self._failure = self._failure or RuntimeError(
+                f"a record for {message.topic()} did not arrive: {error.str()}"
+            )
 
 
 _GARBAGE = (b"{", b"\xff\xfe", b"[]", b'"' + b"x" * OVERSIZED_BYTES + b'"')
