@@ -6,9 +6,9 @@ all of them. It owns the order of things and their failures; what an input does 
 The cycle:
 
 1. New parameter records are applied to every shard.
-2. Events are applied, if nothing applied before is still uncommitted: what one commit covers is one batch.
-3. Marks are walked in order by every shard, and what the routers say of their progress.
-4. If a shard has a command, or an account that waits for events, or ``commit_interval_ms`` has passed since the last
+2. Marks are walked in order by every shard. A command is committed with those of the marks that came with its own.
+3. Events are applied, a batch, and what the routers say of their progress is walked.
+4. If a shard has a command, or has had an alert for a little, or ``commit_interval_ms`` has passed since the last
    commit, everything is committed (``commit.py``).
 
 Whatever fails inside a transaction, the memory of all shards is dropped and they are restored from the log. Restoring
@@ -18,6 +18,7 @@ cannot be committed by then is dropped, and the next owner restores it from the 
 
 import logging
 from collections.abc import Sequence
+from math import inf
 from typing import Self
 
 from prometheus_client import Counter
@@ -65,6 +66,9 @@ PARAMETERS_REFUSED = Counter("margin_engine_parameters_refused", "Parameter reco
 RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
 
 _POLL_S = 0.002
+_TOGETHER_S = 0.005
+"""So long a command waits for those of the marks behind its own: a transaction takes several times as long, and one a
+command would have the commands of a falling market queue for theirs."""
 _IDLE_POLL_S = 0.1
 _RETAKES_MAX = 10
 
@@ -229,11 +233,16 @@ class Engine:
     def _poll_marks(self) -> None:
         running = self._assignment.running
         is_idle = running and self._inbox.is_empty and not self._assignment.is_restoring
+        commit_at = inf
         for mark in self._marks_log.poll(_POLL_S if is_idle else 0):
             if mark.frame is not None:
                 self._walk(mark.offset, mark.frame, mark.appended_us)
                 if self._assignment.has_command:
-                    self._commit()
+                    now = self._runtime.monotonic()
+                    commit_at = min(commit_at, now + _TOGETHER_S)
+                    if now >= commit_at:
+                        self._commit()
+                        commit_at = inf
             else:
                 assert mark.refused is not None
                 writer = running.get(DEAD_LETTER_SHARD)
@@ -241,6 +250,8 @@ class Engine:
                     self._committer.put_aside((mark.record, mark.refused))
                 for shard in running.values():
                     shard.skip_marks(mark.offset)
+        if self._assignment.has_command:
+            self._commit()
 
     def _walk(self, offset: int, frame: MarkFrame, appended: int) -> None:
         MARK_FRAMES.inc()

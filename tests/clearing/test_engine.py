@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
-from schemas.topics import EVENTS, MARKS, PARAMETERS
+from schemas.topics import EVENTS, JOURNAL, MARKS, PARAMETERS
 from streams.clearing.shard import Shard
 from streams.errors import ShardError
 from streams.feeds.parameters import REFUSED_MAX
@@ -275,7 +275,25 @@ def test_the_cycle_after_it_mends_the_producer_and_takes_the_rest(revoked: Revok
     assert bench.row("alice").groups[0].balances == {"USDC": "10"}
 
 
-def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(bench: Bench) -> None:
+def test_the_commands_of_marks_that_come_together_are_one_transaction(bench: Bench) -> None:
+    engine = bench.owner()
+    for account in ("alice", "bob"):
+        bench.transfer(account, "1000")
+        bench.fill(account, "1")
+    bench.transfer("bob", "100")
+    engine.settle()
+    journaled = len(bench.records(JOURNAL))
+    for price in ("10000", "9450", "9350"):
+        bench.mark(price)
+    engine.cycle(due=False)
+    assert [command.evidence.marks[SYMBOL] for command in bench.commands()] == ["9450", "9350"]
+    assert len(bench.records(JOURNAL)) == journaled + 1
+
+
+def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.clearing.engine._TOGETHER_S", 0)
     engine = bench.owner()
     bench.transfer("alice", "1000")
     bench.fill("alice", "1")
