@@ -67,8 +67,8 @@ RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and ta
 
 _POLL_S = 0.002
 _TOGETHER_S = 0.005
-"""So long a command waits for those of the marks behind its own: a transaction takes several times as long, and one a
-command would have the commands of a falling market queue for theirs."""
+"""So long a command waits at least for those of the marks behind its own, and at most for as long as the last commit
+took: with a transaction each, the commands of a falling market would queue for theirs."""
 _IDLE_POLL_S = 0.1
 _RETAKES_MAX = 10
 
@@ -109,7 +109,7 @@ class Engine:
         self._parameters_meanwhile: ParameterVersions = []
         self._broken: Exception | None = None
         self._marks_epoch = -1
-        self._last_commit = 0.0
+        self._last_commit = self._commit_took_s = 0.0
         self._last_journal = 0.0
         self._retakes = 0
 
@@ -239,7 +239,7 @@ class Engine:
                 self._walk(mark.offset, mark.frame, mark.appended_us)
                 if self._assignment.has_command:
                     now = self._runtime.monotonic()
-                    commit_at = min(commit_at, now + _TOGETHER_S)
+                    commit_at = min(commit_at, now + max(_TOGETHER_S, self._commit_took_s))
                     if now >= commit_at:
                         self._commit()
                         commit_at = inf
@@ -319,7 +319,9 @@ class Engine:
         if not shards:
             return
         self._inbox.note_commit()
+        started = self._runtime.monotonic()
         self._last_commit = self._committer.commit(shards, self._worker, with_open_interest=journal_idle)
+        self._commit_took_s = self._last_commit - started
         if not self._assignment.to_restore:
             self._retakes = 0
         if journal_idle:

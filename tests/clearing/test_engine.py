@@ -293,11 +293,12 @@ def test_the_commands_of_marks_that_come_together_are_one_transaction(bench: Ben
 def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.clearing.engine._TOGETHER_S", 0)
     engine = bench.owner()
     bench.transfer("alice", "1000")
     bench.fill("alice", "1")
     engine.settle()
+    monkeypatch.setattr("streams.clearing.engine._TOGETHER_S", 0)
+    monkeypatch.setattr(engine.engine, "_commit_took_s", 0)
     for price in ("10000", "9450", "9900"):
         bench.mark(price)
     engine.rates.once("abortable")
