@@ -5,6 +5,7 @@ on it.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,7 @@ class Agenda:
 class Accounts:
     """The accounts of one shard, by name and by row.
 
+    ``cross_rows`` is the row of each account's cross group, of those that have one.
     ``levels`` (float[rows], at least) is the margin-call level of each row, infinite without one. ``holding_back``
     names the accounts that have events waiting for parameters, ``held`` those whose verdict waits, ``unread`` those
     whose row cannot be read, with the reason.
@@ -68,6 +70,7 @@ class Accounts:
         self._writer = RowWriter(ledger)
         self.by_name: dict[str, AccountState] = {}
         self.owner: dict[int, tuple[AccountState, GroupState]] = {}
+        self.cross_rows: dict[str, int] = {}
         self.levels = np.full(64, np.inf)
         self.agenda = Agenda()
         self.holding_back: set[str] = set()
@@ -96,6 +99,19 @@ class Accounts:
             state.groups[margin] = group
             self._register(state, group)
         return group
+
+    def rows_of(self, names: Sequence[str], margins: Sequence[str]) -> list[int]:
+        """The row of each group, -1 where there is none."""
+        cross = self.cross_rows
+        return [
+            cross.get(name, -1) if margin == CROSS else self._row_of(name, margin)
+            for name, margin in zip(names, margins, strict=True)
+        ]
+
+    def _row_of(self, name: str, margin: str) -> int:
+        state = self.by_name.get(name)
+        group = None if state is None else state.groups.get(margin)
+        return -1 if group is None else group.row
 
     def in_order(self, rows: Rows | set[int]) -> list[tuple[AccountState, GroupState]]:
         """Whose ``rows`` are, by name: which row a group has depends on when it was restored."""
@@ -168,12 +184,16 @@ class Accounts:
 
     def _register(self, state: AccountState, group: GroupState) -> None:
         self.owner[group.row] = (state, group)
+        if group.margin == CROSS:
+            self.cross_rows[state.account] = group.row
         while group.row >= self.levels.size:
             self.levels = np.concatenate([self.levels, np.full(self.levels.size, np.inf)])
         self.set_level(group)
         self.agenda.watch(group)
 
     def _drop(self, group: GroupState) -> None:
-        del self.owner[group.row]
+        state, _ = self.owner.pop(group.row)
+        if group.margin == CROSS:
+            del self.cross_rows[state.account]
         self.agenda.forget(group.row)
         self._ledger.drop_group(group.row)

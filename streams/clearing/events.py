@@ -3,6 +3,9 @@
 import zlib
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import compress
+
+import numpy as np
 
 from schemas.messages import (
     DeferredEvent,
@@ -24,7 +27,11 @@ from streams.clearing.postings import Postings
 from streams.clearing.repairs import Repairs
 from streams.clearing.unapplied import place_of, place_of_row
 from streams.errors import ContradictionError, InputError
+from streams.margin.bulk_fills import BulkFills
 from streams.margin.ledger import Ledger
+
+BULK_FROM = 48
+"""Fills that a frame has at least for them to be applied as columns; fewer are applied sooner one by one."""
 
 
 class Events:
@@ -42,6 +49,7 @@ class Events:
     ) -> None:
         self._accounts = accounts
         self._ledger = ledger
+        self._bulk = BulkFills(ledger)
         self._commands = commands
         self._postings = postings
         self._held_back = held_back
@@ -147,21 +155,44 @@ class Events:
     # --- fills -------------------------------------------------------------------------------------------------------
 
     def _apply_fills(self, offset: int, columns: FillColumns, frame: EventFrame) -> None:
+        is_followed = _is_followed(frame)
+        if frame.repaired or len(columns.account) < BULK_FROM:
+            self._apply_each_fill(offset, columns, frame, range(len(columns.account)))
+        else:
+            left = self._apply_in_bulk(offset, columns, is_followed=is_followed)
+            self._apply_each_fill(offset, columns, frame, left)
+
+    def _apply_in_bulk(self, offset: int, columns: FillColumns, *, is_followed: bool) -> list[int]:
+        """Apply the plain fills of accounts and groups that are there and have nothing out of the ordinary; the
+        indexes of the others, which are all those of their groups."""
+        accounts, orders, names = self._accounts, self._commands.orders, columns.account
+        apart = accounts.held | accounts.holding_back
+        apart.update(
+            name
+            for name, order_id in zip(names, columns.order_id, strict=True)
+            if ":" in order_id or order_id in orders
+        )
+        rows = accounts.rows_of(names, columns.margin)
+        if apart:
+            rows = [-1 if name in apart else row for name, row in zip(names, rows, strict=True)]
+        is_applied = self._bulk.apply(rows, columns.symbol, columns.quantity, columns.price, columns.fee)
+        chosen = is_applied.tolist()
+        accounts.agenda.touched.update(compress(rows, chosen))
+        applied = set(compress(names, chosen))
+        self._outbox.changed.update(applied)
+        if is_followed:
+            for name in applied:
+                state = accounts.by_name[name]
+                state.touched = max(state.touched, offset)
+        return np.flatnonzero(~is_applied).tolist()
+
+    def _apply_each_fill(self, offset: int, columns: FillColumns, frame: EventFrame, indexes: Sequence[int]) -> None:
+        """Apply the fills at ``indexes``, one after the other."""
         accounts, orders, ledger = self._accounts, self._commands.orders, self._ledger
         by_name, touched, changed = accounts.by_name, accounts.agenda.touched, self._outbox.changed
         is_followed = _is_followed(frame)
-        for index, (account, margin, symbol, quantity, price, fee, order_id) in enumerate(
-            zip(
-                columns.account,
-                columns.margin,
-                columns.symbol,
-                columns.quantity,
-                columns.price,
-                columns.fee,
-                columns.order_id,
-                strict=True,
-            )
-        ):
+        for index in indexes:
+            account, margin, symbol = columns.account[index], columns.margin[index], columns.symbol[index]
             state = by_name.get(account)
             if state is None:
                 state = accounts.account(account)
@@ -173,17 +204,17 @@ class Events:
             if frame.repaired or state.waiting_fills:
                 self._apply_fill_in_turn(state, offset, frame, index)
                 continue
-            group = state.groups.get(margin)
+            group, quantity = state.groups.get(margin), columns.quantity[index]
             try:
                 if group is None:
                     group = accounts.group(state, margin)
-                ledger.apply_fill(group.row, symbol, quantity, price, fee)
+                ledger.apply_fill(group.row, symbol, quantity, columns.price[index], columns.fee[index])
             except InputError as error:
                 if not self._held_back.keep_fill(state, _fill(frame, index, offset), error):
                     self._held_back.refuse(state, offset, frame, "fills", index, error)
             else:
                 touched.add(group.row)
-                if order_id in orders or ":" in order_id:
+                if (order_id := columns.order_id[index]) in orders or ":" in order_id:
                     self._commands.count_fill(state, group, symbol, quantity, order_id)
 
     def _apply_fill_in_turn(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:

@@ -14,7 +14,7 @@ from streams.clearing.account import SEVERITY, AccountState, GroupState, account
 from streams.margin.fixed_point import format_decimal
 from streams.margin.ledger import Ledger
 
-TEXTS_BYTES_MAX = 8_000_000
+TEXTS_BYTES_MAX = 32_000_000
 """How much is kept of a shard's positions as text; beyond it that of the half that was written first is dropped."""
 
 _HOLDING_BYTES = 200

@@ -109,7 +109,7 @@ class FillRules:
     __slots__ = (
         "asset_id", "balance", "balance_limit", "balance_scale", "cash_decimals", "cash_high", "cash_limit",
         "cash_per_lot", "compiled_from", "decimals", "increment", "lot", "lot_digits", "lots", "lots_high",
-        "lots_limit", "lots_most", "symbol_id",
+        "lots_limit", "lots_most", "price_digits", "symbol_id", "tick",
     )  # fmt: skip
 
     balance: "memoryview[int]"
@@ -117,8 +117,8 @@ class FillRules:
     balance_limit: int
 
     def __init__(self, instrument: Instrument, symbol_id: int, settle: BalanceColumn, caches: UnitCaches) -> None:
-        price_digits = fraction_digits(instrument.price_increment)
-        tick = to_units(instrument.price_increment, price_digits)
+        self.price_digits = fraction_digits(instrument.price_increment)
+        self.tick = to_units(instrument.price_increment, self.price_digits)
         self.increment = instrument.quantity_increment
         self.lot_digits = fraction_digits(instrument.quantity_increment)
         self.lot = to_units(instrument.quantity_increment, self.lot_digits)
@@ -126,7 +126,7 @@ class FillRules:
         self.symbol_id = symbol_id
         self.asset_id = settle.asset_id
         self.decimals = settle.decimals
-        self.cash_decimals = price_digits + self.lot_digits
+        self.cash_decimals = self.price_digits + self.lot_digits
         finer = self.cash_decimals - self.decimals
         self.balance_scale: int = 0 if finer > 0 else 10**-finer
         self.lots = caches(self.lot_digits, self.lot, 1)
@@ -135,7 +135,7 @@ class FillRules:
         self.cash_high = high_most(_written_most(self.cash_decimals))
         self.lots_limit = min(INT64_MAX, self.lots_most)
         self.cash_limit = _short_limit(self.cash_decimals)
-        self.cash_per_lot = caches(price_digits, tick, tick * self.lot)
+        self.cash_per_lot = caches(self.price_digits, self.tick, self.tick * self.lot)
 
     @property
     def most_text(self) -> str:

@@ -37,7 +37,7 @@ class Ledger:
     """The margin groups of one shard. Rows are small integers, given by :meth:`open_group` and reused once dropped.
 
     ``rows``: whose they are. ``slots``: the positions. ``columns``: the balances, by asset id. ``symbols``: by symbol
-    id. They are read by the screens and changed by nobody else.
+    id. ``fill_rules``: by symbol. They are read by the screens and changed by nobody else but ``bulk_fills``.
     """
 
     def __init__(self, parameters: RiskParameters) -> None:
@@ -49,7 +49,7 @@ class Ledger:
         self.columns: list[BalanceColumn] = []
         self._listed: list[BalanceColumn] = []  # in order of asset
         self._column_of: dict[str, BalanceColumn] = {}
-        self._fill_rules: dict[str, FillRules] = {}
+        self.fill_rules: dict[str, FillRules] = {}
         self._caches = UnitCaches()
         self._cash_steps: Ints = np.ones(1, dtype=np.int64)
         self.set_parameters(parameters)
@@ -103,18 +103,18 @@ class Ledger:
                 self.symbol_ids[symbol] = len(self.symbols)
                 self.symbols.append(symbol)
         self.rows.scan(parameters.policy.portfolio_margin_accounts)
-        self._fill_rules = {
+        self.fill_rules = {
             symbol: self._compiled(instrument)
             for symbol, instrument in parameters.instruments.items()
             if instrument.settle_asset in parameters.assets
         }
         self._cash_steps = np.ones(len(self.symbols), dtype=np.int64)
-        for symbol, rules in self._fill_rules.items():
+        for symbol, rules in self.fill_rules.items():
             self._cash_steps[self.symbol_ids[symbol]] = fine_step(rules.cash_decimals)
         self._view_balances()
 
     def _compiled(self, instrument: Instrument) -> FillRules:
-        column, known = self._column_of[instrument.settle_asset], self._fill_rules.get(instrument.symbol)
+        column, known = self._column_of[instrument.settle_asset], self.fill_rules.get(instrument.symbol)
         if known is not None and known.compiled_from == (instrument, column.decimals):
             return known
         rules = FillRules(instrument, self.symbol_ids[instrument.symbol], column, self._caches)
@@ -125,7 +125,7 @@ class Ledger:
         return rules
 
     def _view_balances(self) -> None:
-        for rules in self._fill_rules.values():
+        for rules in self.fill_rules.values():
             column = self.columns[rules.asset_id]
             rules.balance, rules.balance_limit = column.amounts.view, column.limit
 
@@ -168,7 +168,7 @@ class Ledger:
                 of 0, a price not above 0, outside int64. Nothing is changed.
         """
         try:
-            rules = self._fill_rules[symbol]
+            rules = self.fill_rules[symbol]
         except KeyError:
             raise _unknown(symbol, self._parameters) from None
         try:
@@ -282,7 +282,7 @@ class Ledger:
         amounts = [(self._column(asset), _exact(f"asset {asset}", text)) for asset, text in balances.items()]
         held: dict[int, tuple[FillRules, int, int]] = {}
         for symbol, quantity, cash in positions:
-            rules = self._fill_rules.get(symbol)
+            rules = self.fill_rules.get(symbol)
             if rules is None:
                 raise _unknown(symbol, self._parameters)
             try:
@@ -332,7 +332,7 @@ class Ledger:
     def position(self, slot: int) -> tuple[str, str, str]:
         """(symbol, quantity, cash) of the position in ``slot``, as canonical decimal strings."""
         symbol = self.symbols[self.slots.symbol_view[slot]]
-        return symbol, *self._fill_rules[symbol].texts(self.slots, slot)
+        return symbol, *self.fill_rules[symbol].texts(self.slots, slot)
 
     def is_empty(self, row: int) -> bool:
         """Whether the group has neither positions nor balances."""
@@ -349,7 +349,7 @@ class Ledger:
 
     def _positions_of(self, row: int) -> list[tuple[int, str, FillRules]]:
         """(slot, symbol, rules) of every position of ``row`` in order of symbol."""
-        symbols, ids, rules = self.symbols, self.slots.symbol_view, self._fill_rules
+        symbols, ids, rules = self.symbols, self.slots.symbol_view, self.fill_rules
         held = [(symbols[ids[slot]], slot) for slot in self.slots.chain(row)]
         held.sort()
         return [(slot, symbol, rules[symbol]) for symbol, slot in held]

@@ -77,6 +77,20 @@ class SlotTable:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return np.concatenate(owners), np.concatenate(slots)
 
+    def find(self, rows: Rows, symbols: Ints, most: int) -> Ints:
+        """int64[n]: the slot of each of ``rows`` with the symbol id beside it, -1 if none of its first ``most`` is."""
+        places = np.full(rows.size, -1, dtype=np.int64)
+        index, slot = np.arange(rows.size), self._head[rows]
+        for _ in range(most):
+            is_there = self.symbol[slot] == symbols[index]
+            is_there &= slot >= 0
+            places[index[is_there]] = slot[is_there]
+            goes_on = (slot >= 0) & ~is_there
+            index, slot = index[goes_on], self._following[slot[goes_on]]
+            if not index.size:
+                break
+        return places
+
     def add(self, row: int, symbol_id: int, first: int) -> int:
         """A slot for ``row``, whose first one is ``first`` (-1: it has none). Its amounts are 0."""
         slot = self._free
@@ -125,6 +139,14 @@ class SlotTable:
         """The amounts of ``slot`` are set."""
         if (written := self.texts.get(self._row_view[slot])) is not None:
             written.append(slot)
+
+    def note_changes(self, slots: Ints) -> None:
+        """The amounts of ``slots`` are set."""
+        if self.texts:
+            texts = self.texts
+            for row, slot in zip(self.row[slots].tolist(), slots.tolist(), strict=True):
+                if (written := texts.get(row)) is not None:
+                    written.append(slot)
 
     # --- slots of a symbol -------------------------------------------------------------------------------------------
 
