@@ -12,6 +12,7 @@ from schemas.messages import LiquidationReport, Suspension, Trade, Transfer
 from schemas.topics import TRADES, TRANSFERS
 from streams.routing.concerned import Concerned, concerned
 from streams.routing.frames import ShardFrames, Source
+from streams.routing.trade_decoder import TradeDecoder
 from streams.routing.trade_ids import REPEATED, TradeIds
 
 GAPS_NAMED_MAX = 20
@@ -58,7 +59,7 @@ class Splitter:
         self._topic_ids = topic_ids or {}
         self._sources: dict[tuple[str, int], Source] = {}
         self._counts = Counts()
-        self._trade = Decoder[Trade](Trade)
+        self._trade = TradeDecoder()
         self._transfer = Decoder[Transfer](Transfer)
         self._report = Decoder[LiquidationReport](LiquidationReport)
 
