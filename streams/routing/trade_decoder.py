@@ -68,10 +68,10 @@ class TradeDecoder:
     """Decodes trades. Reusable and cheap per call: build it once."""
 
     def __init__(self) -> None:
-        self._decode = msgspec.json.Decoder(_Trade).decode
+        self._loosely = msgspec.json.Decoder(_Trade).decode
         self._strictly = Decoder[Trade](Trade)
 
-    def __call__(self, data: bytes | None) -> Trade:
+    def decode(self, data: bytes | None) -> Trade:
         """Return the trade in ``data``.
 
         Raises:
@@ -80,7 +80,7 @@ class TradeDecoder:
         if data is None or len(data) > MESSAGE_BYTES_MAX:
             return self._strictly(data)
         try:
-            trade = self._decode(data)
+            trade = self._loosely(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._strictly(data)
         maker, taker = trade.maker, trade.taker
