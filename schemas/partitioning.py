@@ -4,22 +4,22 @@ The shard of an account is ``murmur2(account) % shards``. Every producer of ours
 ``partitioner=murmur2_random``, which agrees; golden tests hold all three together.
 """
 
+import struct
+
 _SEED = 0x9747B28C
 _M = 0x5BD1E995
 _MASK = 0xFFFFFFFF
+_WORDS = struct.Struct("<I").iter_unpack
 
 
 def murmur2(data: bytes) -> int:
     """The 32-bit murmur2 hash of ``data``, unsigned (``org.apache.kafka.common.utils.Utils.murmur2``)."""
     length = len(data)
-    h = (_SEED ^ length) & _MASK
+    h = _SEED ^ length
     whole = length & ~3
-    for start in range(0, whole, 4):
-        k = int.from_bytes(data[start : start + 4], "little")
+    for (k,) in _WORDS(data[:whole]):
         k = (k * _M) & _MASK
-        k ^= k >> 24
-        k = (k * _M) & _MASK
-        h = ((h * _M) & _MASK) ^ k
+        h = (h * _M ^ (k ^ k >> 24) * _M) & _MASK
     tail = data[whole:]
     if tail:
         h ^= int.from_bytes(tail, "little")

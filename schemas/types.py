@@ -143,6 +143,12 @@ IN_WORDS: dict[str, str] = {meta.pattern: words for kind, words in _TYPES_IN_WOR
 """What each pattern of these types asks for, in words."""
 
 
+def form_of(kind: Any) -> str:
+    """The pattern of one of these types without its ends, to be part of a longer one."""
+    pattern: str = next(meta.pattern for meta in get_args(kind)[1:])
+    return pattern.removeprefix("^").removesuffix(_END)
+
+
 def is_identifier(text: str) -> bool:
     """Whether ``text`` is an ``Identifier``."""
     return _IDENTIFIER.fullmatch(text) is not None

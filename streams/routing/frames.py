@@ -7,6 +7,7 @@ records it covers. Which messages are collected is the splitter's business.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,6 +16,7 @@ from schemas.messages import (
     FRAME_ROWS_MAX,
     ROW_KINDS,
     EventFrame,
+    FillColumns,
     LiquidationReport,
     SourceRange,
     Suspension,
@@ -30,7 +32,9 @@ FRAME_BYTES_MAX = 900_000
 """Largest frame: a record must stay below the 1,048,588 bytes that a topic takes by default."""
 
 ACCOUNTS_REMEMBERED_MAX = 1_000_000
-"""How many accounts' shards are kept at hand; beyond that they are computed anew (about 3 us each)."""
+"""How many accounts' shards are kept at hand; beyond that they are computed anew (about 2 us each)."""
+
+_FILL_COLUMNS = FillColumns.__struct_fields__
 
 
 @dataclass(eq=False, slots=True)
@@ -55,14 +59,18 @@ class ShardFrames:
 
     def add_trade(self, trade: Trade, source: Source, offset: int) -> None:
         """Both sides of a trade, the taker's first: the buyer's quantity positive, the seller's negative."""
-        maker, taker = self._home_of(trade.maker.account), self._home_of(trade.taker.account)
+        maker, taker = trade.maker, trade.taker
+        home = self._home
+        makers = home.get(maker.account) or self._home_of(maker.account)
+        takers = home.get(taker.account) or self._home_of(taker.account)
         bought, sold = trade.quantity, "-" + trade.quantity
         taken, made = (bought, sold) if trade.aggressor_side == "buy" else (sold, bought)
-        taker.reserve(2 if maker is taker else 1)
-        taker.add_fill(trade, trade.taker, taken, source, offset)
-        if maker is not taker:
-            maker.reserve(1)
-        maker.add_fill(trade, trade.maker, made, source, offset)
+        if makers is takers:
+            takers.add_fill(trade, taker, taken, source, offset, 2)
+            makers.add_fill(trade, maker, made, source, offset, 0)
+        else:
+            takers.add_fill(trade, taker, taken, source, offset, 1)
+            makers.add_fill(trade, maker, made, source, offset, 1)
 
     def add_transfer(self, transfer: Transfer, source: Source, offset: int) -> None:
         """A transfer into or out of an account."""
@@ -138,10 +146,11 @@ class ShardFrames:
 class _ShardRows:
     """One shard's frames: those that are full, and the open one with its count of rows and the sources in it.
 
-    ``told`` is the offset up to which the frames of a source have covered it.
+    ``told`` is the offset up to which the frames of a source have covered it. The fills are the open frame's only when
+    it is cut: until then they are one list, row by row, because a column for each value costs more than the values.
     """
 
-    __slots__ = ("_indexes", "_next", "full", "open", "rows", "told")
+    __slots__ = ("_fills", "_indexes", "_next", "full", "open", "rows", "told")
 
     def __init__(self) -> None:
         self.full: list[EventFrame] = []
@@ -149,6 +158,7 @@ class _ShardRows:
         self.rows = 0
         self._indexes: dict[Source, int] = {}
         self._next: list[int] = []
+        self._fills: list[Any] = []
         self.told: dict[Source, int] = {}
 
     def reserve(self, rows: int) -> None:
@@ -166,18 +176,30 @@ class _ShardRows:
         self._next[index] = offset + 1
         return index
 
-    def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int) -> None:
-        columns = self.open.fills
-        columns.account.append(side.account)
-        columns.margin.append(CROSS if side.margin == "cross" else trade.symbol)
-        columns.symbol.append(trade.symbol)
-        columns.quantity.append(quantity)
-        columns.price.append(trade.price)
-        columns.fee.append(side.fee)
-        columns.order_id.append(side.order_id)
-        columns.trade_id.append(trade.trade_id)
-        columns.source.append(self.cover(source, offset))
-        columns.source_offset.append(offset)
+    def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int, room: int) -> None:
+        """Take in a fill, with ``room`` for so many in the open frame; none if there is room already."""
+        if room:
+            if self.rows + room > FRAME_ROWS_MAX:
+                self._cut()
+            self.rows += room
+        index = self._indexes.get(source)
+        if index is None:
+            index = self.cover(source, offset)
+        else:
+            self._next[index] = offset + 1
+        symbol = trade.symbol
+        self._fills += (  # in the order of _FILL_COLUMNS
+            side.account,
+            CROSS if side.margin == "cross" else symbol,
+            symbol,
+            quantity,
+            trade.price,
+            side.fee,
+            side.order_id,
+            trade.trade_id,
+            index,
+            offset,
+        )
 
     def tell_lost(self, source: Source, reason: str) -> None:
         """A frame of its own, which holds nothing but this."""
@@ -215,6 +237,10 @@ class _ShardRows:
             )
         self._indexes.clear()
         self._next.clear()
+        columns = self.open.fills
+        for number, name in enumerate(_FILL_COLUMNS):
+            setattr(columns, name, self._fills[number :: len(_FILL_COLUMNS)])
+        self._fills.clear()
         self.full.append(self.open)
         self.open = EventFrame(time=0)
         self.rows = 0

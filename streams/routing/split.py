@@ -12,6 +12,7 @@ from schemas.messages import LiquidationReport, Suspension, Trade, Transfer
 from schemas.topics import TRADES, TRANSFERS
 from streams.routing.concerned import Concerned, concerned
 from streams.routing.frames import ShardFrames, Source
+from streams.routing.trade_decoder import TradeDecoder
 from streams.routing.trade_ids import REPEATED, TradeIds
 
 GAPS_NAMED_MAX = 20
@@ -58,7 +59,7 @@ class Splitter:
         self._topic_ids = topic_ids or {}
         self._sources: dict[tuple[str, int], Source] = {}
         self._counts = Counts()
-        self._trade = Decoder[Trade](Trade)
+        self._trade = TradeDecoder().decode
         self._transfer = Decoder[Transfer](Transfer)
         self._report = Decoder[LiquidationReport](LiquidationReport)
 
@@ -98,7 +99,12 @@ class Splitter:
             self.begin(topic, partition, 0)
             source = self._sources[topic, partition]
         try:
-            self._collect(topic, value, trade_ids, source, offset)
+            if topic == TRADES:
+                self._add_trade(self._trade(value), trade_ids, source, offset)
+            elif topic == TRANSFERS:
+                self._frames.add_transfer(self._transfer(value), source, offset)
+            else:
+                self._frames.add_report(self._report(value), source, offset)
         except DecodeError as error:
             whom = concerned(topic, key, value)
             for account in whom.accounts:
@@ -113,14 +119,6 @@ class Splitter:
                     source,
                 )
             raise RefusedRecord(error, whom) from None
-
-    def _collect(self, topic: str, value: bytes | None, trade_ids: TradeIds, source: Source, offset: int) -> None:
-        if topic == TRADES:
-            self._add_trade(self._trade(value), trade_ids, source, offset)
-        elif topic == TRANSFERS:
-            self._frames.add_transfer(self._transfer(value), source, offset)
-        else:
-            self._frames.add_report(self._report(value), source, offset)
 
     def take(self, time_us: int) -> tuple[list[tuple[int, bytes]], Counts]:
         """The frames as (shard, bytes), stamped with ``time_us``, and what was counted."""

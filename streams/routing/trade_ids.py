@@ -32,6 +32,8 @@ MIGRATED_SLACK_US = 60_000_000
 
 _DIGEST_BYTES = 8
 _ENTRY_BYTES = 8 + _DIGEST_BYTES
+_WINDOW_BYTES = WINDOW * _ENTRY_BYTES
+_NOTHING_SAID = blake2b(digest_size=_DIGEST_BYTES)
 
 
 class RefusedTrade(DecodeError):
@@ -114,17 +116,23 @@ class SymbolMemory:
 
     def extend(self, trade: Trade) -> int:
         """Take in ``trade``, whose id is new; how many ids it leaves out."""
-        left_out = self._left_out(trade.trade_id)
-        if not self._window:
+        trade_id, time_us, window = trade.trade_id, trade.event_time, self._window
+        last, latest_us = self.last, self._latest_us
+        if not window:
             # Of a symbol without a memory nothing was routed before. Of one that has been migrated, or whose first
             # trades are gone, nothing is known of the trades before but the last id: they are older, more or less.
-            self._until_us = trade.event_time + MIGRATED_SLACK_US if self.last >= 0 else -1
-        elif len(self._window) >= WINDOW * _ENTRY_BYTES:
-            self._window = self._window[_ENTRY_BYTES:]
-            self._until_us = max(self._until_us, self._latest_us)
-        self.last = max(self.last, trade.trade_id)
-        self._latest_us = max(self._latest_us, trade.event_time)
-        self._window += trade.trade_id.to_bytes(8, "big") + _digest(trade)
+            self._until_us = time_us + MIGRATED_SLACK_US if last >= 0 else -1
+        elif len(window) >= _WINDOW_BYTES:
+            window = window[_ENTRY_BYTES:]
+            self._until_us = max(self._until_us, latest_us)
+        if time_us > latest_us:
+            self._latest_us = time_us
+        self._window = window + trade_id.to_bytes(8, "big") + _digest(trade)
+        if trade_id == last + 1:
+            self.last = trade_id
+            return 0
+        left_out = self._left_out(trade_id)
+        self.last = max(last, trade_id)
         return left_out
 
     def _left_out(self, trade_id: int) -> int:
@@ -224,7 +232,7 @@ class TradeIds:
             if self.is_elsewhere(symbol):
                 raise SymbolMoved(symbol)
             memory = self.symbols[symbol] = SymbolMemory(trade.trade_id - 1 if self.is_cut_off else -1)
-        elif not memory.is_new(trade.trade_id):
+        elif trade.trade_id <= memory.last and not memory.is_new(trade.trade_id):
             memory.check_repeat(trade)
             return REPEATED
         self.changed.add(symbol)
@@ -316,14 +324,20 @@ def _ids(window: bytes) -> list[int]:
 def _digest(trade: Trade) -> bytes:
     """Eight bytes that stand for what the trade says, however its numbers were written."""
     maker, taker = trade.maker, trade.taker
-    said = (
-        f"{_plain(trade.price)} {_plain(trade.quantity)} {trade.aggressor_side} {trade.event_time} "
-        f"{maker.account} {maker.order_id} {_plain(maker.fee)} {maker.margin} "
-        f"{taker.account} {taker.order_id} {_plain(taker.fee)} {taker.margin}"
+    price, quantity, made, taken = trade.price, trade.quantity, maker.fee, taker.fee
+    # Without the zeros that say nothing; written out, because this is done for every trade.
+    if "." in price:
+        price = price.rstrip("0").rstrip(".")
+    if "." in quantity:
+        quantity = quantity.rstrip("0").rstrip(".")
+    if "." in made:
+        made = made.rstrip("0").rstrip(".")
+    if "." in taken:
+        taken = taken.rstrip("0").rstrip(".")
+    digest = _NOTHING_SAID.copy()  # quicker than a new one
+    digest.update(
+        f"{price} {quantity} {trade.aggressor_side} {trade.event_time} "
+        f"{maker.account} {maker.order_id} {made} {maker.margin} "
+        f"{taker.account} {taker.order_id} {taken} {taker.margin}".encode()
     )
-    return blake2b(said.encode(), digest_size=_DIGEST_BYTES).digest()
-
-
-def _plain(number: str) -> str:
-    """A decimal without the zeros that say nothing."""
-    return number.rstrip("0").rstrip(".") if "." in number else number
+    return digest.digest()
