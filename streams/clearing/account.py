@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from typing import Protocol
 
 import msgspec
 
@@ -454,13 +455,22 @@ def _restore_group(account: str, group: GroupRow, ledger: Ledger) -> GroupState:
         status=group.status,
         level=None if group.margin_call_level is None else Decimal(group.margin_call_level),
         command=None if group.command is None else _restore_command(group.command),
-        started=(
-            group.status in ("liquidating", "bankrupt")
-            if group.liquidation_started is None
-            else group.liquidation_started
-        ),
+        started=has_started(group),
         told_undecided=group.told_undecided,
     )
+
+
+class _Started(Protocol):
+    @property
+    def status(self) -> GroupStatus: ...
+    @property
+    def liquidation_started(self) -> bool | None: ...
+
+
+def has_started(group: _Started) -> bool:
+    """Whether a row says that a liquidation has been told to have started: earlier versions let ``status`` say it."""
+    started = group.liquidation_started
+    return group.status in ("liquidating", "bankrupt") if started is None else started
 
 
 def _packed(row: bytes) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from schemas.codec import MESSAGE_BYTES_MAX
 from schemas.types import CROSS, AccountStatus, GroupStatus, Offset, Sequence
-from streams.clearing.account import WITHOUT_ORDERS, AccountState, Groups, GroupState
+from streams.clearing.account import WITHOUT_ORDERS, AccountState, Groups, GroupState, has_started
 from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.errors import InputError
 from streams.margin.fixed_point import parse_decimal
@@ -38,7 +38,7 @@ class _Group(msgspec.Struct, gc=False):
     margin_call_level: str | None
     command: None
     told_undecided: bool
-    liquidation_started: bool
+    liquidation_started: bool | None
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -121,7 +121,7 @@ class PlainRows:
             index = self._ledger.open_group(account, margin)
             self._plain.load(index, holds)
             level = None if text is None else Decimal(text)
-            groups[margin] = GroupState(index, margin, group.status, level, None, group.liquidation_started)
+            groups[margin] = GroupState(index, margin, group.status, level, None, has_started(group))
         return state
 
 

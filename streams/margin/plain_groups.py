@@ -5,12 +5,12 @@ what :meth:`Ledger.load_group` reads of the same strings; of a group with anythi
 that way, which also says what is wrong with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from streams.errors import InputError
 from streams.margin.amounts import Amounts
-from streams.margin.fill_rules import BalanceColumn, FillRules, UnitCaches
+from streams.margin.fill_rules import BalanceColumn, FillRules, UnitCache
 from streams.margin.fixed_point import INT64_MAX
 from streams.margin.slots import SlotTable
 
@@ -29,6 +29,24 @@ class PositionText(Protocol):
     def cash(self) -> str: ...
 
 
+class _PlainUnits(UnitCache):
+    """Of what is not ordinary there is no entry, and none is made."""
+
+    __slots__ = ("_least",)
+
+    def __init__(self, decimals: int, step: int, least: int) -> None:
+        """``least``: the fewest units either way that are ordinary."""
+        super().__init__(decimals, step, 1)
+        self._least = least
+
+    def __missing__(self, text: str) -> int:
+        units = super().__missing__(text)
+        if not self._least <= abs(units) <= INT64_MAX:
+            del self[text]
+            raise InputError(f"{text} is not ordinary")
+        return units
+
+
 class PlainGroups:
     """Reads and loads groups under the parameters that were in force when it was made; to be dropped when all are in.
 
@@ -36,30 +54,30 @@ class PlainGroups:
     """
 
     def __init__(self, columns: Mapping[str, BalanceColumn], rules: Mapping[str, FillRules], slots: SlotTable) -> None:
-        caches = UnitCaches()  # its own: amounts are hardly ever seen again
-        self._columns = {asset: (column.amounts, caches(column.decimals, 1, 1)) for asset, column in columns.items()}
+        caches: dict[tuple[int, int, int], _PlainUnits] = {}  # its own: few amounts are ever seen again
+
+        def cache(decimals: int, step: int, least: int) -> _PlainUnits:
+            key = (decimals, step, least)
+            return caches.setdefault(key, _PlainUnits(*key))
+
+        self._columns = {asset: (each.amounts, cache(each.decimals, 1, 0)) for asset, each in columns.items()}
         self._rules = {
-            symbol: (each.symbol_id, each.lots, caches(each.cash_decimals, 1, 1)) for symbol, each in rules.items()
+            symbol: (each.symbol_id, cache(each.lot_digits, each.lot, 1), cache(each.cash_decimals, 1, 0))
+            for symbol, each in rules.items()
         }
         self._slots = slots
 
-    def read(self, balances: Mapping[str, str], positions: Iterable[PositionText]) -> PlainGroup | None:
+    def read(self, balances: Mapping[str, str], positions: Sequence[PositionText]) -> PlainGroup | None:
         """A group as it is loaded; None if it is not ordinary, or none at all. Nothing is changed."""
         columns, rules = self._columns, self._rules
         amounts, held = [], []
         try:
             for asset, text in balances.items():
                 column, units_of = columns[asset]
-                units = units_of[text]
-                if not -INT64_MAX <= units <= INT64_MAX:
-                    return None
-                amounts.append((column, units))
+                amounts.append((column, units_of[text]))
             for position in positions:
                 symbol_id, lots_of, units_of = rules[position.symbol]
-                lots, units = lots_of[position.quantity], units_of[position.cash]
-                if not lots or not (-INT64_MAX <= lots <= INT64_MAX and -INT64_MAX <= units <= INT64_MAX):
-                    return None
-                held.append((symbol_id, lots, units))
+                held.append((symbol_id, lots_of[position.quantity], units_of[position.cash]))
         except (KeyError, InputError):
             return None
         if len(held) > 1 and len({symbol_id for symbol_id, _, _ in held}) < len(held):
@@ -68,10 +86,8 @@ class PlainGroups:
 
     def load(self, row: int, group: PlainGroup) -> None:
         """Make ``row``, which holds nothing, hold ``group``."""
-        for column, units in group[0]:
+        amounts, held = group
+        for column, units in amounts:
             column.view[row] = units
-        slots, first = self._slots, -1
-        for symbol_id, lots, cash in group[1]:
-            first = slots.add(row, symbol_id, first)
-            slots.lots_view[first] = lots
-            slots.cash_view[first] = cash
+        if held:
+            self._slots.add_all(row, held)
