@@ -216,8 +216,9 @@ class Accounts:
             raise InputError(f"margin {margin}: an account has at most {ISOLATED_GROUPS_MAX} isolated groups")
 
     def _register(self, state: AccountState, group: GroupState) -> None:
-        self.owner.own(group.row, state)
-        while group.row >= self.levels.size:
+        row = group.row
+        self.owner.own(row, state)
+        while row >= self.levels.size:
             self.levels = np.concatenate([self.levels, np.full(self.levels.size, np.inf)])
         if group.level is not None:
             self.set_level(group)

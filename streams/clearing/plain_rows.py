@@ -7,18 +7,21 @@ that is in any way other than that nothing is read here: it is for :func:`stream
 gives the same of these rows, and says of any other what is wrong.
 """
 
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from schemas.codec import MESSAGE_BYTES_MAX
-from schemas.types import CROSS, AccountStatus, GroupStatus, Offset, Sequence
+from schemas.types import CROSS, AccountStatus, GroupStatus, Offset, is_identifier
+from schemas.types import Sequence as SequenceNumber
 from streams.clearing.account import WITHOUT_ORDERS, AccountState, Groups, GroupState, has_started
 from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.errors import InputError
 from streams.margin.fixed_point import parse_decimal
 from streams.margin.ledger import Ledger
+from streams.margin.plain_groups import PlainGroup
 
 _NoList = Annotated[list[Any], msgspec.Meta(max_length=0)]
 _NoKeys = Annotated[dict[str, Any], msgspec.Meta(max_length=0)]
@@ -47,9 +50,9 @@ class _Row(msgspec.Struct, gc=False):
     account: str
     status: AccountStatus
     groups: list[_Group]
-    liquidation_sequence: Sequence
+    liquidation_sequence: SequenceNumber
     transfer_sequence: Offset
-    alert_sequence: Sequence
+    alert_sequence: SequenceNumber
     unapplied: Literal[0]
     suspended_reason: None
     told_liquidatable: bool
@@ -59,7 +62,7 @@ class _Row(msgspec.Struct, gc=False):
     waiting_fills: _NoList
     unread: None
     unapplied_credits: Literal[0]
-    transfer_digest: Sequence
+    transfer_digest: SequenceNumber
     refused: _NoKeys
     owed: _NoKeys
     touched: Offset
@@ -73,16 +76,19 @@ _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _KEYS_OF_A_ROW = len(_Row.__struct_fields__)
 _KEYS_OF_A_GROUP = len(_Group.__struct_fields__)
 _KEYS_OF_A_POSITION = len(_Position.__struct_fields__)
-_NAME_CHARACTERS_MAX = 128
 
 
 class PlainRows:
-    """Reads the rows of a shard that is taken, under the parameters in force in ``ledger`` when it is made."""
+    """Reads the rows of a shard that is taken, under the parameters in force in ``ledger`` when it is made.
 
-    def __init__(self, ledger: Ledger) -> None:
+    ``accounts`` are those whose rows will be read.
+    """
+
+    def __init__(self, ledger: Ledger, accounts: Collection[str]) -> None:
         self._ledger = ledger
         self._plain = ledger.plain_groups()
         self._margins = {symbol: symbol for symbol in (CROSS, *ledger.parameters.instruments)}
+        self._strange = _strange(accounts)
 
     def read(self, account: str, data: bytes) -> AccountState | None:
         """As ``read_account``, of the row of an ordinary account none of whose groups is out of reach; else None, and
@@ -91,55 +97,71 @@ class PlainRows:
             row = _decode(data)
         except _REFUSED:
             return None
-        if row.account != account or row.told_liquidatable or not _is_plain(account, data):
+        if row.account != account or row.told_liquidatable or account in self._strange:
             return None
-        if len(row.groups) > 1 and len({group.margin for group in row.groups}) < len(row.groups):
+        read = self._read_groups(account, data, row.groups)
+        if read is None:
             return None
-        keys, read = _KEYS_OF_A_ROW, []
-        for group in row.groups:
-            if group.told_undecided or group.status in WITHOUT_ORDERS or group.margin not in self._margins:
-                return None
-            holds = self._plain.read(group.balances, group.positions)
-            if holds is None or not _is_decimal(group.margin_call_level):
-                return None
-            keys += _KEYS_OF_A_GROUP + len(group.balances) + _KEYS_OF_A_POSITION * len(group.positions)
-            read.append((group, holds))
-        if data.count(b":") != keys + account.count(":"):
-            return None  # a key comes twice, or one that is not known
         groups = Groups()
-        state = AccountState(
+        for group, holds in read:
+            margin, level = self._margins[group.margin], group.margin_call_level
+            index = self._ledger.open_group(account, margin)
+            self._plain.load(index, holds)
+            groups.add(
+                GroupState(
+                    index,
+                    margin,
+                    group.status,
+                    None if level is None else Decimal(level),
+                    None,
+                    has_started(group) if group.liquidation_started is None else group.liquidation_started,
+                )
+            )
+        gaps, floor = row.transfer_gaps or NO_GAPS, row.transfer_floor
+        return AccountState(
             account,
             groups,
             row.liquidation_sequence,
-            TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), row.transfer_gaps or NO_GAPS),
+            TransferSequences(row.transfer_sequence, floor if floor > 0 else 0, gaps),
             row.alert_sequence,
             row.transfer_digest,
             row.touched,
         )
-        for group, holds in read:
-            margin, text = self._margins[group.margin], group.margin_call_level
-            index = self._ledger.open_group(account, margin)
-            self._plain.load(index, holds)
-            level = None if text is None else Decimal(text)
-            groups[margin] = GroupState(index, margin, group.status, level, None, has_started(group))
-        return state
+
+    def _read_groups(
+        self, account: str, data: bytes, groups: Sequence[_Group]
+    ) -> list[tuple[_Group, PlainGroup]] | None:
+        """What the groups of a row hold, if they are what a row has once."""
+        if len(groups) > 1 and len({group.margin for group in groups}) < len(groups):
+            return None
+        keys, read, margins = _KEYS_OF_A_ROW, [], self._margins
+        for group in groups:
+            balances, positions, level = group.balances, group.positions, group.margin_call_level
+            if group.told_undecided or group.status in WITHOUT_ORDERS or group.margin not in margins:
+                return None
+            holds = self._plain.read(balances, positions)
+            if holds is None or not (level is None or _is_decimal(level)):
+                return None
+            keys += _KEYS_OF_A_GROUP + len(balances) + _KEYS_OF_A_POSITION * len(positions)
+            read.append((group, holds))
+        if ":" in account:
+            if not data.startswith(f'{{"account":"{account}",'.encode()):
+                return None  # it is not known how many colons are in it
+            keys += account.count(":")
+        return read if data.count(b":") == keys and len(data) <= MESSAGE_BYTES_MAX else None
 
 
-def _is_plain(account: str, data: bytes) -> bool:
-    """Whether ``account`` is an identifier and any colons in it stand in ``data`` as they are, where it is first."""
-    return (
-        account.isascii()
-        and account.isprintable()
-        and " " not in account
-        and 0 < len(account) <= _NAME_CHARACTERS_MAX
-        and len(data) <= MESSAGE_BYTES_MAX
-        and (":" not in account or data.startswith(f'{{"account":"{account}",'.encode()))
-    )
+def _strange(accounts: Collection[str]) -> frozenset[str]:
+    """Those of ``accounts`` that are no identifiers: mostly none, which is seen at once."""
+    together = "".join(accounts)
+    if together.isascii() and together.isprintable() and " " not in together:
+        lengths = set(map(len, accounts))
+        if not lengths or (min(lengths) and is_identifier("x" * max(lengths))):
+            return frozenset()
+    return frozenset(account for account in accounts if not is_identifier(account))
 
 
-def _is_decimal(text: str | None) -> bool:
-    if text is None:
-        return True
+def _is_decimal(text: str) -> bool:
     try:
         parse_decimal(text)
     except InputError:

@@ -190,10 +190,10 @@ class Shard:
 
     def restore_all(self, rows: Mapping[str, bytes], step: int) -> Iterator[None]:
         """Restore accounts that are not there yet from their last rows; yields after each ``step`` of them."""
-        plain, accounts = PlainRows(self.portfolio.ledger), self._accounts
+        plain, restore_plain = PlainRows(self.portfolio.ledger, rows), self._accounts.restore_plain
         self._candidates.outdate()
         for count, account in enumerate(sorted(rows)):
-            if not accounts.restore_plain(account, rows[account], plain):
+            if not restore_plain(account, rows[account], plain):
                 self.restore(account, rows[account])
             if count % step == 0:
                 yield

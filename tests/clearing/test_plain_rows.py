@@ -191,7 +191,7 @@ def test_so_do_the_rows_of_accounts_to_which_anything_has_happened(steps: list[S
 
 
 def is_read_plainly(row: bytes, account: str = "a") -> bool:
-    return PlainRows(Shard(0, RISK).portfolio.ledger).read(account, row) is not None
+    return PlainRows(Shard(0, RISK).portfolio.ledger, [account]).read(account, row) is not None
 
 
 @pytest.mark.parametrize(
