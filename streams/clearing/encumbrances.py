@@ -55,6 +55,10 @@ class _NothingUnapplied(Unapplied):
         """It is no account's: one begins to owe by ``AccountState.encumbered()``."""
         raise AssertionError("what is owed by nobody cannot grow")
 
+    def settle(self, place: str, *, credit: bool) -> None:
+        """Nothing is owed, so nothing can be settled."""
+        raise AssertionError("nothing is owed")
+
 
 class Encumbrance(Generic[_T]):
     """A field of an account's encumbrances as one of the account: ``empty`` as long as it has none."""

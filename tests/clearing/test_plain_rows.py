@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from schemas.codec import encode
 from schemas.messages import AccountRow, GroupRow, PositionRow
 from schemas.types import CROSS
+from streams.clearing.account import Groups, GroupState
 from streams.clearing.plain_rows import PlainRows
 from streams.clearing.shard import Shard
 from streams.margin.parameters import RiskParameters
@@ -222,6 +223,27 @@ def test_a_key_that_comes_twice_is_for_the_strict_way_which_reads_both() -> None
     assert is_read_plainly(row)
     for number in range(row.count(b'":')):
         assert not is_read_plainly(twice(row, number, "no \u00e9 such"))
+
+
+# --- the groups of an account ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([CROSS, "A", "B"])), max_size=12))
+def test_the_groups_of_an_account_are_a_dictionary(steps: list[tuple[bool, str]]) -> None:
+    groups, expected = Groups(), dict[str, GroupState]()
+    for row, (comes, margin) in enumerate(steps):
+        if comes:
+            groups[margin] = expected[margin] = GroupState(row, margin)
+        elif margin in expected:
+            del groups[margin], expected[margin]
+        else:
+            with pytest.raises(KeyError):
+                del groups[margin]
+        assert (list(groups), list(groups.values())) == (list(expected), list(expected.values()))
+        assert len(groups) == len(expected)
+        for each in (CROSS, "A", "B"):
+            assert groups.get(each) is expected.get(each)
+            assert (each in groups) is (each in expected)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
