@@ -130,7 +130,7 @@ def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
                 flows.transfers[parked.asset] += Decimal(parked.amount)
             for fill in row.waiting_fills:
                 _add_fill(flows, assets, fill.symbol, fill.quantity, fill.price, fill.fee)
-            gaps = ((gap.first, gap.next) for gap in row.transfer_gaps)
+            gaps = [(gap.first, gap.next) for gap in row.transfer_gaps]
             come = {row.account: _Come(TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps))}
             for deferred in row.deferred:
                 _add_transfers(flows, deferred.frame, come)
@@ -167,8 +167,8 @@ def flows_of_exchange(log: Log, assets: Mapping[str, str]) -> Flows:
             for message in log.read_range(TRANSFERS, partition, 0):
                 with suppress(DecodeError):
                     transfer = _TRANSFER(message.value())
-                    sequences = come.setdefault(transfer.account, TransferSequences(gaps_max=None))
-                    if sequences.count(transfer.sequence) == "new":
+                    sequences = come.setdefault(transfer.account, TransferSequences())
+                    if sequences.count(transfer.sequence, None) == "new":
                         flows.transfers[transfer.asset] += Decimal(transfer.amount)
         for partition in range(log.partitions(TRADES)):
             seen: dict[str, int] = {}
@@ -210,11 +210,11 @@ class _Come:
     __slots__ = ("every", "remembered")
 
     def __init__(self, remembered: TransferSequences | None = None) -> None:
-        self.every, self.remembered = TransferSequences(gaps_max=None), remembered or TransferSequences()
+        self.every, self.remembered = TransferSequences(), remembered or TransferSequences()
 
     def count(self, sequence: int) -> tuple[bool, Verdict]:
         """Whether it has never come before, and what its account thinks."""
-        return self.every.count(sequence) == "new", self.remembered.count(sequence)
+        return self.every.count(sequence, None) == "new", self.remembered.count(sequence)
 
 
 def _add_transfers(flows: Flows, frame: EventFrame, come: dict[str, _Come] | None) -> None:

@@ -6,9 +6,11 @@ Rows of ``margin.accounts.v1`` are made from both and both are restored from the
 
 import base64
 import zlib
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from typing import Protocol
 
 import msgspec
 
@@ -27,7 +29,8 @@ from schemas.messages import (
     WaitingFill,
 )
 from schemas.types import AccountStatus, GroupStatus, Offset, RecordPlace, Sequence, Side
-from streams.clearing.transfers import TransferSequences
+from streams.clearing.encumbrances import NO_EVENTS, NO_PLACES, NOTHING_UNAPPLIED, Encumbrance, Encumbrances
+from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.clearing.unapplied import Unapplied
 from streams.errors import InputError
 from streams.margin.fixed_point import EXACT, format_decimal
@@ -116,8 +119,7 @@ class CommandState:
         return all(order.done for order in self.orders) and any(order.filled for order in self.orders)
 
 
-@dataclass(slots=True)
-class GroupState:
+class GroupState(msgspec.Struct, gc=False):
     """One margin group: ``row`` is its place in the portfolio's columns, ``level`` its margin-call level, if any.
 
     The life of a group that is below its requirement::
@@ -130,6 +132,8 @@ class GroupState:
     Every change among the right-hand ones is told, and so is the way back, whichever it is. ``started``: a liquidation
     has been told to have started and not to have been completed. ``told_undecided``: so has ``undecided``, and not
     ``undecided_cleared``.
+
+    Millions of them make the collector slow, and none refers back to what refers to it: it does not look at them.
     """
 
     row: int
@@ -153,36 +157,108 @@ class GroupState:
         return self.command is not None or self.started or self.told_undecided or self.status in WITHOUT_ORDERS
 
 
-@dataclass(slots=True)
-class AccountState:
+class Groups(msgspec.Struct, gc=False):
+    """The margin groups of one account by margin, in the order in which they came: a dictionary, once there are two.
+
+    Most accounts have one group, and a dictionary takes several times as much memory as all else of the account.
+    """
+
+    _held: GroupState | dict[str, GroupState] | None = None
+
+    def get(self, margin: str) -> GroupState | None:
+        """The group of that margin, if there is one."""
+        held = self._held
+        if isinstance(held, GroupState):
+            return held if held.margin == margin else None
+        return None if held is None else held.get(margin)
+
+    def values(self) -> Collection[GroupState]:
+        """The groups."""
+        held = self._held
+        if isinstance(held, GroupState):
+            return (held,)
+        return () if held is None else held.values()
+
+    def __getitem__(self, margin: str) -> GroupState:
+        group = self.get(margin)
+        if group is None:
+            raise KeyError(margin)
+        return group
+
+    def __setitem__(self, margin: str, group: GroupState) -> None:
+        held = self._held
+        if isinstance(held, dict):
+            held[margin] = group
+        elif held is None or held.margin == margin:
+            self._held = group
+        else:
+            self._held = {held.margin: held, margin: group}
+
+    def add(self, group: GroupState) -> None:
+        """Add a group, whose margin none of them has."""
+        if self._held is None:
+            self._held = group
+        else:
+            self[group.margin] = group
+
+    def __delitem__(self, margin: str) -> None:
+        if isinstance(self._held, dict):
+            del self._held[margin]
+        elif self.get(margin) is not None:
+            self._held = None
+        else:
+            raise KeyError(margin)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([group.margin for group in self.values()])
+
+    def __len__(self) -> int:
+        return len(self.values())
+
+    def __contains__(self, margin: object) -> bool:
+        return any(group.margin == margin for group in self.values())
+
+
+class AccountState(msgspec.Struct, gc=False):
     """One account.
 
     ``unapplied`` are the events in the dead letters. ``parked`` transfers and ``waiting_fills`` wait for parameters
     that admit them, in the order of the log. ``unread`` is the account's last row if it could not be read: there is
     nothing else of the account then. ``refused`` says which records that could not be read have suspended it: the last
-    offset by ``topic:partition``. ``touched``, ``held`` and ``deferred`` are those of its row.
+    offset by ``topic:partition``. ``touched``, ``held`` and ``deferred`` are those of its row. All but ``touched`` are
+    its ``encumbrances``, None as long as there have been none: :meth:`encumbered` gives those that can be added to.
     """
 
     account: str
-    groups: dict[str, GroupState] = field(default_factory=dict)
+    groups: Groups = msgspec.field(default_factory=Groups)
     liquidation_sequence: int = 0
-    transfers: TransferSequences = field(default_factory=TransferSequences)
+    transfers: TransferSequences = msgspec.field(default_factory=TransferSequences)
     alert_sequence: int = 0
-    unapplied: Unapplied = field(default_factory=Unapplied)
     transfer_digest: int = 0
-    suspended_reason: str | None = None
-    unread: bytes | None = None
-    refused: dict[str, int] = field(default_factory=dict)
-    told_liquidatable: bool = False
-    parked: list[ParkedTransfer] = field(default_factory=list)
-    waiting_fills: list[WaitingFill] = field(default_factory=list)
     touched: int = -1
-    held: Hold | None = None
-    deferred: list[DeferredEvent] = field(default_factory=list)
+    encumbrances: Encumbrances | None = None
+
+    suspended_reason = Encumbrance[str | None](None)
+    unread = Encumbrance[bytes | None](None)
+    told_liquidatable = Encumbrance[bool](False)
+    held = Encumbrance[Hold | None](None)
+    unapplied = Encumbrance[Unapplied](NOTHING_UNAPPLIED)
+    refused = Encumbrance[dict[str, int]](NO_PLACES)
+    parked = Encumbrance[list[ParkedTransfer]](NO_EVENTS)
+    waiting_fills = Encumbrance[list[WaitingFill]](NO_EVENTS)
+    deferred = Encumbrance[list[DeferredEvent]](NO_EVENTS)
+
+    def encumbered(self) -> Encumbrances:
+        """Its encumbrances, made if it has none: for whoever adds to them."""
+        if self.encumbrances is None:
+            self.encumbrances = Encumbrances()
+        return self.encumbrances
 
     @property
     def suspended(self) -> bool:
         """Whether what has not been applied may make the account worse than it looks."""
+        if self.encumbrances is None:
+            return False
         if self.unapplied.events or self.unread is not None or self.waiting_fills:
             return True
         return bool(self.parked) and any(
@@ -192,19 +268,7 @@ class AccountState:
     @property
     def is_ordinary(self) -> bool:
         """Whether nothing of it is suspended, waits, was refused or is in the dead letters."""
-        unapplied = self.unapplied
-        return not (
-            self.parked
-            or self.waiting_fills
-            or self.deferred
-            or self.refused
-            or unapplied.events
-            or unapplied.credits
-            or unapplied.by_place
-            or self.held is not None
-            or self.unread is not None
-            or self.suspended_reason is not None
-        )
+        return self.encumbrances is None or self.encumbrances.is_none
 
     @property
     def holds_back(self) -> bool:
@@ -303,9 +367,10 @@ def read_account(account: str, data: bytes, ledger: Ledger) -> AccountState:
         raise InputError("the row that is kept in it keeps another one")
     state = restore_account(kept, ledger)
     state.transfers = _sequences(row)
-    state.unapplied = _unapplied(row)
-    state.suspended_reason = row.suspended_reason if row.unapplied else None
-    state.refused = dict(row.refused)
+    encumbrances = state.encumbered()
+    encumbrances.unapplied = _unapplied(row)
+    encumbrances.suspended_reason = row.suspended_reason if row.unapplied else None
+    encumbrances.refused = dict(row.refused)
     return state
 
 
@@ -323,11 +388,13 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
         liquidation_sequence=row.liquidation_sequence,
         transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
-        unapplied=_unapplied(row),
         transfer_digest=row.transfer_digest,
-        suspended_reason=reason,
-        unread=data,
-        refused=dict(row.refused),
+        encumbrances=Encumbrances(
+            suspended_reason=reason,
+            unread=data,
+            unapplied=_unapplied(row),
+            refused=dict(row.refused),
+        ),
     )
     if row.unread is not None and row.account == account:
         with suppress(InputError):
@@ -347,17 +414,21 @@ def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
         liquidation_sequence=row.liquidation_sequence,
         transfers=_sequences(row),
         alert_sequence=row.alert_sequence,
-        unapplied=_unapplied(row),
         transfer_digest=row.transfer_digest,
+        touched=row.touched,
+    )
+    encumbrances = Encumbrances(
         suspended_reason=row.suspended_reason,
-        refused=dict(row.refused),
         told_liquidatable=row.told_liquidatable,
+        held=row.held,
+        unapplied=_unapplied(row),
+        refused=dict(row.refused),
         parked=list(row.parked),
         waiting_fills=list(row.waiting_fills),
-        touched=row.touched,
-        held=row.held,
         deferred=list(row.deferred),
     )
+    if encumbrances.told_liquidatable or not encumbrances.is_none:
+        state.encumbrances = encumbrances
     try:
         for group in row.groups:
             state.groups[group.margin] = _restore_group(row.account, group, ledger)
@@ -374,7 +445,7 @@ def _unapplied(row: AccountRow | _Numbers) -> Unapplied:
 
 
 def _sequences(row: AccountRow | _Numbers) -> TransferSequences:
-    gaps = ((gap.first, gap.next) for gap in row.transfer_gaps)
+    gaps = [(gap.first, gap.next) for gap in row.transfer_gaps] or NO_GAPS
     return TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps)
 
 
@@ -391,13 +462,22 @@ def _restore_group(account: str, group: GroupRow, ledger: Ledger) -> GroupState:
         status=group.status,
         level=None if group.margin_call_level is None else Decimal(group.margin_call_level),
         command=None if group.command is None else _restore_command(group.command),
-        started=(
-            group.status in ("liquidating", "bankrupt")
-            if group.liquidation_started is None
-            else group.liquidation_started
-        ),
+        started=has_started(group),
         told_undecided=group.told_undecided,
     )
+
+
+class _Started(Protocol):
+    @property
+    def status(self) -> GroupStatus: ...
+    @property
+    def liquidation_started(self) -> bool | None: ...
+
+
+def has_started(group: _Started) -> bool:
+    """Whether a row says that a liquidation has been told to have started: earlier versions let ``status`` say it."""
+    started = group.liquidation_started
+    return group.status in ("liquidating", "bankrupt") if started is None else started
 
 
 def _packed(row: bytes) -> str:

@@ -5,7 +5,7 @@ on it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,13 @@ from schemas.types import CROSS
 from streams.clearing.account import WITHOUT_ORDERS, AccountState, GroupState, read_account, set_aside
 from streams.clearing.admission import Admission
 from streams.clearing.outbox import REASON_MAX, Outbox
+from streams.clearing.plain_rows import PlainRows
 from streams.clearing.row_text import RowWriter
 from streams.errors import InputError
 from streams.logs import event
 from streams.margin.ledger import Ledger
 from streams.margin.limits import ISOLATED_GROUPS_MAX
+from streams.margin.rows import RowNames
 from streams.margin.slots import Rows
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,41 @@ class Agenda:
             rows.discard(row)
 
 
+class Owners:
+    """Whose each row is: an account and one of its groups. ``names`` says which group; a mapping that takes a word."""
+
+    def __init__(self, names: RowNames) -> None:
+        self._names = names
+        self._states: list[AccountState | None] = []
+
+    def get(self, row: int) -> tuple[AccountState, GroupState] | None:
+        """Whose ``row`` is, if it is anybody's."""
+        state = self._states[row] if row < len(self._states) else None
+        return None if state is None else (state, state.groups[self._names.margin(row)])
+
+    def __getitem__(self, row: int) -> tuple[AccountState, GroupState]:
+        state = self._states[row]
+        if state is None:
+            raise KeyError(row)
+        return state, state.groups[self._names.margin(row)]
+
+    def __iter__(self) -> Iterator[int]:
+        return (row for row, state in enumerate(self._states) if state is not None)
+
+    def own(self, row: int, state: AccountState) -> None:
+        """``row`` is one of the account's groups."""
+        states = self._states
+        if row == len(states):
+            states.append(state)
+            return
+        states.extend([None] * (row + 1 - len(states)))
+        states[row] = state
+
+    def disown(self, row: int) -> None:
+        """``row`` is nobody's any more."""
+        self._states[row] = None
+
+
 class Accounts:
     """The accounts of one shard, by name and by row.
 
@@ -69,7 +106,7 @@ class Accounts:
         self._outbox = outbox
         self._writer = RowWriter(ledger)
         self.by_name: dict[str, AccountState] = {}
-        self.owner: dict[int, tuple[AccountState, GroupState]] = {}
+        self.owner = Owners(ledger.rows)
         self.cross_rows: dict[str, int] = {}
         self.levels = np.full(64, np.inf)
         self.agenda = Agenda()
@@ -155,6 +192,17 @@ class Accounts:
             self._register(state, group)
         return state
 
+    def restore_plain(self, account: str, row: bytes, plain: PlainRows) -> bool:
+        """Whether an account that is not there yet was restored from its last row by ``plain``: for most accounts it
+        does all that :meth:`restore` does, and for others nothing."""
+        state = plain.read(account, row)
+        if state is None:
+            return False
+        self.by_name[account] = state
+        for group in state.groups.values():
+            self._register(state, group)
+        return True
+
     def row(self, account: str) -> bytes | None:
         """The row of an account; None if nothing about it needs to be remembered."""
         return self._writer.row(self.by_name[account])
@@ -183,17 +231,21 @@ class Accounts:
             raise InputError(f"margin {margin}: an account has at most {ISOLATED_GROUPS_MAX} isolated groups")
 
     def _register(self, state: AccountState, group: GroupState) -> None:
-        self.owner[group.row] = (state, group)
+        row = group.row
+        self.owner.own(row, state)
         if group.margin == CROSS:
-            self.cross_rows[state.account] = group.row
-        while group.row >= self.levels.size:
+            self.cross_rows[state.account] = row
+        while row >= self.levels.size:
             self.levels = np.concatenate([self.levels, np.full(self.levels.size, np.inf)])
-        self.set_level(group)
-        self.agenda.watch(group)
+        if group.level is not None:
+            self.set_level(group)
+        if group.is_watched:
+            self.agenda.watch(group)
 
     def _drop(self, group: GroupState) -> None:
-        state, _ = self.owner.pop(group.row)
         if group.margin == CROSS:
-            del self.cross_rows[state.account]
+            del self.cross_rows[self._ledger.rows.account(group.row)]
+        self.levels[group.row] = np.inf
+        self.owner.disown(group.row)
         self.agenda.forget(group.row)
         self._ledger.drop_group(group.row)

@@ -92,10 +92,11 @@ class Events:
             if refused.offset >= 0:
                 if refused.offset <= state.refused.get(place, -1):
                     continue
-                state.refused[place] = refused.offset
-                if len(state.refused) > REFUSED_PLACES_MAX:
-                    del state.refused[min(state.refused.keys() - {place})]
-            state.unapplied.add(_place(frame, refused), whole=True)
+                places = state.encumbered().refused
+                places[place] = refused.offset
+                if len(places) > REFUSED_PLACES_MAX:
+                    del places[min(places.keys() - {place})]
+            state.encumbered().unapplied.add(_place(frame, refused), whole=True)
             where = f"{refused.topic}[{refused.partition}] offset {refused.offset}"
             self._held_back.suspend(state, f"{where}: {refused.reason}")
 
@@ -196,12 +197,13 @@ class Events:
             state = by_name.get(account)
             if state is None:
                 state = accounts.account(account)
-            if state.held is not None and self._defers(state, offset, frame, "fills", index):
+            encumbered = state.encumbrances is not None
+            if encumbered and state.held is not None and self._defers(state, offset, frame, "fills", index):
                 continue
             if is_followed:
                 state.touched = max(state.touched, offset)
             changed.add(account)
-            if frame.repaired or state.waiting_fills:
+            if frame.repaired or (encumbered and state.waiting_fills):
                 self._apply_fill_in_turn(state, offset, frame, index)
                 continue
             group, quantity = state.groups.get(margin), columns.quantity[index]
@@ -227,7 +229,7 @@ class Events:
             if state.waits_behind(fill.margin, fill.symbol):
                 if len(state.waiting_fills) >= WAITING_FILLS_MAX:
                     raise InputError(f"symbol {fill.symbol}: {WAITING_FILLS_MAX} fills wait for parameters already")
-                state.waiting_fills.append(fill)
+                state.encumbered().waiting_fills.append(fill)
             else:
                 self._postings.fill(state, fill)
         except InputError as error:

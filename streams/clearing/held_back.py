@@ -78,7 +78,7 @@ class HeldBack:
         if frame.repaired and state.unapplied.owes(place):
             return
         credit = credit and state.unread is None
-        state.unapplied.add(place, credit=credit)
+        state.encumbered().unapplied.add(place, credit=credit)
         if credit:
             columns = frame.transfers
             what = f"{columns.amount[index]} {columns.asset[index]} of transfer {columns.transfer_id[index]}"
@@ -111,7 +111,7 @@ class HeldBack:
         if state.unread is not None or len(state.parked) >= PARKED_MAX or (admitted and net < 0):
             return False
         was_suspended = state.suspended
-        state.parked.append(transfer)
+        state.encumbered().parked.append(transfer)
         self._accounts.holding_back.add(state.account)
         if amount > 0:
             reason = f"{transfer.amount} {transfer.asset} of transfer {transfer.transfer_id} wait: {error}"
@@ -127,7 +127,7 @@ class HeldBack:
             return False
         if not is_readable(fill):
             return False
-        state.waiting_fills.append(fill)
+        state.encumbered().waiting_fills.append(fill)
         self._accounts.holding_back.add(state.account)
         self.suspend(state, str(error))
         return True
@@ -188,10 +188,10 @@ class HeldBack:
         """Put an event that waits into the dead letters, to be owed until the repaired one has taken its place."""
         if isinstance(held, ParkedTransfer):
             state.parked.remove(held)
-            state.unapplied.add(held.place, credit=not held.amount.startswith("-"))
+            state.encumbered().unapplied.add(held.place, credit=not held.amount.startswith("-"))
         else:
             state.waiting_fills.remove(held)
-            state.unapplied.add(held.place)
+            state.encumbered().unapplied.add(held.place)
         error = InputError("a repaired event has taken its place")
         frame = encode(self._frame_of(state, held))
         self._outbox.unapplied.append(UnappliedEvent(state.account, held.offset, frame, error))

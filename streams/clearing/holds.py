@@ -73,7 +73,8 @@ class Holds:
         source = frame.sources[columns.source[index]]
         if not source.topic_id or self._is_below(self._cut_of(state), source, columns.source_offset[index]):
             return False
-        state.deferred.append(DeferredEvent(offset=offset, frame=one_row(frame, kind, index, repaired=False)))
+        deferred = DeferredEvent(offset=offset, frame=one_row(frame, kind, index, repaired=False))
+        state.encumbered().deferred.append(deferred)
         self._outbox.changed.add(state.account)
         return True
 

@@ -315,10 +315,7 @@ def recall_from(cursor: Cursor) -> int:
 
 def _load_rows(shard: Shard, rows: Mapping[str, bytes]) -> Generator[None, None, None]:
     """Take in every account's last row."""
-    for count, account in enumerate(sorted(rows)):
-        shard.restore(account, rows[account])
-        if count % ROWS_PER_STEP == 0:
-            yield
+    yield from shard.restore_all(rows, ROWS_PER_STEP)
 
 
 def _recall_marks(shard: Shard, reader: LogReader) -> Generator[None, None, None]:

@@ -7,6 +7,7 @@ as many groups as are traded at a time.
 """
 
 from itertools import islice
+from operator import attrgetter
 
 from schemas.codec import encode
 from schemas.types import AccountStatus
@@ -23,7 +24,7 @@ _HOLDING_BYTES = 200
 KEPT_FROM = 3
 """Positions that a group has at least for their text to be kept: of one or two, what has changed is most of it."""
 
-
+_MARGIN = attrgetter("margin")
 _SYMBOL_AT = len('{"symbo')
 _BEFORE_SYMBOL = 'l":'
 """What is in the text of a position before its symbol and nowhere else: short, so that it is found soon."""
@@ -50,9 +51,8 @@ class RowWriter:
         """The row of an ordinary account, empty if there is none; None: a command is out for one of its groups."""
         written: list[str] = []
         status: AccountStatus = "normal"
-        groups = state.groups
-        for margin in groups if len(groups) == 1 else sorted(groups):
-            group = groups[margin]
+        groups = state.groups.values()
+        for group in groups if len(groups) == 1 else sorted(groups, key=_MARGIN):
             if group.command is not None:
                 return None
             if text := self._group(group):

@@ -6,7 +6,7 @@ bytes: that is what makes a replay, a simulation and an audit possible. What it 
 part of the work is a module of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,7 @@ from streams.clearing.journal import Cursor
 from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox, UnappliedEvent
+from streams.clearing.plain_rows import PlainRows
 from streams.clearing.postings import Postings
 from streams.clearing.progress_walk import ProgressWalk
 from streams.clearing.undecided import UndecidedWatch
@@ -186,6 +187,16 @@ class Shard:
                 self._commands.open(state, group, group.command)
         self._candidates.outdate()
         self.cursor.unreached.count(state)
+
+    def restore_all(self, rows: Mapping[str, bytes], step: int) -> Iterator[None]:
+        """Restore accounts that are not there yet from their last rows; yields after each ``step`` of them."""
+        plain, restore_plain = PlainRows(self.portfolio.ledger, rows), self._accounts.restore_plain
+        self._candidates.outdate()
+        for count, account in enumerate(sorted(rows)):
+            if not restore_plain(account, rows[account], plain):
+                self.restore(account, rows[account])
+            if count % step == 0:
+                yield
 
     def recall_marks(self, offset: int, frame: MarkFrame, appended: int | None = None) -> None:
         """Learn the prices and scales of a frame walked before the restart, without deciding anything again."""

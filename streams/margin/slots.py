@@ -4,6 +4,7 @@ A fill costs a walk along its row's chain, and a full evaluation one pass over t
 their ids and amounts in the units they are in; what a lot or a unit of cash is worth is left to the ledger.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,23 @@ class SlotTable:
         self.following_view[slot] = first
         self.head_view[row] = slot
         return slot
+
+    def add_all(self, row: int, held: Sequence[tuple[int, int, int]]) -> None:
+        """Slots for ``row``, which has none: (symbol id, lots, cash) of each, ordinary amounts of 64 bits."""
+        first, slot = -1, self.used
+        if self._free >= 0 or slot + len(held) > self.row.size:
+            for symbol_id, lots, cash in held:
+                first = self.add(row, symbol_id, first)
+                self.lots_view[first], self.cash_view[first] = lots, cash
+            return
+        rows, symbols, following = self._row_view, self.symbol_view, self.following_view
+        lots_view, cash_view = self.lots_view, self.cash_view
+        for symbols[slot], lots_view[slot], cash_view[slot] in held:
+            rows[slot] = row
+            following[slot] = first
+            first = slot
+            slot += 1
+        self.head_view[row], self.used = first, slot
 
     def move_first(self, row: int, slot: int, before: int, first: int) -> None:
         """Symbols traded lately are found soonest: what keeps a market maker's fills cheap."""

@@ -157,16 +157,16 @@ def test_so_many_gaps_are_remembered_and_below_them_nothing_is_known(driver: Rec
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(0, 4))
 def test_a_sequence_is_new_once_and_never_taken_for_a_repeat_if_it_is_not(order: list[int], gaps_max: int) -> None:
-    counted, come = TransferSequences(gaps_max=gaps_max), set[int]()
+    counted, come = TransferSequences(), set[int]()
     for sequence in order:
-        verdict = counted.count(sequence)
+        verdict = counted.count(sequence, gaps_max)
         assert (verdict == "repeat") <= (sequence in come)
         assert (verdict == "new") <= (sequence not in come)
         assert (verdict == "unknown") <= (sequence < counted.floor)
         if verdict == "new":
             come.add(sequence)
         assert len(counted.gaps) <= gaps_max
-        kept = TransferSequences(counted.last, counted.floor, counted.gaps, gaps_max)
+        kept = TransferSequences(counted.last, counted.floor, counted.gaps[:])
         assert (kept.last, kept.gaps) == (counted.last, counted.gaps)
 
 

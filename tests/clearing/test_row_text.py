@@ -313,7 +313,9 @@ GROUPS = st.lists(
 @configure(max_examples=examples(400), deadline=None)
 def test_so_is_that_of_any_state(name: str, fields: dict[str, Any], groups: list[tuple[Any, ...]]) -> None:
     ledger = Ledger(RiskParameters.build(RULES))
-    state = AccountState(name, **fields)
+    state = AccountState(name)
+    for field, value in fields.items():
+        setattr(state, field, value)
     for margin, status, level, started, told, is_commanded, balances, positions in groups:
         row = ledger.open_group(name, margin)
         ledger.load_group(row, balances, [(symbol, quantity, "-0.125") for symbol, quantity in positions.items()])
@@ -351,7 +353,8 @@ def test_nothing_that_an_account_has_is_left_out(name: str, value: Any) -> None:
     ledger = Ledger(RiskParameters.build(RULES))
     row = ledger.open_group("a", CROSS)
     ledger.apply_fill(row, "BTC-PERP", "1", "100", "0")
-    state = AccountState("a", groups={CROSS: GroupState(row, CROSS)})
+    state = AccountState("a")
+    state.groups[CROSS] = GroupState(row, CROSS)
     usual = RowWriter(ledger).row(state)
     setattr(state, name, value)
     written = RowWriter(ledger).row(state)
@@ -382,7 +385,8 @@ def test_of_accounts_of_one_position_nothing_is_kept() -> None:
     ledger = Ledger(RiskParameters.build(RULES))
     row = ledger.open_group("a", CROSS)
     ledger.apply_fill(row, "BTC-PERP", "1", "100", "0")
-    state = AccountState("a", groups={CROSS: GroupState(row, CROSS)})
+    state = AccountState("a")
+    state.groups[CROSS] = GroupState(row, CROSS)
     assert RowWriter(ledger).row(state) is not None
     assert ledger.slots.texts == {}
 
@@ -392,7 +396,8 @@ def test_of_accounts_that_are_written_as_structs_nothing_is_kept() -> None:
     row = ledger.open_group("a", CROSS)
     for symbol in LISTED:
         ledger.apply_fill(row, symbol, "1", "100", "0")
-    state, writer = AccountState("a", groups={CROSS: GroupState(row, CROSS)}), RowWriter(ledger)
+    state, writer = AccountState("a"), RowWriter(ledger)
+    state.groups[CROSS] = GroupState(row, CROSS)
     writer.row(state)
     assert row in ledger.slots.texts
     state.refused = {"t:1": 5}
