@@ -157,7 +157,7 @@ class GroupState(msgspec.Struct, gc=False):
         return self.command is not None or self.started or self.told_undecided or self.status in WITHOUT_ORDERS
 
 
-class Groups(msgspec.Struct, gc=False):
+class AccountGroups(msgspec.Struct, gc=False):
     """The margin groups of one account by margin, in the order in which they came: a dictionary, once there are two.
 
     Most accounts have one group, and a dictionary takes several times as much memory as all else of the account.
@@ -230,7 +230,7 @@ class AccountState(msgspec.Struct, gc=False):
     """
 
     account: str
-    groups: Groups = msgspec.field(default_factory=Groups)
+    groups: AccountGroups = msgspec.field(default_factory=AccountGroups)
     liquidation_sequence: int = 0
     transfers: TransferSequences = msgspec.field(default_factory=TransferSequences)
     alert_sequence: int = 0

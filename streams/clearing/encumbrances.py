@@ -72,8 +72,8 @@ class Encumbrance(Generic[_T]):
         self._name = name
 
     def __get__(self, state: Any, owner: type) -> _T:
-        found = state.encumbrances
-        return self._empty if found is None else cast("_T", getattr(found, self._name))
+        kept = state.encumbrances
+        return self._empty if kept is None else cast("_T", getattr(kept, self._name))
 
     def __set__(self, state: Any, value: _T) -> None:
         is_nothing = value == self._empty or (isinstance(value, list) and not value)

@@ -16,18 +16,18 @@ import msgspec
 from schemas.codec import MESSAGE_BYTES_MAX
 from schemas.types import CROSS, AccountStatus, GroupStatus, Offset, is_identifier
 from schemas.types import Sequence as SequenceNumber
-from streams.clearing.account import WITHOUT_ORDERS, AccountState, Groups, GroupState, has_started
+from streams.clearing.account import WITHOUT_ORDERS, AccountGroups, AccountState, GroupState, has_started
 from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.errors import InputError
 from streams.margin.fixed_point import parse_decimal
 from streams.margin.ledger import Ledger
-from streams.margin.plain_groups import PlainGroup
+from streams.margin.plain_groups import PlainGroup, PlainGroups
 
 _NoList = Annotated[list[Any], msgspec.Meta(max_length=0)]
 _NoKeys = Annotated[dict[str, Any], msgspec.Meta(max_length=0)]
 
 
-class _Position(msgspec.Struct, gc=False):
+class _PlainPosition(msgspec.Struct, gc=False):
     symbol: str
     quantity: str
     cash: str
@@ -37,14 +37,14 @@ class _Group(msgspec.Struct, gc=False):
     margin: str
     status: GroupStatus
     balances: dict[str, str]
-    positions: list[_Position]
+    positions: list[_PlainPosition]
     margin_call_level: str | None
     command: None
     told_undecided: bool
     liquidation_started: bool | None
 
 
-class _Row(msgspec.Struct, gc=False):
+class _PlainRow(msgspec.Struct, gc=False):
     """A row that has every field, and nothing where an ordinary account has nothing."""
 
     account: str
@@ -70,12 +70,12 @@ class _Row(msgspec.Struct, gc=False):
     deferred: _NoList
 
 
-_decode = msgspec.json.Decoder(_Row).decode
+_decode = msgspec.json.Decoder(_PlainRow).decode
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-_KEYS_OF_A_ROW = len(_Row.__struct_fields__)
+_KEYS_OF_A_ROW = len(_PlainRow.__struct_fields__)
 _KEYS_OF_A_GROUP = len(_Group.__struct_fields__)
-_KEYS_OF_A_POSITION = len(_Position.__struct_fields__)
+_KEYS_OF_A_POSITION = len(_PlainPosition.__struct_fields__)
 
 
 class PlainRows:
@@ -86,7 +86,8 @@ class PlainRows:
 
     def __init__(self, ledger: Ledger, accounts: Collection[str]) -> None:
         self._ledger = ledger
-        self._plain = ledger.plain_groups()
+        columns = {column.asset: column for column in ledger.columns if column.asset in ledger.parameters.assets}
+        self._plain = PlainGroups(columns, ledger.fill_rules, ledger.slots)
         self._margins = {symbol: symbol for symbol in (CROSS, *ledger.parameters.instruments)}
         self._strange = _strange(accounts)
 
@@ -102,7 +103,7 @@ class PlainRows:
         read = self._read_groups(account, data, row.groups)
         if read is None:
             return None
-        groups = Groups()
+        groups = AccountGroups()
         for group, holds in read:
             margin, level = self._margins[group.margin], group.margin_call_level
             index = self._ledger.open_group(account, margin)

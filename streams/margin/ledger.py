@@ -25,7 +25,6 @@ from streams.margin.fixed_point import EXACT, fraction_digits, from_units, parse
 from streams.margin.group import Group, Position
 from streams.margin.limits import POSITIONS_MAX
 from streams.margin.parameters import RiskParameters
-from streams.margin.plain_groups import PlainGroups
 from streams.margin.restatement import Restatement
 from streams.margin.rows import RowNames
 from streams.margin.rules import Instrument
@@ -300,12 +299,6 @@ class Ledger:
             self._put_balance(column, row, amount)
         for symbol_id, (rules, lots, amount) in held.items():
             self._put_position(rules, self.slots.add(row, symbol_id, self.slots.head_view[row]), lots, amount)
-
-    def plain_groups(self) -> PlainGroups:
-        """What reads and loads groups of ordinary amounts in new rows, as long as the parameters stay."""
-        assets = self._parameters.assets
-        columns = {asset: column for asset, column in self._column_of.items() if asset in assets}
-        return PlainGroups(columns, self.fill_rules, self.slots)
 
     def _put_position(self, rules: FillRules, slot: int, lots: int, cash: int) -> None:
         """``cash`` in units of 10**-18."""

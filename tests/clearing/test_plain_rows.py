@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from schemas.codec import encode
 from schemas.messages import AccountRow, GroupRow, PositionRow
 from schemas.types import CROSS
-from streams.clearing.account import Groups, GroupState
+from streams.clearing.account import AccountGroups, GroupState
 from streams.clearing.plain_rows import PlainRows
 from streams.clearing.shard import Shard
 from streams.margin.parameters import RiskParameters
@@ -230,7 +230,7 @@ def test_a_key_that_comes_twice_is_for_the_strict_way_which_reads_both() -> None
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([CROSS, "A", "B"])), max_size=12))
 def test_the_groups_of_an_account_are_a_dictionary(steps: list[tuple[bool, str]]) -> None:
-    groups, expected = Groups(), dict[str, GroupState]()
+    groups, expected = AccountGroups(), dict[str, GroupState]()
     for row, (comes, margin) in enumerate(steps):
         if comes:
             groups[margin] = expected[margin] = GroupState(row, margin)
