@@ -25,7 +25,9 @@ from infra.local.ports import free_port, is_free
 from infra.local.process import ManagedProcess
 from infra.local.server import LocalServer
 
-# The first compiler tier alone: as fast for clients, 40 % less processor time and 0.3 s less to start than with both.
+# The first compiler tier alone: as fast for clients and 0.3 s less to start than with both. Processor seconds per
+# million trades in a pipeline's first minute, with the first alone and with both: 2,195 and 3,775 at 250 trades/s, 327
+# and 309 at 2,000.
 _JVM_OPTIONS = ["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
 _JVM_OPTIONS += ["-Xlog:disable", "-Xlog:all=error:stderr", "-Djava.net.preferIPv4Stack=true"]
 _COORDINATOR_PARTITIONS = "4"

@@ -155,22 +155,23 @@ def latency(
     symbols: Symbols = 20,
     positions: Positions = 3,
     probes: Annotated[
-        int, typer.Option(min=1, max=20_000, help="Prices of each run, and liquidation commands")
+        int, typer.Option(min=1, max=20_000, help="Trades or prices of each run, and liquidation commands")
     ] = 1_000,
     probes_per_s: Annotated[float, typer.Option(min=0.1, max=1_000, help="How many of them are due a second")] = 20.0,
     trades_per_s: Annotated[
-        float, typer.Option(min=0.1, max=100_000, help="Trades of others meanwhile, in the second run")
+        float, typer.Option(min=0.1, max=100_000, help="Trades of others meanwhile, in the last run")
     ] = 2_000.0,
     seed: Seed = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the time from a price's scheduled publication to the liquidation command at its reader.
+    """Measure the time from the scheduled publication of a trade or a price to the liquidation command at its reader.
 
     Needs nothing: it starts a Kafka and a Valkey of its own, and router, oracle and engine, and removes them. An open
-    loop: each price is due at a time, lets exactly one account fall below its requirement, and counts from when it was
-    due. Once while nobody trades, once while others do. Prints p50, p99, p99.9 and the highest, of the whole and of its
-    stages: price to mark, mark to the broker's time of the command, and from there to a read_committed consumer. It
-    ends with a check: one command for each price and no other, and all accounts are what their records add up to.
+    loop: each trade or price is due at a time, lets exactly one account fall below its requirement, and counts from
+    when it was due. First by trades, then by prices while nobody trades, then by prices while others trade. Prints p50,
+    p99, p99.9 and the highest, of the whole and, by prices, of its stages: price to mark, mark to the broker's time of
+    the command, and from there to a read_committed consumer. It ends with a check: one command for each cause and no
+    other, and all accounts are what their records add up to.
 
     Exit codes: 0 measured, and everything is right; 1 something is not, and it is named; 2 a mistake in a flag, or a
     server that cannot be had.
@@ -190,7 +191,7 @@ def latency(
         else:
             for run in runs:
                 console.print(show.of_latencies(run))
-        _say("ok     one command for each price and no other, and the accounts are what their records add up to")
+        _say("ok     one command for each cause and no other, and the accounts are what their records add up to")
 
 
 def pipeline(

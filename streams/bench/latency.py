@@ -1,29 +1,32 @@
-"""How long it takes from a price's scheduled publication to the liquidation command at a read_committed consumer.
+"""How long it takes from the scheduled publication of what causes a liquidation command to a read_committed consumer.
 
-An open loop: prices of one symbol fall by a little at given times, and each makes exactly one account fall below its
-requirement; a price that is sent late counts from when it was due. First nothing else happens, then others trade. The
-figures stand only if there is one command for each price, for the right account, and no other, and if the accounts are
+An open loop: what is sent late counts from when it was due. First trades are the cause, each of an account that has
+deposited too little for it. Then prices are: those of one symbol fall by a little at given times, and each makes
+exactly one account fall below its requirement. Meanwhile nothing else happens, and in the last run others trade. The
+figures stand only if there is one command for each cause, for the right account, and no other, and if the accounts are
 what their records add up to.
 
 Times are of this machine's clock, but for the broker's time of a command, which is in whole milliseconds: what is
 called produced may be up to one too early.
 """
 
+import itertools
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import orjson
 from confluent_kafka import Consumer, TopicPartition
 
+from schemas.codec import encode
 from schemas.messages import Trade, TradeSide, Transfer
 from schemas.parameters import PolicyParameters
-from schemas.topics import COMMANDS, MARKS
+from schemas.topics import COMMANDS, MARKS, TRANSFERS
 from streams.bench.background import Background
 from streams.bench.bed import CLIENT, Bed, Outgoing, Progress
 from streams.bench.books import Books
@@ -40,6 +43,8 @@ HOUSE = "house"
 COMMAND_TTL_MS = 3_600_000
 """Nobody trades the commands, and none may be superseded within a run."""
 _RATE = Decimal("0.005")
+_TOO_LITTLE = "0.4"
+"""Less than the requirement of one lot at the first price."""
 _FALL = Decimal("0.4")
 """All the prices fall by so much together: less than what an account has left when its command is due."""
 _PRICES_PER_S_IDLE = 1
@@ -69,14 +74,18 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyTimes:
-    """One run. ``late_ms``: how late this bench itself sent a record at most, which counts."""
+    """One run. Of trades that are the ``cause`` there is no stage in between that could be told.
 
+    ``late_ms``: how late this bench itself sent a record at most, which counts.
+    """
+
+    cause: Literal["trade", "price"]
     trades_per_s: float
     commands: int
     total: Quantiles
-    price_to_mark: Quantiles
-    mark_to_produced: Quantiles
-    produced_to_visible: Quantiles
+    price_to_mark: Quantiles | None = None
+    mark_to_produced: Quantiles | None = None
+    produced_to_visible: Quantiles | None = None
     late_ms: float
 
 
@@ -88,7 +97,7 @@ def bench_latency(
     *,
     progress: Progress = lambda _: None,
 ) -> list[LatencyTimes]:
-    """Measure ``probes`` prices without load, and as many under ``trades_per_s``.
+    """Measure ``probes`` trades and as many prices without load, and as many prices under ``trades_per_s``.
 
     Raises:
         BenchDiffers: the commands or the accounts are not what they must be.
@@ -102,7 +111,8 @@ def bench_latency(
         bench = _LatencyBench(bed, exchange, falling)
         progress(f"{population.accounts:,} accounts open positions, and {2 * probes:,} that will fall")
         bench.open()
-        runs = []
+        progress(f"{probes:,} trades of accounts that have too little, {probes / probes_per_s:.0f} s")
+        runs = [bench.measure_trades(probes, probes_per_s)]
         for number, rate in enumerate((0.0, trades_per_s)):
             load = f"{rate:,.0f} trades/s" if rate else "no load"
             progress(f"{probes:,} prices under {load}, {probes / probes_per_s:.0f} s")
@@ -136,23 +146,28 @@ class _Falling:
 
     def deposits(self) -> Iterator[Transfer]:
         amounts = {probe.account: probe.collateral for probe in self.probes} | {HOUSE: DEPOSIT}
-        for account, amount in amounts.items():
-            yield Transfer(
-                transfer_id=account, account=account, asset=ASSET, amount=amount, sequence=1, event_time=_now_us()
-            )
+        return itertools.starmap(_transfer, amounts.items())
 
     def trades(self) -> Iterator[Trade]:
-        for number, probe in enumerate(self.probes, 1):
-            yield Trade(
-                trade_id=number,
-                symbol=SYMBOL,
-                price=PRICE,
-                quantity="1.000",
-                aggressor_side="buy",
-                maker=TradeSide(account=HOUSE, order_id=f"m{number}", fee="0"),
-                taker=TradeSide(account=probe.account, order_id=f"t{number}", fee="0"),
-                event_time=_now_us(),
-            )
+        return (_bought(probe.account, number) for number, probe in enumerate(self.probes, 1))
+
+
+def _transfer(account: str, amount: str) -> Transfer:
+    return Transfer(transfer_id=account, account=account, asset=ASSET, amount=amount, sequence=1, event_time=_now_us())
+
+
+def _bought(account: str, trade_id: int) -> Trade:
+    """One lot of the falling symbol for ``account``."""
+    return Trade(
+        trade_id=trade_id,
+        symbol=SYMBOL,
+        price=PRICE,
+        quantity="1.000",
+        aggressor_side="buy",
+        maker=TradeSide(account=HOUSE, order_id=f"m{trade_id}", fee="0"),
+        taker=TradeSide(account=account, order_id=f"t{trade_id}", fee="0"),
+        event_time=_now_us(),
+    )
 
 
 class _LatencyBench:
@@ -206,6 +221,40 @@ class _LatencyBench:
             raise BenchDiffers(f"latency under {trades_per_s:,.0f} trades/s", differences)
         return self._latencies(probes, due, commands, first_mark, trades_per_s, late)
 
+    def measure_trades(self, count: int, per_s: float) -> LatencyTimes:
+        """A run of trades that are the cause; each account has deposited a while before.
+
+        Raises:
+            BenchDiffers: the commands are not one for each trade.
+        """
+        start, first_id = time.time() + 2 * _START_S, len(self._falling.probes) + 1
+        due = {f"short-{number}": start + number / per_s for number in range(count)}
+        deposits = [_transfer(account, _TOO_LITTLE) for account in due]
+        trades = [_bought(account, first_id + number) for number, account in enumerate(due)]
+        self.books.deposit(deposits)
+        self.books.trade(trades)
+        seconds = _START_S + count / per_s
+        with _Commands(self.bed) as commands:
+            late = send_when_due(
+                [
+                    self._prices.due(start - _START_S, seconds, _PRICES_PER_S_IDLE, beside=[SYMBOL]),
+                    zip(
+                        (at - _START_S for at in due.values()),
+                        itertools.repeat(self._producer),
+                        ((TRANSFERS, record.account.encode(), encode(record), -1) for record in deposits),
+                    ),
+                    zip(due.values(), itertools.repeat(self._producer), trade_records(trades)),
+                ]
+            )
+            self._await_quiet()
+            commands.await_all(due)
+        if differences := commands.differences(due):
+            raise BenchDiffers("latency by trade", differences)
+        seen = [visible - due[account] for account, (_, visible) in commands.arrived.items()]
+        return LatencyTimes(
+            cause="trade", trades_per_s=0.0, commands=len(seen), total=Quantiles.of(seen), late_ms=1000 * late
+        )
+
     def _await_quiet(self) -> None:
         self.bed.await_routed()
         self.bed.await_applied()
@@ -230,6 +279,7 @@ class _LatencyBench:
             (due[account], marked[account], produced, seen) for account, (produced, seen) in commands.arrived.items()
         ]
         return LatencyTimes(
+            cause="price",
             trades_per_s=trades_per_s,
             commands=len(rows),
             total=Quantiles.of([seen - at for at, _, _, seen in rows]),

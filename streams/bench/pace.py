@@ -55,11 +55,12 @@ class Prices:
         self._producer, self._symbols = producer, symbols
         self._sequence = 0
 
-    def due(self, start: float, seconds: float, per_s: float) -> Iterator[Due]:
-        """A price at a time, at a steady rate, for so many seconds."""
+    def due(self, start: float, seconds: float, per_s: float, *, beside: Sequence[str] = ()) -> Iterator[Due]:
+        """A price at a time, at a steady rate, for so many seconds; also of symbols ``beside`` the usual ones."""
+        symbols = (*self._symbols, *beside)
         for number in range(int(seconds * per_s)):
             at = start + number / per_s
-            yield at, self._producer, self.of(self._symbols[number % len(self._symbols)], PRICE, at)
+            yield at, self._producer, self.of(symbols[number % len(symbols)], PRICE, at)
 
     def of(self, symbol: str, price: str, at: float) -> Outgoing:
         """A price as of ``at``."""

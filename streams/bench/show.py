@@ -20,15 +20,20 @@ def table(title: str, caption: str = "") -> Table:
 def of_latencies(run: "LatencyTimes") -> Table:
     """One run: the quantiles of the whole and of its stages."""
     load = f"{run.trades_per_s:,.0f} trades/s" if run.trades_per_s else "nobody trades"
-    made = table(f"{load}, {run.commands:,} commands; ms", f"the bench itself was {run.late_ms:.1f} ms late at most")
+    made = table(
+        f"{load}, {run.commands:,} commands, each by a {run.cause}; ms",
+        f"the bench itself was {run.late_ms:.1f} ms late at most",
+    )
     for heading in ("", "p50", "p99", "p99.9", "max"):
         made.add_column(heading, justify="right" if heading else "left")
     for name, stage in (
-        ("price due to command visible", run.total),
+        (f"{run.cause} due to command visible", run.total),
         ("price due to mark", run.price_to_mark),
         ("mark to command produced", run.mark_to_produced),
         ("command produced to visible", run.produced_to_visible),
     ):
+        if stage is None:
+            continue
         made.add_row(name, *(f"{each:,.1f}" for each in (stage.p50, stage.p99, stage.p999, stage.max)))
     return made
 

@@ -2,7 +2,8 @@
 
 msgspec asks Python's ``re`` about every text that has a pattern, seven or more times a trade. Here it decodes without
 patterns, and one expression matches all texts at once. Whatever that does not accept is decoded by ``Decoder[Trade]``,
-whose word is the last: what is accepted here must only be nothing that it would refuse.
+whose word is the last: what is accepted here must only be nothing that it would refuse. Decoding a batch at once, as
+one array, is no faster: 1.3 us a trade in place of 1.1 without patterns, 7.5 in place of 5.4 with them.
 """
 
 import re

@@ -40,7 +40,9 @@ def test_router() -> None:
 @pytest.mark.long
 def test_latency() -> None:
     arguments = (*SMALL[:4], "--positions", "2", "--probes", "20", "--probes-per-s", "10", "--trades-per-s", "50")
-    idle, loaded = measured("latency", *arguments)
+    by_trade, idle, loaded = measured("latency", *arguments)
+    assert (by_trade["cause"], by_trade["commands"], by_trade["price_to_mark"]) == ("trade", 20, None)
+    assert 0 < by_trade["total"]["p50"] <= by_trade["total"]["max"]
     assert (idle["trades_per_s"], loaded["trades_per_s"]) == (0, 50)
     for each in (idle, loaded):
         assert each["commands"] == 20
