@@ -186,7 +186,9 @@ class PriceApp:
                 self._watchdog.beat(_AGENT, "handling prices")
                 self._restore()
                 async with self._order:
-                    await self._send(self._publisher.on_prices(_records(batch.message)))
+                    letters = await self._send(self._publisher.on_prices(_records(batch.message)))
+                for written in letters:
+                    await written  # or a process that ends now leaves what it has put nowhere behind
                 batch.ack()
                 self._watchdog.forget(_AGENT)
             except Exception as error:
@@ -221,13 +223,17 @@ class PriceApp:
             self._restored = True
             self._publisher.restore(self._table.items(), read_last_frame(self._kafka))
 
-    async def _send(self, result: BatchResult) -> None:
-        for letter in result.letters:
+    async def _send(self, result: BatchResult) -> list[Awaitable[Any]]:
+        """Hand everything to the producer; what is returned waits until Kafka has the dead letters."""
+        letters: list[Awaitable[Any]] = [
             await self._letters.send(key=letter.key, value=letter.value, headers=letter.headers)
+            for letter in result.letters
+        ]
         for frame in result.frames:
             await self._send_frame(frame)
         for row in result.rows:
             self._write_row(row)
+        return letters
 
     async def _send_frame(self, frame: bytes) -> Awaitable[Any]:
         """Hand a frame to the producer; what is returned waits until Kafka has it."""
