@@ -215,9 +215,7 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     batch_kbytes_max: Annotated[Kibibytes, Meta(description="with so many bytes a batch ends")] = 16_384
     linger_ms: Annotated[
         Milliseconds,
-        Meta(
-            description="so long after its first record a batch ends; at most a quarter of Kafka's transaction timeout"
-        ),
+        Meta(description="so long after the one before a batch ends; at most a quarter of Kafka's transaction timeout"),
     ] = 20
     commit_ms: Annotated[
         Milliseconds,

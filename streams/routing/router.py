@@ -7,7 +7,7 @@ it follows from. What happens to a record is the splitter's business, where a pa
 A batch:
 
 1. Consume until there are ``batch_records_max`` records or ``batch_kbytes_max``, or ``linger_ms`` have passed since the
-   first.
+   batch before: what comes after a pause waits for nothing.
 2. Split what is valid into frames; keep what is not as dead letters, with suspensions of the accounts that it names in
    the same frames. Records of partitions that are no longer owned, or that were routed before, are left out.
 3. Write the frames and the dead letters, and wait until all of them are acknowledged.
@@ -24,6 +24,7 @@ If any of this fails, everything in memory is forgotten and read again from Kafk
 import logging
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
@@ -96,6 +97,7 @@ class Router:
         )
         self._progress = ProgressTeller(kafka, self._client_id, counts, topic_ids)
         self._batch: list[Record] = []
+        self._batched_at = -inf
         self._ends: dict[tuple[str, int], int] = {}
         self._failed: BrokerError | None = None
         # It refuses to go on elsewhere when the log no longer holds what comes next.
@@ -192,17 +194,17 @@ class Router:
         router = self._settings.router
         self._ends.clear()
         self._ownership.look_again()
-        size, left, deadline = 0, self._progress.wait_s(_IDLE_POLL_S), 0.0
+        size, left, until = 0, self._progress.wait_s(_IDLE_POLL_S), self._batched_at + router.linger_ms / 1000
         while True:
-            room = min(_RECORDS_PER_POLL, router.batch_records_max - len(self._batch))
+            before = len(self._batch)
+            room = min(_RECORDS_PER_POLL, router.batch_records_max - before)
             for message in poll_records(self._consumer, left, room, self._on_end):
                 self._batch.append(message)
                 size += len(message.value() or b"")
-            now = self._runtime.monotonic()
-            deadline = deadline or now + router.linger_ms / 1000
-            left = deadline - now
+            left = max(0.0, until - (now := self._runtime.monotonic()))
             is_full = len(self._batch) >= router.batch_records_max or size >= 1024 * router.batch_kbytes_max
-            if not self._batch or is_full or left <= 0:
+            if not self._batch or is_full or (not left and len(self._batch) < before + room):
+                self._batched_at = now if self._batch else self._batched_at
                 batch, self._batch = self._batch, []
                 return batch
 

@@ -46,12 +46,14 @@ class GroupConsumer:
     def __init__(self, properties: dict[str, Any]) -> None:
         self.waiting: list[SizedMessage] = []
         self.polls_before_rebalance = -1
+        self.timeouts: list[float] = []
         self.note_statistics = properties["stats_cb"]
 
     def poll(self, timeout: float) -> SizedMessage | None:
         return next(iter(self.consume(1, timeout)), None)
 
     def consume(self, num_messages: int, timeout: float) -> list[SizedMessage]:
+        self.timeouts.append(timeout)
         if self.polls_before_rebalance == 0:
             self.lose((TRADES, 0))
             self.assign((TRADES, 0))
@@ -141,6 +143,15 @@ def test_a_batch_ends_at_its_most_bytes_but_for_one_poll() -> None:
     assert 2_000 * 1024 <= sum(len(message.value() or b"") for message in batch) < 2_000 * 1024 + 1_000 * 1_000
 
 
+def test_what_comes_after_a_pause_waits_for_nothing_and_what_comes_next_for_more() -> None:
+    router, group = built(linger_ms=50)
+    for number, waits in enumerate((False, True)):
+        group.waiting = [SizedMessage(10)]
+        group.timeouts.clear()
+        assert len(router.collect()) == 1
+        assert any(timeout > 0 for timeout in group.timeouts[1:]) is waits, number
+
+
 @pytest.mark.parametrize("polls_before_rebalance", [1, 2, 3])
 @pytest.mark.parametrize("is_end", [False, True])
 def test_what_was_polled_before_a_partition_was_lost_is_forgotten(polls_before_rebalance: int, is_end: bool) -> None:
@@ -148,6 +159,8 @@ def test_what_was_polled_before_a_partition_was_lost_is_forgotten(polls_before_r
     router, group = built(linger_ms=50)
     router.join()
     group.assign((TRADES, 0), (TRANSFERS, 0))
+    group.waiting = [SizedMessage(10, (TRANSFERS, 0))]
+    router.collect()  # so that the next batch waits for more
     group.waiting = [SizedMessage(10, (TRADES, 0), is_end=is_end), SizedMessage(10, (TRANSFERS, 0))]
     group.polls_before_rebalance = polls_before_rebalance
     assert [message.topic() for message in router.collect()] == [TRANSFERS]
