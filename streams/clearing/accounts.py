@@ -159,6 +159,12 @@ class Accounts:
         """Have every group of an account decided."""
         self.agenda.touched.update(group.row for group in state.groups.values())
 
+    def leave_undone(self, *, everybody: bool) -> None:
+        """Have every group decided at the next occasion. Whoever has been told to be undecided is looked at once a
+        second in any case, and told then that it is so no more: sooner only if ``everybody`` is to be decided."""
+        owner = self.owner
+        self.agenda.undone.update(row for row in owner if everybody or not owner[row][1].told_undecided)
+
     def set_level(self, group: GroupState) -> None:
         """Note the margin-call level of a group in the column."""
         self.levels[group.row] = np.inf if group.level is None else float(group.level)

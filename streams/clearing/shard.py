@@ -220,7 +220,7 @@ class Shard:
         Nothing comes of it where all was decided before, but an earlier version may have decided otherwise, and what
         was left to decide after an unreadable journal went with the process that died.
         """
-        self._accounts.agenda.undone.update(self._accounts.owner)
+        self._accounts.leave_undone(everybody=self.cursor.unread > 0)
         if self.cursor.unread:
             self._outbox.alert_shard(
                 "unreadable",

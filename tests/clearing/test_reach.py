@@ -1,5 +1,7 @@
 """Nobody is out of reach: whoever is below the requirement has a command, or somebody has been told why not."""
 
+from decimal import Decimal
+
 import pytest
 
 from schemas.messages import Mark, MarkFrame
@@ -260,6 +262,22 @@ def test_only_a_group_that_is_below_at_the_last_prices_is_told(market: Market) -
     assert told(market.marks(after_ms=5000)) == []
     assert told(market.transfer("poor", "50")) == [("poor", "undecided_cleared")]
     assert market.status("poor") == "normal"
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_new_owner_tells_no_sooner_that_a_group_is_undecided_no_more(market: Market, is_restarted: bool) -> None:
+    """Another mark than the one it waits for has ended it: that is looked at once a second, whoever owns the shard."""
+    market.transfer("a", "1")
+    market.fill("a", "1", "10", symbol="ETH-PERP")
+    market.fill("a", "0.001", PRICES["BTC-PERP"])
+    market.set_status("halted", "ETH-PERP")
+    market.marks(ETH_PERP="9")
+    assert ("a", "undecided") in told(market.marks(after_ms=5000))
+    if is_restarted:
+        market.restart()
+        market.shard.stand()
+    assert told(market.marks(after_ms=250, BTC_PERP=str(5000 + Decimal(PRICES["BTC-PERP"])))) == []
+    assert told(market.marks(after_ms=1000)) == [("a", "undecided_cleared")]
 
 
 def test_one_that_falls_below_later_is_told_within_a_second(market: Market) -> None:
