@@ -7,7 +7,7 @@ admitted here: no parameters make it right.
 from schemas.messages import EventFrame
 from schemas.types import CROSS
 from streams.errors import InputError
-from streams.margin.fixed_point import fraction_digits, from_units, parse_decimal, parse_units, to_units
+from streams.margin.fixed_point import fraction_digits, from_units, is_decimal, parse_units, to_units
 from streams.margin.parameters import RiskParameters
 
 
@@ -28,7 +28,7 @@ class _Grid:
         try:
             return not parse_units(text, self.digits) % self.step
         except InputError:
-            return not _is_decimal(text)
+            return not is_decimal(text)
 
 
 class _Grids:
@@ -114,11 +114,3 @@ class Admission:
         if grids is None and symbol in self._parameters.instruments:
             grids = self._grids[symbol] = _Grids(symbol, self._parameters)
         return grids
-
-
-def _is_decimal(text: str) -> bool:
-    try:
-        parse_decimal(text)
-    except InputError:
-        return False
-    return True

@@ -18,8 +18,7 @@ from schemas.types import CROSS, AccountStatus, GroupStatus, Offset, is_identifi
 from schemas.types import Sequence as SequenceNumber
 from streams.clearing.account import WITHOUT_ORDERS, AccountGroups, AccountState, GroupState, has_started
 from streams.clearing.transfers import NO_GAPS, TransferSequences
-from streams.errors import InputError
-from streams.margin.fixed_point import parse_decimal
+from streams.margin.fixed_point import is_decimal
 from streams.margin.ledger import Ledger
 from streams.margin.plain_groups import PlainGroup, PlainGroups
 
@@ -141,7 +140,7 @@ class PlainRows:
             if group.told_undecided or group.status in WITHOUT_ORDERS or group.margin not in margins:
                 return None
             holds = self._plain.read(balances, positions)
-            if holds is None or not (level is None or _is_decimal(level)):
+            if holds is None or not (level is None or is_decimal(level)):
                 return None
             keys += _KEYS_OF_A_GROUP + len(balances) + _KEYS_OF_A_POSITION * len(positions)
             read.append((group, holds))
@@ -160,11 +159,3 @@ def _strange(accounts: Collection[str]) -> frozenset[str]:
         if not lengths or (min(lengths) and is_identifier("x" * max(lengths))):
             return frozenset()
     return frozenset(account for account in accounts if not is_identifier(account))
-
-
-def _is_decimal(text: str) -> bool:
-    try:
-        parse_decimal(text)
-    except InputError:
-        return False
-    return True

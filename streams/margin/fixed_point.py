@@ -50,13 +50,18 @@ _DECIMAL = re.compile(
 ).fullmatch
 
 
+def is_decimal(text: str) -> bool:
+    """Whether ``text`` is a decimal string of the contract (see ``schemas.types``): no exponent, sign only ``-``."""
+    return isinstance(text, str) and _DECIMAL(text) is not None
+
+
 def parse_decimal(text: str) -> Decimal:
-    """The exact value of a decimal string of the contract (see ``schemas.types``): no exponent, sign only ``-``.
+    """The exact value of a decimal string of the contract.
 
     Raises:
         InputError: not such a string.
     """
-    if not isinstance(text, str) or _DECIMAL(text) is None:
+    if not is_decimal(text):
         raise InputError(f"{_shown(text)} is not a decimal string")
     value = Decimal(text)
     return value if value else Decimal(0)
