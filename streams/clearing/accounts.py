@@ -93,10 +93,10 @@ class Owners:
 class Accounts:
     """The accounts of one shard, by name and by row.
 
-    ``cross_rows`` is the row of each account's cross group, of those that have one.
-    ``levels`` (float[rows], at least) is the margin-call level of each row, infinite without one. ``holding_back``
-    names the accounts that have events waiting for parameters, ``held`` those whose verdict waits, ``unread`` those
-    whose row cannot be read, with the reason.
+    ``cross_rows`` is the row of each account's cross group, of those that have one. ``levels`` (float[rows], at least)
+    is the margin-call level of each row, infinite without one. ``holding_back`` names the accounts that have events
+    waiting for parameters, ``held`` those whose verdict waits, ``unread`` those whose row cannot be read, with the
+    reason.
     """
 
     def __init__(self, shard: int, ledger: Ledger, admission: Admission, outbox: Outbox) -> None:

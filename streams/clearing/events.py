@@ -156,23 +156,21 @@ class Events:
     # --- fills -------------------------------------------------------------------------------------------------------
 
     def _apply_fills(self, offset: int, columns: FillColumns, frame: EventFrame) -> None:
-        is_followed = _is_followed(frame)
-        if frame.repaired or len(columns.account) < BULK_FROM:
-            self._apply_each_fill(offset, columns, frame, range(len(columns.account)))
-        else:
-            left = self._apply_in_bulk(offset, columns, is_followed=is_followed)
-            self._apply_each_fill(offset, columns, frame, left)
+        indexes: Sequence[int] = range(len(columns.account))
+        if len(indexes) >= BULK_FROM and not frame.repaired:
+            indexes = self._apply_in_bulk(offset, columns, frame)
+        self._apply_each_fill(offset, columns, frame, indexes)
 
-    def _apply_in_bulk(self, offset: int, columns: FillColumns, *, is_followed: bool) -> list[int]:
+    def _apply_in_bulk(self, offset: int, columns: FillColumns, frame: EventFrame) -> list[int]:
         """Apply the plain fills of accounts and groups that are there and have nothing out of the ordinary; the
         indexes of the others, which are all those of their groups."""
         accounts, orders, names = self._accounts, self._commands.orders, columns.account
-        apart = accounts.held | accounts.holding_back
-        apart.update(
+        held, waiting = accounts.held, accounts.holding_back
+        apart = {
             name
             for name, order_id in zip(names, columns.order_id, strict=True)
-            if ":" in order_id or order_id in orders
-        )
+            if ":" in order_id or order_id in orders or name in held or name in waiting
+        }
         rows = accounts.rows_of(names, columns.margin)
         if apart:
             rows = [-1 if name in apart else row for name, row in zip(names, rows, strict=True)]
@@ -181,7 +179,7 @@ class Events:
         accounts.agenda.touched.update(compress(rows, chosen))
         applied = set(compress(names, chosen))
         self._outbox.changed.update(applied)
-        if is_followed:
+        if _is_followed(frame):
             for name in applied:
                 state = accounts.by_name[name]
                 state.touched = max(state.touched, offset)

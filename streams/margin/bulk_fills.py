@@ -99,7 +99,7 @@ class BulkFills:
             return None
         if (price <= 0).any() or (price % scales.tick[symbol]).any():
             return None
-        if max(_size(paid), _size(quantity), float((_doubles(quantity) * price).sum())) >= _ROOM:
+        if max(_sizes(paid).sum(), _sizes(quantity).sum(), (_sizes(quantity) * price).sum()) >= _ROOM:
             return None
         return _Fills(symbol, quantity // scales.lot[symbol], -quantity * price, paid)
 
@@ -174,12 +174,7 @@ def _is_within(amounts: Ints, room: Ints) -> Bools:
     return is_within
 
 
-def _doubles(values: Ints) -> Floats:
-    """float64[n]: the sizes of ``values``."""
+def _sizes(values: Ints) -> Floats:
+    """float64[n]: how large ``values`` are, either way."""
     sizes: Floats = np.abs(values.astype(np.float64))
     return sizes
-
-
-def _size(values: Ints) -> float:
-    """How large ``values`` are together."""
-    return float(_doubles(values).sum())

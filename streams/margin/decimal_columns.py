@@ -12,7 +12,8 @@ from streams.margin.amounts import Bools, Ints
 
 _DIGITS_MAX = 18
 _POWERS = 10 ** np.arange(_DIGITS_MAX + 1, dtype=np.int64)
-_INT64 = 2.0**62
+_UNITS_MAX = 2.0**62
+"""As a double, and well within 64 bits."""
 
 _DIGIT, _POINT, _SIGN, _END, _OTHER = range(5)
 _KINDS = np.full(256, _OTHER, dtype=np.uint8)
@@ -65,7 +66,7 @@ def in_units(digits: Ints, fraction: Ints, decimals: Ints) -> Ints | None:
     more = decimals - fraction
     if (more >= 0).all():
         units = digits * _POWERS[more]
-        return units if (np.abs(digits.astype(np.float64)) * _POWERS[more]).max() < _INT64 else None
+        return units if (np.abs(digits.astype(np.float64)) * _POWERS[more]).max() < _UNITS_MAX else None
     step = _POWERS[np.maximum(-more, 0)]
     if (digits % step).any():
         return None
