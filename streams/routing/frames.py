@@ -65,12 +65,11 @@ class ShardFrames:
         takers = home.get(taker.account) or self._home_of(taker.account)
         bought, sold = trade.quantity, "-" + trade.quantity
         taken, made = (bought, sold) if trade.aggressor_side == "buy" else (sold, bought)
-        if makers is takers:
-            takers.add_fill(trade, taker, taken, source, offset, 2)
-            makers.add_fill(trade, maker, made, source, offset, 0)
-        else:
-            takers.add_fill(trade, taker, taken, source, offset, 1)
-            makers.add_fill(trade, maker, made, source, offset, 1)
+        takers.reserve(2 if makers is takers else 1)
+        takers.add_fill(trade, taker, taken, source, offset)
+        if makers is not takers:
+            makers.reserve(1)
+        makers.add_fill(trade, maker, made, source, offset)
 
     def add_transfer(self, transfer: Transfer, source: Source, offset: int) -> None:
         """A transfer into or out of an account."""
@@ -176,17 +175,7 @@ class _ShardRows:
         self._next[index] = offset + 1
         return index
 
-    def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int, room: int) -> None:
-        """Take in a fill, with ``room`` for so many in the open frame; none if there is room already."""
-        if room:
-            if self.rows + room > FRAME_ROWS_MAX:
-                self._cut()
-            self.rows += room
-        index = self._indexes.get(source)
-        if index is None:
-            index = self.cover(source, offset)
-        else:
-            self._next[index] = offset + 1
+    def add_fill(self, trade: Trade, side: TradeSide, quantity: str, source: Source, offset: int) -> None:
         symbol = trade.symbol
         self._fills += (  # in the order of _FILL_COLUMNS
             side.account,
@@ -197,7 +186,7 @@ class _ShardRows:
             side.fee,
             side.order_id,
             trade.trade_id,
-            index,
+            self.cover(source, offset),
             offset,
         )
 
