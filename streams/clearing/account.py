@@ -194,13 +194,6 @@ class AccountGroups(msgspec.Struct, gc=False):
         else:
             self._held = {held.margin: held, margin: group}
 
-    def add(self, group: GroupState) -> None:
-        """Add a group, whose margin none of them has."""
-        if self._held is None:
-            self._held = group
-        else:
-            self[group.margin] = group
-
     def __delitem__(self, margin: str) -> None:
         if isinstance(self._held, dict):
             del self._held[margin]

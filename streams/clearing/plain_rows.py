@@ -107,15 +107,13 @@ class PlainRows:
             margin, level = self._margins[group.margin], group.margin_call_level
             index = self._ledger.open_group(account, margin)
             self._plain.load(index, holds)
-            groups.add(
-                GroupState(
-                    index,
-                    margin,
-                    group.status,
-                    None if level is None else Decimal(level),
-                    None,
-                    has_started(group) if group.liquidation_started is None else group.liquidation_started,
-                )
+            groups[margin] = GroupState(
+                index,
+                margin,
+                group.status,
+                None if level is None else Decimal(level),
+                None,
+                has_started(group) if group.liquidation_started is None else group.liquidation_started,
             )
         gaps, floor = row.transfer_gaps or NO_GAPS, row.transfer_floor
         return AccountState(
