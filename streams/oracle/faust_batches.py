@@ -5,11 +5,18 @@ the place of its last record and is acknowledged as a whole, so all that Faust d
 a batch. No batch waits for a record that has not come.
 """
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from aiokafka.errors import IllegalStateError
 from faust.transport.drivers import aiokafka
 from faust.types.tuples import TP, ConsumerMessage, Message
+
+from streams.logs import event
+
+log = logging.getLogger(__name__)
 
 BATCH_RECORDS_MAX = 250
 """So many records are handled before anything else of the process has its turn: a few milliseconds."""
@@ -46,9 +53,35 @@ class BatchMessage(ConsumerMessage):
 
 
 class BatchConsumer(aiokafka.Consumer):
-    """Hands out the records of the topics in ``batched`` as batches, those of others one by one."""
+    """Hands out the records of the topics in ``batched`` as batches, those of others one by one.
+
+    It keeps the place where each of those partitions is to be read on, because Faust's own place and what it has
+    fetched part ways around a rebalance: Faust seeks to the committed offset while it reads, sets its place to that of
+    a message whose delivery it gave up, and empties its queues when all is done. What it skipped so would pass for a
+    hole in the log and be acknowledged with the next batch. So nothing is handed out while a rebalance lasts, and
+    after one a batch that begins too late is read again from where it ought to begin, before its hole is believed.
+    """
 
     batched: frozenset[str] = frozenset()
+
+    def on_init(self) -> None:
+        """Forget every place; Faust does so when it makes a consumer, and when it starts one again."""
+        super().on_init()
+        self._next: dict[TP, int] = {}
+        self._began: dict[TP, int] = {}
+        self._doubted: set[TP] = set()
+
+    async def perform_seek(self) -> None:
+        """Go to what is committed, or to the first record that ever came; what was fetched before may come after."""
+        await super().perform_seek()
+        for tp, committed in list(self._read_offset.items()):
+            if tp.topic in self.batched:
+                self._doubted.add(tp)
+                place = self._began.get(tp) if committed is None else committed
+                if place is not None:
+                    self._next[tp] = place
+                    if not committed:  # then Faust seeks nowhere
+                        await self._go_to(tp)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
         fetched = await super()._getmany(active_partitions, timeout)
@@ -61,24 +94,48 @@ class BatchConsumer(aiokafka.Consumer):
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """What has come, in messages of one record or of many."""
+        sent_back: set[TP] = set()
         async for tp, message in super().getmany(timeout):
             if isinstance(message, BatchMessage):
-                self._read_on(tp, message)
+                if tp in sent_back or not self._is_next(tp, message):
+                    continue
+                if self._begins_too_late(tp, message):
+                    # Nothing else is fetched meanwhile: a hole that shows itself once more is one of the log.
+                    sent_back.add(tp)
+                    self._doubted.discard(tp)
+                    event(log, logging.INFO, "prices_read_again", partition=tp.partition, offset=self._next[tp])
+                    await self._go_to(tp)
+                    continue
+                self._hand_out(tp, message)
             yield tp, message
 
-    def _read_on(self, tp: TP, message: BatchMessage) -> None:
-        """Let Faust be where the batch ends, as if its records had come one by one.
+    def _is_next(self, tp: TP, message: BatchMessage) -> bool:
+        """Whether the agent may have this message, without the records that were read before."""
+        self._began.setdefault(tp, message.records[0].offset)
+        if self.app.rebalancing:  # Faust seeks and then empties the queues before that ends
+            self._doubted.add(tp)
+            return False
+        place = self._next.get(tp, 0)
+        message.records = FetchedBatch(record for record in message.records if record.offset >= place)
+        return bool(message.records)
 
-        Else it took those before the last for a hole in the log, which nobody has to acknowledge. A hole before the
-        batch, as compaction and transactions leave them, is acknowledged with it.
+    def _begins_too_late(self, tp: TP, message: BatchMessage) -> bool:
+        return tp in self._doubted and tp in self._next and message.records[0].offset > self._next[tp]
+
+    async def _go_to(self, tp: TP) -> None:
+        """Read on from the place, if the partition is still here; else Faust seeks before it is here again."""
+        with suppress(IllegalStateError):
+            await self._seek(tp, self._next[tp])
+
+    def _hand_out(self, tp: TP, message: BatchMessage) -> None:
+        """Be where the batch ends, and let Faust be there, as if its records had come one by one.
+
+        Else it took those before the last for a hole, which nobody has to acknowledge. A hole before the batch, as
+        compaction and transactions leave them, is acknowledged with it.
         """
-        read = self._read_offset[tp]
-        if read is not None:
-            new = FetchedBatch(record for record in message.records if record.offset >= read)
-            if not new:
-                return  # Faust drops the message
-            message.records = new
-            message.first = min(read + 1, new[0].offset)
+        first = message.records[0].offset
+        message.first = min(self._next.get(tp, first), first)
+        self._next[tp] = message.offset + 1
         self._read_offset[tp] = message.offset
 
     def ack(self, message: Message) -> bool:
