@@ -16,6 +16,7 @@ UNKNOWN = -1
 
 _LOOK_AGAIN_S = 5.0
 _ANSWER_S_MAX = 2.0
+_SILENT_S_MAX = 10.0
 
 Ends = Mapping[str, Sequence[int]]
 """The ends of each topic's partitions, by number."""
@@ -41,11 +42,14 @@ class EndOffsets(Protocol):
 class KafkaEndOffsets:
     """:class:`EndOffsets` of a cluster. A leader that does not answer in two seconds leaves its partitions ``UNKNOWN``.
 
-    ``counts`` are the partitions that each topic has; they are looked at again every five seconds.
+    ``counts`` are the partitions that each topic has; they are looked at again every five seconds. A client that no
+    leader has answered for ten seconds is replaced: it may know no broker any more (``known_brokers.py``).
     """
 
     def __init__(self, kafka: KafkaSettings, client_id: str, counts: Mapping[str, int], runtime: Runtime) -> None:
-        self._admin = config.created(AdminClient, config.common(kafka, client_id))
+        self._properties = config.common(kafka, client_id)
+        self._admin = config.created(AdminClient, self._properties)
+        self._silent_since: float | None = None
         self._counts = dict(counts)
         self._runtime = runtime
         self._looked_at = runtime.monotonic()
@@ -59,6 +63,9 @@ class KafkaEndOffsets:
 
     def ask(self) -> None:
         """See :class:`EndOffsets`."""
+        if self._silent_since is not None and self._runtime.monotonic() - self._silent_since >= _SILENT_S_MAX:
+            self._admin, self._topics = config.created(AdminClient, self._properties), {}
+            self._silent_since = None
         self._look_for_partitions()
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         places = {TopicPartition(topic, n): latest for topic, count in self._counts.items() for n in range(count)}
@@ -78,6 +85,10 @@ class KafkaEndOffsets:
                 ends[place.topic][place.partition] = max(future.result().offset, UNKNOWN)
             except KafkaException:
                 continue
+        if any(end != UNKNOWN for told in ends.values() for end in told):
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = self._runtime.monotonic()
         return ends
 
     def _look_for_partitions(self) -> None:

@@ -4,6 +4,7 @@
 Both see committed records only.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
@@ -13,9 +14,13 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised, last_reasons
 from streams.broker.clients import CLIENTS, Clients
+from streams.broker.known_brokers import KnownBrokers
 from streams.broker.records import Record
 from streams.errors import BrokerError
+from streams.logs import event
 from streams.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.05
 
@@ -40,10 +45,9 @@ class LogReader:
         self._timeout_s = kafka.call_ms_max / 1000 if timeout_s is None else timeout_s
         self._on_progress = on_progress
         self._known: dict[str, int] = {}
-        properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
-        self._consumer = clients.consumer(properties)
-        # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
-        self._uncommitted = clients.consumer(properties | {"isolation.level": "read_uncommitted"})
+        self._clients = clients
+        self._properties = config.reader(kafka, client_id) | {"fetch.wait.max.ms": 5}
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -51,9 +55,20 @@ class LogReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self) -> None:
+        self._consumer = self._clients.consumer(self._properties)
+        # Where a log ends depends on who asks: only a read_uncommitted client is told of what is still open.
+        self._uncommitted = self._clients.consumer(self._properties | {"isolation.level": "read_uncommitted"})
+
     def close(self) -> None:
         self._consumer.close()
         self._uncommitted.close()
+
+    def _renew(self) -> None:
+        """Go on with new clients after one got no answer: it may know no broker any more, and would never get one."""
+        self.close()
+        self._known.clear()
+        self._open()
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """The first offset and the next offset to be written (uncommitted records included).
@@ -75,6 +90,8 @@ class LogReader:
                 is_new = cause.code() == KafkaError._UNKNOWN_PARTITION and self._was_added(place)
                 if (cause.code() in _FOR_GOOD and not is_new) or self._runtime.monotonic() > deadline:
                     self._uncommitted.poll(0)  # never assigned: it only serves what the client has to say
+                    if cause.code() not in _FOR_GOOD:
+                        self._renew()
                     raise BrokerError(f"{topic}[{partition}]: watermarks: {in_words(cause)}") from error
                 self._runtime.sleep(_LOOK_AGAIN_S)
 
@@ -135,6 +152,7 @@ class LogReader:
                     self._on_progress()
                     position, deadline = reached, self._runtime.monotonic() + timeout_s
                 elif self._runtime.monotonic() > deadline:
+                    self._renew()
                     raise BrokerError(
                         f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s{_why()}"
                     )
@@ -182,12 +200,18 @@ class Follower:
         self, kafka: KafkaSettings, client_id: str, topic: str, partition: int = 0, *, clients: Clients = CLIENTS
     ) -> None:
         self.topic, self.partition = topic, partition
-        self._consumer = clients.consumer(
-            config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
-        )
+        self._clients = clients
+        self._properties = config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
+        self._place: int | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self._brokers = KnownBrokers(self._clients.runtime)
+        self._consumer = self._clients.consumer(self._properties | self._brokers.properties())
 
     def start(self, offset: int = OFFSET_BEGINNING) -> None:
         """Begin (or begin again) at ``offset``."""
+        self._place = offset
         self._consumer.assign([TopicPartition(self.topic, self.partition, offset)])
 
     def poll(self, timeout_s: float, records_max: int = 1000) -> list[Record]:
@@ -196,7 +220,15 @@ class Follower:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        return poll_batch(self._consumer, timeout_s, records_max)
+        records = poll_batch(self._consumer, timeout_s, records_max)
+        if records:
+            self._place = records[-1].offset() + 1
+        elif self._brokers.are_lost and self._place is not None:
+            event(log, logging.WARNING, "follower_renewed", topic=self.topic, partition=self.partition)
+            self.close()
+            self._open()
+            self.start(self._place)
+        return records
 
     def close(self) -> None:
         self._consumer.close()

@@ -54,6 +54,29 @@ def leaders(monkeypatch: pytest.MonkeyPatch) -> Leaders:
     return leaders
 
 
+def test_a_client_that_nobody_answers_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may know no broker any more; then it would never get an answer."""
+    made: list[Leaders] = []
+
+    def created(*_: object) -> AdminClient:
+        made.append(Leaders())
+        return cast(AdminClient, made[-1])
+
+    monkeypatch.setattr(config, "created", created)
+    ends = asking(clock := Clock())
+    silence = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    for one in (silence, 5, silence, silence):
+        ends.ask()
+        made[-1].answer(silence, one, silence)
+        ends.answer()
+        clock.now_s += 6
+    assert len(made) == 1
+    ends.ask()
+    assert len(made) == 2
+    made[-1].answer(1, 2, 3)
+    assert ends.answer() == {TRADES: [1, 2, 3]}
+
+
 def asking(clock: Clock) -> KafkaEndOffsets:
     return KafkaEndOffsets(KafkaSettings(), "test", {TRADES: 3}, cast(Runtime, clock))
 

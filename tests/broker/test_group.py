@@ -7,6 +7,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from streams.broker.group import GroupPlace, leave_group
+from streams.broker.known_brokers import STRANDED_S, KnownBrokers
 from streams.errors import BrokerError
 from streams.runtime import SystemRuntime
 
@@ -60,6 +61,35 @@ def test_a_consumer_that_stays_outside_its_group_ends(state: str, join_state: st
     observed.says(join_state, after_s=1, state=state)
     with pytest.raises(BrokerError, match=f"outside its group for 81 s .*{state}, {join_state}"):
         observed.place.require_member()
+
+
+FORGOTTEN = """{"brokers": {"GroupCoordinator": {"nodeid": -1, "source": "logical", "state": "TRY_CONNECT"}},
+    "cgrp": {"state": "query-coord", "stateage": 647848, "join_state": "init", "assignment_size": 0}}"""
+"""What librdkafka said of a consumer that polled in vain for ten minutes after its broker had been paused for 6 s."""
+
+
+def test_a_consumer_that_knows_no_broker_any_more_ends() -> None:
+    observed = Observed()
+    observed.place.note(FORGOTTEN)
+    observed.now += STRANDED_S
+    observed.place.require_member()
+    observed.now += 1
+    with pytest.raises(BrokerError, match="knows no broker any more"):
+        observed.place.require_member()
+
+
+@pytest.mark.parametrize("source", ["learned", "configured", "internal"])
+def test_brokers_that_do_not_answer_are_waited_for(source: str) -> None:
+    brokers = KnownBrokers(runtime := Observed())
+    for state in ("DOWN", "TRY_CONNECT", "INIT"):
+        brokers.note(json.dumps({"brokers": {"b": {"nodeid": -1, "source": source, "state": state}}}))
+        runtime.now += 100
+        assert not brokers.are_lost
+    brokers.note(FORGOTTEN)
+    runtime.now += 100
+    assert brokers.are_lost
+    brokers.note("{}")
+    assert not brokers.are_lost, "a document that does not speak of brokers says nothing of them"
 
 
 def test_a_rebalance_begins_the_count_again() -> None:

@@ -1,5 +1,6 @@
 """What of a consumer's errors passes by itself, and what ends a process."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -7,8 +8,11 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.broker import config
-from streams.broker.reader import LogReader, poll_batch
+from streams.broker.clients import Clients
+from streams.broker.known_brokers import STRANDED_S
+from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.errors import BrokerError
+from streams.runtime import Runtime
 from streams.settings import load
 
 
@@ -94,3 +98,76 @@ def test_a_partition_that_is_not_there_is_refused_at_once(monkeypatch: pytest.Mo
     with pytest.raises(BrokerError, match=r"a\[1\]: watermarks"):
         LogReader(load({}).kafka, "test").watermarks("a", 1)
     assert asked == ["where is a"]
+
+
+class Forgetful(Clients):
+    """Makes consumers of which the first knows no broker any more; each is asked for what it is assigned."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__(cast(Runtime, SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)))
+        self.made: list[Forgetting] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def consumer(self, properties: Mapping[str, Any]) -> Consumer:
+        self.made.append(Forgetting(properties))
+        return cast(Consumer, self.made[-1])
+
+
+class Forgetting:
+    """A consumer to which nothing comes."""
+
+    def __init__(self, properties: Mapping[str, Any]) -> None:
+        self.tell = properties.get("stats_cb", lambda _: None)
+        self.assigned: list[int] = []
+        self.answers: list[SimpleNamespace] = []
+        self.closed = False
+
+    def poll(self, timeout_s: float) -> SimpleNamespace | None:
+        self.tell('{"brokers": {"GroupCoordinator": {"source": "logical"}}}')
+        return self.answers.pop() if self.answers else None
+
+    def consume(self, count: int, timeout: float) -> list[Any]:
+        return []
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.assigned.append(places[0].offset)
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_follower_that_knows_no_broker_any_more_goes_on_with_another_client() -> None:
+    clients = Forgetful()
+    follower = Follower(load({"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "a:1"}).kafka, "c", "t", clients=clients)
+    follower.start(4)
+    (first,) = clients.made
+    first.answers.append(
+        SimpleNamespace(
+            error=lambda: None, topic=lambda: "t", partition=lambda: 0, offset=lambda: 7, timestamp=lambda: (0, 0)
+        )
+    )
+    assert len(follower.poll(0.1)) == 1
+    clients.now += STRANDED_S
+    assert follower.poll(0.1) == []
+    assert len(clients.made) == 1
+    clients.now += 1
+    assert follower.poll(0.1) == []
+    assert [made.closed for made in clients.made] == [True, False]
+    assert clients.made[1].assigned == [8], "where it was"
+    follower.poll(0.1)
+    assert len(clients.made) == 2, "the new one has its time"
+
+
+def test_a_reader_that_gets_no_answer_asks_with_another_client() -> None:
+    clients = Forgetful()
+    settings = load({"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "a:1"}).kafka
+    reader = LogReader(settings, "c", clients=clients, timeout_s=1.0)
+    with pytest.raises(BrokerError, match="watermarks"):
+        reader.watermarks("t", 0)
+    assert [made.closed for made in clients.made] == [True, True, False, False]
