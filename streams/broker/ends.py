@@ -43,7 +43,7 @@ class KafkaEndOffsets:
     """:class:`EndOffsets` of a cluster. A leader that does not answer in two seconds leaves its partitions ``UNKNOWN``.
 
     ``counts`` are the partitions that each topic has; they are looked at again every five seconds. A client that no
-    leader has answered for ten seconds is replaced: it may know no broker any more (``known_brokers.py``).
+    leader has answered for ten seconds is replaced: it may be stranded (:mod:`streams.broker.stranded`).
     """
 
     def __init__(self, kafka: KafkaSettings, client_id: str, counts: Mapping[str, int], runtime: Runtime) -> None:

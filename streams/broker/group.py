@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, KafkaException
 
-from streams.broker.known_brokers import BrokerStatistics, KnownBrokers
+from streams.broker.stranded import BrokerStatistics, StrandedWatch
 from streams.errors import BrokerError
 from streams.runtime import SYSTEM, Runtime
 
@@ -48,8 +48,8 @@ class GroupPlace:
     """What librdkafka's statistics say of one consumer of a group: its lag, and whether it is a member.
 
     A consumer may stay outside its group for ever, without an error, while the broker answers it: a static member whose
-    session timed out while the group's own log could not be written was seen to, and so was one that knew no broker any
-    more. So :meth:`require_member` ends it.
+    session timed out while the group's own log could not be written was seen to, and so was one that tried no broker
+    any more. So :meth:`require_member` ends it.
 
     Args:
         outside_s_max: seconds that it may be outside its group while a broker is connected.
@@ -58,7 +58,7 @@ class GroupPlace:
     def __init__(self, outside_s_max: float, runtime: Runtime = SYSTEM) -> None:
         self._outside_s_max = outside_s_max
         self._runtime = runtime
-        self._brokers = KnownBrokers(runtime)
+        self._stranded = StrandedWatch(runtime)
         self._outside_since: float | None = None
         self._outside_state = ""
         self._partitions: Mapping[tuple[str, int], _PartitionStatistics] = {}
@@ -75,7 +75,7 @@ class GroupPlace:
             for topic, partitions in said.topics.items()
             for partition, fetch in partitions.partitions.items()
         }
-        self._brokers.note_brokers(said.brokers)
+        self._stranded.note_brokers(said.brokers)
         connected = any(broker.nodeid >= 0 and broker.state == "UP" for broker in (said.brokers or {}).values())
         if said.cgrp is None or said.cgrp.join_state == _MEMBER or not connected:
             self._outside_since = None
@@ -101,13 +101,12 @@ class GroupPlace:
         """Refuse to poll for ever in vain.
 
         Raises:
-            BrokerError: it has been outside its group for longer than a rebalance can take, or it knows no broker any
+            BrokerError: it has been outside its group for longer than a rebalance can take, or it tries no broker any
                 more; only a new process helps.
         """
-        if self._brokers.are_lost:
+        if self._stranded.is_stranded:
             raise BrokerError(
-                "this consumer knows no broker any more (the last one it asked named none) and librdkafka does not go "
-                "back to the addresses it was given; a new process does"
+                "this consumer has lost its brokers, and librdkafka tries none any more; a new process does"
             )
         since = self._outside_since
         if since is not None and (outside_s := self._runtime.monotonic() - since) > self._outside_s_max:

@@ -14,8 +14,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised, last_reasons
 from streams.broker.clients import CLIENTS, Clients
-from streams.broker.known_brokers import KnownBrokers
 from streams.broker.records import Record
+from streams.broker.stranded import StrandedWatch
 from streams.errors import BrokerError
 from streams.logs import event
 from streams.settings import KafkaSettings
@@ -65,7 +65,7 @@ class LogReader:
         self._uncommitted.close()
 
     def _renew(self) -> None:
-        """Go on with new clients after one got no answer: it may know no broker any more, and would never get one."""
+        """Go on with new clients after one got no answer: it may be stranded, and would never get one."""
         self.close()
         self._known.clear()
         self._open()
@@ -206,8 +206,8 @@ class Follower:
         self._open()
 
     def _open(self) -> None:
-        self._brokers = KnownBrokers(self._clients.runtime)
-        self._consumer = self._clients.consumer(self._properties | self._brokers.properties())
+        self._stranded = StrandedWatch(self._clients.runtime)
+        self._consumer = self._clients.consumer(self._properties | self._stranded.properties())
 
     def start(self, offset: int = OFFSET_BEGINNING) -> None:
         """Begin (or begin again) at ``offset``."""
@@ -223,7 +223,7 @@ class Follower:
         records = poll_batch(self._consumer, timeout_s, records_max)
         if records:
             self._place = records[-1].offset() + 1
-        elif self._brokers.are_lost and self._place is not None:
+        elif self._stranded.is_stranded and self._place is not None:
             event(log, logging.WARNING, "follower_renewed", topic=self.topic, partition=self.partition)
             self.close()
             self._open()

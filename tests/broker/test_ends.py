@@ -55,7 +55,7 @@ def leaders(monkeypatch: pytest.MonkeyPatch) -> Leaders:
 
 
 def test_a_client_that_nobody_answers_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may know no broker any more; then it would never get an answer."""
+    """It may be stranded; then it would never get an answer."""
     made: list[Leaders] = []
 
     def created(*_: object) -> AdminClient:

@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from streams.broker.group import GroupPlace, leave_group
-from streams.broker.known_brokers import STRANDED_S, KnownBrokers
+from streams.broker.stranded import STRANDED_S, StrandedWatch
 from streams.errors import BrokerError
 from streams.runtime import SystemRuntime
 
@@ -63,33 +63,49 @@ def test_a_consumer_that_stays_outside_its_group_ends(state: str, join_state: st
         observed.place.require_member()
 
 
-FORGOTTEN = """{"brokers": {"GroupCoordinator": {"nodeid": -1, "source": "logical", "state": "TRY_CONNECT"}},
-    "cgrp": {"state": "query-coord", "stateage": 647848, "join_state": "init", "assignment_size": 0}}"""
-"""What librdkafka said of a consumer that polled in vain for ten minutes after its broker had been paused for 6 s."""
+STRANDED = {
+    "no broker is known": """{"brokers": {"GroupCoordinator": {"source": "logical", "state": "TRY_CONNECT"}},
+    "cgrp": {"state": "query-coord", "stateage": 647848, "join_state": "init", "assignment_size": 0}}""",
+    "no broker is tried": """{"brokers": {"GroupCoordinator": {"source": "logical", "state": "INIT"},
+    "127.0.0.1:28588/1": {"nodeid": 1, "source": "learned", "state": "INIT", "stateage": 205090980}},
+    "cgrp": {"state": "query-coord", "stateage": 205090, "join_state": "init", "assignment_size": 0}}""",
+}
+"""What librdkafka said of consumers that polled in vain for minutes after their broker had been paused for 6 s."""
 
 
-def test_a_consumer_that_knows_no_broker_any_more_ends() -> None:
+@pytest.mark.parametrize("said", STRANDED.values(), ids=STRANDED)
+def test_a_stranded_consumer_ends(said: str) -> None:
     observed = Observed()
-    observed.place.note(FORGOTTEN)
+    observed.place.note(said)
     observed.now += STRANDED_S
     observed.place.require_member()
     observed.now += 1
-    with pytest.raises(BrokerError, match="knows no broker any more"):
+    with pytest.raises(BrokerError, match="tries none any more"):
         observed.place.require_member()
 
 
-@pytest.mark.parametrize("source", ["learned", "configured", "internal"])
-def test_brokers_that_do_not_answer_are_waited_for(source: str) -> None:
-    brokers = KnownBrokers(runtime := Observed())
-    for state in ("DOWN", "TRY_CONNECT", "INIT"):
-        brokers.note(json.dumps({"brokers": {"b": {"nodeid": -1, "source": source, "state": state}}}))
+@pytest.mark.parametrize(
+    ("source", "state"),
+    [
+        ("learned", "DOWN"),
+        ("learned", "UP"),
+        ("configured", "CONNECT"),
+        ("configured", "TRY_CONNECT"),
+        ("logical", "UP"),
+    ],
+)
+def test_brokers_that_do_not_answer_are_waited_for(source: str, state: str) -> None:
+    watch = StrandedWatch(runtime := Observed())
+    idle = {"nodeid": 2, "source": "learned", "state": "INIT"}
+    for _ in range(3):
+        watch.note(json.dumps({"brokers": {"a": idle, "b": {"nodeid": -1, "source": source, "state": state}}}))
         runtime.now += 100
-        assert not brokers.are_lost
-    brokers.note(FORGOTTEN)
+        assert not watch.is_stranded
+    watch.note(STRANDED["no broker is tried"])
     runtime.now += 100
-    assert brokers.are_lost
-    brokers.note("{}")
-    assert not brokers.are_lost, "a document that does not speak of brokers says nothing of them"
+    assert watch.is_stranded
+    watch.note("{}")
+    assert not watch.is_stranded, "a document that does not speak of brokers says nothing of them"
 
 
 def test_a_rebalance_begins_the_count_again() -> None:

@@ -9,8 +9,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.broker import config
 from streams.broker.clients import Clients
-from streams.broker.known_brokers import STRANDED_S
 from streams.broker.reader import Follower, LogReader, poll_batch
+from streams.broker.stranded import STRANDED_S
 from streams.errors import BrokerError
 from streams.runtime import Runtime
 from streams.settings import load
@@ -101,7 +101,7 @@ def test_a_partition_that_is_not_there_is_refused_at_once(monkeypatch: pytest.Mo
 
 
 class Forgetful(Clients):
-    """Makes consumers of which the first knows no broker any more; each is asked for what it is assigned."""
+    """Makes consumers that know no broker any more."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -142,7 +142,7 @@ class Forgetting:
         self.closed = True
 
 
-def test_a_follower_that_knows_no_broker_any_more_goes_on_with_another_client() -> None:
+def test_a_follower_that_is_stranded_goes_on_with_another_client() -> None:
     clients = Forgetful()
     follower = Follower(load({"MARGIN_KAFKA__BOOTSTRAP_SERVERS": "a:1"}).kafka, "c", "t", clients=clients)
     follower.start(4)
