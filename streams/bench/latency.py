@@ -227,19 +227,21 @@ class _LatencyBench:
         Raises:
             BenchDiffers: the commands are not one for each trade.
         """
-        start, first_id = time.time() + 2 * _START_S, len(self._falling.probes) + 1
+        # Half-way between two trades, so that no trade comes with the deposit of another.
+        before = _START_S + 0.5 / per_s
+        start, first_id = time.time() + 2 * before, len(self._falling.probes) + 1
         due = {f"short-{number}": start + number / per_s for number in range(count)}
         deposits = [_transfer(account, _TOO_LITTLE) for account in due]
         trades = [_bought(account, first_id + number) for number, account in enumerate(due)]
         self.books.deposit(deposits)
         self.books.trade(trades)
-        seconds = _START_S + count / per_s
+        seconds = before + count / per_s
         with _Commands(self.bed) as commands:
             late = send_when_due(
                 [
-                    self._prices.due(start - _START_S, seconds, _PRICES_PER_S_IDLE, beside=[SYMBOL]),
+                    self._prices.due(start - before, seconds, _PRICES_PER_S_IDLE, beside=[SYMBOL]),
                     zip(
-                        (at - _START_S for at in due.values()),
+                        (at - before for at in due.values()),
                         itertools.repeat(self._producer),
                         ((TRANSFERS, record.account.encode(), encode(record), -1) for record in deposits),
                     ),
