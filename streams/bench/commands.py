@@ -48,7 +48,7 @@ _OF_PEERS: tuple[Column, ...] = (
 
 def add_to(bench: typer.Typer) -> None:
     """Add these commands to the group."""
-    for command in (fills, router, latency, pipeline, peers, restore, memory):
+    for command in (fills, router, latency, pipeline, oracle, peers, restore, memory):
         bench.command()(command)
 
 
@@ -296,6 +296,46 @@ def peers(
         for name, reason in compared.left_out.items():
             _say(f"left out {name}: {reason}")
         _say(f"ok     all accounts are what the trades add up to, for each of {len(compared.runs)}")
+
+
+def oracle(
+    symbols: Annotated[int, typer.Option(min=1, max=5_000, help="Symbols, of three sources each")] = 500,
+    per_s: Annotated[int, typer.Option(min=1, max=1_000_000, help="Prices a second, in the second run")] = 10_000,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long they come")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one oracle: what a price costs, how many it takes a second, and how long it is until its mark is read.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, and an oracle process, and removes them. First as many
+    prices as the second run has lie there at once, then they come at the pace. Prints processor time for each price,
+    frames/s, and milliseconds from a price's publication to its mark at a reader. Each run ends with a check: the last
+    mark of every symbol is what the same prices make without Kafka.
+
+    Exit codes: 0 measured, and every mark is right; 1 one is not, and it is named; 2 a mistake in a flag, or a server
+    that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench oracle --per-s 20000 --seconds 8
+    """
+    from streams.bench.oracle import bench_oracle
+
+    with _checked(as_json):
+        runs = bench_oracle(symbols, per_s, seconds, progress=_say)
+        columns = (
+            ("prices", "load", ""),
+            ("prices/s", "prices_per_s", ",.0f"),
+            ("CPU us each", "cpu_us_per_price", ",.0f"),
+            ("of a core", "cores", ".0%"),
+            ("frames/s", "frames_per_s", ",.0f"),
+            ("p50 ms", "p50_ms", ",.1f"),
+            ("p99 ms", "p99_ms", ",.1f"),
+            ("max ms", "max_ms", ",.1f"),
+        )
+        _show(
+            f"one oracle, {symbols:,} symbols of three sources, {runs[0].prices:,} prices", runs, columns, as_json, ""
+        )
+        _say("ok     every mark is what the same prices make without Kafka")
 
 
 def restore(

@@ -1,9 +1,8 @@
 """How many prices one oracle process takes in, what each costs, and how long it is until its mark can be read.
 
-``python -m streams.bench.oracle [symbols] [prices per second] [seconds]`` starts a local Kafka and Valkey and an oracle
-as a process, each symbol with three sources. First all prices are there at once, then they come at that pace. Processor
-time is that of the oracle's process with all its threads, heartbeats and commits. The last mark of every symbol must be
-what the mark book makes of the same prices; it ends with exit code 1 if one is not.
+A local Kafka and Valkey, an oracle as a process, three sources for each symbol. First all prices are there at once,
+then they come at a pace. Processor time is that of the oracle's process with all its threads, heartbeats and commits.
+The last mark of every symbol must be what the mark book makes of the same prices.
 """
 
 import random
@@ -23,7 +22,9 @@ from schemas.codec import Decoder, encode
 from schemas.messages import MarkFrame, OraclePrice
 from schemas.parameters import OracleParameters
 from schemas.topics import MARKS, PARAMETERS, PRICES
+from streams.bench.bed import Progress
 from streams.bench.cpu import processor_s
+from streams.bench.errors import BenchDiffers, BenchError
 from streams.broker import config
 from streams.broker.admin import ensure_topics
 from streams.oracle.marks import MarkBook
@@ -39,30 +40,26 @@ _WARM_S = 3.0
 _FRAME = Decoder[MarkFrame](MarkFrame)
 
 
-@dataclass(frozen=True, slots=True)
-class OracleMeasurement:
-    """One load of prices: what it cost, and what came of it. ``wrong`` names symbols whose last mark is not as it must
-    be. ``latency_ms``: from a price's publish time until its mark was read, of 50, 99 and all in a hundred marks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OracleTimes:
+    """One load of prices: what it cost, and what came of it.
+
+    ``load``: how the prices came. ``cpu_us_per_price``: microseconds of processor time. ``price_to_mark``: milliseconds
+    from a price's publish time until its mark was read.
+    """
 
     load: str
+    symbols: int
     prices: int
     seconds: float
-    cpu_seconds: float
-    frames: int
+    prices_per_s: float
+    cpu_us_per_price: float
+    cores: float
+    frames_per_s: float
     marks: int
-    latency_ms: tuple[float, float, float]
-    wrong: tuple[str, ...]
-
-    def __str__(self) -> str:
-        p50, p99, highest = self.latency_ms
-        return (
-            f"{self.load}: {self.prices:,} prices in {self.seconds:.1f} s, {self.prices / self.seconds:,.0f}/s, "
-            f"{1e6 * self.cpu_seconds / self.prices:.0f} us of processor time each "
-            f"({self.cpu_seconds / self.seconds:.0%} of a core); "
-            f"{self.frames / self.seconds:,.0f} frames/s, {self.marks / max(1, self.frames):.1f} marks each; price to "
-            f"mark p50 {p50:,.1f} ms, p99 {p99:,.1f} ms, max {highest:,.1f} ms; "
-            + (f"WRONG: {len(self.wrong)} marks" if self.wrong else "every mark right")
-        )
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
 
 
 @dataclass(slots=True)
@@ -142,9 +139,14 @@ class MarkReader:
         self._consumer.close()
 
 
-def bench_oracle(symbols: int = 500, per_s: int = 10_000, seconds: float = 10.0) -> Iterator[OracleMeasurement]:
-    """Measure ``per_s * seconds`` prices that are all there at once, and as many at ``per_s``."""
-    with LocalStack.start() as stack, tempfile.TemporaryDirectory() as folder:
+def bench_oracle(symbols: int, per_s: int, seconds: float, *, progress: Progress = lambda _: None) -> list[OracleTimes]:
+    """Measure ``per_s * seconds`` prices that are all there at once, and as many at ``per_s``.
+
+    Raises:
+        BenchDiffers: a mark is not what the mark book makes of the prices.
+        BenchError: it could not be run.
+    """
+    with LocalStack.start(progress=progress) as stack, tempfile.TemporaryDirectory() as folder:
         settings = load({}, {"kafka.bootstrap_servers": stack.bootstrap_servers, "redis.url": stack.redis_url})
         ensure_topics(settings)
         producer, walk = Producer(config.producer(settings.kafka, "bench")), PriceWalk(symbols)
@@ -154,10 +156,14 @@ def bench_oracle(symbols: int = 500, per_s: int = 10_000, seconds: float = 10.0)
         with _oracle(settings, Path(folder)) as process:
             reader = MarkReader(settings)
             bench = _Bench(process, producer, walk, reader)
+            progress(f"{symbols:,} symbols of {len(SOURCES)} sources get their first marks")
             bench.warm_up()
-            yield bench.measure("all at once", round(per_s * seconds), None)
-            yield bench.measure(f"{per_s:,}/s", round(per_s * seconds), per_s)
+            runs = []
+            for name, pace in (("all at once", None), (f"{per_s:,}/s", per_s)):
+                progress(f"{round(per_s * seconds):,} prices, {name}")
+                runs.append(bench.measure(name, round(per_s * seconds), pace))
             reader.close()
+    return runs
 
 
 @contextmanager
@@ -170,8 +176,8 @@ def _oracle(settings: Settings, folder: Path) -> Iterator["subprocess.Popen[byte
         process = subprocess.Popen([sys.executable, "-m", "streams.cli", "oracle"], env=environment, stderr=log)
     try:
         yield process
-    except TimeoutError as error:
-        raise RuntimeError(f"{error}\n{path.read_text()[-4000:]}") from error
+    except BenchError as error:
+        raise BenchError(f"{error}\n{path.read_text()[-4000:]}") from error
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -191,11 +197,15 @@ class _Bench:
             self._send(self.walk.symbols * len(SOURCES))
             self._read_until(lambda: len(self.reader.last) == self.walk.symbols, 5.0)
             if time.monotonic() > deadline:
-                raise TimeoutError("not every symbol has a mark")
+                raise BenchError("not every symbol has a mark")
         self._read_until(lambda: False, _WARM_S)
 
-    def measure(self, load: str, prices: int, per_s: int | None) -> OracleMeasurement:
-        """Send so many prices and wait until all their marks are there."""
+    def measure(self, load: str, prices: int, per_s: int | None) -> OracleTimes:
+        """Send so many prices and wait until all their marks are there.
+
+        Raises:
+            BenchDiffers: they are not.
+        """
         self.reader.forget()
         started, cpu_s = time.perf_counter(), processor_s(self.process.pid)
         if per_s is None:
@@ -204,13 +214,30 @@ class _Bench:
             self._pace(prices, per_s)
         must = self.walk.marks()
         self._read_until(lambda: self.reader.last == must, _WAIT_S)
-        ended, cpu_s = time.perf_counter(), processor_s(self.process.pid) - cpu_s
-        wrong = tuple(symbol for symbol, price in must.items() if self.reader.last.get(symbol) != price)
-        ages = sorted(self.reader.ages_ms) or [0.0]
-        latency_ms = (ages[len(ages) // 2], ages[int(0.99 * len(ages))], ages[-1])
-        reader = self.reader
-        return OracleMeasurement(
-            load, prices, ended - started, cpu_s, reader.frames + reader.full_frames, reader.marks, latency_ms, wrong
+        took, cpu_s = time.perf_counter() - started, processor_s(self.process.pid) - cpu_s
+        if self.reader.last != must:
+            raise BenchDiffers(
+                f"oracle, {load}",
+                [
+                    f"the mark of {symbol} is {self.reader.last.get(symbol)}, not {price}"
+                    for symbol, price in must.items()
+                    if self.reader.last.get(symbol) != price
+                ],
+            )
+        ages, reader = sorted(self.reader.ages_ms) or [0.0], self.reader
+        return OracleTimes(
+            load=load,
+            symbols=self.walk.symbols,
+            prices=prices,
+            seconds=took,
+            prices_per_s=prices / took,
+            cpu_us_per_price=1e6 * cpu_s / prices,
+            cores=cpu_s / took,
+            frames_per_s=(reader.frames + reader.full_frames) / took,
+            marks=reader.marks,
+            p50_ms=ages[len(ages) // 2],
+            p99_ms=ages[int(0.99 * len(ages))],
+            max_ms=ages[-1],
         )
 
     def _pace(self, prices: int, per_s: int) -> None:
@@ -234,22 +261,5 @@ class _Bench:
         deadline = time.monotonic() + seconds
         while not condition() and time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise TimeoutError(f"the oracle ended with exit code {self.process.returncode}")
+                raise BenchError(f"the oracle ended with exit code {self.process.returncode}")
             self.reader.read(0.02)
-
-
-def main() -> int:
-    """Measure and judge; the exit code."""
-    symbols, per_s, seconds = (
-        int(given) if given else default
-        for given, default in zip(sys.argv[1:] + [""] * 3, (500, 10_000, 10), strict=False)
-    )
-    is_wrong = False
-    for measurement in bench_oracle(symbols, per_s, seconds):
-        print(measurement, flush=True)
-        is_wrong = is_wrong or bool(measurement.wrong)
-    return int(is_wrong)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -63,6 +63,16 @@ def test_pipeline() -> None:
 
 
 @pytest.mark.long
+def test_oracle() -> None:
+    runs = measured("oracle", "--symbols", "3", "--per-s", "50", "--seconds", "2")
+    assert [each["load"] for each in runs] == ["all at once", "50/s"]
+    for each in runs:
+        assert each["prices"] == 100
+        assert 0 < each["marks"] <= 100
+        assert 0 < each["p50_ms"] <= each["p99_ms"] <= each["max_ms"]
+
+
+@pytest.mark.long
 def test_restore() -> None:
     assert [each["source"] for each in measured("restore", "--accounts", "50")] == ["changelog", "Redis"]
 
