@@ -18,7 +18,9 @@ from streams.bench import show
 from streams.bench.errors import BenchDiffers, BenchError
 
 if TYPE_CHECKING:
+    from streams.bench.latency import LatencyTimes
     from streams.bench.market import Drawn
+    from streams.bench.peer_latency import PeerLatency
 
 console = Console()
 _progress = Console(stderr=True)
@@ -44,6 +46,9 @@ _OF_PEERS: tuple[Column, ...] = (
     ("seconds", "seconds", ",.2f"),
     ("noise", "others_share", ".0%"),
 )
+
+
+_QUANTILES = (("p50", "p50"), ("p99", "p99"), ("p99.9", "p999"), ("max", "max"))
 
 
 def add_to(bench: typer.Typer) -> None:
@@ -161,6 +166,15 @@ def latency(
     trades_per_s: Annotated[
         float, typer.Option(min=0.1, max=100_000, help="Trades of others meanwhile, in the last run")
     ] = 2_000.0,
+    streams_commit_ms: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            max=60_000,
+            help="Measure Kafka Streams beside it, committing so often; may be repeated [default: not at all]",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -173,24 +187,27 @@ def latency(
     the command, and from there to a read_committed consumer. It ends with a check: one command for each cause and no
     other, and all accounts are what their records add up to.
 
+    With --streams-commit-ms, Kafka Streams on a fresh Kafka of its own, from a trade to the state of its account at a
+    read_committed consumer, which is the least that a command would take it (needs a JDK from 17 on).
+
     Exit codes: 0 measured, and everything is right; 1 something is not, and it is named; 2 a mistake in a flag, or a
     server that cannot be had.
 
     \b
     Example:
-      margin-clearing bench latency --probes 500 --trades-per-s 1000
+      margin-clearing bench latency --probes 500 --trades-per-s 1000 --streams-commit-ms 10
     """
     from streams.bench.latency import bench_latency
     from streams.bench.market import Traders
+    from streams.bench.peer_latency import bench_peer_latency
 
     with _checked(as_json):
         population = Traders(accounts, symbols, positions, seed=seed)
         runs = bench_latency(population, probes, probes_per_s, trades_per_s, progress=_say)
-        if as_json:
-            _print_json(runs)
-        else:
-            for run in runs:
-                console.print(show.of_latencies(run))
+        beside = [
+            bench_peer_latency(commit_ms, probes, probes_per_s, progress=_say) for commit_ms in streams_commit_ms or ()
+        ]
+        _show_latencies(runs, beside, as_json)
         _say("ok     one command for each cause and no other, and the accounts are what their records add up to")
 
 
@@ -431,6 +448,20 @@ def _show(title: str, runs: Sequence[Any], columns: Iterable[Column], as_json: b
     for run in runs:
         table.add_row(*(format(getattr(run, field), spec) for _, field, spec in shown))
     console.print(table)
+
+
+def _show_latencies(runs: "Sequence[LatencyTimes]", beside: "Sequence[PeerLatency]", as_json: bool) -> None:
+    if as_json:
+        _print_json([*runs, *beside])
+        return
+    for run in runs:
+        console.print(show.of_latencies(run))
+    if beside:
+        columns = (
+            ("commit.interval.ms", "commit_ms", "d"),
+            *((heading, field, ",.1f") for heading, field in _QUANTILES),
+        )
+        _show(f"{beside[0].name}, trade due to state visible; ms", beside, columns, as_json, unit="")
 
 
 def _print_json(runs: Sequence[Any]) -> None:

@@ -13,30 +13,27 @@ called produced may be up to one too early.
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Self
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import Trade, TradeSide, Transfer
 from schemas.parameters import PolicyParameters
 from schemas.topics import COMMANDS, MARKS, TRANSFERS
-from streams.bench.background import Background
-from streams.bench.bed import CLIENT, Bed, Outgoing, Progress
+from streams.bench.arrivals import Arrivals
+from streams.bench.bed import Bed, Outgoing, Progress
 from streams.bench.books import Books
 from streams.bench.errors import BenchDiffers
 from streams.bench.fills import account_rows
 from streams.bench.market import ASSET, DEPOSIT, PRICE, DrawnExchange, Traders, parameters
 from streams.bench.pace import PRICES_PER_S, Due, Prices, due_trades, send_when_due
 from streams.bench.router import trade_records
-from streams.broker import config
-from streams.broker.reader import poll_batch
+from streams.broker.records import Record
 
 SYMBOL = "FALLING-PERP"
 HOUSE = "house"
@@ -49,7 +46,6 @@ _FALL = Decimal("0.4")
 """All the prices fall by so much together: less than what an account has left when its command is due."""
 _PRICES_PER_S_IDLE = 1
 _START_S = 0.5
-_LAST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +199,7 @@ class _LatencyBench:
         trades = self._exchange.trades(int(seconds * trades_per_s))
         self.books.trade(trades)
         first_mark = self.bed.ends(MARKS)
-        with _Commands(self.bed) as commands:
+        with Arrivals(self.bed, COMMANDS, _account_of) as commands:
             start = time.time() + _START_S
             jitter = np.random.default_rng(len(trades)).random(len(probes))
             due = {
@@ -236,7 +232,7 @@ class _LatencyBench:
         self.books.deposit(deposits)
         self.books.trade(trades)
         seconds = before + count / per_s
-        with _Commands(self.bed) as commands:
+        with Arrivals(self.bed, COMMANDS, _account_of) as commands:
             late = send_when_due(
                 [
                     self._prices.due(start - before, seconds, _PRICES_PER_S_IDLE, beside=[SYMBOL]),
@@ -271,7 +267,7 @@ class _LatencyBench:
         self,
         probes: Sequence[Probe],
         due: dict[str, float],
-        commands: "_Commands",
+        commands: Arrivals,
         first_mark: list[int],
         trades_per_s: float,
         late: float,
@@ -292,53 +288,8 @@ class _LatencyBench:
         )
 
 
-@dataclass
-class _Commands(Background):
-    """Reads the commands as an execution service does, and notes by account when each was produced and visible.
-
-    ``arrived`` are seconds of the broker's time of the record and of this machine's clock.
-    """
-
-    bed: Bed
-    arrived: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        super().__init__()
-        properties = config.reader(self.bed.settings.kafka, f"{CLIENT}-execution")
-        self._consumer = Consumer(properties | {"enable.partition.eof": False, "fetch.wait.max.ms": 10})
-
-    def __enter__(self) -> Self:
-        ends = self.bed.ends(COMMANDS)
-        self._consumer.assign([TopicPartition(COMMANDS, partition, end) for partition, end in enumerate(ends)])
-        return super().__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._consumer.close()
-
-    def await_all(self, accounts: dict[str, float]) -> None:
-        """Wait until there is a command for each account, or it takes too long."""
-        deadline = time.monotonic() + _LAST_S
-        while accounts.keys() - self.arrived.keys() and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    def differences(self, accounts: dict[str, float]) -> list[str]:
-        """Where there is not one command for each account, and no other."""
-        differing = [f"{account} has no command" for account in accounts.keys() - self._counts.keys()]
-        differing += [
-            f"{account} has a command, and must have none" for account in self._counts.keys() - accounts.keys()
-        ]
-        return differing + [f"{account} has {count} commands" for account, count in self._counts.items() if count > 1]
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            records = poll_batch(self._consumer, 0.05, 500)
-            seen = time.time()
-            for record in records:
-                account = orjson.loads(record.value() or b"")["account"]
-                self._counts[account] += 1
-                self.arrived.setdefault(account, (record.timestamp()[1] / 1000, seen))
+def _account_of(command: Record) -> str:
+    return str(orjson.loads(command.value() or b"")["account"])
 
 
 def _marked(bed: Bed, first: list[int], probes: Sequence[Probe]) -> dict[str, float]:

@@ -97,7 +97,7 @@ def bench_peers(
         compared.runs.append(_measured(contender, work, progress))
     for name in names:
         try:
-            with _peer(PEERS[name](WORKERS, progress), progress) as contender:
+            with peer_at_work(PEERS[name](WORKERS, progress), progress) as contender:
                 compared.runs.append(_measured(contender, work, progress))
         except (MissingError, BenchError) as error:
             compared.left_out[name] = str(error)
@@ -108,7 +108,7 @@ def bench_peers(
 
 
 @dataclass(frozen=True, slots=True)
-class _Contender:
+class Contender:
     """Who does the job, running on its bed: its processes, the group that reads the trades, and where states are."""
 
     name: str
@@ -124,7 +124,7 @@ class _Contender:
 
 
 @contextmanager
-def _ours(exchange: DrawnExchange, work: _Work, progress: Progress) -> Iterator[_Contender]:
+def _ours(exchange: DrawnExchange, work: _Work, progress: Progress) -> Iterator[Contender]:
     """Router and engine, with accounts that have deposited: without, they would be liquidated."""
     with Bed.open(progress) as bed, Beat(bed.producer(), exchange.symbols):
         bed.publish_parameters(parameters(exchange.symbols))
@@ -134,7 +134,7 @@ def _ours(exchange: DrawnExchange, work: _Work, progress: Progress) -> Iterator[
         bed.publish_transfers(deposits)
         bed.await_routed()
         bed.await_applied()
-        yield _Contender(
+        yield Contender(
             name="margin-clearing, router and engine",
             promise="exactly once",
             bed=bed,
@@ -149,7 +149,8 @@ def _ours(exchange: DrawnExchange, work: _Work, progress: Progress) -> Iterator[
 
 
 @contextmanager
-def _peer(peer: Peer, progress: Progress) -> Iterator[_Contender]:
+def peer_at_work(peer: Peer, progress: Progress) -> Iterator[Contender]:
+    """A peer that runs on a bed of its own, and is ended with it."""
     with Bed.open(progress) as bed:
         _prepare(bed, peer.topics)
         processes = {}
@@ -166,7 +167,7 @@ def _peer(peer: Peer, progress: Progress) -> Iterator[_Contender]:
                         bed.settings.kafka.bootstrap_servers, TRADES, bed.settings.topics.partitions, folder
                     ),
                 )
-            yield _Contender(
+            yield Contender(
                 name=peer.name,
                 promise=peer.promise,
                 bed=bed,
@@ -209,11 +210,11 @@ def _row_of_peer(state: Any) -> Any:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def _measured(contender: _Contender, work: _Work, progress: Progress) -> PeerTimes:
+def _measured(contender: Contender, work: _Work, progress: Progress) -> PeerTimes:
     bed, name = contender.bed, contender.name
     progress(f"{name}: {len(work.before):,} trades to get going")
     bed.publish(trade_records(work.before))
-    _await_done(contender)
+    await_done(contender)
     waiting = list(trade_records(work.measured))
     first = bed.ends(contender.states)
     pids = {key: process.pid for key, process in contender.processes.items()} | {"broker": bed.pids["broker"]}
@@ -222,11 +223,11 @@ def _measured(contender: _Contender, work: _Work, progress: Progress) -> PeerTim
             bed.publish(waiting)
             progress(f"{name}: {len(work.measured):,} trades")
             started = time.time()
-        _await_done(contender)
+        await_done(contender)
     records, last_ms = written(bed, contender.states, first)
     books = contender.deposits
     books.trade(work.trades)
-    if differences := books.differences(_rows(contender)):
+    if differences := books.differences(rows_of(contender)):
         raise BenchDiffers(name, differences)
     seconds = last_ms / 1000 - started
     used = meter.between(started, last_ms / 1000)
@@ -245,7 +246,7 @@ def _measured(contender: _Contender, work: _Work, progress: Progress) -> PeerTim
     )
 
 
-def _await_done(contender: _Contender) -> None:
+def await_done(contender: Contender) -> None:
     """Wait until all trades are committed, and no state has been written for a while."""
     bed, trades = contender.bed, contender.bed.ends(TRADES)
     _wait(contender, lambda: bed.has_committed(contender.group, TRADES, trades), "the trades to be committed")
@@ -264,7 +265,7 @@ def _await_done(contender: _Contender) -> None:
     _wait(contender, is_quiet, f"the states to be written to {contender.states}", _QUIET_S_MAX)
 
 
-def _wait(contender: _Contender, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
+def _wait(contender: Contender, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
     def holds() -> bool:
         for process in contender.processes.values():
             if (code := process.poll()) is not None:
@@ -278,7 +279,7 @@ def _wait(contender: _Contender, condition: Callable[[], bool], what: str, timeo
         raise BenchError(f"{contender.name}: {error}\n{tails}") from error
 
 
-def _rows(contender: _Contender) -> dict[str, Any]:
+def rows_of(contender: Contender) -> dict[str, Any]:
     """The last state of each account."""
     rows: dict[str, Any] = {}
     for record in contender.bed.read(contender.states):

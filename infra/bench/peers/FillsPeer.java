@@ -106,6 +106,9 @@ public final class FillsPeer {
         settings.put(StreamsConfig.STATE_DIR_CONFIG, given.get("PEER_FOLDER"));
         settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
         settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, given.get("PEER_WORKERS"));
+        if (given.containsKey("PEER_COMMIT_MS")) {
+            settings.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, given.get("PEER_COMMIT_MS"));
+        }
         // Only so that the broker's time of a state can be read; Streams' own topics carry their sender's time.
         settings.put(StreamsConfig.topicPrefix("message.timestamp.type"), "LogAppendTime");
         int partitions = Integer.parseInt(given.get("PEER_PARTITIONS"));

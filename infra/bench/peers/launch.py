@@ -8,8 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.local.errors import MissingError
@@ -32,7 +32,7 @@ _INSTALL_S = 600
 class Peer:
     """A peer: how it is started, in how many processes (``workers`` threads or processes in all), under which group it
     reads, and where it writes the states of accounts. ``promise`` is what it is set up to guarantee. ``topics`` must be
-    there before it starts."""
+    there before it starts. ``variables`` are what else it is told."""
 
     name: str
     command: tuple[str, ...]
@@ -42,6 +42,7 @@ class Peer:
     changelog: str
     promise: str
     topics: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self, bootstrap: str, trades: str, partitions: int, folder: Path) -> dict[str, str]:
         """What the peer is told, beside this process's environment."""
@@ -53,6 +54,7 @@ class Peer:
             "PEER_FOLDER": str(folder),
             "PEER_WORKERS": str(self.workers),
             "PYTHONPATH": os.pathsep.join([str(_HERE.parents[2]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            **self.variables,
         }
 
 
