@@ -152,38 +152,45 @@ def _ours(exchange: DrawnExchange, work: _Work, progress: Progress) -> Iterator[
 def peer_at_work(peer: Peer, progress: Progress) -> Iterator[Contender]:
     """A peer that runs on a bed of its own, and is ended with it."""
     with Bed.open(progress) as bed:
-        _prepare(bed, peer.topics)
-        processes = {}
-        try:
-            for number in range(peer.processes):
-                folder = bed.stack.folder / f"peer-{number}"
-                folder.mkdir()
-                processes[f"peer-{number}"] = ManagedProcess(
-                    peer.command,
-                    name=f"{peer.name} {number}",
-                    log_path=folder / "peer.log",
-                    folder=bed.stack.folder,
-                    env=peer.environment(
-                        bed.settings.kafka.bootstrap_servers, TRADES, bed.settings.topics.partitions, folder
-                    ),
-                )
-            yield Contender(
-                name=peer.name,
-                promise=peer.promise,
-                bed=bed,
-                processes=processes,
-                group=peer.group,
-                states=peer.changelog,
-                workers=peer.workers,
-                account_of=_account_of_peer,
-                row_of=_row_of_peer,
+        prepare(bed, peer.topics)
+        with started(peer, bed) as contender:
+            yield contender
+
+
+@contextmanager
+def started(peer: Peer, bed: Bed) -> Iterator[Contender]:
+    """A peer that runs on ``bed``."""
+    processes: dict[str, ManagedProcess] = {}
+    try:
+        for number in range(peer.processes):
+            folder = bed.stack.folder / f"peer-{number}"
+            folder.mkdir()
+            processes[f"peer-{number}"] = ManagedProcess(
+                peer.command,
+                name=f"{peer.name} {number}",
+                log_path=folder / "peer.log",
+                folder=bed.stack.folder,
+                env=peer.environment(
+                    bed.settings.kafka.bootstrap_servers, TRADES, bed.settings.topics.partitions, folder
+                ),
             )
-        finally:
-            for process in processes.values():
-                process.kill()
+        yield Contender(
+            name=peer.name,
+            promise=peer.promise,
+            bed=bed,
+            processes=processes,
+            group=peer.group,
+            states=peer.changelog,
+            workers=peer.workers,
+            account_of=_account_of_peer,
+            row_of=_row_of_peer,
+        )
+    finally:
+        for process in processes.values():
+            process.kill()
 
 
-def _prepare(bed: Bed, topics: Sequence[str]) -> None:
+def prepare(bed: Bed, topics: Sequence[str]) -> None:
     """Let every topic that is made from now on carry the broker's time, and make ``topics``."""
     resource = ConfigResource(ResourceType.BROKER, _NODE)
     resource.add_incremental_config(

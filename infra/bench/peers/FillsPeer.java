@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.TreeMap;
+import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
 import org.apache.kafka.common.utils.Bytes;
@@ -19,6 +20,7 @@ import org.apache.kafka.streams.errors.StreamsUncaughtExceptionHandler.StreamThr
 import org.apache.kafka.streams.kstream.Consumed;
 import org.apache.kafka.streams.kstream.Materialized;
 import org.apache.kafka.streams.kstream.Repartitioned;
+import org.apache.kafka.streams.processor.StateRestoreListener;
 import org.apache.kafka.streams.state.KeyValueStore;
 
 /** Trades into positions by account with Kafka Streams' DSL, exactly once. Its settings are in the environment. */
@@ -98,6 +100,22 @@ public final class FillsPeer {
         });
     }
 
+    /** Says on standard output when a store begins and ends to be restored, in milliseconds, and of how many records. */
+    private static final class RestoreTimes implements StateRestoreListener {
+        @Override
+        public void onRestoreStart(TopicPartition place, String store, long first, long end) {
+            System.out.println("restoring " + store + " 0 " + System.currentTimeMillis());
+        }
+
+        @Override
+        public void onBatchRestored(TopicPartition place, String store, long last, long records) {}
+
+        @Override
+        public void onRestoreEnd(TopicPartition place, String store, long records) {
+            System.out.println("restored " + store + " " + records + " " + System.currentTimeMillis());
+        }
+    }
+
     public static void main(String[] arguments) {
         Map<String, String> given = System.getenv();
         Properties settings = new Properties();
@@ -133,6 +151,7 @@ public final class FillsPeer {
             error.printStackTrace();
             return StreamThreadExceptionResponse.SHUTDOWN_APPLICATION;
         });
+        streams.setGlobalStateRestoreListener(new RestoreTimes());
         Runtime.getRuntime().addShutdownHook(new Thread(streams::close));
         streams.start();
     }
