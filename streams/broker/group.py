@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, KafkaException
 
-from streams.broker.stranded import BrokerStatistics, StrandedWatch
+from streams.broker.stranded import STATISTICS_MS, BrokerStatistics, StrandedWatch, TimeInState
 from streams.errors import BrokerError
 from streams.runtime import SYSTEM, Runtime
 
-_STATISTICS_MS = 1_000
 _MEMBER = "steady"
 """librdkafka's join state of a member that heartbeats, with or without partitions."""
 
@@ -52,20 +51,19 @@ class GroupPlace:
     any more. So :meth:`require_member` ends it.
 
     Args:
-        outside_s_max: seconds that it may be outside its group while a broker is connected.
+        outside_s_max: seconds that it may be outside its group while a broker is connected and it is polled.
     """
 
     def __init__(self, outside_s_max: float, runtime: Runtime = SYSTEM) -> None:
         self._outside_s_max = outside_s_max
-        self._runtime = runtime
         self._stranded = StrandedWatch(runtime)
-        self._outside_since: float | None = None
+        self._outside = TimeInState(runtime)
         self._outside_state = ""
         self._partitions: Mapping[tuple[str, int], _PartitionStatistics] = {}
 
     def properties(self) -> dict[str, Any]:
         """What a consumer must be configured with to feed this."""
-        return {"statistics.interval.ms": _STATISTICS_MS, "stats_cb": self.note}
+        return {"statistics.interval.ms": STATISTICS_MS, "stats_cb": self.note}
 
     def note(self, statistics: str) -> None:
         """Note one of librdkafka's statistics documents; a consumer does it while it polls."""
@@ -77,12 +75,10 @@ class GroupPlace:
         }
         self._stranded.note_brokers(said.brokers)
         connected = any(broker.nodeid >= 0 and broker.state == "UP" for broker in (said.brokers or {}).values())
-        if said.cgrp is None or said.cgrp.join_state == _MEMBER or not connected:
-            self._outside_since = None
-        else:
+        is_outside = said.cgrp is not None and said.cgrp.join_state != _MEMBER and connected
+        self._outside.note(is_so=is_outside)
+        if said.cgrp is not None and is_outside:
             self._outside_state = f"{said.cgrp.state}, {said.cgrp.join_state}"
-            if self._outside_since is None:
-                self._outside_since = self._runtime.monotonic()
 
     def lag(self, topic: str, partition: int) -> int | None:
         """How many records of an owned partition are committed in its log and were not consumed yet.
@@ -108,8 +104,7 @@ class GroupPlace:
             raise BrokerError(
                 "this consumer has lost its brokers, and librdkafka tries none any more; a new process does"
             )
-        since = self._outside_since
-        if since is not None and (outside_s := self._runtime.monotonic() - since) > self._outside_s_max:
+        if (outside_s := self._outside.seconds) > self._outside_s_max:
             raise BrokerError(
                 f"this consumer has been outside its group for {outside_s:.0f} s while Kafka answers (librdkafka's "
                 f"state: {self._outside_state}) and will not come back by itself; a new process joins again"

@@ -43,10 +43,14 @@ class Observed(SystemRuntime):
     def monotonic(self) -> float:
         return self.now
 
-    def says(self, join_state: str, *, after_s: float, state: str = "up", broker: str = "UP") -> None:
-        self.now += after_s
+    def says(self, join_state: str, *, for_s: int, state: str = "up", broker: str = "UP") -> None:
+        """As long as this lasts, a document a second, of which the first is the first to say so."""
         brokers = {"b": {"nodeid": 1, "state": broker}, "boot": {"nodeid": -1, "state": "UP"}}
-        self.place.note(json.dumps({"brokers": brokers, "cgrp": {"state": state, "join_state": join_state}}))
+        document = json.dumps({"brokers": brokers, "cgrp": {"state": state, "join_state": join_state}})
+        self.place.note(document)
+        for _ in range(for_s):
+            self.now += 1
+            self.place.note(document)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +58,10 @@ class Observed(SystemRuntime):
 )
 def test_a_consumer_that_stays_outside_its_group_ends(state: str, join_state: str) -> None:
     observed = Observed()
-    observed.says("steady", after_s=1)
-    observed.says(join_state, after_s=1, state=state)
-    observed.says(join_state, after_s=80, state=state)
+    observed.says("steady", for_s=1)
+    observed.says(join_state, for_s=80, state=state)
     observed.place.require_member()
-    observed.says(join_state, after_s=1, state=state)
+    observed.says(join_state, for_s=1, state=state)
     with pytest.raises(BrokerError, match=f"outside its group for 81 s .*{state}, {join_state}"):
         observed.place.require_member()
 
@@ -76,10 +79,11 @@ STRANDED = {
 @pytest.mark.parametrize("said", STRANDED.values(), ids=STRANDED)
 def test_a_stranded_consumer_ends(said: str) -> None:
     observed = Observed()
+    for _ in range(int(STRANDED_S) + 1):
+        observed.place.note(said)
+        observed.place.require_member()
+        observed.now += 1
     observed.place.note(said)
-    observed.now += STRANDED_S
-    observed.place.require_member()
-    observed.now += 1
     with pytest.raises(BrokerError, match="tries none any more"):
         observed.place.require_member()
 
@@ -97,24 +101,20 @@ def test_a_stranded_consumer_ends(said: str) -> None:
 def test_brokers_that_do_not_answer_are_waited_for(source: str, state: str) -> None:
     watch = StrandedWatch(runtime := Observed())
     idle = {"nodeid": 2, "source": "learned", "state": "INIT"}
-    for _ in range(3):
-        watch.note(json.dumps({"brokers": {"a": idle, "b": {"nodeid": -1, "source": source, "state": state}}}))
-        runtime.now += 100
-        assert not watch.is_stranded
-    watch.note(STRANDED["no broker is tried"])
-    runtime.now += 100
-    assert watch.is_stranded
-    watch.note("{}")
-    assert not watch.is_stranded, "a document that does not speak of brokers says nothing of them"
+    tried = json.dumps({"brokers": {"a": idle, "b": {"nodeid": -1, "source": source, "state": state}}})
+    for document, is_stranded in ((tried, False), (STRANDED["no broker is tried"], True), ("{}", False)):
+        for _ in range(100):
+            watch.note(document)
+            runtime.now += 1
+        assert watch.is_stranded is is_stranded, "a document that does not speak of brokers says nothing of them"
 
 
 def test_a_rebalance_begins_the_count_again() -> None:
     observed = Observed()
     for _ in range(5):
-        observed.says("wait-join", after_s=50)
-        observed.says("steady", after_s=25)
-    observed.says("wait-join", after_s=1)
-    observed.now += 79
+        observed.says("wait-join", for_s=50)
+        observed.says("steady", for_s=25)
+    observed.says("wait-join", for_s=79)
     observed.place.require_member()
 
 
@@ -122,20 +122,29 @@ def test_nobody_is_outside_while_no_broker_is_connected() -> None:
     """A new process could not join either."""
     observed = Observed()
     for broker in ("CONNECT", "DOWN", "TRY_CONNECT"):
-        observed.says("init", after_s=100, state="wait-broker", broker=broker)
+        observed.says("init", for_s=100, state="wait-broker", broker=broker)
         observed.place.require_member()
 
 
 def test_a_process_that_stood_still_is_not_outside_for_that() -> None:
+    """Nor by the documents that waited for it: it did not do meanwhile what librdkafka waited for."""
     observed = Observed()
-    observed.says("steady", after_s=1)
-    observed.says("wait-join", after_s=3600)
+    observed.says("wait-join", for_s=1)
+    observed.now += 3600
     observed.place.require_member()
+    for _ in range(3600):
+        observed.says("wait-join", for_s=0)
+    observed.place.require_member()
+    observed.says("wait-join", for_s=76)
+    observed.place.require_member()
+    observed.says("wait-join", for_s=2)
+    with pytest.raises(BrokerError, match="outside its group for 81 s"):
+        observed.place.require_member()
 
 
 def test_a_consumer_without_a_group_is_never_outside() -> None:
     observed = Observed()
-    observed.now += 1000
-    observed.place.note("{}")
-    observed.now += 1000
+    for _ in range(100):
+        observed.place.note("{}")
+        observed.now += 100
     observed.place.require_member()
