@@ -111,8 +111,9 @@ class BatchConsumer(aiokafka.Consumer):
 
     def _is_next(self, tp: TP, message: BatchMessage) -> bool:
         """Whether the agent may have this message, without the records that were read before."""
-        self._began.setdefault(tp, message.records[0].offset)
+        began = self._began.setdefault(tp, message.records[0].offset)
         if self.app.rebalancing:  # Faust seeks and then empties the queues before that ends
+            self._next.setdefault(tp, began)
             self._doubted.add(tp)
             return False
         place = self._next.get(tp, 0)

@@ -266,7 +266,7 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=examples(1000), deadline=None, stateful_step_count=40)
+TestLives.settings = settings(max_examples=examples(400), deadline=None, stateful_step_count=40)
 
 
 def after(*steps: Callable[[Lives], object]) -> None:
@@ -289,6 +289,14 @@ def test_what_was_fetched_before_a_rebalance_is_no_hole_after_it() -> None:
     """The second half of what came before it begins beyond what is committed."""
     both = lambda life: life.read(8)  # noqa: E731
     after(both, Lives.revoke, Lives.seek, Lives.resume, both, lambda life: life.queue and life.handle(), Lives.commit)
+
+
+def test_the_first_record_of_all_is_not_lost_between_the_seek_and_the_end_of_a_rebalance() -> None:
+    life = Lives()
+    life.start(set(range(20)), None)
+    for step in (Lives.revoke, Lives.seek, lambda each: each.read(1), Lives.resume):
+        step(life)
+    life.teardown()
 
 
 def test_a_place_that_faust_sets_late_skips_nothing() -> None:
