@@ -5,6 +5,7 @@ the place of its last record and is acknowledged as a whole, so all that Faust d
 a batch. No batch waits for a record that has not come.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 BATCH_RECORDS_MAX = 250
 """So many records are handled before anything else of the process has its turn: a few milliseconds."""
+
+_REBALANCING_S = 0.02
+"""A look at whether a rebalance is over."""
 
 
 class FetchedBatch(tuple[Any, ...]):
@@ -84,6 +88,11 @@ class BatchConsumer(aiokafka.Consumer):
                         await self._go_to(tp)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:
+        if self.app.rebalancing and active_partitions is not None:  # what came would not be handed out
+            active_partitions = {tp for tp in active_partitions if tp.topic not in self.batched}
+            if not active_partitions:
+                await asyncio.sleep(_REBALANCING_S)
+                return {}
         fetched = await super()._getmany(active_partitions, timeout)
         return {tp: batches(records) if tp.topic in self.batched else records for tp, records in fetched.items()}
 

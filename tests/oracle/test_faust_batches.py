@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from schemas.topics import ORACLE, PRICES
+from streams.oracle import faust_batches
 from streams.oracle.faust_app import faust_app
 from streams.oracle.faust_batches import BATCH_RECORDS_MAX, BatchConsumer, BatchMessage, FetchedBatch, batches
 from streams.settings import load
@@ -59,6 +60,7 @@ class Beheaded(BatchConsumer):
             in_kafka=committed,
             scheduler=cast(Any, DefaultSchedulingStrategy)(),
             flow_active=True,
+            _thread=SimpleNamespace(getmany=self.fetch),
             _stopped=SimpleNamespace(is_set=lambda: False),
             _buffered_partitions=set(),
             _next={},
@@ -80,13 +82,16 @@ class Beheaded(BatchConsumer):
     offsets: list[int]
     fetched_to: int
 
-    async def _wait_next_records(self, timeout: float) -> tuple[dict[TP, Any], set[TP]]:
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, set[TP]]:
         """``timeout`` is how many records come."""
+        return await self._getmany({PARTITION}, timeout), {PARTITION}
+
+    async def fetch(self, partitions: set[TP], timeout: float) -> dict[TP, list[Fetched]]:
+        """As Kafka's client does."""
         came = [offset for offset in self.offsets if offset >= self.fetched_to][: int(timeout)]
         if came:
             self.fetched_to = came[-1] + 1
-        half = len(came) // 2
-        return {PARTITION: [FetchedBatch(at(*part)) for part in (came[:half], came[half:]) if part]}, {PARTITION}
+        return {PARTITION: at(*came)}
 
     def highwater(self, tp: TP) -> int:
         return 0
@@ -165,6 +170,11 @@ def test_what_was_read_before_is_not_handed_out_again() -> None:
     assert consumer.deliver(at(3, 4)) is None
 
 
+def two_by_two(records: Sequence[Any]) -> list[FetchedBatch]:
+    """Batches small enough that some are in hand while a rebalance comes."""
+    return [FetchedBatch(records[first : first + 2]) for first in range(0, len(records), 2)]
+
+
 class Lives(RuleBasedStateMachine):
     """Faust's reader, its rebalances and the agent, in any order that one event loop allows.
 
@@ -175,6 +185,9 @@ class Lives(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(faust_batches, "batches", two_by_two)
+        self.patched.setattr(faust_batches, "_REBALANCING_S", 0.0)
         self.queue: list[BatchMessage] = []
         self.reader: Any = None
         self.handled: set[int] = set()
@@ -185,6 +198,7 @@ class Lives(RuleBasedStateMachine):
             if hasattr(self, "consumer"):
                 self.finish()
         finally:
+            self.patched.undo()
             self.loop.close()
 
     @initialize(offsets=st.sets(st.integers(0, 60), min_size=10), committed=st.none() | st.integers(0, 3))
