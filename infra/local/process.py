@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -19,6 +20,8 @@ from infra.local.errors import StartError, StillRunning
 
 ORPHAN_GRACE_S = 5.0
 _REAP_S = 20.0
+_STOP_S = 5.0
+_LOOK_S = 0.001
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
@@ -83,8 +86,23 @@ class ManagedProcess:
                 os.kill(self.pid, number)
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its sockets and does nothing until :meth:`resume`."""
+        """SIGSTOP: it keeps its sockets and does nothing until :meth:`resume`.
+
+        A thread that was running stops only when it has its turn again, and may answer a question until then; so all of
+        them are waited for, where the system tells.
+        """
         self.signal(signal.SIGSTOP)
+        deadline = time.monotonic() + _STOP_S
+        while not self._is_stopped() and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+
+    def _is_stopped(self) -> bool:
+        """Whether every thread has stopped, or nobody can say."""
+        try:
+            stats = [task.joinpath("stat").read_text() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+        except OSError:  # no such folder here, or a thread has ended meanwhile
+            return not Path(f"/proc/{self.pid}").exists()
+        return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
 
     def resume(self) -> None:
         """SIGCONT."""

@@ -107,6 +107,34 @@ def test_terminate_kills_what_does_not_listen(
     assert ended(process.pid)
 
 
+BUSY = """
+import hashlib, threading
+work = bytes(1 << 16)
+def run():
+    while True:
+        hashlib.sha256(work)
+for _ in range(16):
+    threading.Thread(target=run).start()
+print("up", flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells of every thread")
+def test_nothing_of_a_paused_process_runs_any_more(tmp_path: Path, eventually: Eventually) -> None:
+    """A thread that is stopped while it runs goes on until it has its turn again."""
+    process = started([sys.executable, "-c", BUSY], tmp_path, eventually)
+    for _ in range(20):
+        process.pause()
+        states = [
+            (task / "stat").read_text().rpartition(")")[2].split()[0]
+            for task in Path(f"/proc/{process.pid}/task").iterdir()
+        ]
+        assert len(states) >= 16
+        assert set(states) == {"T"}
+        process.resume()
+    process.terminate()
+
+
 def test_terminate_reaches_a_paused_process(tmp_path: Path, eventually: Eventually) -> None:
     process = started(SLEEPER, tmp_path, eventually)
     process.pause()
