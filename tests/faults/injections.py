@@ -127,6 +127,9 @@ def _died(strike: Strike, worker: Worker) -> str:
 def _zombie(strike: Strike) -> str:
     """Stopped at a point until others have taken over, then let go on: Kafka or Redis must refuse it."""
     pipeline, fault = strike.pipeline, strike.fault
+    if fault.role == "engine":  # else nobody has anything to take over from it
+        owner = strike.worker().member_name
+        strike.until(lambda: any(each == owner for _, each in pipeline.claims.values()), f"a claim of {owner}")
     worker, position = strike.ambushed(signal.SIGSTOP)
     name = worker.member_name
     strike.until(lambda: worker.stopped, f"{worker.name} standing still")
