@@ -1,5 +1,6 @@
 """Where the partitions of topics end, asked of their leaders without waiting for the answer."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -8,8 +9,11 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, Top
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streams.broker import config
+from streams.logs import event
 from streams.runtime import Runtime
 from streams.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 UNKNOWN = -1
 """The end of a partition that no leader has told."""
@@ -64,6 +68,7 @@ class KafkaEndOffsets:
     def ask(self) -> None:
         """See :class:`EndOffsets`."""
         if self._silent_since is not None and self._runtime.monotonic() - self._silent_since >= _SILENT_S_MAX:
+            event(log, logging.WARNING, "ends_client_renewed", silent_s=_SILENT_S_MAX)
             self._admin, self._topics = config.created(AdminClient, self._properties), {}
             self._silent_since = None
         self._look_for_partitions()
