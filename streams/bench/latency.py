@@ -145,14 +145,14 @@ class _Falling:
         return itertools.starmap(_transfer, amounts.items())
 
     def trades(self) -> Iterator[Trade]:
-        return (_bought(probe.account, number) for number, probe in enumerate(self.probes, 1))
+        return (bought(probe.account, number) for number, probe in enumerate(self.probes, 1))
 
 
 def _transfer(account: str, amount: str) -> Transfer:
     return Transfer(transfer_id=account, account=account, asset=ASSET, amount=amount, sequence=1, event_time=_now_us())
 
 
-def _bought(account: str, trade_id: int) -> Trade:
+def bought(account: str, trade_id: int) -> Trade:
     """One lot of the falling symbol for ``account``."""
     return Trade(
         trade_id=trade_id,
@@ -228,7 +228,7 @@ class _LatencyBench:
         start, first_id = time.time() + 2 * before, len(self._falling.probes) + 1
         due = {f"short-{number}": start + number / per_s for number in range(count)}
         deposits = [_transfer(account, _TOO_LITTLE) for account in due]
-        trades = [_bought(account, first_id + number) for number, account in enumerate(due)]
+        trades = [bought(account, first_id + number) for number, account in enumerate(due)]
         self.books.deposit(deposits)
         self.books.trade(trades)
         seconds = before + count / per_s

@@ -9,19 +9,15 @@ import time
 from dataclasses import dataclass, replace
 
 from infra.bench.peers.launch import kafka_streams
-from schemas.messages import Trade, TradeSide
 from streams.bench.arrivals import Arrivals
 from streams.bench.bed import Progress
 from streams.bench.books import Books
 from streams.bench.errors import BenchDiffers
-from streams.bench.latency import Quantiles
-from streams.bench.market import PRICE
+from streams.bench.latency import Quantiles, bought
 from streams.bench.pace import send_when_due
 from streams.bench.peers import WORKERS, await_done, peer_at_work, rows_of
 from streams.bench.router import trade_records
 
-SYMBOL = "PROBED-PERP"
-HOUSE = "house"
 _START_S = 0.5
 _WARM = 2_000
 
@@ -35,23 +31,6 @@ class PeerLatency:
     states: int
     total: Quantiles
     late_ms: float
-
-    @property
-    def p50(self) -> float:
-        """Milliseconds, as the others."""
-        return self.total.p50
-
-    @property
-    def p99(self) -> float:
-        return self.total.p99
-
-    @property
-    def p999(self) -> float:
-        return self.total.p999
-
-    @property
-    def max(self) -> float:
-        return self.total.max
 
 
 def bench_peer_latency(
@@ -68,11 +47,11 @@ def bench_peer_latency(
     peer = replace(peer, variables={"PEER_COMMIT_MS": str(commit_ms)})
     with peer_at_work(peer, progress) as contender:
         bed = contender.bed
-        warm = [_bought(f"warm-{number % 100}", number + 1) for number in range(_WARM)]
+        warm = [bought(f"warm-{number % 100}", number + 1) for number in range(_WARM)]
         progress(f"{peer.name}, committing every {commit_ms} ms: {_WARM:,} trades to get warm")
         bed.publish(trade_records(warm))
         await_done(contender)
-        trades = [_bought(f"probed-{number}", _WARM + number + 1) for number in range(probes)]
+        trades = [bought(f"probed-{number}", _WARM + number + 1) for number in range(probes)]
         producer = bed.producer(linger_ms=0)
         progress(f"{probes:,} trades, {probes / probes_per_s:.0f} s")
         with Arrivals(bed, contender.states, contender.account_of) as states:
@@ -88,17 +67,4 @@ def bench_peer_latency(
     seen = [states.arrived[account][1] - at for account, at in due.items()]
     return PeerLatency(
         name=peer.name, commit_ms=commit_ms, states=len(seen), total=Quantiles.of(seen), late_ms=1000 * late
-    )
-
-
-def _bought(account: str, trade_id: int) -> Trade:
-    return Trade(
-        trade_id=trade_id,
-        symbol=SYMBOL,
-        price=PRICE,
-        quantity="1.000",
-        aggressor_side="buy",
-        maker=TradeSide(account=HOUSE, order_id=f"m{trade_id}", fee="0"),
-        taker=TradeSide(account=account, order_id=f"t{trade_id}", fee="0"),
-        event_time=time.time_ns() // 1000,
     )
