@@ -24,6 +24,7 @@ from schemas.messages import (
     MarkFrame,
     OraclePrice,
     RouterProgress,
+    ShardLayout,
     Trade,
     Transfer,
 )
@@ -35,6 +36,7 @@ from schemas.topics import (
     CONTRACT,
     EVENTS,
     JOURNAL,
+    LAYOUT,
     MARKS,
     ORACLE,
     PARAMETERS,
@@ -68,6 +70,7 @@ MESSAGE_TYPES: dict[str, Any] = {
     ALERTS: Alert,
     ACCOUNTS: AccountRow,
     JOURNAL: JournalRecord,
+    LAYOUT: ShardLayout,
 }
 """The type of every topic's values; the topics that are not here are one role's own memory."""
 
@@ -91,6 +94,7 @@ WRITERS = {
     ALERTS: "engine",
     ACCOUNTS: "engine",
     JOURNAL: "engine",
+    LAYOUT: "operators",
     ROUTER: "router",
     ORACLE: "oracle",
 }
@@ -118,13 +122,13 @@ class Participant:
 PARTICIPANTS = (
     Participant(
         "router",
-        (TRADES, TRANSFERS, REPORTS, ROUTER),
+        (TRADES, TRANSFERS, REPORTS, LAYOUT, ROUTER),
         (EVENTS, PROGRESS, ROUTER, *map(dead_letter_topic, (TRADES, TRANSFERS, REPORTS))),
     ),
-    Participant("oracle", (PRICES, PARAMETERS, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
+    Participant("oracle", (PRICES, PARAMETERS, LAYOUT, ORACLE), (MARKS, ORACLE, dead_letter_topic(PRICES))),
     Participant(
         "engine",
-        (EVENTS, MARKS, PROGRESS, PARAMETERS, ACCOUNTS, JOURNAL),
+        (EVENTS, MARKS, PROGRESS, PARAMETERS, ACCOUNTS, JOURNAL, LAYOUT),
         (COMMANDS, ALERTS, ACCOUNTS, JOURNAL, *map(dead_letter_topic, (EVENTS, MARKS, PROGRESS, PARAMETERS))),
     ),
 )

@@ -323,6 +323,20 @@ class AcceptedOffset(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     routed: bool = False
 
 
+# --- the shards ------------------------------------------------------------------------------------------------------
+
+
+class ShardLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """``margin.layout.v1``, under ``layout``: over how many shards accounts are spread.
+
+    The shard of an account is ``murmur2(account) % shards``. Partition *n* of ``margin.events.v1``,
+    ``margin.accounts.v1`` and ``margin.journal.v1`` is shard *n*'s; partitions from ``shards`` on are not used.
+    """
+
+    shards: Annotated[int, Meta(ge=1, le=1024)]
+    time: TimeUs
+
+
 # --- oracle to engine ------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """The one place that names topics and says what each must be.
 
-``shards`` topics share one partition count: partition *n* of each belongs to shard *n*. The exchange's topics may have
-any partition count. ``margin.marks.v1``, ``margin.progress.v1`` and ``risk.parameters.v1`` have exactly one partition,
-so that an offset in them is a global order.
+Partition *n* of each of the ``shards`` topics belongs to shard *n*; ``margin.layout.v1`` says how many shards there
+are, and nobody uses a partition beyond those. The exchange's topics may have any partition count. ``margin.marks.v1``,
+``margin.progress.v1`` and ``risk.parameters.v1`` have exactly one partition, so that an offset in them is a global
+order.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ COMMANDS = "liquidation.commands.v1"
 ALERTS = "margin.alerts.v1"
 ACCOUNTS = "margin.accounts.v1"
 JOURNAL = "margin.journal.v1"
+LAYOUT = "margin.layout.v1"
 ROUTER = "margin.router.v1"
 ORACLE = "margin.oracle.v1"
 
@@ -94,6 +96,7 @@ CONTRACT: tuple[Topic, ...] = (
     Topic(ALERTS, "account", "any", compression="none", append_time=True),
     Topic(ACCOUNTS, "account", "shards", cleanup="compact", retention_ms=None, compression="none", append_time=True),
     Topic(JOURNAL, "none", "shards", retention_ms=30 * _DAY_MS, compression="none", append_time=True),
+    Topic(LAYOUT, "layout", "one", cleanup="compact", retention_ms=None, compression="none", append_time=True),
     Topic(
         ROUTER,
         "topic:partition:symbol",

@@ -29,7 +29,7 @@ from streams.access.redis_address import holds_password
 from streams.bench import commands as benches
 from streams.errors import MarginClearingError, SettingsError, TableError
 from streams.redaction import redacted
-from streams.settings import Loaded, Settings, describe, read, schema, variable
+from streams.settings import DEFAULT, Loaded, Settings, describe, read, schema, variable
 
 log = logging.getLogger(__name__)
 
@@ -340,8 +340,10 @@ def topics(
 ) -> None:
     """Create the topics that are missing and verify the rest.
 
-    Nothing is ever altered or deleted. Needs Kafka. Prints a line a topic: created, right, or wrong with what it is and
-    must be. A topic that this client is not authorised to see is said to be that.
+    Nothing is ever altered or deleted. Over how many shards accounts are spread is written once, to margin.layout.v1,
+    and is no setting from then on: partitions may be added to the topics of the shards and are not used. Needs Kafka.
+    Prints a line a topic: created, right, or wrong with what it is and must be, and the number of shards. A topic that
+    this client is not authorised to see is said to be that.
 
     Exit codes: 0 all topics are right; 1 something is wrong; 2 Kafka cannot be reached, or a flag is wrong.
 
@@ -351,13 +353,18 @@ def topics(
     """
     from streams.broker.admin import ensure_topics
 
-    given = _settings(
+    given = _read_settings(
         bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
     )
     if not verify:
         _require_said(bootstrap_servers, *KAFKA)
-    with _tool(given) as settings:
+    with _tool(given.settings) as settings:
         report = ensure_topics(settings, create=not verify)
+    asked, by = settings.topics.shards, given.set_by["topics", "shards"]
+    if report.shards is not None:
+        console.print(f"accounts are spread over {report.shards} shards")
+        if by != DEFAULT and asked != report.shards:
+            report.wrong.append(f"{by} asks for {asked} shards: accounts stay in the shards in which they are")
     for name in report.created:
         console.print(f"created  {name}")
     for name in report.right:
@@ -463,7 +470,6 @@ def account(
 def status(
     bootstrap_servers: BootstrapServers = None,
     redis_url: RedisUrl = None,
-    shards: Shards = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how a running deployment is doing: who owns what, lags, marks, tables, dead letters.
@@ -482,7 +488,7 @@ def status(
     from streams.console.show import show_status
     from streams.console.status import read_status
 
-    with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url, shards=shards)) as settings:
+    with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url)) as settings:
         deployment = read_status(settings)
     faults, advice = judge(deployment, settings), advise(deployment, settings)
     if as_json:

@@ -194,7 +194,7 @@ class TopicsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     shards: Annotated[
         Partitions,
-        Meta(description="partitions of `margin.events.v1`, `margin.accounts.v1` and `margin.journal.v1`"),
+        Meta(description="shards of a new deployment, for `margin-clearing topics`; then `margin.layout.v1` says it"),
     ] = 4
     partitions: Annotated[
         Partitions, Meta(description="partitions of the other topics, for `margin-clearing topics`")

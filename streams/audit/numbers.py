@@ -12,8 +12,9 @@ import msgspec
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, JournalRecord
 from schemas.partitioning import partition_of
-from schemas.topics import ALERTS, COMMANDS, EVENTS, JOURNAL
+from schemas.topics import ALERTS, COMMANDS, JOURNAL
 from streams.audit.findings import Findings
+from streams.broker.layout import require_shards
 from streams.broker.records import Log, Record
 
 Numbers = dict[str, tuple[int, int]]
@@ -121,7 +122,7 @@ class NumberCheck:
             _, there = numbered.numbers.get(account, (0, 0))
             if there < last and (there or whole):
                 self._findings.differ(f"{who} {account}{infix}{last}, the topic ends at {there}", numbered.topic)
-        complete = all(not self._log.watermarks(JOURNAL, shard)[0] for shard in range(self._log.partitions(EVENTS)))
+        complete = all(not self._log.watermarks(JOURNAL, shard)[0] for shard in range(require_shards(self._log)))
         for account, (_, last) in numbered.before.items():
             if last > said.get(account, 0) and (account in said or complete):
                 room -= last - said.get(account, 0)

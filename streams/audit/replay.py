@@ -19,6 +19,7 @@ from streams.audit.findings import Findings, bytes_differ
 from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows
 from streams.audit.progress import Progress, silent
 from streams.audit.rerun import Rerun
+from streams.broker.layout import require_shards
 from streams.broker.records import Log
 from streams.clearing.shard import Output
 from streams.errors import AuditError
@@ -56,7 +57,7 @@ def replay_shards(
     log: Log, shard: int | None, *, first: int | None = None, last: int | None = None, progress: Progress = silent
 ) -> list[Replayed]:
     """:func:`replay` of one shard, or of every shard."""
-    shards = range(log.partitions(JOURNAL)) if shard is None else [shard]
+    shards = range(require_shards(log)) if shard is None else [shard]
     return [replay(log, number, first=first, last=last, progress=progress) for number in shards]
 
 
@@ -74,9 +75,9 @@ def replay(
 
 class _Replay:
     def __init__(self, log: Log, shard: int, first: int | None, last: int | None, progress: Progress) -> None:
-        shards = log.partitions(JOURNAL)
+        shards = require_shards(log)
         if not 0 <= shard < shards:
-            raise AuditError(f"there is no shard {shard}: {JOURNAL} has the shards 0 to {shards - 1}")
+            raise AuditError(f"there is no shard {shard}: there are the shards 0 to {shards - 1}")
         if first is not None and last is not None and first > last:
             raise AuditError(f"sequence {first} comes after {last}: nothing is between them")
         self._log, self._shard, self._first, self._last, self._progress = log, shard, first, last, progress

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, JournalRecord
+from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL
 from schemas.types import shard_account
 from streams.audit.findings import Findings
@@ -24,7 +25,7 @@ _ROW = Decoder[AccountRow](AccountRow)
 
 
 class ShardCheck:
-    """One shard; what is wrong goes to ``findings``.
+    """One shard of ``shards``; what is wrong goes to ``findings``.
 
     ``last`` is its journal's last record, ``lag`` how many frames its engine has not applied.
     """
@@ -32,6 +33,7 @@ class ShardCheck:
     def __init__(
         self,
         shard: int,
+        shards: int,
         log: Log,
         groups: Groups,
         tables: TableCheck,
@@ -39,7 +41,7 @@ class ShardCheck:
         findings: Findings,
         progress: Progress,
     ) -> None:
-        self.shard = shard
+        self.shard, self._shards = shard, shards
         self.last: JournalRecord | None = None
         self.lag = 0
         self._log, self._groups, self._backlog = log, groups, Backlog(log, groups)
@@ -127,6 +129,8 @@ class ShardCheck:
                 table.add(row.account, row.value, offset)
             if row.sequence > last_sequence:
                 continue
+            if (home := shard_of(row.account, self._shards)) != self.shard:
+                self._findings.differ(f"account {row.account} belongs to shard {home}", ACCOUNTS, self.shard, offset)
             if row.value is None:
                 rows.pop(row.account, None)
             else:

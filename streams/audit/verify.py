@@ -9,19 +9,18 @@ of one shard, and a few numbers an account.
 
 from collections.abc import Sequence
 
-import msgspec
-
-from schemas.topics import ACCOUNTS, EVENTS, MARKS
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
 from streams.audit.balance import MoneyCheck
 from streams.audit.findings import Findings
 from streams.audit.groups import Backlog, Groups, KafkaGroups
-from streams.audit.log import KafkaLog
+from streams.audit.log import CLIENT, KafkaLog
 from streams.audit.numbers import NumberCheck
 from streams.audit.progress import Progress, silent
 from streams.audit.shards import ShardCheck
 from streams.audit.tables import TableCheck, TableSource
-from streams.broker.admin import admin_client, ensure_topics, partition_counts
+from streams.broker.admin import admin_client, ensure_topics
 from streams.broker.kafka import Kafka
+from streams.broker.layout import require_shards
 from streams.broker.letter_counts import LETTER_TOPICS, count_letters, letter_lines, reason_of
 from streams.broker.records import Log, Record
 from streams.settings import Settings
@@ -40,10 +39,9 @@ def verify_deployment(settings: Settings, progress: Progress = silent) -> Findin
         BrokerError: Kafka does not answer. TableError: Redis does not answer, or holds no tables.
     """
     admin = admin_client(settings)
-    shards = partition_counts(admin, _TIMEOUT_S).get(EVENTS, settings.topics.shards)
-    topics = msgspec.structs.replace(settings.topics, shards=shards)
-    faults = ensure_topics(msgspec.structs.replace(settings, topics=topics), create=False).wrong
-    if any("is missing" in fault for fault in faults):
+    report = ensure_topics(settings, create=False, client_id=CLIENT)
+    faults, shards = report.wrong, report.shards
+    if shards is None or any("is missing" in fault for fault in faults):
         findings = Findings()
         for fault in faults:
             findings.differ(fault)
@@ -83,10 +81,12 @@ class _Verification:
         self._backlog = Backlog(log, groups)
         self._numbers = NumberCheck(log, findings)
         self._money = MoneyCheck(log, findings, progress)
+        shards = require_shards(log)
+        _look_at_unused(log, shards, findings)
         in_redis = TableCheck(tables, findings, tables_timeout_s)
         self._shards = [
-            ShardCheck(shard, log, groups, in_redis, self._numbers, findings, progress)
-            for shard in range(log.partitions(EVENTS))
+            ShardCheck(shard, shards, log, groups, in_redis, self._numbers, findings, progress)
+            for shard in range(shards)
         ]
 
     def run(self, topic_faults: Sequence[str]) -> Findings:
@@ -121,6 +121,14 @@ class _Verification:
             self._findings.facts.append(
                 f"marks end at {marks_end:,}; the shards have journaled up to {min(walked):,} to {max(walked):,}"
             )
+
+
+def _look_at_unused(log: Log, shards: int, findings: Findings) -> None:
+    """Partitions beyond those of the shards are nobody's: nothing may be in them."""
+    for topic in (EVENTS, ACCOUNTS, JOURNAL):
+        for partition in range(shards, log.partitions(topic)):
+            if log.watermarks(topic, partition)[1]:
+                findings.differ(f"accounts are spread over {shards} shards, and it holds records", topic, partition)
 
 
 def _look_at_letters(log: Log, findings: Findings) -> None:

@@ -1,57 +1,75 @@
 """Creating and verifying the topics of the contract.
 
 What is missing is created; what exists is compared with the contract and every difference is said. Nothing is ever
-deleted or altered: a wrong partition count cannot be mended without moving accounts between shards. Topics are asked
+deleted or altered. Over how many shards accounts are spread is written once (:mod:`streams.broker.layout`), and the
+topics of the shards must have as many partitions or more. Topics are asked
 for by name, because only then does Kafka say which of them this client may not see: such a topic is not a missing one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from schemas.topics import EVENTS, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
+from schemas.topics import ACCOUNTS, EVENTS, LAYOUT, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised
+from streams.broker.layout import read_layout, require_shards, spread_over, write_layout
+from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.settings import Settings
 
 
 @dataclass
 class TopicReport:
-    """What was found and done: names created, names that were right, and a sentence for everything wrong."""
+    """What was found and done: names created, names that were right, and a sentence for everything wrong.
+
+    ``shards`` is over how many shards accounts are spread, None where that could not be learned.
+    """
 
     created: list[str] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    shards: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics as the contract has them: ``partitions`` of each by name, and the ``shards`` that accounts are spread
+    over."""
+
+    partitions: dict[str, int]
+    shards: int
 
 
 def admin_client(settings: Settings) -> AdminClient:
     return config.created(AdminClient, config.common(settings.kafka, "margin-admin"))
 
 
-def ensure_topics(settings: Settings, *, create: bool = True, timeout_s: float = 15.0) -> TopicReport:
+def ensure_topics(
+    settings: Settings, *, create: bool = True, timeout_s: float = 15.0, client_id: str = "margin-topics"
+) -> TopicReport:
     """Create what is missing (unless ``create`` is False) and verify the rest.
 
     Raises:
         BrokerError: the cluster does not answer.
     """
-    return _ensured(settings, create=create, timeout_s=timeout_s)[0]
+    return _ensured(settings, client_id, create=create, timeout_s=timeout_s)[0]
 
 
-def require_topics(settings: Settings, timeout_s: float = 30.0) -> dict[str, int]:
-    """The partition count of every topic of the contract, for a role that starts.
+def require_topics(settings: Settings, client_id: str, timeout_s: float = 30.0) -> Topics:
+    """The topics of the contract, for a role that starts and reads as ``client_id``.
 
     Raises:
         TopicError: a topic is missing, wrong or not to be seen by this client; the text lists every fault.
         BrokerError: the cluster does not answer.
     """
-    report, counts = _ensured(settings, create=False, timeout_s=timeout_s)
-    if report.wrong:
+    report, counts = _ensured(settings, client_id, create=False, timeout_s=timeout_s)
+    if report.wrong or report.shards is None:
         raise TopicError("; ".join(report.wrong))
-    return counts
+    return Topics(counts, report.shards)
 
 
 def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
@@ -66,7 +84,9 @@ def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
     return counts
 
 
-def _ensured(settings: Settings, *, create: bool, timeout_s: float) -> tuple[TopicReport, dict[str, int]]:
+def _ensured(
+    settings: Settings, client_id: str, *, create: bool, timeout_s: float
+) -> tuple[TopicReport, dict[str, int]]:
     admin = admin_client(settings)
     existing, refused = _look(admin, timeout_s)
     report = TopicReport(wrong=list(refused.values()))
@@ -75,17 +95,40 @@ def _ensured(settings: Settings, *, create: bool, timeout_s: float) -> tuple[Top
         _create(admin, settings, missing, existing, report, timeout_s)
     else:
         report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
+    if LAYOUT in existing:
+        report.shards = _layout(settings, client_id, existing, report, create=create)
     present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
     configurations = _configurations(admin, present, report, timeout_s)
     for topic in present:
         configuration = configurations.get(topic.name)
-        faults = _faults(topic, existing, settings)
+        faults = _faults(topic, existing, report.shards)
         if configuration is not None:
             faults += _configuration_faults(topic, configuration, settings)
         report.wrong += faults
         if not faults and configuration is not None:
             report.right.append(topic.name)
     return report, existing
+
+
+def _layout(
+    settings: Settings, client_id: str, existing: Mapping[str, int], report: TopicReport, *, create: bool
+) -> int | None:
+    """Over how many shards accounts are spread; written if nobody has yet and ``create`` says so."""
+    try:
+        with LogReader(settings.kafka, client_id) as reader:
+            if not create:
+                return require_shards(reader)
+            if (layout := read_layout(reader)) is not None:
+                return layout.shards
+            if ACCOUNTS not in existing or EVENTS not in existing:
+                return None  # and why is said already
+            shards = spread_over(reader, existing, settings.topics.shards)
+    except TopicError as error:
+        report.wrong.append(str(error))
+        return None
+    if shards <= existing[EVENTS]:
+        write_layout(settings.kafka, client_id, shards)
+    return shards
 
 
 def _look(admin: AdminClient, timeout_s: float) -> tuple[dict[str, int], dict[str, str]]:
@@ -254,20 +297,15 @@ _WHY = {
 }
 
 
-def _faults(topic: Topic, existing: dict[str, int], settings: Settings) -> list[str]:
+def _faults(topic: Topic, existing: dict[str, int], shards: int | None) -> list[str]:
     faults = []
     count = existing[topic.name]
     if topic.partitioning == "one" and count != 1:
         faults.append(f"{topic.name} has {count} partitions and must have 1: its offsets are a global order")
-    if topic.partitioning == "shards" and count != existing.get(EVENTS, count):
+    if topic.partitioning == "shards" and shards is not None and count < shards:
         faults.append(
-            f"{topic.name} has {count} partitions and {EVENTS} has {existing[EVENTS]}: they must match, "
-            "because partition n of each belongs to shard n"
-        )
-    if topic.name == EVENTS and count != settings.topics.shards:
-        faults.append(
-            f"{EVENTS} has {count} partitions and MARGIN_TOPICS__SHARDS is {settings.topics.shards}: "
-            "accounts would be sent to other shards; set it to what the topic has"
+            f"{topic.name} has {count} partitions and accounts are spread over {shards} shards: partition n belongs "
+            f"to shard n; add partitions to it until it has {shards}"
         )
     for memory, source in ((ROUTER, TRADES), (ORACLE, PRICES)):
         if topic.name == memory and count != existing.get(source, count):

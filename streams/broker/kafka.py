@@ -11,7 +11,7 @@ from confluent_kafka import Consumer
 
 from schemas.topics import Compression
 from streams.broker import config
-from streams.broker.admin import admin_client, require_topics, topic_ids
+from streams.broker.admin import Topics, admin_client, require_topics, topic_ids
 from streams.broker.clients import CLIENTS, Clients
 from streams.broker.ends import EndOffsets, KafkaEndOffsets
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
@@ -62,13 +62,13 @@ class Kafka:
         """A reader that follows one partition."""
         return Follower(self.settings.kafka, client_id, topic, partition, clients=self.clients)
 
-    def partition_counts(self) -> dict[str, int]:
-        """The partitions of every topic of the contract.
+    def topics(self, group_id: str) -> Topics:
+        """The topics of the contract, as a process of ``group_id`` may read them.
 
         Raises:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
-        return require_topics(self.settings)
+        return require_topics(self.settings, f"{group_id}-{self.worker}")
 
     def cluster_id(self) -> str:
         """The cluster's own id.

@@ -39,13 +39,16 @@ _MAY_BECOME: dict[Stage | None, frozenset[Stage]] = {
 
 
 class Assignment:
-    """The shards that the group has assigned to this member.
+    """The shards that the group has assigned to this member, of ``shards`` altogether.
+
+    A partition of the events beyond these is nobody's shard: the topic has more partitions than are used.
 
     ``hand_over`` is called before shards are revoked and commits what can be; ``let_go`` is called with each shard that
     leaves and whether it is revoked in good order. Both are called inside a poll of the consumer.
     """
 
-    def __init__(self, hand_over: Callable[[], None], let_go: Callable[[int, bool], None]) -> None:
+    def __init__(self, shards: int, hand_over: Callable[[], None], let_go: Callable[[int, bool], None]) -> None:
+        self._count = shards
         self._hand_over = hand_over
         self._let_go = let_go
         self._stages: dict[int, Stage] = {}
@@ -90,7 +93,7 @@ class Assignment:
         consumer.incremental_assign([TopicPartition(EVENTS, place.partition) for place in partitions])
         consumer.pause(partitions)
         self.has_joined = True
-        self._wait(place.partition for place in partitions)
+        self._wait(place.partition for place in partitions if place.partition < self._count)
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit what waits, then let go."""
@@ -106,6 +109,8 @@ class Assignment:
     def _leave(self, partitions: list[TopicPartition], *, in_order: bool) -> None:
         for place in partitions:
             shard = place.partition
+            if shard not in self._stages:
+                continue
             if self._stages.get(shard) is Stage.RESTORING:
                 self._stop_restoring()
             self._let_go(shard, in_order)

@@ -25,7 +25,7 @@ from prometheus_client import Counter
 
 from schemas.codec import DecodeError
 from schemas.messages import EventFrame, MarkFrame
-from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
+from schemas.topics import MARKS, PARAMETERS, PROGRESS
 from streams import probes
 from streams.broker.kafka import Kafka
 from streams.broker.records import UNSTAMPED, Record
@@ -76,16 +76,14 @@ _RETAKES_MAX = 10
 class Engine:
     """One engine process. :meth:`run` returns when ``stop`` is set and everything has been handed over."""
 
-    def __init__(
-        self, kafka: Kafka, tables: TableWriter, restore_point: RestorePoint, stop: Event, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, kafka: Kafka, tables: Tables, stop: Event, watchdog: Watchdog) -> None:
         settings, client_id = kafka.settings, f"{kafka.settings.engine.group_id}-{kafka.worker}"
         self._settings = settings
         self._runtime = kafka.runtime
         self._stop = stop
         self._worker = kafka.worker
-        self._tables = tables
-        self._restore_point = restore_point
+        self._tables = TableWriter(tables, watchdog)
+        self._restore_point = RestorePoint(tables)
         producer = kafka.transactional_producer(client_id)
         self._reader = kafka.log_reader(client_id, lambda: self._progress.beat("reading a log"))
         self._restoring = kafka.log_reader(client_id, lambda: self._progress.beat("restoring"))
@@ -93,13 +91,15 @@ class Engine:
         self._marks_log = MarkFeed(kafka.follower(client_id, MARKS))
         self._backlog = ProgressBacklog(ProgressFeed(kafka.follower(client_id, PROGRESS)))
         self._inbox = Inbox(kafka, client_id)
-        self._assignment = Assignment(self._hand_over, self._let_go)
+        self._assignment = Assignment(tables.shards, self._hand_over, self._let_go)
         self._progress = Progress(settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log)
-        self._committer = Committer(kafka, client_id, producer, tables, self._inbox.membership, self._progress.beat)
+        self._committer = Committer(
+            kafka, client_id, producer, self._tables, self._inbox.membership, self._progress.beat
+        )
         self._restorer = ShardRestorer(
             self._restoring,
             self._inbox.consumer,
-            restore_point,
+            self._restore_point,
             lambda: self._marks_log.next_offset,
             lambda: self._backlog.next_offset,
             worker=kafka.worker,
@@ -121,9 +121,8 @@ class Engine:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(LOOP, "starting")
-        shards = kafka.partition_counts()[EVENTS]
-        tables = Tables(kafka, kafka.cluster_id(), shards, connect=connect)
-        return cls(kafka, TableWriter(tables, watchdog), RestorePoint(tables), stop, watchdog)
+        shards = kafka.topics(kafka.settings.engine.group_id).shards
+        return cls(kafka, Tables(kafka, kafka.cluster_id(), shards, connect=connect), stop, watchdog)
 
     # --- its life ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 from schemas.messages import Behind, JournalRecord, Lost
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS
 from schemas.types import Uncounted
-from streams.broker.admin import ConsumerGroup, admin_client, group_state, partition_counts, require_topics
+from streams.broker.admin import ConsumerGroup, group_state, require_topics
 from streams.broker.dead_letters import UntoldLetters
 from streams.broker.letter_counts import LETTER_TOPICS, LetterCounts, count_letters
 from streams.broker.reader import LogReader
@@ -26,6 +26,7 @@ COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
 LETTER_OFFSETS_MAX = 10_000
 """The dead letters at so many of the last offsets of each dead-letter topic are counted."""
+_CLIENT_ID = "margin-status"
 _SILENCE_S = 2.0
 
 
@@ -124,15 +125,15 @@ def read_status(settings: Settings) -> Status:
     Raises:
         BrokerError: Kafka does not answer. TopicError: the topics are not those of the contract.
     """
-    require_topics(settings)
-    counts = partition_counts(admin_client(settings), 10.0)
+    topics = require_topics(settings, _CLIENT_ID)
+    counts = topics.partitions
     engines, routers, oracles = (
         group_state(settings, group)
         for group in (settings.engine.group_id, settings.router.group_id, f"{settings.oracle.app_id}-leader")
     )
-    with LogReader(settings.kafka, "margin-status") as reader:
-        tables, redis_problem = _tables(settings, counts[EVENTS])
-        shards = tuple(_shard(reader, engines, shard, tables.get(shard)) for shard in range(counts[EVENTS]))
+    with LogReader(settings.kafka, _CLIENT_ID) as reader:
+        tables, redis_problem = _tables(settings, topics.shards)
+        shards = tuple(_shard(reader, engines, shard, tables.get(shard)) for shard in range(topics.shards))
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
         _, refused = read_parameters(reader)

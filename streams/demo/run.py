@@ -22,9 +22,9 @@ from rich.console import Console
 from infra.local.stack import KAFKA_VARIABLE, REDIS_VARIABLE, LocalStack
 from schemas.codec import Decoder
 from schemas.messages import LiquidationCommand
-from schemas.topics import COMMANDS, EVENTS
+from schemas.topics import COMMANDS
 from streams.broker import config
-from streams.broker.admin import admin_client, ensure_topics, partition_counts
+from streams.broker.admin import ensure_topics
 from streams.broker.reader import poll_batch
 from streams.demo.checks import Differences, run_checks
 from streams.demo.display import Display, latencies_of, show_result, summary_of, write_summary
@@ -256,9 +256,6 @@ def _recording(options: DemoOptions) -> Recording:
 def _settings(options: DemoOptions, stack: LocalStack) -> tuple[Settings, dict[str, str]]:
     """The settings of everything here, and the variables that give them to the processes."""
     variables = options.variables() | stack.environment
-    settings = load(variables)
-    shards = partition_counts(admin_client(settings), 30).get(EVENTS, settings.topics.shards)
-    variables[f"{PREFIX}TOPICS__SHARDS"] = str(shards)
     return load(variables), variables
 
 

@@ -6,6 +6,8 @@ from typing import Any, cast
 import redis
 from confluent_kafka import Consumer, Producer
 
+from schemas.topics import EVENTS
+from streams.broker.admin import Topics
 from streams.broker.clients import Clients
 from streams.broker.ends import EndOffsets, Ends
 from streams.broker.kafka import Kafka
@@ -54,9 +56,12 @@ class MemoryKafka(Kafka):
         self._cluster = cluster
         self._process = process
 
-    def partition_counts(self) -> dict[str, int]:
+    def topics(self, group_id: str) -> Topics:
         self._process.call("topics")
-        return {topic: len(partitions) for topic, partitions in self._cluster.topics.items()}
+        return Topics(
+            {topic: len(partitions) for topic, partitions in self._cluster.topics.items()},
+            len(self._cluster.topics[EVENTS]),
+        )
 
     def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
         return MemoryEndOffsets(self._cluster, self._process, list(counts))

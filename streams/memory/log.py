@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from schemas.codec import encode
+from schemas.messages import ShardLayout
 from schemas.partitioning import partition_of
-from schemas.topics import all_topics
+from schemas.topics import EVENTS, LAYOUT, all_topics
+from streams.broker.layout import LAYOUT_KEY
 from streams.memory.groups import GroupCoordinator
 from streams.memory.scheduler import EPOCH_US, Scheduler
 
@@ -182,6 +185,9 @@ class Cluster:
         self._identities: dict[str, _Identity] = {}
         self._on_decided = on_decided
         self._made_anew: dict[str, int] = {}
+        if LAYOUT in partitions and EVENTS in partitions:
+            layout = ShardLayout(shards=partitions[EVENTS], time=EPOCH_US)
+            Cluster._append(self, self.topics[LAYOUT][0], LAYOUT_KEY, encode(layout), None, None)  # nobody waits yet
 
     def group(self, name: str) -> GroupCoordinator:
         """The consumer group of that name."""

@@ -15,7 +15,7 @@ import faust
 from faust.types import StreamT
 from prometheus_client import Counter
 
-from schemas.topics import EVENTS, MARKS, ORACLE, PRICES, dead_letter_topic
+from schemas.topics import MARKS, ORACLE, PRICES, dead_letter_topic
 from streams import probes
 from streams.broker.kafka import Kafka
 from streams.errors import OracleFailed
@@ -57,13 +57,13 @@ class Oracle:
 
     @classmethod
     def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
-        """An oracle for the shards that ``kafka`` has.
+        """An oracle for the shards of ``kafka``.
 
         Raises:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(_HEART, "starting")
-        return cls(kafka, kafka.partition_counts()[EVENTS], stop, watchdog)
+        return cls(kafka, kafka.topics(kafka.settings.oracle.app_id).shards, stop, watchdog)
 
     def run(self) -> None:
         """Stand by, publish, and leave when told to.

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 
 from schemas.codec import encode
 from schemas.messages import PartitionOffset, RouterProgress, TopicProgress
-from schemas.topics import EVENTS, INPUTS, PROGRESS
+from schemas.topics import INPUTS, PROGRESS
+from streams.broker.admin import Topics
 from streams.broker.ends import Ends
 from streams.broker.kafka import Kafka
 from streams.errors import NotDelivered
@@ -25,12 +26,12 @@ HEARTBEATS = 10
 
 
 class ProgressTeller:
-    """Tells the engines how far one router is, in a cluster whose topics have ``counts`` partitions.
+    """Tells the engines how far one router is, in a cluster that has ``topics``.
 
     ``frames`` holds the offset of its last frame by shard.
     """
 
-    def __init__(self, kafka: Kafka, client_id: str, counts: Mapping[str, int], topic_ids: Mapping[str, str]) -> None:
+    def __init__(self, kafka: Kafka, client_id: str, topics: Topics, topic_ids: Mapping[str, str]) -> None:
         self._kafka = kafka
         self._client_id = f"{client_id}-progress"
         self._runtime = kafka.runtime
@@ -38,9 +39,9 @@ class ProgressTeller:
         self._topic_ids = topic_ids
         self._interval_s = kafka.settings.router.progress_ms / 1000
         self._process = f"{kafka.worker}:{self._clock.now_us()}"
-        self._ends = kafka.end_offsets(self._client_id, {topic: counts[topic] for topic in INPUTS})
+        self._ends = kafka.end_offsets(self._client_id, {topic: topics.partitions[topic] for topic in INPUTS})
         self._producer = kafka.idempotent_producer(self._client_id, compression="lz4")
-        self.frames = [-1] * counts[EVENTS]
+        self.frames = [-1] * topics.shards
         self._snapshot: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._said: tuple[dict[str, list[PartitionOffset]], list[int]] | None = None
         self._asked_at = float("-inf")

@@ -31,6 +31,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, ROUTER
 from streams import probes
+from streams.broker.admin import Topics
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.group import GroupPlace, leave_group
@@ -65,7 +66,7 @@ class Router:
     """One router process. :meth:`run` returns when ``stop`` is set and the batch in hand is committed."""
 
     def __init__(
-        self, kafka: Kafka, counts: Mapping[str, int], topic_ids: Mapping[str, str], stop: Event, watchdog: Watchdog
+        self, kafka: Kafka, topics: Topics, topic_ids: Mapping[str, str], stop: Event, watchdog: Watchdog
     ) -> None:
         self._kafka = kafka
         self._settings = settings = kafka.settings
@@ -78,7 +79,7 @@ class Router:
         self._client_id = f"{settings.router.group_id}-{kafka.worker}"
         self._clock = MachineClock(kafka.runtime.time_ns)
         self._failures = 0
-        self._shards = counts[EVENTS]
+        self._shards = topics.shards
         self._splitter = Splitter(self._shards, topic_ids)
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
         self._new_writer = partial(kafka.idempotent_producer, f"{self._client_id}-frames", compression="lz4")
@@ -95,7 +96,7 @@ class Router:
             lambda: kafka.topic_ids(INPUTS),
             settings.kafka.bootstrap_servers,
         )
-        self._progress = ProgressTeller(kafka, self._client_id, counts, topic_ids)
+        self._progress = ProgressTeller(kafka, self._client_id, topics, topic_ids)
         self._batch: list[Record] = []
         self._batched_at = -inf
         self._ends: dict[tuple[str, int], int] = {}
@@ -106,13 +107,13 @@ class Router:
 
     @classmethod
     def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
-        """A router into the shards that ``kafka`` has.
+        """A router into the shards of ``kafka``.
 
         Raises:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(_LOOP, "starting")
-        return cls(kafka, kafka.partition_counts(), kafka.topic_ids(INPUTS), stop, watchdog)
+        return cls(kafka, kafka.topics(kafka.settings.router.group_id), kafka.topic_ids(INPUTS), stop, watchdog)
 
     def run(self) -> None:
         """Route until told to stop.

@@ -23,7 +23,7 @@ class Tables:
         self.kafka = kafka
         self.topic = topic
         self._cluster_id = cluster_id
-        self._shards = shards
+        self.shards = shards
         self._connect = connect
 
     def connected(self, *, attempts: int = 2, on_call: Callable[[], object] = lambda: None) -> AccountTable:
@@ -37,7 +37,7 @@ class Tables:
         return AccountTable(
             self._connect(redis_settings, attempts),
             self._cluster_id,
-            self._shards,
+            self.shards,
             topic=self.topic,
             topic_id=f"{ids[self.topic]}/{ids[JOURNAL]}",
             on_call=on_call,

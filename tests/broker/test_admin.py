@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, Producer
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
@@ -23,6 +24,7 @@ from schemas.topics import (
 )  # fmt: skip
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, require_topics
+from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
 from streams.broker.records import UNSTAMPED
 from streams.errors import TopicError
@@ -58,19 +60,25 @@ def test_our_own_topics_carry_the_brokers_time() -> None:
 
 @pytest.mark.parametrize("topic", [EVENTS, MARKS, PROGRESS])
 def test_a_topic_that_carries_its_senders_time_stops_every_role(settings: Settings, topic: str) -> None:
-    require_topics(settings)
+    require_topics(settings, "margin-test")
     with (
         altered(settings, topic, "message.timestamp.type", "CreateTime", "LogAppendTime"),
         pytest.raises(TopicError) as refused,
     ):
-        require_topics(settings)
+        require_topics(settings, "margin-test")
     said = str(refused.value)
     assert f"{topic} has message.timestamp.type=CreateTime and must have LogAppendTime" in said
     assert (
         f"kafka-configs --bootstrap-server {settings.kafka.bootstrap_servers} --alter --entity-type topics "
         f"--entity-name {topic} --add-config message.timestamp.type=LogAppendTime"
     ) in said
-    require_topics(settings)
+    require_topics(settings, "margin-test")
+
+
+def test_how_many_shards_there_are_is_no_setting(settings: Settings) -> None:
+    shards = settings.topics.shards
+    asked = msgspec.structs.replace(settings, topics=msgspec.structs.replace(settings.topics, shards=shards + 1))
+    assert Kafka(asked).topics("margin-test").shards == ensure_topics(asked).shards == shards
 
 
 def test_a_topic_that_forgets_what_it_must_keep_is_named(settings: Settings) -> None:

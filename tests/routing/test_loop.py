@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
-from schemas.topics import INPUTS, TRADES, TRANSFERS
+from schemas.topics import EVENTS, INPUTS, TRADES, TRANSFERS
+from streams.broker.admin import Topics
 from streams.broker.kafka import Kafka
 from streams.broker.records import Record
 from streams.routing.committed_at import CommittedAt
@@ -99,8 +100,8 @@ class Stub:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def partition_counts(self) -> dict[str, int]:
-        return {"margin.events.v1": 4} | dict.fromkeys(INPUTS, 1)
+    def topics(self, _: str) -> Topics:
+        return Topics({EVENTS: 4} | dict.fromkeys(INPUTS, 1), 4)
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(topics, "an-id")

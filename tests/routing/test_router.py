@@ -29,7 +29,7 @@ from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.broker.records import Record
-from streams.errors import BrokerError, ProducerFenced, TopicError, TransactionAborted
+from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.routing import router as router_module
 from streams.routing.committed_at import CommittedAt
 from streams.routing.concerned import concerned
@@ -676,12 +676,6 @@ def test_the_clock_of_the_frames_never_goes_back(
     times_us = [frame.time for frame in frames if exchange.alice in frame.fills.account]
     assert times_us == sorted(times_us)
     assert times_us[0] >= 1723161299000000
-
-
-def test_topics_that_are_not_as_the_contract_says_stop_the_router(settings: Settings) -> None:
-    topics = msgspec.structs.replace(settings.topics, shards=settings.topics.shards + 1)
-    with pytest.raises(TopicError, match=r"margin\.events\.v1 has 4 partitions and MARGIN_TOPICS__SHARDS is 5"):
-        Router.build(Kafka(msgspec.structs.replace(settings, topics=topics)), threading.Event(), Watchdog())
 
 
 def test_gaps_and_repeats_are_logged_once_a_batch(
