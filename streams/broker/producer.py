@@ -171,6 +171,7 @@ class TransactionalProducer:
         compression: Compression = "none",
         clients: Clients = CLIENTS,
     ) -> None:
+        self._clients = clients
         self._runtime = clients.runtime
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
@@ -299,6 +300,7 @@ class TransactionalProducer:
         self._runtime.thread(send, "send-offsets").start()
         if not ended.wait(seconds):
             self._lost = True
+            self._clients.leave_behind(self.transactional_id, "send_offsets_to_transaction", ended)
             raise ProducerFenced(f"{self.transactional_id}: send_offsets_to_transaction does not return; left behind")
         if failures:
             raise failures[0]

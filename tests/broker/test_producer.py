@@ -7,10 +7,11 @@ from typing import Any, ClassVar, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from prometheus_client import REGISTRY
 
-from streams.broker.clients import Clients
+from streams.broker.clients import LEFT_BEHIND_MAX, Clients
 from streams.broker.producer import TransactionalProducer
-from streams.errors import ProducerFenced, TransactionAborted
+from streams.errors import BrokerError, ProducerFenced, TransactionAborted
 from streams.settings import KafkaSettings
 
 PLACES = [TopicPartition("t", 0, 1)]
@@ -60,6 +61,37 @@ def test_offsets_that_are_never_answered_cost_the_producer_and_no_more_than_its_
     assert time.monotonic() - started < 5
     producer.close()
     assert Client.aborted == 0, "nothing more is asked of a producer that does not answer"
+
+
+def test_a_process_ends_when_too_many_calls_do_not_return() -> None:
+    Client.hang, clients = threading.Event(), Own()
+
+    def hangs() -> None:
+        hanging = TransactionalProducer(KafkaSettings(transaction_timeout_ms=200), "test", clients=clients)
+        hanging.begin()
+        with hanging.within(0.01):
+            hanging.send_offsets(PLACES, None)
+
+    def left_behind() -> float | None:
+        return REGISTRY.get_sample_value("margin_calls_left_behind")
+
+    for count in range(1, LEFT_BEHIND_MAX + 1):
+        with pytest.raises(ProducerFenced, match="left behind"):
+            hangs()
+        assert left_behind() == count
+    with pytest.raises(BrokerError, match=f"and {LEFT_BEHIND_MAX} calls before it have not either") as ended:
+        hangs()
+    assert not isinstance(ended.value, ProducerFenced), "which a role would mend with another producer"
+    Client.hang.set()
+    deadline = time.monotonic() + 30
+    while any(thread.name == "send-offsets" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "they do not return"
+        time.sleep(0.005)
+    Client.hang = threading.Event()
+    with pytest.raises(ProducerFenced):
+        hangs()
+    assert left_behind() == 1, "those that have returned do not count"
+    Client.hang.set()
 
 
 def test_a_shorter_limit_holds_for_offsets_too(producer: TransactionalProducer) -> None:
