@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from streams.broker.records import Record
 from streams.memory.clients import FakeMessage
-from streams.memory.log import Cluster, Headers
+from streams.memory.log import Cluster, Headers, Partition
 from streams.memory.pipeline import partition_counts
 from streams.memory.scheduler import Scheduler
 
@@ -32,9 +32,16 @@ class GivenLog:
         record = self._cluster.append(topic, None if key is None else key.encode(), value, partition)
         return Record(FakeMessage((topic, partition), record, record.offset))
 
-    def append_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None) -> None:
+    def append_raw(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None, partition: int = 0
+    ) -> None:
         """Write a record with headers, a tombstone if there is no value."""
-        self._cluster.append(topic, key, value, 0, headers)
+        self._cluster.append(topic, key, value, partition, headers)
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic more partitions."""
+        logs = self._cluster.topics[topic]
+        logs += [Partition(topic, number) for number in range(len(logs), partitions)]
 
     def mark(self, topic: str, partition: int = 0) -> None:
         """Take an offset that no reader sees, as a transaction's marker does."""

@@ -2,10 +2,13 @@
 
 What the topics hold is compared with what the journals name and what the rows count. The topics are read before and
 after the journals: what was there before must be in a journal, what is in a journal must be there after.
+
+A topic may get more partitions: an account's numbers then go on in another one, where its key belongs from then on.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import msgspec
 
@@ -23,15 +26,63 @@ Numbers = dict[str, tuple[int, int]]
 
 @dataclass(slots=True)
 class NumberedTopic:
-    """A topic of numbered records: how far each partition was read, and the numbers of each account."""
+    """A topic of numbered records: how far each partition was read, and the numbers of each account.
+
+    ``runs`` are the last ones without a gap in the partition to which its key belongs, ``earlier`` in a partition to
+    which it belonged when there were fewer; ``closed`` are those before a gap, which another partition may fill.
+    ``before`` are the numbers when the topic was first read: all of them are older than the journal's end.
+    """
 
     topic: str
     infix: str
     next: list[int] = field(default_factory=list)
     whole: list[bool] = field(default_factory=list)
-    numbers: Numbers = field(default_factory=dict)
+    runs: Numbers = field(default_factory=dict)
+    earlier: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    closed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     before: Numbers = field(default_factory=dict)
-    """The numbers when the topic was first read: all of them are older than the journal's end."""
+
+    def grow(self, count: int) -> None:
+        """The topic has ``count`` partitions now, which may be more than when it was read last."""
+        before = len(self.next)
+        if before and before < count:
+            for account, run in list(self.runs.items()):
+                home = partition_of(account.encode(), before)
+                if partition_of(account.encode(), count) != home:
+                    self.earlier[account, home] = run
+                    del self.runs[account]
+
+    def add(self, account: str, number: int, elsewhere: int | None) -> str:
+        """Add a record, which is ``elsewhere`` if not where its key belongs; what is wrong with it, if anything."""
+        known = self.runs.get(account) if elsewhere is None else self.earlier.get((account, elsewhere))
+        first = number
+        if known is not None and number == known[1] + 1:
+            first = known[0]
+        elif known is not None and number > known[1]:
+            self.closed.setdefault(account, []).append(known)
+        elif known is not None:
+            return _wrong_after(known[1], number)
+        if elsewhere is None:
+            self.runs[account] = (first, number)
+        else:
+            self.earlier[account, elsewhere] = (first, number)
+        return ""
+
+    def joined(self) -> tuple[Numbers, list[str]]:
+        """The numbers of each account over all partitions, and what is wrong with their order."""
+        numbers, faults = dict(self.runs), []
+        parted = {account: list(runs) for account, runs in self.closed.items()}
+        for (account, _), run in self.earlier.items():
+            parted.setdefault(account, []).append(run)
+        for account, runs in parted.items():
+            if account in self.runs:
+                runs.append(self.runs[account])
+            runs.sort()
+            for (_, last), (first, _) in pairwise(runs):
+                if fault := _wrong_after(last, first):
+                    faults.append(f"{account}{self.infix}{first}: {fault}")
+            numbers[account] = (runs[0][0], max(last for _, last in runs))
+        return numbers, faults
 
 
 class NumberCheck:
@@ -56,14 +107,17 @@ class NumberCheck:
         """Read the topics before any journal is read."""
         for numbered in (self._commands, self._alerts):
             self._read(numbered)
-            numbered.before = dict(numbered.numbers)
+            numbered.before, _ = numbered.joined()
 
     def in_journal(self, record: JournalRecord, *, whole: bool) -> Iterator[str]:
         """Add the commands that a journal record names; what is wrong with them. ``whole``: the journal is uncut."""
         self._unnamed += max(0, record.command_count - len(record.commands))
         for command in record.commands:
             account, _, number = command.rpartition(":")
-            fault = _add_number(self._issued, account, int(number or 0), whole=whole)
+            first = whole and account not in self._issued and int(number or 0) != 1
+            fault = _add_number(self._issued, account, int(number or 0))
+            if first:
+                fault = f"the first of its account, and not number 1: {int(number or 0) - 1} are missing"
             if fault and not self._unnamed:
                 yield f"command {command}: {fault}"
 
@@ -82,17 +136,30 @@ class NumberCheck:
         """Read the topics on; then what the journals and rows say was issued, against what they hold."""
         for numbered in (self._commands, self._alerts):
             self._read(numbered)
-        self._compare_last("the journal names command", ":", self._commands, _lasts(self._issued), self._unnamed)
-        self._compare_last("the account's row counts command", ":", self._commands, self._last_command)
-        self._compare_last("the account's row counts alert", ":alert:", self._alerts, self._last_alert)
+        commands, alerts = map(self._joined, (self._commands, self._alerts))
+        self._compare_last("the journal names command", self._commands, commands, _lasts(self._issued), self._unnamed)
+        self._compare_last("the account's row counts command", self._commands, commands, self._last_command)
+        self._compare_last("the account's row counts alert", self._alerts, alerts, self._last_alert)
+
+    def _joined(self, numbered: NumberedTopic) -> Numbers:
+        numbers, faults = numbered.joined()
+        for fault in faults:
+            self._findings.differ(fault, numbered.topic)
+        for account, (first, _) in numbers.items():
+            if first != 1 and all(numbered.whole):
+                fault = f"the first of its account, and not number 1: {first - 1} are missing"
+                self._findings.differ(f"{account}{numbered.infix}{first}: {fault}", numbered.topic)
+        return numbers
 
     def _read(self, numbered: NumberedTopic) -> None:
         """Read a topic's new records: each account's numbers go up by one, from 1."""
         topic = numbered.topic
         count = self._log.partitions(topic)
-        if not numbered.next:
-            lows = [self._log.watermarks(topic, partition)[0] for partition in range(count)]
-            numbered.next, numbered.whole = lows, [not low for low in lows]
+        numbered.grow(count)
+        for partition in range(len(numbered.next), count):
+            low, _ = self._log.watermarks(topic, partition)
+            numbered.next.append(low)
+            numbered.whole.append(not low)
         for partition in range(count):
             end = self._log.watermarks(topic, partition)[1]
             for message in self._log.read_range(topic, partition, numbered.next[partition], end):
@@ -107,19 +174,22 @@ class NumberCheck:
             self._findings.differ(f"the ce_id {name!r} is not the account's {account!r}", topic, partition, offset)
             return
         self._findings.counts[f"records of {topic}"] += 1
-        if partition_of(account.encode(), count) != partition:
+        key = account.encode()
+        is_home = partition_of(key, count) == partition
+        if not is_home and all(partition_of(key, fewer) != partition for fewer in range(partition + 1, count)):
             self._findings.differ(f"{name} is in a partition that its key does not give", topic, partition, offset)
         if name != _name_in(message.value()):
             self._findings.differ(f"the value is not that of {name}", topic, partition, offset)
-        fault = _add_number(numbered.numbers, account, int(text), whole=numbered.whole[partition])
-        if fault:
+        if fault := numbered.add(account, int(text), None if is_home else partition):
             self._findings.differ(f"{name}: {fault}", topic, partition, offset)
 
-    def _compare_last(self, who: str, infix: str, numbered: NumberedTopic, said: dict[str, int], room: int = 0) -> None:
+    def _compare_last(
+        self, who: str, numbered: NumberedTopic, numbers: Numbers, said: dict[str, int], room: int = 0
+    ) -> None:
         """``room``: so many records may be in the topic that ``who`` counts and does not name."""
-        whole = all(numbered.whole)
+        whole, infix = all(numbered.whole), numbered.infix
         for account, last in said.items():
-            _, there = numbered.numbers.get(account, (0, 0))
+            _, there = numbers.get(account, (0, 0))
             if there < last and (there or whole):
                 self._findings.differ(f"{who} {account}{infix}{last}, the topic ends at {there}", numbered.topic)
         complete = all(not self._log.watermarks(JOURNAL, shard)[0] for shard in range(require_shards(self._log)))
@@ -133,14 +203,19 @@ class NumberCheck:
                 )
 
 
-def _add_number(numbers: Numbers, account: str, number: int, *, whole: bool) -> str:
+def _add_number(runs: Numbers, account: str, number: int) -> str:
     """Add the next number of an account; what is wrong with it, if anything."""
-    known = numbers.get(account)
+    known = runs.get(account)
     if known is None:
-        numbers[account] = (number, number)
-        return f"the first of its account, and not number 1: {number - 1} are missing" if whole and number != 1 else ""
+        runs[account] = (number, number)
+        return ""
     first, last = known
-    numbers[account] = (first, max(number, last))
+    runs[account] = (first, max(number, last))
+    return _wrong_after(last, number)
+
+
+def _wrong_after(last: int, number: int) -> str:
+    """What is wrong with ``number`` after ``last``."""
     if number <= last:
         return f"a repeat, or out of order: it comes after number {last}"
     return "" if number == last + 1 else f"numbers {last + 1} to {number - 1} are missing before it"

@@ -36,12 +36,14 @@ class CommittedIndex:
 
     def __init__(self, log: Log, topic: str, shard: int, shards: int) -> None:
         self._log, self.topic, self._shard, self._shards = log, topic, shard, shards
-        self._next = [log.watermarks(topic, partition)[0] for partition in range(log.partitions(topic))]
-        self.lows = list(self._next)
+        self._next: list[int] = []
+        self.lows: list[int] = []
+        self._find_partitions()
         self.unmatched: dict[str, CommittedRecord] = {}
 
     def read(self, findings: Findings, *, late: bool = False) -> None:
         """Add what has come since the last call."""
+        self._find_partitions()
         for partition, first in enumerate(self._next):
             end = self._log.watermarks(self.topic, partition)[1]
             for message in self._log.read_range(self.topic, partition, first, end):
@@ -63,6 +65,13 @@ class CommittedIndex:
             )
         else:
             self.unmatched[name] = CommittedRecord(partition, offset, digest_of(message.value()), late)
+
+    def _find_partitions(self) -> None:
+        """The topic may get more while it is read."""
+        for partition in range(len(self._next), self._log.partitions(self.topic)):
+            low, _ = self._log.watermarks(self.topic, partition)
+            self._next.append(low)
+            self.lows.append(low)
 
     def compare(self, name: str, wanted: bytes, findings: Findings) -> None:
         """Compare the record ``name`` with what it must be, and take it out of the unmatched ones."""
