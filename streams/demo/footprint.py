@@ -16,6 +16,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Produc
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.codec import DecodeError, Decoder, encode
+from schemas.topics import LAYOUT as LAYOUT_TOPIC
 from schemas.topics import all_topics
 from streams.broker import config
 from streams.broker.admin import admin_client, partition_counts, topic_ids
@@ -126,7 +127,10 @@ class Footprint:
             return
         admin = admin_client(self._settings)
         counts = partition_counts(admin, _TIMEOUT_S)
-        present = {topic.name: counts[topic.name] for topic in all_topics() if topic.name in counts}
+        # Over how many shards accounts are spread says nothing of any account.
+        present = {
+            topic.name: counts[topic.name] for topic in all_topics() if topic.name in counts.keys() - {LAYOUT_TOPIC}
+        }
         note = self._read() if _is_there(admin) else None
         yield from self._records(present, note)
         yield from self._groups(admin, present, note)
