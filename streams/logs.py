@@ -4,17 +4,25 @@ Roles log an event name and fields, ``log.info("shard_taken", extra={"fields": {
 others log, and the traceback of whatever nobody caught, goes through the same :func:`streams.redaction.redacted`.
 """
 
+import json
 import logging
 import sys
 import threading
 import time
 import traceback
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
 import orjson
 
 from streams.redaction import redacted
+
+TEXT_CHARACTERS_MAX = 2_000
+"""So much of a text is logged: whatever somebody sends may be quoted in one."""
+TRACEBACK_CHARACTERS_MAX = 20_000
+ITEMS_MAX = 1_000
+"""So many items of a list or a mapping are logged."""
 
 
 def configure(level: str, form: str, worker: str) -> None:
@@ -48,8 +56,16 @@ def event(logger: logging.Logger, level: int, name: str, /, **fields: Any) -> No
 
 def _tail(record: logging.LogRecord) -> bool:
     fields = getattr(record, "fields", None) or {}
-    record.tail = "".join(f" {key}={value}" for key, value in fields.items())
+    record.tail = "".join(f" {key}={_cut(str(_masked(value)))}" for key, value in fields.items())
     return True
+
+
+def _cut(text: str, most: int = TEXT_CHARACTERS_MAX) -> str:
+    """``text``, its middle left out if it is longer than ``most``: an exception says what it is at its end."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException | None, where: TracebackType | None, /) -> None:
@@ -59,7 +75,7 @@ def _print_traceback(kind: type[BaseException], error: BaseException | None, whe
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return _cut(redacted(super().format(record)), TRACEBACK_CHARACTERS_MAX)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -75,20 +91,25 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "worker": self._worker,
             "logger": record.name,
-            "event": redacted(record.getMessage()),
+            "event": _cut(redacted(record.getMessage())),
         }
         line.update(_masked(getattr(record, "fields", None) or {}))
         if record.exc_info:
-            line["exception"] = redacted(self.formatException(record.exc_info))
-        return orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
+            line["exception"] = _cut(redacted(self.formatException(record.exc_info)), TRACEBACK_CHARACTERS_MAX)
+        try:
+            return orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:  # a text that has no UTF-8
+            return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def _masked(value: Any) -> Any:
-    """``value`` with every text in it masked; what JSON does not know becomes text."""
+    """``value`` with every text in it masked and bounded; what JSON does not know becomes text."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, dict):
-        return {_masked(name): _masked(each) for name, each in value.items()}
+        return {_masked(name): _masked(each) for name, each in islice(value.items(), ITEMS_MAX)}
     if isinstance(value, (list, tuple)):
-        return [_masked(each) for each in value]
-    return redacted(value if isinstance(value, str) else str(value))
+        return [_masked(each) for each in value[:ITEMS_MAX]]
+    return _cut(redacted(value if isinstance(value, str) else str(value)))
