@@ -416,9 +416,13 @@ def _dead_letter() -> dict[str, Any]:
     }
     told = {
         "dlq.suspended": "the accounts that were suspended for it, a JSON list",
+        "dlq.suspended_count": "how many they are, if not all of them are named",
         "dlq.untold": "1 if it concerns somebody whom nobody could read from it",
     }
-    cut = {"dlq.cut": "length of key and value before they were cut, if no topic would have taken them whole"}
+    cut = {
+        "dlq.cut": "length of key and value before they were cut, if a topic need not have taken them whole",
+        "dlq.sha256": "SHA-256 of the value before it was cut, in hexadecimal digits",
+    }
     return {
         "type": "object",
         "description": "Where a dead letter came from and why; every value is text.",

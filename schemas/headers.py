@@ -9,6 +9,8 @@ Received = Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | 
 """The headers of a record as a client gives them."""
 
 SOURCE = "/margin-clearing"
+SUSPENDED_BYTES_MAX = 200_000
+"""Most bytes of the accounts that a dead letter names."""
 
 
 def cloud_event(event_id: str, event_type: str, time_us: int) -> Headers:
@@ -38,6 +40,16 @@ def dead_letter(topic: str, partition: int, offset: int, timestamp_ms: int, erro
 
 def told(suspended: Sequence[str], *, all_told: bool) -> Headers:
     """Further headers of a dead letter that concerns accounts: those that were suspended for it, and whether there may
-    be others, whom nobody could read from it."""
-    named = ("dlq.suspended", json.dumps(list(suspended)).encode())
-    return [named] if all_told else [named, ("dlq.untold", b"1")]
+    be others, whom nobody could read from it. Of more than ``SUSPENDED_BYTES_MAX`` the first are named, and how many
+    they are in all.
+    """
+    names, room = [], SUSPENDED_BYTES_MAX
+    for name in suspended:
+        room -= len(json.dumps(name)) + 2
+        if room < 0:
+            break
+        names.append(name)
+    about = [("dlq.suspended", json.dumps(names).encode())]
+    if len(names) < len(suspended):
+        about.append(("dlq.suspended_count", str(len(suspended)).encode()))
+    return about if all_told else [*about, ("dlq.untold", b"1")]

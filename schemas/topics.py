@@ -1,9 +1,10 @@
 """The one place that names topics and says what each must be.
 
 Partition *n* of each of the ``shards`` topics belongs to shard *n*; ``margin.layout.v1`` says how many shards there
-are, and nobody uses a partition beyond those. The exchange's topics may have any partition count. ``margin.marks.v1``,
-``margin.progress.v1`` and ``risk.parameters.v1`` have exactly one partition, so that an offset in them is a global
-order.
+are, and nobody uses a partition beyond those. The exchange's topics may have any partition count, and take records of
+any size. What we write ourselves fits ``RECORD_BYTES_MAX``, which Kafka's brokers take by default: a dead letter is cut
+to it, and says so. ``margin.marks.v1``, ``margin.progress.v1`` and ``risk.parameters.v1`` have exactly one partition,
+so that an offset in them is a global order.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ INPUTS = (TRADES, TRANSFERS, REPORTS)
 Partitioning = Literal["any", "shards", "one", "trades", "prices"]
 Cleanup = Literal["delete", "compact"]
 Compression = Literal["none", "lz4"]
+
+RECORD_BYTES_MAX = 1_048_588
+"""The largest record, with headers and framing, that a topic of ours must take: the default of Kafka's brokers."""
 
 _DAY_MS = 86_400_000
 _ROUTER_SEGMENT = 16 * 1024 * 1024
@@ -70,12 +74,17 @@ class Topic:
             config["retention.ms"] = str(self.retention_ms)
         if self.compression == "none":
             config["compression.type"] = "uncompressed"  # also for a dead letter in a batch of frames
+        config |= {name: str(least) for name, least in self.at_least().items()}
         return config | ({} if self.segment_bytes is None else {"segment.bytes": str(self.segment_bytes)})
 
     def required(self) -> dict[str, str]:
         """The configuration without which the pipeline would go wrong."""
         stamped = {"message.timestamp.type": "LogAppendTime"} if self.append_time else {}
         return {"cleanup.policy": self.cleanup} | stamped
+
+    def at_least(self) -> dict[str, int]:
+        """The configuration that may be higher, not lower: whoever writes a topic must never be refused for a size."""
+        return {} if self.compression is None else {"max.message.bytes": RECORD_BYTES_MAX}
 
 
 def dead_letter_topic(topic: str) -> str:

@@ -268,7 +268,7 @@ def _configurations(
     if not topics:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics]
-    required = {topic.name: topic.required() for topic in topics}
+    required = {topic.name: {**topic.required(), **topic.at_least()} for topic in topics}
     configurations = {}
     for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
         try:
@@ -283,17 +283,19 @@ def _configurations(
 
 
 def _configuration_faults(topic: Topic, configuration: dict[str, str], settings: Settings) -> list[str]:
+    wrong = {name: value for name, value in topic.required().items() if configuration[name] != value}
+    low = {name: str(least) for name, least in topic.at_least().items() if int(configuration[name]) < least}
     return [
-        f"{topic.name} has {name}={configuration[name]} and must have {value}{_WHY.get(name, '')}: kafka-configs "
-        f"--bootstrap-server {settings.kafka.bootstrap_servers} --alter --entity-type topics "
-        f"--entity-name {topic.name} --add-config {name}={value}"
-        for name, value in topic.required().items()
-        if configuration[name] != value
+        f"{topic.name} has {name}={configuration[name]} and must have {'at least ' if name in low else ''}{value}"
+        f"{_WHY.get(name, '')}: kafka-configs --bootstrap-server {settings.kafka.bootstrap_servers} --alter "
+        f"--entity-type topics --entity-name {topic.name} --add-config {name}={value}"
+        for name, value in (wrong | low).items()
     ]
 
 
 _WHY = {
-    "message.timestamp.type": ", because the brokers' time bounds every host's clock and says when records are deleted"
+    "message.timestamp.type": ", because the brokers' time bounds every host's clock and says when records are deleted",
+    "max.message.bytes": ", because whoever writes it could never go on after a record that is refused",
 }
 
 

@@ -1,16 +1,19 @@
 """Dead letters: a record that cannot be read or applied goes, as it came, to ``<topic>.dlq`` with the reason.
 
-Only a record that the dead-letter topic would refuse for its size is cut, and says so (``dlq.cut``: its length before):
-were it refused, the transaction could never commit. The original stands where the other headers say.
+A dead letter always fits what its topic takes (``schemas.topics.RECORD_BYTES_MAX``), however large the record was that
+its own topic took: key and value are cut where they must be, which ``dlq.cut`` (their length before) and ``dlq.sha256``
+(of the value before) say. Were a letter refused, whoever writes it could never go on. The original stands where the
+other headers say.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from schemas import headers
 from schemas.codec import DecodeError
-from schemas.topics import EVENTS, dead_letter_topic
+from schemas.topics import EVENTS, RECORD_BYTES_MAX, dead_letter_topic
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.records import Record
 from streams.logs import event
@@ -18,7 +21,57 @@ from streams.logs import event
 log = logging.getLogger(__name__)
 
 DEAD_LETTER_BYTES_MAX = 1_040_000
-"""Most bytes of key and value together: with the headers this fits the 1,048,588 that a topic takes by default."""
+"""Most bytes of key and value together; what is left of ``RECORD_BYTES_MAX`` is for headers and framing."""
+_HEADER_BYTES = 8_000
+"""Headers of more take the rest from key and value."""
+_FRAMING_BYTES = 30
+"""Most that stands round the name and the value of a header."""
+ACCOUNTS_LOGGED_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record for the dead-letter topic ``topic``, which takes it."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: headers.Headers
+
+
+def dead_letter(
+    topic: str,
+    partition: int,
+    offset: int,
+    timestamp_ms: int,
+    key: bytes | None,
+    value: bytes | None,
+    error: Exception,
+    *,
+    suspended: Sequence[str] | None = None,
+    all_told: bool = False,
+) -> DeadLetter:
+    """The dead letter of the record at a place of ``topic``: as it came, and why.
+
+    ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
+    """
+    where = headers.dead_letter(topic, partition, offset, timestamp_ms, type(error).__name__, str(error))
+    told = [] if suspended is None else headers.told(suspended, all_told=all_told)
+    about = where + told
+    length, room = len(key or b"") + len(value or b""), _room(about)
+    if length > room:
+        about += [("dlq.cut", str(length).encode()), ("dlq.sha256", sha256(value or b"").hexdigest().encode())]
+        key = None if key is None else key[:room]
+        value = None if value is None else value[: room - len(key or b"")]
+    return DeadLetter(dead_letter_topic(topic), key, value, about)
+
+
+def _room(about: headers.Headers) -> int:
+    """How many bytes of key and value there may be beside these headers."""
+    taken = sum(len(name) + len(value) + _FRAMING_BYTES for name, value in about)
+    room = DEAD_LETTER_BYTES_MAX - max(0, taken - _HEADER_BYTES)
+    assert 0 < room < RECORD_BYTES_MAX, "headers are bounded"
+    return room
 
 
 def produce_dead_letter(
@@ -34,10 +87,18 @@ def produce_dead_letter(
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """
     topic, partition, offset = record.topic(), record.partition(), record.offset()
-    key, value, cut = _fitting(record.key(), record.value())
-    where = headers.dead_letter(topic, partition, offset, record.timestamp()[1], type(error).__name__, str(error))
-    told = [] if suspended is None else headers.told(suspended, all_told=all_told)
-    producer.produce(dead_letter_topic(topic), value, key=key, headers=where + cut + told)
+    letter = dead_letter(
+        topic,
+        partition,
+        offset,
+        record.timestamp()[1],
+        record.key(),
+        record.value(),
+        error,
+        suspended=suspended,
+        all_told=all_told,
+    )
+    producer.produce(letter.topic, letter.value, key=letter.key, headers=letter.headers)
     event(
         log,
         logging.WARNING if suspended is None or all_told else logging.ERROR,
@@ -46,7 +107,8 @@ def produce_dead_letter(
         partition=partition,
         offset=offset,
         reason=str(error),
-        suspended=suspended,
+        suspended=None if suspended is None else list(suspended[:ACCOUNTS_LOGGED_MAX]),
+        suspended_count=None if suspended is None else len(suspended),
     )
 
 
@@ -71,13 +133,3 @@ def is_untold(topic: str, received: headers.Received) -> bool:
     if topic == EVENTS:
         return values.get("dlq.error") == DecodeError.__name__.encode()
     return "dlq.untold" in values or "dlq.suspended" not in values
-
-
-def _fitting(key: bytes | None, value: bytes | None) -> tuple[bytes | None, bytes | None, headers.Headers]:
-    """Key and value as they are, or cut to what a topic takes, with the header that says so."""
-    length = len(key or b"") + len(value or b"")
-    if length <= DEAD_LETTER_BYTES_MAX:
-        return key, value, []
-    key = None if key is None else key[:DEAD_LETTER_BYTES_MAX]
-    value = None if value is None else value[: DEAD_LETTER_BYTES_MAX - len(key or b"")]
-    return key, value, [("dlq.cut", str(length).encode())]
