@@ -29,6 +29,7 @@ from schemas.types import (
     NonZeroDecimal,
     Offset,
     ParameterKey,
+    PartNumber,
     PositionSide,
     PositiveDecimal,
     RecordPlace,
@@ -353,6 +354,13 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class FramePart(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a full mark frame this is: ``number`` 1 to ``of``."""
+
+    number: PartNumber
+    of: PartNumber
+
+
 class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.marks.v1``: the marks that changed, or all of them when ``full`` (every heartbeat is).
 
@@ -360,6 +368,10 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     keys; what is not named is at 1. ``epoch`` is the offset at which the oracle that published the frame claimed the
     right to: a frame of a lower epoch than one before it is void. ``uncounted`` of a full frame says, by symbol and
     source, which configured sources are not in its mark, and why.
+
+    Where there are too many marks for one record, a full frame comes in parts: frames with a ``part``, of one ``time``
+    and ``epoch``, in the order of their numbers, none of them ``full``. Each may be taken like any other frame;
+    together, when the last has come, they are the full frame: ``scales`` and ``uncounted`` are those of all of them.
     """
 
     time: TimeUs
@@ -368,6 +380,7 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
     scales: dict[ParameterKey, PositiveDecimal] = {}
     epoch: Offset = -1
     uncounted: dict[Symbol, dict[str, Uncounted]] = {}
+    part: FramePart | msgspec.UnsetType = msgspec.UNSET
 
 
 # --- what the engine publishes ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
     ├── ShardError                 a shard's state and its log disagree
     ├── ScenarioError              a scenario that cannot be read or run
     ├── AuditError                 a log does not hold what an audit needs, or there is no such thing to audit
+    ├── PricesMissed               source prices were gone before the oracle had read them
     ├── OperatorError              what an operator asks for cannot be done
     └── QuotingError               may quote a server or a setting: its text is masked
         ├── SettingsError          settings that are missing, malformed or contradict each other
@@ -101,6 +102,10 @@ class ShardError(MarginClearingError):
 
 class AuditError(MarginClearingError):
     """A log does not hold what an audit needs (any more), or there is no such thing to audit."""
+
+
+class PricesMissed(MarginClearingError):
+    """Source prices were gone before the oracle had read them; the marks go on from those that are there."""
 
 
 class OperatorError(MarginClearingError):

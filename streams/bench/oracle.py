@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
+from msgspec import UNSET
 
 from infra.local.stack import KAFKA_VARIABLE, REDIS_VARIABLE, LocalStack, child_environment
 from schemas.codec import Decoder, encode
@@ -128,7 +129,7 @@ class MarkReader:
             assert message.error() is None, message.error()
             frame, now_us = _FRAME(message.value()), time.time_ns() // 1000
             self.last |= {mark.symbol: mark.price for mark in frame.marks if mark.status == "live"}
-            if frame.full:
+            if frame.full or frame.part is not UNSET:
                 self.full_frames += 1
                 continue
             self.frames += 1

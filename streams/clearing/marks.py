@@ -10,6 +10,7 @@ from decimal import Decimal
 
 from schemas.messages import Mark, MarkFrame
 from streams.clearing.journal import Cursor
+from streams.feeds.marks import FullFrames
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
 
@@ -37,6 +38,7 @@ class Marks:
         self._cursor = cursor
         self._portfolio = portfolio
         self._marks: dict[str, _MarkState] = {}
+        self._full_frames = FullFrames()
         self._stale_at_us = _NEVER_US
         self.epoch = -1
         self.scales: dict[str, str] = {}
@@ -74,11 +76,11 @@ class Marks:
         """
         self._cursor.skip_marks(offset)
         self.epoch = frame.epoch
-        if frame.full:
-            self._cursor.marks_full = offset
-            concerned = self._rescale(frame.scales)
-        else:
-            concerned = set()
+        full = self._full_frames.add(offset, frame)
+        concerned: set[str] = set()
+        if full is not None:
+            self._cursor.marks_full = full.first
+            concerned = self._rescale(full.frame.scales)
         moved: dict[str, Decimal] = {}
         latest_us = appended_us + self.skew_us  # a source's clock may be ahead, too
         for mark in frame.marks:

@@ -5,11 +5,14 @@ to an account is the reader's business.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import MarkFrame
+from schemas.messages import FramePart, Mark, MarkFrame
 from schemas.topics import MARKS
+from schemas.types import Uncounted
 from streams.broker.records import Log, Record
 from streams.broker.tail import search_tail
 from streams.feeds.feed import Feed
@@ -66,6 +69,69 @@ def first_needed(marks_full: int, marks_next: int) -> int:
     return marks_full if marks_full >= 0 else max(0, marks_next - MARKS_LOOKBACK)
 
 
+@dataclass(frozen=True, slots=True)
+class FullFrame:
+    """A full frame, whole or put together from its parts; ``first`` is the offset at which it begins."""
+
+    first: int
+    frame: MarkFrame
+
+
+@dataclass(slots=True)
+class FullFrames:
+    """Finds the full frames among the frames of the log, given one after the other.
+
+    Those that are void, because of a lower epoch than one before, are not to be given.
+    """
+
+    _first: int = 0
+    _parts: list[MarkFrame] = field(default_factory=list)
+
+    def add(self, offset: int, frame: MarkFrame) -> FullFrame | None:
+        """The full frame that ``frame``, at ``offset``, is or completes; None if it is neither."""
+        if frame.full:
+            return FullFrame(offset, frame)
+        if not isinstance(part := frame.part, FramePart):
+            return None
+        if self._parts and self._parts[-1] == frame:  # a producer may write one twice
+            return None
+        if part.number == 1:
+            self._first, self._parts = offset, []
+        elif not self._is_next(frame, part):
+            self._parts = []
+            return None
+        self._parts.append(frame)
+        if part.number < part.of:
+            return None
+        parts, self._parts = self._parts, []
+        return FullFrame(self._first, _joined(parts))
+
+    def _is_next(self, frame: MarkFrame, part: FramePart) -> bool:
+        if not self._parts:
+            return False
+        last = self._parts[-1]
+        of_one = (last.time, last.epoch) == (frame.time, frame.epoch)
+        return of_one and part.number == len(self._parts) + 1 and part.of == _of(last)
+
+
+def _of(frame: MarkFrame) -> int:
+    return frame.part.of if isinstance(frame.part, FramePart) else 1
+
+
+def _joined(parts: list[MarkFrame]) -> MarkFrame:
+    """The full frame whose parts these are."""
+    marks: dict[str, Mark] = {}
+    scales: dict[str, str] = {}
+    uncounted: dict[str, dict[str, Uncounted]] = {}
+    for one in parts:
+        marks |= {mark.symbol: mark for mark in one.marks}
+        scales |= one.scales
+        uncounted |= one.uncounted
+    return msgspec.structs.replace(
+        parts[-1], marks=tuple(marks.values()), scales=scales, uncounted=uncounted, full=True, part=msgspec.UNSET
+    )
+
+
 def last_full_frame(log: Log) -> MarkFrame | None:
     """The last full frame that is in force, all prices and scales of now, or None if there is none.
 
@@ -77,10 +143,16 @@ def last_full_frame(log: Log) -> MarkFrame | None:
 
 def _last_full(records: Iterable[Record]) -> MarkFrame | None:
     last: MarkFrame | None = None
+    full_frames, epoch = FullFrames(), -1
     for mark in mark_records(records):
         frame = mark.frame
-        if frame is not None and frame.full and (last is None or frame.epoch >= last.epoch):
-            last = frame
+        if frame is None or frame.epoch < epoch:
+            continue
+        if frame.full or frame.part is not msgspec.UNSET:  # an empty frame that claims the right has none yet
+            epoch = frame.epoch
+        full = full_frames.add(mark.offset, frame)
+        if full is not None:
+            last = full.frame
     return last
 
 

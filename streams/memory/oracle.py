@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, TopicPartition
 
-from schemas.topics import JOURNAL, MARKS, ORACLE, PRICES, dead_letter_topic
+from schemas.topics import JOURNAL, MARKS, ORACLE, PRICES
 from streams.broker import config
 from streams.broker.kafka import Kafka
 from streams.broker.reader import poll_batch
@@ -56,7 +56,8 @@ class MemoryOracle:
                 self._send(publisher.on_prices((_price_record(record),)))
             if publisher.wait_s <= 0:
                 heartbeat = publisher.beat()
-                written = self._cluster.append(MARKS, None, heartbeat.frame, 0)
+                for frame in heartbeat.frames:
+                    written = self._cluster.append(MARKS, None, frame, 0)
                 publisher.acknowledge(heartbeat, written.time_ms, TIMESTAMP_LOG_APPEND_TIME)
 
     def _rows(self) -> Iterator[tuple[bytes, bytes]]:
@@ -75,7 +76,7 @@ class MemoryOracle:
 
     def _send(self, result: BatchResult) -> None:
         for letter in result.letters:
-            self._cluster.append(dead_letter_topic(PRICES), letter.key, letter.value, 0, letter.headers)
+            self._cluster.append(letter.topic, letter.key, letter.value, 0, letter.headers)
         for frame in result.frames:
             self._cluster.append(MARKS, None, frame, 0)
         for row in result.rows:

@@ -11,20 +11,21 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from typing import Any, Self
 
-import faust
 from faust.types import StreamT
 from prometheus_client import Counter
 
-from schemas.topics import MARKS, ORACLE, PRICES, dead_letter_topic
+from schemas.topics import MARKS, ORACLE, PRICES
 from streams import probes
 from streams.broker.kafka import Kafka
 from streams.errors import OracleFailed
 from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
-from streams.oracle.faust_app import faust_app
-from streams.oracle.faust_batches import BatchMessage
+from streams.oracle.faust_app import BatchApp, faust_app
+from streams.oracle.faust_batches import BatchMessage, FoundRecord
+from streams.oracle.fetch_watch import FetchWatch
 from streams.oracle.leadership import Leadership
+from streams.oracle.letters import LetterWriter
 from streams.oracle.publisher import BatchResult, PriceRecord, Publisher, TableRow
 from streams.oracle.wiring import open_publisher, read_last_frame
 from streams.runtime import Event
@@ -38,6 +39,7 @@ FRAMES = Counter("margin_oracle_frames", "Mark frames published")
 
 _POLL_S = 0.1  # how often a process looks whether it leads, or is told to stop
 _STOP_TIMEOUT_S = 10.0
+_READ_OTHERWISE_S = 2.0
 _HEART, _AGENT = "heart", "price agent"
 _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 
@@ -53,6 +55,7 @@ class Oracle:
         self._leadership = Leadership(kafka)
         self._offset = BrokerOffset()
         self._publisher: Publisher | None = None
+        self._app: PriceApp | None = None
         self._failure: BaseException | None = None
 
     @classmethod
@@ -85,6 +88,8 @@ class Oracle:
         age_s = self._publisher.heartbeat_age_s
         age_ms = None if age_s is None else round(1000 * age_s)
         conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
+        if (app := self._app) is not None:
+            conditions.append(app.fetch_watch.condition(limit_ms))
         if (offset_ms := self._offset.offset_ms) is not None:
             conditions.append(probes.Condition("clock_offset_ms", abs(offset_ms), OFFSET_MS_MAX))
         return conditions
@@ -96,7 +101,8 @@ class Oracle:
                 self._publisher = publisher
                 try:
                     if self._lead(publisher):
-                        await self._publish(PriceApp(app, self._kafka, publisher, self._watchdog, self._fail))
+                        self._app = PriceApp(app, self._kafka, publisher, self._watchdog, self._fail)
+                        await self._publish(self._app)
                 except Exception as error:
                     log.exception("oracle_broken")
                     self._fail(error)
@@ -135,7 +141,7 @@ class PriceApp:
 
     def __init__(
         self,
-        app: faust.App,
+        app: BatchApp,
         kafka: Kafka,
         publisher: Publisher,
         watchdog: Watchdog,
@@ -150,7 +156,15 @@ class PriceApp:
         self._order = asyncio.Lock()  # marks are sent in the order in which they were formed
         self._heart: asyncio.Task[None] | None = None
         self._marks = app.topic(MARKS, value_type=bytes)
-        self._letters = app.topic(dead_letter_topic(PRICES), value_type=bytes, key_type=bytes)
+        self._letters = LetterWriter(kafka.idempotent_producer(f"{kafka.settings.oracle.app_id}-letters"))
+        app.on_gap, app.read_records = self._letters.tell, self._read_records
+        self.fetch_watch = FetchWatch(
+            lambda: app.prices_fetched_at,
+            lambda: app.rebalancing,
+            watchdog,
+            monotonic=kafka.runtime.monotonic,
+            told_s=kafka.settings.service.ready_age_ms / 1000,
+        )
         self._table = app.Table(
             "prices",
             key_type=bytes,
@@ -175,8 +189,10 @@ class PriceApp:
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
+        self.fetch_watch.end()
         self._watchdog.beat(_HEART, "stopping Faust")
         await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
+        self._letters.close()
 
     async def _on_prices(self, stream: StreamT[bytes]) -> None:
         prices: Any = stream
@@ -186,9 +202,9 @@ class PriceApp:
                 self._watchdog.beat(_AGENT, "handling prices")
                 self._restore()
                 async with self._order:
-                    letters = await self._send(self._publisher.on_prices(_records(batch.message)))
-                for written in letters:
-                    await written  # or a process that ends now leaves what it has put nowhere behind
+                    result = self._publisher.on_prices(_records(batch.message))
+                    await self._send(result)
+                await self._letters.write(result.letters)  # or a process that ends now leaves them nowhere behind
                 batch.ack()
                 self._watchdog.forget(_AGENT)
             except Exception as error:
@@ -206,11 +222,14 @@ class PriceApp:
             while True:
                 self._watchdog.beat(_HEART, "forming marks")
                 self._restore()
+                self.fetch_watch.look()
+                await self._letters.write()
                 async with self._order:
                     heartbeat = self._publisher.beat()
                     self._watchdog.beat(_HEART, "sending marks")
-                    sent = await self._send_frame(heartbeat.frame)
-                appended = await sent
+                    sent = [await self._send_frame(frame) for frame in heartbeat.frames]
+                for written in sent:
+                    appended = await written
                 self._publisher.acknowledge(heartbeat, appended.timestamp, appended.timestamp_type)
                 await asyncio.sleep(self._publisher.wait_s)
         except asyncio.CancelledError:
@@ -223,17 +242,12 @@ class PriceApp:
             self._restored = True
             self._publisher.restore(self._table.items(), read_last_frame(self._kafka))
 
-    async def _send(self, result: BatchResult) -> list[Awaitable[Any]]:
-        """Hand everything to the producer; what is returned waits until Kafka has the dead letters."""
-        letters: list[Awaitable[Any]] = [
-            await self._letters.send(key=letter.key, value=letter.value, headers=letter.headers)
-            for letter in result.letters
-        ]
+    async def _send(self, result: BatchResult) -> None:
+        """Hand frames and rows to the producer."""
         for frame in result.frames:
             await self._send_frame(frame)
         for row in result.rows:
             self._write_row(row)
-        return letters
 
     async def _send_frame(self, frame: bytes) -> Awaitable[Any]:
         """Hand a frame to the producer; what is returned waits until Kafka has it."""
@@ -244,10 +258,24 @@ class PriceApp:
     def _write_row(self, row: TableRow) -> None:
         self._table[row.key] = row.value
 
+    def _read_records(self, topic: str, partition: int, first: int, end: int) -> list[FoundRecord]:
+        """Records of a partition as another client than aiokafka reads them; may be called in any thread.
+
+        Raises:
+            BrokerError: Kafka does not answer, or what is there is not committed yet.
+        """
+        with self._kafka.log_reader(self._kafka.settings.oracle.app_id) as reader:
+            return [
+                FoundRecord(topic, partition, record.offset(), stamp, kind, record.key(), record.value())
+                for record in reader.read_range(topic, partition, first, end, timeout_s=_READ_OTHERWISE_S)
+                for kind, stamp in (record.timestamp(),)
+            ]
+
 
 def _records(message: BatchMessage) -> Iterator[PriceRecord]:
     for record in message.records:
-        yield PriceRecord(record.partition, record.offset, record.timestamp, record.key, record.value)
+        timestamp_ms = -1 if record.timestamp is None else record.timestamp
+        yield PriceRecord(record.partition, record.offset, timestamp_ms, record.key, record.value)
 
 
 def run(settings: Settings) -> None:

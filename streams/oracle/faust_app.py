@@ -4,6 +4,7 @@ Owns how Faust and aiokafka are configured. What the app does is :mod:`streams.o
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import faust
@@ -13,7 +14,7 @@ from schemas.topics import PRICES
 from streams.access import tls
 from streams.logs import event
 from streams.oracle import faust_store
-from streams.oracle.faust_batches import BATCH_RECORDS_MAX, batch_transport
+from streams.oracle.faust_batches import BATCH_RECORDS_MAX, FoundRecord, PriceGap, batch_transport
 from streams.oracle.faust_store import Store
 from streams.settings import KafkaSettings, Settings
 
@@ -23,15 +24,23 @@ _LIMITS: dict[str, Any] = {
     "broker_request_timeout": 90.0,
     # So much waits for the answer to a partition's last request. At aiokafka's 16 KiB every other frame waited itself.
     "producer_max_batch_size": 1 << 19,
-    "producer_max_request_size": MESSAGE_BYTES_MAX + 4096,  # a full frame may have all that a message holds
+    "producer_max_request_size": MESSAGE_BYTES_MAX + 4096,  # a frame may have all that a message holds
 }
 
 
-class _App(faust.App):
+class BatchApp(faust.App):
     """Faust with batches of prices, and without its folders.
 
     It would make them in the working folder, and only its RocksDB store writes there.
+
+    ``prices_fetched_at`` is when prices were fetched last, or looked for and not there, in seconds of the machine's
+    monotonic clock; ``on_gap`` is told of prices that will never be read; ``read_records`` reads records in another
+    way than aiokafka, which cannot read all of them.
     """
+
+    prices_fetched_at: float | None = None
+    on_gap: Callable[[PriceGap], object]
+    read_records: Callable[[str, int, int, int], Sequence[FoundRecord]]
 
     def _create_directories(self) -> None:
         pass
@@ -47,7 +56,7 @@ class _App(faust.App):
         return producer
 
 
-def faust_app(settings: Settings) -> faust.App:
+def faust_app(settings: Settings) -> BatchApp:
     """The app, told what every other client is told. Redis is none of its business: a table's options say where it is.
 
     Raises:
@@ -64,7 +73,7 @@ def faust_app(settings: Settings) -> faust.App:
     client: dict[str, Any] = _LIMITS | given.faust
     # Faust refuses a session that is longer than a request may take.
     client["broker_request_timeout"] = max(client["broker_request_timeout"], session_s)
-    return _App(
+    return BatchApp(
         settings.oracle.app_id,
         env={},  # else BROKER_URL, TOPIC_PARTITIONS and their like in the environment go before what is given here
         broker=[f"aiokafka://{server}" for server in kafka.servers],
@@ -80,7 +89,7 @@ def faust_app(settings: Settings) -> faust.App:
         table_standby_replicas=0,
         producer_linger=0.0,
         producer_acks=-1,
-        consumer_auto_offset_reset="latest",
+        consumer_auto_offset_reset="none",  # the consumer of batches goes on elsewhere, and tells of it
         broker_commit_interval=1.0,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=max(0.1, kafka.session_timeout_ms / 10_000),

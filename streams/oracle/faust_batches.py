@@ -9,12 +9,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka
 from faust.types.tuples import TP, ConsumerMessage, Message
 
+from streams.errors import BrokerError
 from streams.logs import event
 
 log = logging.getLogger(__name__)
@@ -22,8 +25,39 @@ log = logging.getLogger(__name__)
 BATCH_RECORDS_MAX = 250
 """So many records are handled before anything else of the process has its turn: a few milliseconds."""
 
+LOOKBACK_RECORDS_MAX = 100_000
+"""So many of a partition's last records are read where the place in it is lost: a few seconds of work."""
+
 _REBALANCING_S = 0.02
 """A look at whether a rebalance is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriceGap:
+    """Records of a partition that will never be read: ``place`` was next, reading goes on at ``goes_on``.
+
+    ``reason`` says in words what happened to those between; ``records`` is how many they are, if that is known.
+    """
+
+    topic: str
+    partition: int
+    place: int
+    goes_on: int
+    records: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecord:
+    """A record that another client has read, with what is used of one of aiokafka's."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
 
 
 class FetchedBatch(tuple[Any, ...]):
@@ -33,27 +67,31 @@ class FetchedBatch(tuple[Any, ...]):
 
 
 class BatchMessage(ConsumerMessage):
-    """Faust's message of a whole batch: its last record, but for ``records`` and the ``first`` offset."""
+    """Faust's message of a whole batch: the place of its last record, its ``records`` and the ``first`` offset.
 
-    __slots__ = ("first", "records")
+    Faust sees neither key nor value, so neither can trouble it. ``era`` is how often the place had been lost by then.
+    """
 
-    def __init__(self, tp: TP, records: FetchedBatch, generation_id: int | None) -> None:
+    __slots__ = ("era", "first", "records")
+
+    def __init__(self, tp: TP, records: FetchedBatch, generation_id: int | None, era: int = 0) -> None:
         last = records[-1]
         super().__init__(
             last.topic,
             last.partition,
             last.offset,
-            last.timestamp / 1000,
+            (last.timestamp or 0) / 1000,
             last.timestamp_type,
             None,
             None,
-            last.value,
+            b"",
             None,
             tp=tp,
             generation_id=generation_id,
         )
         self.first: int = records[0].offset
         self.records = records
+        self.era = era
 
 
 class BatchConsumer(aiokafka.Consumer):
@@ -64,9 +102,13 @@ class BatchConsumer(aiokafka.Consumer):
     a message whose delivery it gave up, and empties its queues when all is done. What it skipped so would pass for a
     hole in the log and be acknowledged with the next batch. So nothing is handed out while a rebalance lasts, and
     after one a batch that begins too late is read again from where it ought to begin, before its hole is believed.
+
+    Where the log does not hold that place any more (it was deleted before it was read, or the partition ends below),
+    reading goes on with the last records that are there, and the app's ``on_gap`` is told.
     """
 
     batched: frozenset[str] = frozenset()
+    app: Any  # a BatchApp
 
     def on_init(self) -> None:
         """Forget every place; Faust does so when it makes a consumer, and when it starts one again."""
@@ -74,6 +116,8 @@ class BatchConsumer(aiokafka.Consumer):
         self._next: dict[TP, int] = {}
         self._began: dict[TP, int] = {}
         self._doubted: set[TP] = set()
+        self._eras: dict[TP, int] = {}
+        self._read_otherwise: set[TP] = set()
 
     async def perform_seek(self) -> None:
         """Go to what is committed, or to the first record that ever came; what was fetched before may come after."""
@@ -93,12 +137,88 @@ class BatchConsumer(aiokafka.Consumer):
             if not active_partitions:
                 await asyncio.sleep(_REBALANCING_S)
                 return {}
-        fetched = await super()._getmany(active_partitions, timeout)
-        return {tp: batches(records) if tp.topic in self.batched else records for tp, records in fetched.items()}
+        try:
+            fetched: Mapping[TP, Sequence[Any]] = await super()._getmany(active_partitions, timeout)
+        except OffsetOutOfRangeError as error:
+            (places,) = error.args
+            for place in places:
+                await self._go_on_elsewhere(TP(place.topic, place.partition))
+            return {}
+        except NoOffsetForPartitionError as error:
+            (place,) = error.args
+            await self._begin(TP(place.topic, place.partition))
+            return {}
+        except UnicodeDecodeError:
+            fetched = await self._read_by_another_client()
+        if any(tp.topic in self.batched for tp in active_partitions or ()):
+            self.app.prices_fetched_at = monotonic()
+        return {tp: batches(found) if tp.topic in self.batched else list(found) for tp, found in fetched.items()}
+
+    async def _begin(self, tp: TP) -> None:
+        """Begin a partition in which nothing was committed: with what comes from now on."""
+        if tp.topic not in self.batched:  # a changelog: Faust seeks there itself before it reads
+            return
+        end = (await self.highwaters(tp))[tp] or 0
+        self._next.setdefault(tp, end)
+        self._began.setdefault(tp, end)
+        await self._go_to(tp)
+
+    async def _go_on_elsewhere(self, tp: TP) -> None:
+        """Go on where there are records, and tell of those that there are not, if the log lacks the place."""
+        if tp.topic not in self.batched:
+            return
+        first, end = (await self.earliest_offsets(tp))[tp] or 0, (await self.highwaters(tp))[tp] or 0
+        place = self._next.get(tp)
+        if place is None or first <= place <= end:
+            self._next[tp] = end if place is None else place
+            await self._go_to(tp)
+            return
+        goes_on = max(first, end - LOOKBACK_RECORDS_MAX)
+        if place < first:
+            records, reason = goes_on - place, f"deleted before they were read: the log begins at {first}"
+        else:
+            records, reason = None, f"the partition was made anew or has lost records: it ends at {end}"
+        self._forget_acknowledged(tp, goes_on)
+        await self._go_to(tp)
+        self.app.on_gap(PriceGap(tp.topic, tp.partition, place, goes_on, records, reason))
+
+    def _forget_acknowledged(self, tp: TP, place: int) -> None:
+        """Be at ``place``, and let Faust commit from there on, be it below what was committed."""
+        self._next[tp] = self._began[tp] = place
+        self._eras[tp] = self._eras.get(tp, 0) + 1
+        self._doubted.discard(tp)
+        self._read_offset[tp] = place or None
+        self._committed_offset[tp] = place or None
+        for kept in (self._acked, self._acked_index, self._gap):
+            kept.pop(tp, None)
+
+    async def _read_by_another_client(self) -> dict[TP, Sequence[Any]]:
+        """What comes next in every partition of batches: aiokafka cannot read one of these records.
+
+        It gives up where the name of a header is no text, and forgets what it had read of the partition.
+        """
+        found: dict[TP, Sequence[Any]] = {}
+        for tp in sorted(tp for tp in self.assignment() if tp.topic in self.batched and tp in self._next):
+            place = self._next[tp]
+            with suppress(BrokerError):  # then aiokafka meets the record again, and so does this
+                found[tp] = await asyncio.to_thread(
+                    self.app.read_records, tp.topic, tp.partition, place, place + BATCH_RECORDS_MAX
+                )
+            records = found.get(tp)
+            if not records:
+                found.pop(tp, None)
+                await self._go_to(tp)
+                continue
+            with suppress(IllegalStateError):
+                await self._seek(tp, records[-1].offset + 1)
+            if tp not in self._read_otherwise:
+                self._read_otherwise.add(tp)
+                event(log, logging.WARNING, "headers_unreadable", partition=tp.partition, offset=place)
+        return found
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         if isinstance(record, FetchedBatch):
-            return BatchMessage(tp, record, self.app.consumer_generation_id)
+            return BatchMessage(tp, record, self.app.consumer_generation_id, self._eras.get(tp, 0))
         return super()._to_message(tp, record)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
@@ -150,6 +270,10 @@ class BatchConsumer(aiokafka.Consumer):
 
     def ack(self, message: Message) -> bool:
         """Mark a message, with all its records, as one that may be committed."""
+        if isinstance(message, BatchMessage) and message.era != self._eras.get(message.tp, 0):
+            message.acked = True  # of a log that is no more: its offsets mean nothing here
+            self._unacked_messages.discard(message)
+            return False
         is_new: bool = super().ack(message)
         if is_new and isinstance(message, BatchMessage):
             acked = self._acked_index[message.tp]

@@ -11,29 +11,27 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 
-from schemas import headers
 from schemas.codec import DecodeError, Decoder
-from schemas.headers import Headers
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import PRICES
+from streams.broker.dead_letters import DeadLetter, dead_letter
 from streams.broker.records import Record
 from streams.errors import LeadershipLost
 from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.margin.parameters import RiskParameters
 from streams.oracle.clock import BrokerOffset
-from streams.oracle.frames import encoded_frame
+from streams.oracle.frames import FrameLog, encoded_frame
 from streams.oracle.marks import HEARD, MarkBook
-from streams.oracle.outcomes import OutcomeLog
+from streams.oracle.outcomes import LetterLog, OutcomeLog
 from streams.oracle.scales import ScaleBook
 from streams.oracle.symbols import Outcome, SymbolState
 
 log = logging.getLogger(__name__)
 
 MARKS_LIVE = Gauge("margin_oracle_marks_live", "Marks that are live")
-DEAD_LETTERS = Counter("margin_oracle_dead_letters", "Price records that could not be read")
 
 _encode = msgspec.json.Encoder().encode
 _PRICE = Decoder[OraclePrice](OraclePrice)
@@ -93,15 +91,6 @@ class PriceRecord(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record for the dead letters of ``oracle.prices.v1``."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
-
-@dataclass(frozen=True, slots=True)
 class TableRow:
     """A row of the prices table: the key is a symbol, the value its :class:`SymbolState`."""
 
@@ -111,7 +100,8 @@ class TableRow:
 
 @dataclass(slots=True)
 class BatchResult:
-    """What comes of a batch of price records, to be sent in this order: dead letters, mark frames, rows of the table.
+    """What comes of a batch of price records: mark frames and rows of the table, to be sent in this order, and dead
+    letters, to be written before the batch is acknowledged.
 
     ``outcomes`` has one for each record, None where it is no price.
     """
@@ -124,9 +114,9 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A full mark frame, formed at ``time`` (microseconds of the machine's clock)."""
+    """A full mark frame, formed at ``time`` (microseconds of the machine's clock): the messages to send, in order."""
 
-    frame: bytes
+    frames: tuple[bytes, ...]
     time: int
 
 
@@ -169,6 +159,8 @@ class Publisher:
         self._book = MarkBook()
         self._scales = ScaleBook(shards)
         self._outcomes = OutcomeLog()
+        self._frame_log = FrameLog()
+        self._letter_log = LetterLog(monotonic)
         self._written: dict[str, int] = {}
         self._due: float | None = None
         self._acknowledged: float | None = None
@@ -221,6 +213,7 @@ class Publisher:
             try:
                 price = _PRICE(record.value)
             except DecodeError as error:
+                self._letter_log.tell(record.partition, record.offset, str(error))
                 result.letters.append(_dead_letter(record, error))
                 result.outcomes.append(None)
                 continue
@@ -235,13 +228,13 @@ class Publisher:
             if mark is not None:
                 before = marks.get(symbol)
                 if before is not None and before.status != mark.status:
-                    result.frames.append(self._frame(formed_at, tuple(marks.values())))
+                    result.frames += self._frame(formed_at, tuple(marks.values()))
                     marks.clear()
                 marks[symbol], formed_at = mark, clock
             if self._is_row_due(symbol, clock, at_once=mark is not None and mark.status != "live"):
                 rows[symbol] = None
         if marks:
-            result.frames.append(self._frame(formed_at, tuple(marks.values())))
+            result.frames += self._frame(formed_at, tuple(marks.values()))
         result.rows = [self._row(symbol) for symbol in rows]
         self._outcomes.accepted(result.outcomes.count("accepted"))
         return result
@@ -272,6 +265,7 @@ class Publisher:
         """
         if self._due is None:
             self._due = self._monotonic()
+        self._letter_log.sum_up()
         self.follow_parameters()
         if not self._right.poll():
             raise LeadershipLost("another oracle process publishes now")
@@ -281,8 +275,8 @@ class Publisher:
             self._scales.observe_open_interest(shard, quantities)
         self._scales.observe_marks(marks, clock)
         self._scales.step(marks, clock)
-        frame = self._frame(clock, marks, full=True, scales=self._scales.scales, uncounted=self._book.uncounted(clock))
-        return Heartbeat(frame, clock)
+        uncounted = self._book.uncounted(clock)
+        return Heartbeat(self._frame(clock, marks, full=True, scales=self._scales.scales, uncounted=uncounted), clock)
 
     def acknowledge(self, heartbeat: Heartbeat, timestamp_ms: int | None, timestamp_type: int) -> None:
         """Kafka has ``heartbeat``, with this timestamp of this type; the next one is due a heartbeat after it was."""
@@ -315,17 +309,16 @@ class Publisher:
         self._book.set_rules(parameters.oracle, kept={*parameters.instruments, *priced})
         self._scales.set_parameters(parameters)
 
-    def _frame(self, clock: int, marks: Sequence[Mark], **fields: Any) -> bytes:
+    def _frame(self, clock: int, marks: Sequence[Mark], **fields: Any) -> tuple[bytes, ...]:
         assert self.epoch is not None, "a frame carries the epoch of a claim"
         if self._right.lost:
             raise LeadershipLost("another oracle process publishes now")
-        return encoded_frame(MarkFrame(time=clock, marks=tuple(marks), epoch=self.epoch, **fields))
+        frame = MarkFrame(time=clock, marks=tuple(marks), epoch=self.epoch, **fields)
+        encoded = encoded_frame(frame)
+        if frame.full:
+            self._frame_log.tell(frame, encoded)
+        return encoded.messages
 
 
-def _dead_letter(record: PriceRecord, error: DecodeError) -> DeadLetter:
-    DEAD_LETTERS.inc()
-    event(log, logging.WARNING, "dead_letter", topic=PRICES, offset=record.offset, reason=str(error))
-    about = headers.dead_letter(
-        PRICES, record.partition, record.offset, record.timestamp_ms, type(error).__name__, str(error)
-    )
-    return DeadLetter(record.key, record.value, about)
+def _dead_letter(record: PriceRecord, error: Exception) -> DeadLetter:
+    return dead_letter(PRICES, record.partition, record.offset, record.timestamp_ms, record.key, record.value, error)

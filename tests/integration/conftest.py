@@ -61,6 +61,11 @@ class Topic:
         decoded = [orjson.loads(value) for _, value, _ in self.read() if value is not None]
         return [value for value in decoded if all(value.get(name) == wanted for name, wanted in fields.items())]
 
+    def end_of(self, topic: str, partition: int = 0) -> int:
+        """The offset of the next record of a partition."""
+        end: int = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
+        return end
+
     def all_topics(self) -> list[str]:
         return list(self._consumer.list_topics(timeout=10).topics)
 

@@ -20,13 +20,14 @@ from schemas.parameters import (
     Scale,
 )
 from schemas.topics import PARAMETERS
+from streams.broker.dead_letters import DeadLetter
 from streams.broker.records import Record
 from streams.errors import LeadershipLost
 from streams.feeds.parameters import ParameterFold
 from streams.machine_clock import MachineClock
 from streams.margin.parameters import RiskParameters
 from streams.oracle.clock import BrokerOffset
-from streams.oracle.publisher import BatchResult, DeadLetter, PriceRecord, Publisher, TableRow
+from streams.oracle.publisher import BatchResult, PriceRecord, Publisher, TableRow
 from streams.oracle.symbols import Outcome, SymbolState
 
 T0 = 1_700_000_000_000_000
@@ -181,7 +182,7 @@ class Stage:
         """A heartbeat that Kafka has at once."""
         heartbeat = self.publisher.beat()
         self.publisher.acknowledge(heartbeat, heartbeat.time // 1000, LOG_APPEND_TIME)
-        return decode_frame(heartbeat.frame)
+        return decode_frame(heartbeat.frames[0])
 
 
 # --- prices ----------------------------------------------------------------------------------------------------------

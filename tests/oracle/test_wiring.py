@@ -91,7 +91,7 @@ def test_it_begins_from_the_last_full_frame_that_is_in_force(machines: Machines)
         mark = Mark(symbol="X", price=text, status="live", publish_time=1)
         machines.cluster.append(MARKS, None, encode(MarkFrame(time=1, marks=(mark,), full=True, epoch=epoch)))
     frames: list[MarkFrame] = []
-    publish(machines, lambda _, publisher: frames.append(decode_frame(publisher.beat().frame)))
+    publish(machines, lambda _, publisher: frames.append(decode_frame(publisher.beat().frames[0])))
     assert [(mark.price, mark.status) for mark in frames[0].marks] == [("99", "stale")]
 
 
@@ -121,7 +121,7 @@ def test_the_open_interest_in_the_journals_makes_scales_once_all_shards_have_tol
         for number in (2, 3, 4):
             kafka.runtime.sleep(4)
             price(kafka, publisher, number)
-            scales.append(decode_frame(publisher.beat().frame).scales)
+            scales.append(decode_frame(publisher.beat().frames[0]).scales)
 
     publish(machines, body)
     assert scales[-1] == ({"instrument:X": "2"} if told == SHARDS else {})
