@@ -90,6 +90,8 @@ def _entries(frame: MarkFrame, marks: Iterable[Mark]) -> Iterator[_Entries]:
         yield from room_for({key: scale})
         filled.scales[key] = scale
     for symbol, reasons in frame.uncounted.items():
+        if len(_encode(reasons)) > MESSAGE_BYTES_MAX // 2:  # names in the rules that no price can have
+            continue
         yield from room_for({symbol: reasons})
         filled.uncounted[symbol] = reasons
     yield filled

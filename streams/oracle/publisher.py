@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 from prometheus_client import Gauge
 
-from schemas.codec import DecodeError, Decoder
+from schemas.codec import MESSAGE_BYTES_MAX, DecodeError, Decoder
 from schemas.messages import Mark, MarkFrame, OraclePrice
 from schemas.topics import PRICES
 from streams.broker.dead_letters import DeadLetter, dead_letter
@@ -162,6 +162,7 @@ class Publisher:
         self._frame_log = FrameLog()
         self._letter_log = LetterLog(monotonic)
         self._written: dict[str, int] = {}
+        self._not_kept: set[str] = set()
         self._due: float | None = None
         self._acknowledged: float | None = None
         self._adopt_parameters()
@@ -235,7 +236,7 @@ class Publisher:
                 rows[symbol] = None
         if marks:
             result.frames += self._frame(formed_at, tuple(marks.values()))
-        result.rows = [self._row(symbol) for symbol in rows]
+        result.rows = [row for symbol in rows if (row := self._row(symbol)) is not None]
         self._outcomes.accepted(result.outcomes.count("accepted"))
         return result
 
@@ -252,9 +253,16 @@ class Publisher:
         self._written[symbol] = clock
         return True
 
-    def _row(self, symbol: str) -> TableRow:
+    def _row(self, symbol: str) -> TableRow | None:
+        """The state of a symbol; None if it has had so many sources that no record holds it."""
         state = msgspec.structs.replace(self._book.state(symbol), volatility=self._scales.volatility(symbol))
-        return TableRow(symbol.encode(), _encode(state))
+        value = _encode(state)
+        if len(value) <= MESSAGE_BYTES_MAX:
+            return TableRow(symbol.encode(), value)
+        if symbol not in self._not_kept:
+            self._not_kept.add(symbol)
+            event(log, logging.ERROR, "symbol_not_kept", symbol=symbol, sources=len(state.sources), bytes=len(value))
+        return None
 
     def beat(self) -> Heartbeat:
         """Follow the parameters and the journals, and form a frame of all marks; the first one is due when asked for.

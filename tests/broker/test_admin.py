@@ -16,11 +16,13 @@ from schemas.topics import (
     PARAMETERS,
     PRICES,
     PROGRESS,
+    RECORD_BYTES_MAX,
     REPORTS,
     ROUTER,
     TRADES,
     TRANSFERS,
     all_topics,
+    dead_letter_topic,
 )  # fmt: skip
 from streams.broker import config
 from streams.broker.admin import admin_client, ensure_topics, require_topics
@@ -85,6 +87,15 @@ def test_a_topic_that_forgets_what_it_must_keep_is_named(settings: Settings) -> 
     with altered(settings, ROUTER, "cleanup.policy", "delete", "compact"):
         (fault,) = ensure_topics(settings, create=False).wrong
     assert fault.startswith(f"{ROUTER} has cleanup.policy=delete and must have compact: kafka-configs")
+
+
+def test_a_topic_that_would_refuse_a_dead_letter_for_its_size_stops_every_role(settings: Settings) -> None:
+    topic, least = dead_letter_topic(PRICES), str(RECORD_BYTES_MAX)
+    with altered(settings, topic, "max.message.bytes", "1000000", least), pytest.raises(TopicError) as refused:
+        require_topics(settings)
+    assert f"{topic} has max.message.bytes=1000000 and must have at least {least}, because" in str(refused.value)
+    with altered(settings, topic, "max.message.bytes", "9000000", least):
+        require_topics(settings)
 
 
 def test_whatever_a_sender_says_the_record_has_the_brokers_time_or_none(settings: Settings) -> None:

@@ -11,14 +11,16 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c
-from confluent_kafka import Producer
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from infra.local.stack import LocalStack
 from schemas.codec import MESSAGE_BYTES_MAX
 from schemas.topics import MARKS, PARAMETERS, PRICES, RECORD_BYTES_MAX, dead_letter_topic
 from streams.broker import config
-from streams.broker.admin import admin_client, ensure_topics
+from streams.broker.admin import admin_client, ensure_topics, group_state
+from streams.broker.letter_counts import count_letters
+from streams.broker.reader import LogReader
 from streams.settings import Settings, load
 from tests.integration.conftest import Role, Topic, eventually, now_us
 
@@ -35,6 +37,39 @@ def configure(settings: Settings, topic: str, **values: str) -> None:
     admin = admin_client(settings)  # kept: its requests end with it
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
     for done in admin.incremental_alter_configs([resource]).values():
+        done.result(timeout=10)
+
+
+def new_producer(settings: Settings) -> Producer:
+    return Producer(config.producer(settings.kafka, "test") | {"message.max.bytes": INPUT_BYTES_MAX})
+
+
+def delete_records(settings: Settings, before: int) -> None:
+    admin = admin_client(settings)
+    for done in admin.delete_records([TopicPartition(PRICES, 0, before)]).values():
+        done.result(timeout=10)
+
+
+def make_anew(settings: Settings) -> None:
+    admin = admin_client(settings)
+    admin.delete_topics([PRICES])[PRICES].result(timeout=30)
+
+    def created() -> bool:
+        try:
+            admin.create_topics([NewTopic(PRICES, num_partitions=1)])[PRICES].result(timeout=30)
+        except KafkaException:  # it is not quite gone yet
+            return False
+        return True
+
+    eventually(created, "the topic is made anew")
+
+
+def commit(settings: Settings, offset: int) -> None:
+    """Commit ``offset`` for the oracle, which does not run."""
+    admin, group = admin_client(settings), settings.oracle.app_id
+    place = ConsumerGroupTopicPartitions(group, [TopicPartition(PRICES, 0, offset)])
+    eventually(lambda: group_state(settings, group).state == "EMPTY", "the group is empty")
+    for done in admin.alter_consumer_group_offsets([place]).values():
         done.result(timeout=10)
 
 
@@ -90,6 +125,17 @@ class Market:
         """The offset of the next price."""
         return self.marks.end_of(PRICES)
 
+    def commits_again(self) -> None:
+        """What is read is committed, wherever it is."""
+        self.next_is_marked()
+        end = self.end()
+
+        def committed() -> bool:
+            offsets = group_state(self.settings, self.settings.oracle.app_id).committed
+            return offsets.get((PRICES, 0)) == end
+
+        eventually(committed, f"offset {end} is committed")
+
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
@@ -98,7 +144,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
         settings = load({}, servers | {"topics.shards": 1, "topics.partitions": 1})
         assert not ensure_topics(settings).wrong
         configure(settings, PRICES, max_message_bytes=str(INPUT_BYTES_MAX))
-        producer = Producer(config.producer(settings.kafka, "test") | {"message.max.bytes": INPUT_BYTES_MAX})
+        producer = new_producer(settings)
         rules = {"type": "oracle", "symbol": "X", "sources": {"a": "1"}, "version": 1}
         rules |= {"max_jump": "1", "minimum_sources": 1}
         producer.produce(PARAMETERS, orjson.dumps(rules), key=b"oracle:X")
@@ -217,3 +263,70 @@ def test_a_parameter_record_that_is_none_does_not_stop_it(
 def test_its_log_stays_small(market: Market) -> None:
     """Of all of the above, each record of up to 10 MB."""
     assert len(market.oracle.log()) < 500_000
+
+
+# --- prices that were gone before they were read ----------------------------------------------------------------------
+
+
+def stopped(market: Market) -> int:
+    """The oracle has stopped, with everything committed; where it would go on."""
+    place = market.end()
+
+    def committed() -> bool:
+        offsets = group_state(market.settings, market.settings.oracle.app_id).committed
+        return offsets.get((PRICES, 0)) == place
+
+    eventually(committed, f"offset {place} is committed")
+    assert market.oracle.stop() == 0
+    return place
+
+
+def gap_letter(market: Market, place: int) -> dict[str, bytes]:
+    headers = market.letter_of(place)[2]
+    assert headers["dlq.error"] == b"PricesMissed"
+    return headers
+
+
+def test_prices_deleted_before_they_were_read_are_told_and_the_marks_go_on(market: Market) -> None:
+    place = stopped(market)
+    for _ in range(10):
+        market.send(b"never read")
+    delete_records(market.settings, place + 8)
+    market.oracle.restart()
+    market.next_is_marked()
+    reason = gap_letter(market, place)["dlq.reason"].decode()
+    assert reason == (
+        f"8 prices from here on were not read: deleted before they were read: the log begins at {place + 8}; "
+        f"reading went on at {place + 8}"
+    )
+    market.letter_of(place + 8)
+    market.letter_of(place + 9)
+    assert market.oracle.log().count('"prices_missed"') == 1
+    market.commits_again()
+
+
+def test_a_topic_that_was_made_anew_while_the_oracle_ran_is_read(market: Market) -> None:
+    place = market.end()
+    make_anew(market.settings)
+    market.producer = new_producer(market.settings)  # the one before knows that there is no such topic
+    market.next_is_marked()
+    market.commits_again()
+    assert market.end() < place, "below what it had read"
+    assert b"made anew" in gap_letter(market, place)["dlq.reason"]
+
+
+def test_a_partition_that_ends_below_what_was_committed_is_read(market: Market) -> None:
+    """As after an unclean election, which leaves the group's offset as it was."""
+    place = stopped(market) + 1_000_000
+    commit(market.settings, place)
+    market.oracle.restart()
+    market.next_is_marked()
+    reason = gap_letter(market, place)["dlq.reason"].decode()
+    assert reason.startswith("an unknown number of prices from here on were not read: the partition was made anew or")
+    market.commits_again()
+
+
+def test_status_names_the_prices_that_were_missed(market: Market) -> None:
+    with LogReader(market.settings.kafka, "test") as reader:
+        counts = count_letters(reader, PRICES)
+    assert {kind.error for kind in counts.classes} >= {"DecodeError", "PricesMissed"}

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from schemas.messages import OraclePrice
 from streams.oracle.marks import Outcome
-from streams.oracle.outcomes import NAMES_MAX, OutcomeLog
+from streams.oracle.outcomes import LETTERS_LOGGED_MAX, LETTERS_PERIOD_S, NAMES_MAX, LetterLog, OutcomeLog
 
 T0 = 1_700_000_000_000_000
 
@@ -69,3 +69,42 @@ def test_every_price_is_counted_by_outcome() -> None:
     for _ in range(3):
         log.tell(price(), "from_the_future", T0)
     assert counted() == before + 3
+
+
+class Clock:
+    """Seconds that pass by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_of_many_dead_letters_the_first_are_logged_and_the_others_summed_up(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = Clock()
+    letters = LetterLog(now)
+    counted = REGISTRY.get_sample_value("margin_oracle_dead_letters_total") or 0
+    for offset in range(LETTERS_LOGGED_MAX + 5):
+        letters.tell(3, offset, "no price")
+    letters.sum_up()
+    assert [record.getMessage() for record in caplog.records] == ["dead_letter"] * LETTERS_LOGGED_MAX
+    now.now += LETTERS_PERIOD_S
+    letters.sum_up()
+    letters.sum_up()
+    more = caplog.records[LETTERS_LOGGED_MAX:]
+    assert [(record.getMessage(), record.__dict__["fields"]["count"]) for record in more] == [("dead_letters_more", 5)]
+    assert more[0].__dict__["fields"]["last"] == f"oracle.prices.v1[3] offset {LETTERS_LOGGED_MAX + 4}: no price"
+    letters.tell(3, 99, "no price")
+    assert caplog.records[-1].getMessage() == "dead_letter", "a new period"
+    assert REGISTRY.get_sample_value("margin_oracle_dead_letters_total") == counted + LETTERS_LOGGED_MAX + 6
+
+
+def test_a_sender_of_nonsense_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    now = Clock()
+    letters = LetterLog(now)
+    for offset in range(100_000):
+        now.now += 0.01
+        letters.tell(0, offset, "no price")
+    assert len(caplog.records) <= (LETTERS_LOGGED_MAX + 1) * (1_000 / LETTERS_PERIOD_S + 1)
