@@ -8,6 +8,7 @@ Reading the topic, and what to do with a refused record, is left to the caller.
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from types import MappingProxyType
+from typing import TypeVar
 
 from schemas.codec import Decoder
 from schemas.parameters import AssetParameters, InstrumentParameters, OracleParameters, Parameter, PolicyParameters
@@ -26,6 +27,13 @@ from streams.margin.rules import AssetRules, Instrument, Policy
 
 _RECORD = Decoder[Parameter](Parameter)
 
+Rules = TypeVar("Rules")
+
+
+def _frozen(rules: Mapping[str, Rules]) -> MappingProxyType[str, Rules]:
+    """``rules`` as nobody can change them; those of another set are shared, because a copy costs what they are many."""
+    return rules if isinstance(rules, MappingProxyType) else MappingProxyType(dict(rules))
+
 
 class RiskParameters:
     """An immutable, checked set of parameter records.
@@ -37,11 +45,11 @@ class RiskParameters:
 
     __slots__ = ("_records", "assets", "instruments", "oracle", "policy", "scales")
 
-    instruments: Mapping[str, Instrument]
-    assets: Mapping[str, AssetRules]
-    oracle: Mapping[str, OracleParameters]
+    instruments: MappingProxyType[str, Instrument]
+    assets: MappingProxyType[str, AssetRules]
+    oracle: MappingProxyType[str, OracleParameters]
     policy: Policy
-    scales: Mapping[str, Decimal]
+    scales: MappingProxyType[str, Decimal]
 
     def __init__(
         self,
@@ -54,11 +62,11 @@ class RiskParameters:
     ) -> None:
         """Use :meth:`empty`, :meth:`build` and :meth:`with_record` instead: they check."""
         self._records = records
-        self.instruments = MappingProxyType(dict(instruments))
-        self.assets = MappingProxyType(dict(assets))
-        self.oracle = MappingProxyType(dict(oracle))
+        self.instruments = _frozen(instruments)
+        self.assets = _frozen(assets)
+        self.oracle = _frozen(oracle)
         self.policy = policy
-        self.scales = MappingProxyType(dict(scales))
+        self.scales = _frozen(scales)
 
     @classmethod
     def empty(cls) -> "RiskParameters":
@@ -88,11 +96,11 @@ class RiskParameters:
         Raises:
             ParameterError: the record breaks a rule or contradicts another; the text says which and why.
         """
-        instruments, assets, oracle, policy = dict(self.instruments), dict(self.assets), dict(self.oracle), self.policy
+        instruments, assets, oracle, policy = self.instruments, self.assets, self.oracle, self.policy
         match record:
             case InstrumentParameters():
                 instrument = instrument_of(record, self._scale(record))
-                instruments[record.symbol] = instrument
+                instruments = MappingProxyType(instruments | {record.symbol: instrument})
                 check_bound(record, record.symbol, oracle)
                 check_scaled_by_open_interest(instruments)
                 if instrument.settle_asset in assets:
@@ -101,7 +109,7 @@ class RiskParameters:
                 if record.asset not in assets and len(assets) >= ASSETS_MAX:
                     raise ParameterError(f"{record.key}: there are {ASSETS_MAX} assets already, the most there may be")
                 asset = asset_of(record, self._scale(record))
-                assets[record.asset] = asset
+                assets = MappingProxyType(assets | {record.asset: asset})
                 check_bound(record, record.price_symbol, oracle)
                 for instrument in instruments.values():
                     if instrument.settle_asset == asset.asset:
@@ -109,13 +117,18 @@ class RiskParameters:
             case PolicyParameters():
                 policy = policy_of(record)
             case OracleParameters():
-                oracle[record.symbol] = oracle_of(record)
-                for other in self._records.values():
-                    if isinstance(other, InstrumentParameters):
-                        check_bound(other, other.symbol, oracle)
-                    elif isinstance(other, AssetParameters):
-                        check_bound(other, other.price_symbol, oracle)
+                oracle = MappingProxyType(oracle | {record.symbol: oracle_of(record)})
+                self._check_bounds(record.symbol, oracle)
         return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
+
+    def _check_bounds(self, symbol: str, oracle: Mapping[str, OracleParameters]) -> None:
+        """Check the records that are valued at ``symbol`` against its rules in ``oracle``: there may be many others."""
+        if isinstance(instrument := self._records.get(f"instrument:{symbol}"), InstrumentParameters):
+            check_bound(instrument, symbol, oracle)
+        for name in self.assets:
+            asset = self._records[f"asset:{name}"]
+            if isinstance(asset, AssetParameters) and asset.price_symbol == symbol:
+                check_bound(asset, symbol, oracle)
 
     def with_encoded(self, key: bytes | None, value: bytes | None) -> "RiskParameters":
         """The set after a record of ``risk.parameters.v1`` as it is in the log; no value removes what is at the key.

@@ -15,6 +15,7 @@ from schemas.messages import (
     Batch,
     EventFrame,
     FillColumns,
+    FramePart,
     Mark,
     MarkFrame,
     ReportColumns,
@@ -24,6 +25,7 @@ from schemas.parameters import AssetParameters, InstrumentParameters, MarginTier
 from schemas.types import ReportStatus
 from streams.clearing.account import account_row
 from streams.clearing.shard import Output, Shard
+from streams.feeds.marks import first_needed
 from streams.margin.bands import TriggerIndex
 from streams.margin.parameters import RiskParameters
 from streams.margin.portfolio import Portfolio
@@ -346,6 +348,51 @@ def test_a_shard_that_recalls_its_marks_knows_the_scales(driver: Driver) -> None
     driver.transfer("alice", "700")
     (command,) = driver.fill("alice", "1", "10000").commands
     assert command.evidence.maintenance_margin == "1000"
+
+
+def parts_of(driver: Driver, time: int) -> list[MarkFrame]:
+    """A full frame in three parts: two prices, and the scale in the last of them."""
+    marks = [
+        Mark(symbol=symbol, price=price, status="live", publish_time=time)
+        for symbol, price in (("BTC-PERP", "10000"), ("BTC-USD", "10000"))
+    ]
+    said: list[dict[str, Any]] = [{"marks": (mark,)} for mark in marks]
+    said.append({"marks": (), "scales": {"instrument:BTC-PERP": "2"}})
+    return [
+        MarkFrame(time=time, epoch=3, part=FramePart(number=number, of=3), **fields)
+        for number, fields in enumerate(said, 1)
+    ]
+
+
+def maintenance(driver: Driver) -> Decimal:
+    return driver.shard.parameters.instruments["BTC-PERP"].steps[0].maintenance_rate
+
+
+def test_a_full_frame_in_parts_is_in_force_with_its_last_part(driver: Driver) -> None:
+    shard = driver.shard
+    shard.apply_marks(7, MarkFrame(time=driver.time, marks=(), full=True, epoch=3))
+    usual, first = maintenance(driver), shard.marks_next
+    for part in parts_of(driver, driver.time):
+        assert (shard.cursor.marks_full, maintenance(driver)) == (7, usual)
+        shard.apply_marks(shard.marks_next, part)
+    assert (shard.cursor.marks_full, maintenance(driver)) == (first, 2 * usual), "reading begins at its first part"
+
+
+@pytest.mark.parametrize("walked", [0, 1, 2, 3, 4, 5])
+def test_a_shard_that_is_taken_amid_the_parts_goes_on_as_if_it_had_not_been(driver: Driver, walked: int) -> None:
+    frames = parts_of(driver, T0) + parts_of(driver, T0 + 250_000)
+    for offset, part in enumerate(frames[:walked]):
+        driver.shard.apply_marks(offset, part)
+    cursor = driver.shard.cursor
+    taken = Driver(driver.shard.parameters)
+    for offset in range(first_needed(cursor.marks_full, cursor.marks_next), cursor.marks_next):
+        taken.shard.recall_marks(offset, frames[offset])
+    for offset, part in enumerate(frames[walked:], walked):
+        for shard in (driver.shard, taken.shard):
+            shard.apply_marks(offset, part)
+        assert taken.shard.cursor.marks_full == driver.shard.cursor.marks_full
+        assert maintenance(taken) == maintenance(driver)
+        assert taken.shard.portfolio.marks == driver.shard.portfolio.marks
 
 
 def frame_of(epoch: int, price: str, driver: Driver, *, after_ms: int = 0) -> MarkFrame:

@@ -3,9 +3,10 @@
 from typing import Any, cast
 
 import pytest
+from msgspec import UNSET
 
 from schemas.codec import encode
-from schemas.messages import MarkFrame
+from schemas.messages import FramePart, Mark, MarkFrame
 from schemas.topics import MARKS
 from streams.broker.reader import Follower
 from streams.feeds.marks import MARKS_LOOKBACK, MarkFeed, first_needed, last_full_frame, read_marks
@@ -21,6 +22,44 @@ def written(*frames: MarkFrame | bytes) -> GivenLog:
 
 def frame(time: int, *, full: bool = False, epoch: int = -1) -> MarkFrame:
     return MarkFrame(time=time, marks=(), full=full, epoch=epoch)
+
+
+def part(time: int, number: int, of: int = 3, *, epoch: int = -1) -> MarkFrame:
+    mark = Mark(symbol=f"S{number}", price="1", status="live", publish_time=time)
+    scales = {f"instrument:S{number}": "2"}
+    return MarkFrame(time=time, marks=(mark,), scales=scales, epoch=epoch, part=FramePart(number=number, of=of))
+
+
+def parts(time: int, epoch: int = -1) -> list[MarkFrame]:
+    return [part(time, number, epoch=epoch) for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "time"),
+    [
+        (parts(1), 1),
+        ([*parts(1), *parts(2)[:2]], 1),
+        ([*parts(1), *parts(2)[1:]], 1),
+        ([frame(1, full=True), *parts(2), frame(3)], 2),
+        ([*parts(1), frame(2, full=True)], 2),
+        (parts(1)[1:], None),
+        ([*parts(1, epoch=5), *parts(2, epoch=4)], 1),
+        ([part(1, 1), part(1, 2, epoch=7), part(1, 3)], None),
+        ([part(1, 1), part(2, 2), part(1, 3)], None),
+        ([part(1, 1), part(1, 2, of=2)], None),
+        ([part(1, 2, of=1)], None),
+        ([part(1, 1, of=1)], 1),
+        ([*parts(1), *[frame(2)] * 700], 1),
+        ([part(1, 1), *[frame(2)] * 62, part(1, 2), part(1, 3)], 1),
+    ],
+)
+def test_the_last_full_frame_in_parts_is_found(frames: list[MarkFrame], time: int | None) -> None:
+    last = last_full_frame(written(*frames))
+    assert (None if last is None else last.time) == time
+    if last is not None and last.marks:
+        assert last.full
+        assert last.part is UNSET
+        assert {f"instrument:{mark.symbol}" for mark in last.marks} == last.scales.keys()
 
 
 def test_a_record_that_is_no_frame_is_handed_on_with_the_reason() -> None:

@@ -12,7 +12,7 @@ from streams.oracle.publisher import BatchResult, PriceRecord
 from tests.oracle.test_publisher import T0, Stage, decode_frame, decode_state
 from tests.properties import examples
 
-LITERALS = (
+LITERALS: tuple[str | bytes, ...] = (
     '"1"', '"100"', '"0"', '"-1"', '"1e5"', '"1e999999999"', '"NaN"', '"Infinity"', '"0.000000000000000001"',
     '"999999999999999999.999999999999999999"', '"' + "9" * 5_000 + '"', '"\ud800"'.encode("utf-8", "surrogatepass"),
     '"\\ud800"', '"X"', '"a"', '"b"', '"unknown"', '""', '"\\u0000"', "NaN", "1e999", "-1", "0", "1", "9" * 5_000,
@@ -26,7 +26,9 @@ USUAL = {"source": '"a"', "symbol": '"X"', "price": '"100"', "sequence": "1", "p
 @st.composite
 def almost_prices(draw: st.DrawFn) -> bytes:
     """A price with fields that are missing, there twice, or of any value."""
-    fields = [(name, literal) for name, literal in USUAL.items() if draw(st.integers(0, 9))]
+    fields: list[tuple[str, str | bytes]] = [
+        (name, literal) for name, literal in USUAL.items() if draw(st.integers(0, 9))
+    ]
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(fields)))
         fields.insert(place, (draw(st.sampled_from(FIELDS)), draw(st.sampled_from(LITERALS))))
