@@ -210,6 +210,7 @@ class Engine:
             return
         shards = self._assignment.running.values()
         for message in messages:
+            self._progress.beat("reading parameters")
             step = self._parameter_log.add(message)
             if step.refused is not None:
                 if DEAD_LETTER_SHARD in self._assignment.running:

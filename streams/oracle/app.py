@@ -97,7 +97,13 @@ class Oracle:
     async def _run(self) -> None:
         try:
             app = faust_app(self._kafka.settings)  # belongs to the loop that runs it
-            with open_publisher(self._kafka, self._leadership, self._shards, self._offset) as publisher:
+            with open_publisher(
+                self._kafka,
+                self._leadership,
+                self._shards,
+                self._offset,
+                lambda: self._watchdog.beat(_HEART, "reading parameters"),
+            ) as publisher:
                 self._publisher = publisher
                 try:
                     if self._lead(publisher):

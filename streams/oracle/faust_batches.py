@@ -152,7 +152,7 @@ class BatchConsumer(aiokafka.Consumer):
             fetched = await self._read_by_another_client()
         if any(tp.topic in self.batched for tp in active_partitions or ()):
             self.app.prices_fetched_at = monotonic()
-        return {tp: batches(found) if tp.topic in self.batched else list(found) for tp, found in fetched.items()}
+        return {tp: batches(records) if tp.topic in self.batched else list(records) for tp, records in fetched.items()}
 
     async def _begin(self, tp: TP) -> None:
         """Begin a partition in which nothing was committed: with what comes from now on."""
@@ -197,16 +197,16 @@ class BatchConsumer(aiokafka.Consumer):
 
         It gives up where the name of a header is no text, and forgets what it had read of the partition.
         """
-        found: dict[TP, Sequence[Any]] = {}
+        came: dict[TP, Sequence[Any]] = {}
         for tp in sorted(tp for tp in self.assignment() if tp.topic in self.batched and tp in self._next):
             place = self._next[tp]
             with suppress(BrokerError):  # then aiokafka meets the record again, and so does this
-                found[tp] = await asyncio.to_thread(
+                came[tp] = await asyncio.to_thread(
                     self.app.read_records, tp.topic, tp.partition, place, place + BATCH_RECORDS_MAX
                 )
-            records = found.get(tp)
+            records = came.get(tp)
             if not records:
-                found.pop(tp, None)
+                came.pop(tp, None)
                 await self._go_to(tp)
                 continue
             with suppress(IllegalStateError):
@@ -214,7 +214,7 @@ class BatchConsumer(aiokafka.Consumer):
             if tp not in self._read_otherwise:
                 self._read_otherwise.add(tp)
                 event(log, logging.WARNING, "headers_unreadable", partition=tp.partition, offset=place)
-        return found
+        return came
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         if isinstance(record, FetchedBatch):

@@ -1,11 +1,12 @@
 """What a publisher follows and begins from, made with a factory of Kafka clients: the real one, or one in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from schemas.messages import MarkFrame
 from schemas.topics import PARAMETERS
 from streams.broker.kafka import Kafka
+from streams.broker.records import Record
 from streams.feeds.journal import JournalFollower
 from streams.feeds.marks import last_full_frame
 from streams.feeds.parameters import ParameterFeed
@@ -15,8 +16,12 @@ from streams.oracle.publisher import Publisher, Right
 
 
 @contextmanager
-def open_publisher(kafka: Kafka, right: Right, shards: int, offset: BrokerOffset) -> Iterator[Publisher]:
+def open_publisher(
+    kafka: Kafka, right: Right, shards: int, offset: BrokerOffset, on_progress: Callable[[], object] = lambda: None
+) -> Iterator[Publisher]:
     """A publisher that follows parameters and journals, the parameters caught up with their topic.
+
+    ``on_progress`` is called with every parameter record that is taken in.
 
     Raises:
         BrokerError: Kafka does not answer.
@@ -27,8 +32,14 @@ def open_publisher(kafka: Kafka, right: Right, shards: int, offset: BrokerOffset
         closing(ParameterFeed(kafka.follower(app_id, PARAMETERS))) as parameters,
     ):
         parameters.restart()
-        with kafka.log_reader(app_id) as reader:
-            parameters.catch_up(reader, lambda records: [parameters.add(record) for record in records])
+
+        def add(records: list[Record]) -> None:
+            for record in records:
+                on_progress()
+                parameters.add(record)
+
+        with kafka.log_reader(app_id, on_progress) as reader:
+            parameters.catch_up(reader, add)
         yield Publisher(
             heartbeat_ms=settings.oracle.heartbeat_ms,
             shards=shards,

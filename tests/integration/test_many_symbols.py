@@ -1,4 +1,4 @@
-"""Twenty thousand symbols: their full frames come in parts, which engines, tables, status and a restarted oracle read."""
+"""Twenty thousand symbols: their full frames come in parts, which every reader and a restarted oracle can read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +23,16 @@ SYMBOLS, SOURCES = 20_000, "abc"
 DEADLINE_S = 240.0
 
 
+def produce(producer: Producer, topic: str, value: dict[str, object], key: str) -> None:
+    """Queue a record, waiting for room."""
+    while True:
+        try:
+            producer.produce(topic, orjson.dumps(value), key=key)
+            return
+        except BufferError:
+            producer.poll(0.1)
+
+
 @dataclass
 class Exchange:
     """The roles, and a producer of prices: each round of them is a millionth above the one before."""
@@ -33,14 +43,6 @@ class Exchange:
     producer: Producer
     rounds: int = 0
 
-    def produce(self, topic: str, value: dict[str, object], key: str) -> None:
-        while True:
-            try:
-                self.producer.produce(topic, orjson.dumps(value), key=key)
-                return
-            except BufferError:
-                self.producer.poll(0.1)
-
     def price_all(self) -> str:
         """A price of every source for every symbol; what it is."""
         self.rounds += 1
@@ -48,7 +50,7 @@ class Exchange:
         for number in range(SYMBOLS):
             for source in SOURCES:
                 said = {"source": source, "symbol": f"S{number}-PERP", "price": price, "sequence": self.rounds}
-                self.produce(PRICES, {**said, "publish_time": now_us()}, f"S{number}-PERP")
+                produce(self.producer, PRICES, {**said, "publish_time": now_us()}, f"S{number}-PERP")
         assert self.producer.flush(60) == 0
         return price
 
@@ -67,16 +69,15 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
         assert not ensure_topics(settings).wrong
         folder = tmp_path_factory.mktemp("roles")
         producer = Producer(config.producer(settings.kafka, "test"))
+        for number in range(SYMBOLS):
+            symbol = f"S{number}-PERP"
+            rules = {"type": "oracle", "symbol": symbol, "sources": dict.fromkeys(SOURCES, "1"), "version": 1}
+            rules |= {"minimum_sources": 2, "max_age_ms": 3_600_000}
+            produce(producer, PARAMETERS, rules, f"oracle:{symbol}")
+        assert producer.flush(60) == 0
         oracle, engine = (Role(name, settings, folder / f"{name}.log") for name in ("oracle", "engine"))
         try:
             started = Exchange(settings, oracle, engine, producer)
-            for number in range(SYMBOLS):
-                symbol = f"S{number}-PERP"
-                rules = {"type": "oracle", "symbol": symbol, "sources": dict.fromkeys(SOURCES, "1"), "version": 1}
-                started.produce(
-                    PARAMETERS, {**rules, "minimum_sources": 2, "max_age_ms": 3_600_000}, f"oracle:{symbol}"
-                )
-            assert producer.flush(60) == 0
             yield started
         finally:
             for role in (oracle, engine):

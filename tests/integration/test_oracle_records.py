@@ -115,10 +115,12 @@ class Market:
     def letter_of(self, offset: int) -> tuple[bytes | None, bytes | None, dict[str, bytes]]:
         """The dead letter of the price record at ``offset``."""
 
-        def found() -> Any:
+        def letter_there() -> Any:
             return next((one for one in self.letters.read() if one[2]["dlq.offset"] == str(offset).encode()), None)
 
-        letter: tuple[bytes | None, bytes | None, dict[str, bytes]] = eventually(found, f"the letter of {offset}")
+        letter: tuple[bytes | None, bytes | None, dict[str, bytes]] = eventually(
+            letter_there, f"the letter of {offset}"
+        )
         return letter
 
     def end(self) -> int:

@@ -63,9 +63,9 @@ def test_a_full_frame_of_twenty_thousand_symbols_comes_in_parts_that_make_it_aga
     assert [part.part for part in parts] == [FramePart(number=n + 1, of=len(parts)) for n in range(len(parts))]
     assert len(parts) < 8, "no more than it takes"
     full_frames = FullFrames()
-    found = [full_frames.add(offset, part) for offset, part in enumerate(parts, 100)]
-    assert found[:-1] == [None] * (len(parts) - 1)
-    full = found[-1]
+    completed = [full_frames.add(offset, part) for offset, part in enumerate(parts, 100)]
+    assert completed[:-1] == [None] * (len(parts) - 1)
+    full = completed[-1]
     assert full is not None
     assert full.first == 100
     bare = tuple(msgspec.structs.replace(mark, sources={}) for mark in frame.marks)
@@ -102,9 +102,9 @@ def test_parts_are_one_frame_whatever_comes_between_and_only_if_none_is_missing(
         written += [] if number in lost else [part]
         written += [part] * (number not in lost and data.draw(st.booleans()))  # twice, as a producer may
     full_frames = FullFrames()
-    found = [full for offset, one in enumerate(written) if (full := full_frames.add(offset, one)) is not None]
-    assert len(found) == (0 if lost else 1)
-    for full in found:
+    completed = [full for offset, one in enumerate(written) if (full := full_frames.add(offset, one)) is not None]
+    assert len(completed) == (0 if lost else 1)
+    for full in completed:
         assert [mark.symbol for mark in full.frame.marks] == [mark.symbol for mark in wanted.marks]
         assert written[full.first] == parts[0]
 
