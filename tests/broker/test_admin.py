@@ -92,10 +92,10 @@ def test_a_topic_that_forgets_what_it_must_keep_is_named(settings: Settings) -> 
 def test_a_topic_that_would_refuse_a_dead_letter_for_its_size_stops_every_role(settings: Settings) -> None:
     topic, least = dead_letter_topic(PRICES), str(RECORD_BYTES_MAX)
     with altered(settings, topic, "max.message.bytes", "1000000", least), pytest.raises(TopicError) as refused:
-        require_topics(settings)
+        require_topics(settings, "test")
     assert f"{topic} has max.message.bytes=1000000 and must have at least {least}, because" in str(refused.value)
     with altered(settings, topic, "max.message.bytes", "9000000", least):
-        require_topics(settings)
+        require_topics(settings, "test")
 
 
 def test_whatever_a_sender_says_the_record_has_the_brokers_time_or_none(settings: Settings) -> None:
