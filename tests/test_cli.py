@@ -57,6 +57,8 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("local", "--kafka-port", "99999"), {}, "--kafka-port"),
         (("local", "--redis-port", "-1"), {}, "--redis-port"),
         (("local", "--kafka-port", "5000", "--redis-port", "5000"), {}, "port 5000"),
+        (("local", "--kafka-port", "5000", "--redis-port", "5002", "--brokers", "3"), {}, "port 5002"),
+        (("local", "--brokers", "0"), {}, "--brokers"),
         (("bench", "ticks", "--seed", "-1"), {}, "--seed"),
         (("bench", "ticks", "--accounts", "100000000000"), {}, "--accounts"),
         (("demo", "--seconds", "inf"), {}, "--seconds"),

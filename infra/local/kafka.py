@@ -1,7 +1,8 @@
-"""Apache Kafka on this machine: one node in KRaft mode, broker and controller, from Maven's jars and any Java from 17.
+"""Apache Kafka on this machine: a node in KRaft mode, broker and controller, from Maven's jars and any Java from 17.
 
-Tuned to be ready soon and to answer soon on two cores, not to keep data safe: nothing is flushed, every topic has one
-replica. What protects a client (transaction verification, idempotence, fencing) is as Kafka has it by default.
+Tuned to be ready soon and to answer soon on two cores, not to keep data safe: nothing is flushed, and every topic has
+one replica unless the node has a :class:`Seat` in a cluster (:mod:`infra.local.cluster`). What protects a client
+(transaction verification, idempotence, fencing) is as Kafka has it by default.
 """
 
 import base64
@@ -28,8 +29,10 @@ from infra.local.server import LocalServer
 # The first compiler tier alone: as fast for clients and 0.3 s less to start than with both. Processor seconds per
 # million trades in a pipeline's first minute, with the first alone and with both: 2,195 and 3,775 at 250 trades/s, 327
 # and 309 at 2,000.
-_JVM_OPTIONS = ["-Xms256m", "-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
+_JVM_OPTIONS = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
 _JVM_OPTIONS += ["-Xlog:disable", "-Xlog:all=error:stderr", "-Djava.net.preferIPv4Stack=true"]
+_HEAP = ["-Xms256m", "-Xmx768m"]
+_HEAP_OF_THREE = ["-Xms128m", "-Xmx384m"]
 _COORDINATOR_PARTITIONS = "4"
 _SETTINGS = {
     "process.roles": "broker,controller",
@@ -58,6 +61,8 @@ _SETTINGS = {
 }
 _CLIENT: dict[str, str | int | float | bool] = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
 _CLIENT["log_level"] = 0  # until it is ready, refused connections are no news
+DATA = "kafka"
+"""The folder of a node's data in its home."""
 _PROBE = "margin-local-probe"
 _PORT_ATTEMPTS = 3
 
@@ -79,12 +84,39 @@ class Listener:
         return f"127.0.0.1:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A node's place in a cluster: its number from 1, the cluster's id, and the port of each node's controller."""
+
+    number: int
+    cluster_id: str
+    controller_ports: Sequence[int]
+
+    def properties(self) -> dict[str, str]:
+        """What a broker is set to beside the others: each partition is on three of them, and two acknowledge it."""
+        brokers = len(self.controller_ports)
+        replicas, in_sync = str(min(brokers, 3)), "2" if brokers > 2 else "1"
+        return {
+            "node.id": str(self.number),
+            "default.replication.factor": replicas,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": replicas,
+            "transaction.state.log.replication.factor": replicas,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.replication.factor": replicas,
+            "share.coordinator.state.topic.min.isr": in_sync,
+        }
+
+
 class KafkaServer(LocalServer):
     """One Kafka node with its data in ``folder``, at ``bootstrap_servers``.
 
     Ready means that metadata, a transaction coordinator and a group coordinator answer. ``listeners`` are addresses
     beside the plain one, through which the node is looked after; ``properties`` take the place of the broker's settings
     here. ``controller_port`` is where its controller listens; another one takes its place if it is taken at the start.
+
+    With a ``seat`` it is one of a cluster's nodes: all of them share ``folder``, and each has its data, settings and
+    log there under its number. It is ready only if enough of the others run.
 
     With ``proxy_port`` it listens at ``proxied_port`` too and says there that its address is 127.0.0.1:``proxy_port``:
     clients that come through a proxy between the two stay behind it.
@@ -101,16 +133,21 @@ class KafkaServer(LocalServer):
         keep_data: bool = False,
         listeners: Sequence[Listener] = (),
         properties: Mapping[str, str] | None = None,
+        seat: Seat | None = None,
         progress: Progress = lambda _: None,
     ) -> None:
         super().__init__(folder, port=port, keep_data=keep_data)
+        self.seat = seat
+        self.home = folder if seat is None else folder / f"kafka-{seat.number}"
+        if seat is not None:
+            self.log_path = folder / f"kafka-{seat.number}.log"
         self._listeners = list(listeners)
         self._properties = dict(properties or {})
         self.proxy_port = proxy_port
         self.proxied_port = free_port() if proxy_port else 0
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self._progress = progress
-        self.controller_port = free_port()
+        self.controller_port = free_port() if seat is None else seat.controller_ports[seat.number - 1]
         self._archive: Archive | None = None
         self._archiving: ManagedProcess | None = None
 
@@ -126,8 +163,8 @@ class KafkaServer(LocalServer):
                 super().start(timeout_s)
                 break
             except StartError:
-                # Nobody but this node knows the controller's port, so when it was taken meanwhile another one will do.
-                if not attempts_left or is_free(self.controller_port):
+                # Where only this node knows the controller's port, another one will do when it was taken meanwhile.
+                if not attempts_left or self.seat is not None or is_free(self.controller_port):
                     raise
                 self.controller_port = free_port()
         if self._archive is not None and self._archiving is None:
@@ -144,16 +181,18 @@ class KafkaServer(LocalServer):
     def _prepare(self) -> list[str]:
         java = find_java()
         jars = kafka_jars(self._progress)
-        self._archive = Archive(java.path, jars.jars, jars.folder, self.folder)
+        self.home.mkdir(exist_ok=True)
+        self._archive = Archive(java.path, jars.jars, jars.folder, self.home)
         properties = self._write_properties()
-        if not (self.folder / "kafka" / "meta.properties").exists():
-            _format(java, jars, self.folder / "kafka", properties)
-        self._progress("starting Kafka")
-        temporary = self.folder / "tmp"  # native libraries are unpacked there
+        if not (self.home / DATA / "meta.properties").exists():
+            _format(java, jars, self.home / DATA, properties, self.seat)
+        self._progress("starting Kafka" if self.seat is None else f"starting Kafka's broker {self.seat.number}")
+        temporary = self.home / "tmp"  # native libraries are unpacked there
         temporary.mkdir(exist_ok=True)
         logging = Path(__file__).with_name("log4j2.properties")
         return [
-            *(str(java.path), *_JVM_OPTIONS, *self._archive.options()),
+            *(str(java.path), *(_HEAP if self.seat is None else _HEAP_OF_THREE), *_JVM_OPTIONS),
+            *self._archive.options(),
             *(f"-Djava.io.tmpdir={temporary}", f"-Dlog4j2.configurationFile={logging}"),
             *("-cp", jars.classpath, "kafka.Kafka", str(properties)),
         ]
@@ -166,7 +205,7 @@ class KafkaServer(LocalServer):
             places.append(("PROXIED", "PLAINTEXT", f"127.0.0.1:{self.proxied_port}", f"127.0.0.1:{self.proxy_port}"))
         places += [(each.name, each.protocol, each.address, each.address) for each in self._listeners]
         values = _SETTINGS | {
-            "controller.quorum.voters": f"1@{controller}",
+            "controller.quorum.voters": self._voters(),
             "listeners": ",".join(
                 [*(f"{name}://{place}" for name, _, place, _ in places), f"CONTROLLER://{controller}"]
             ),
@@ -174,14 +213,18 @@ class KafkaServer(LocalServer):
             "listener.security.protocol.map": ",".join(
                 [*(f"{name}:{protocol}" for name, protocol, _, _ in places), "CONTROLLER:PLAINTEXT"]
             ),
-            "log.dirs": str(self.folder / "kafka"),
+            "log.dirs": str(self.home / DATA),
         }
         for each in self._listeners:
             values |= {f"listener.name.{each.name.lower()}.{name}": value for name, value in each.properties.items()}
-        values |= self._properties
-        path = self.folder / "server.properties"
+        values |= ({} if self.seat is None else self.seat.properties()) | self._properties
+        path = self.home / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
         return path
+
+    def _voters(self) -> str:
+        ports = [self.controller_port] if self.seat is None else self.seat.controller_ports
+        return ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, start=1))
 
     def _await_ready(self, deadline: float) -> None:
         admin = AdminClient(self._client())
@@ -234,15 +277,16 @@ def _answers(admin: AdminClient, timeout_s: float) -> bool:
         return False
 
 
-def _format(java: Java, jars: KafkaJars, data: Path, properties: Path) -> None:
+def _format(java: Java, jars: KafkaJars, data: Path, properties: Path, seat: Seat | None) -> None:
     """Prepare an empty data folder with Kafka's own tool, and later with what the tool wrote the first time.
 
     Only ``meta.properties`` differs from folder to folder; ``bootstrap.checkpoint`` is the version's feature levels.
     """
     data.mkdir(exist_ok=True)
+    cluster, node = (new_id(), 1) if seat is None else (seat.cluster_id, seat.number)
     kept = jars.folder / "bootstrap.checkpoint"
     if not kept.exists():
-        _format_with_tool(java, jars, properties)
+        _format_with_tool(java, jars, properties, cluster)
         with contextlib.suppress(OSError):  # a cache that can only be read: the tool does it every time
             part = kept.with_name(f"{kept.name}.{os.getpid()}")
             shutil.copyfile(data / kept.name, part)
@@ -250,19 +294,19 @@ def _format(java: Java, jars: KafkaJars, data: Path, properties: Path) -> None:
         return
     shutil.copyfile(kept, data / kept.name)
     part = data / "meta.properties.part"
-    part.write_text(f"version=1\ncluster.id={_new_id()}\nnode.id=1\ndirectory.id={_new_id()}\n")
+    part.write_text(f"version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={new_id()}\n")
     part.replace(data / "meta.properties")
 
 
-def _format_with_tool(java: Java, jars: KafkaJars, properties: Path) -> None:
+def _format_with_tool(java: Java, jars: KafkaJars, properties: Path, cluster: str) -> None:
     command = [str(java.path), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-cp", jars.classpath]
-    command += ["kafka.tools.StorageTool", "format", f"--cluster-id={_new_id()}", "-c", str(properties)]
+    command += ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StartError(f"Kafka's data folder could not be formatted: {done.stdout}{done.stderr}")
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """A random UUID as Kafka writes one. It must not begin with a dash."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

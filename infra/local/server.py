@@ -67,6 +67,15 @@ class LocalServer(ABC):
         """
         if self.running:
             return
+        self.launch()
+        self.await_ready(timeout_s)
+
+    def launch(self) -> None:
+        """Start its process and do not wait; :meth:`await_ready` does. It must not run.
+
+        Raises:
+            MissingError: as :meth:`start`.
+        """
         grace_s = ORPHAN_GRACE_S if self.keep_data else 0.0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +87,13 @@ class LocalServer(ABC):
             raise MissingError(
                 f"{self.name} cannot be set up in {self.folder}: {error}; choose another folder, or make room"
             ) from error
+
+    def await_ready(self, timeout_s: float = 60.0) -> None:
+        """Wait until it is ready; raises as :meth:`start`, and it does not run then."""
         try:
             self._await_ready(time.monotonic() + timeout_s)
         except BaseException:
-            self._process.kill()
+            self.process.kill()
             raise
 
     def stop(self, grace_s: float = 10.0) -> None:

@@ -11,12 +11,14 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from infra.local.errors import LocalStackError, MissingError
+from infra.local.cluster import KafkaCluster, require_brokers
+from infra.local.errors import LocalStackError, MissingError, StartError
 from infra.local.jars import Progress
 from infra.local.kafka import KafkaServer
 from infra.local.process import TemporaryFolder
@@ -24,6 +26,8 @@ from infra.local.valkey import ValkeyServer
 
 PREFIX = "MARGIN_"
 KAFKA_VARIABLE = f"{PREFIX}KAFKA__BOOTSTRAP_SERVERS"
+_LOOK_S = 0.2
+_AWAY_S = 10.0
 REDIS_VARIABLE = f"{PREFIX}REDIS__URL"
 
 
@@ -38,7 +42,8 @@ def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
 class LocalStack:
     """A running stack. Use :meth:`start` as a context manager.
 
-    ``kafka`` and ``valkey`` are the servers of ours, None for those that were given. ``folder`` holds data and logs.
+    ``kafka`` and ``valkey`` are the servers of ours, None for those that were given; with several brokers it is
+    ``cluster`` instead of ``kafka``. ``folder`` holds data and logs.
     """
 
     def __init__(
@@ -46,12 +51,13 @@ class LocalStack:
         folder: Path,
         *,
         kafka: KafkaServer | None,
+        cluster: KafkaCluster | None,
         valkey: ValkeyServer | None,
         bootstrap_servers: str,
         redis_url: str,
         holder: "TemporaryFolder | _KeptFolder",
     ) -> None:
-        self.folder, self.kafka, self.valkey = folder, kafka, valkey
+        self.folder, self.kafka, self.cluster, self.valkey = folder, kafka, cluster, valkey
         self.bootstrap_servers, self.redis_url = bootstrap_servers, redis_url
         self._holder = holder
 
@@ -63,13 +69,15 @@ class LocalStack:
         redis_url: str | None = None,
         kafka_port: int = 0,
         redis_port: int = 0,
+        brokers: int = 1,
         keep_data: Path | None = None,
         progress: Progress = lambda _: None,
     ) -> Self:
         """Start what is not given, and wait until it is ready.
 
         ``bootstrap_servers`` and ``redis_url`` each take the place of a server of ours; the environment never does.
-        A port of 0 takes a free one. ``keep_data`` is a folder whose data is used again, else all is temporary.
+        A port of 0 takes a free one; several ``brokers`` have ports in a row. ``keep_data`` is a folder whose data is
+        used again, else all is temporary.
         ``progress`` is called with a few words before each step that takes time.
 
         Raises:
@@ -78,23 +86,28 @@ class LocalStack:
         for name, value in (("Kafka", bootstrap_servers), ("Redis", redis_url)):
             if value is not None and not value.strip():
                 raise LocalStackError(f"the address of {name} that was given is empty: give one, or none at all")
-        if kafka_port and kafka_port == redis_port:
-            raise MissingError(f"port {kafka_port} is asked for by Kafka and by Valkey: give them different ones")
+        if kafka_port and kafka_port <= redis_port < kafka_port + brokers:
+            raise MissingError(f"port {redis_port} is asked for by Kafka and by Valkey: give them different ones")
         holder = _temporary_folder() if keep_data is None else _KeptFolder(keep_data)
         folder, keeps = holder.path, keep_data is not None
         try:
             valkey = None if redis_url else ValkeyServer(folder, port=redis_port, keep_data=keeps)
-            kafka = None
-            if not bootstrap_servers:
+            kafka = cluster = None
+            if not bootstrap_servers and brokers > 1:
+                cluster = KafkaCluster(folder, brokers=brokers, port=kafka_port, keep_data=keeps, progress=progress)
+            elif not bootstrap_servers:
+                require_brokers(folder, 1)
                 kafka = KafkaServer(folder, port=kafka_port, keep_data=keeps, progress=progress)
         except BaseException:
             holder.close()
             raise
+        ours = kafka or cluster
         stack = cls(
             folder,
             kafka=kafka,
+            cluster=cluster,
             valkey=valkey,
-            bootstrap_servers=bootstrap_servers or (kafka.bootstrap_servers if kafka else ""),
+            bootstrap_servers=bootstrap_servers or (ours.bootstrap_servers if ours else ""),
             redis_url=redis_url or (valkey.url if valkey else ""),
             holder=holder,
         )
@@ -112,7 +125,7 @@ class LocalStack:
 
     def stop(self) -> None:
         """Stop what was started and remove its temporary data. Data that is kept is closed in order."""
-        for server in (self.kafka, self.valkey):
+        for server in (self.kafka, self.cluster, self.valkey):
             if server is not None and server.keep_data:
                 server.stop()
             elif server is not None:
@@ -129,8 +142,9 @@ class LocalStack:
         if self.valkey is not None:
             progress("starting Valkey")
             self.valkey.start()
-        if self.kafka is not None:
-            self.kafka.start()
+        for kafka in (self.kafka, self.cluster):
+            if kafka is not None:
+                kafka.start()
 
 
 def run_local(
@@ -138,12 +152,13 @@ def run_local(
     *,
     kafka_port: int = 0,
     redis_port: int = 0,
+    brokers: int = 1,
     keep_data: Path | None = None,
 ) -> None:
     """Keep a stack up until SIGINT, SIGTERM or SIGHUP, and print how to use it.
 
     ``prepare`` is called once it runs, and what it returns is printed before the rest. A SIGHUP that this process was
-    started to ignore (``nohup``) stays ignored.
+    started to ignore (``nohup``) stays ignored. One of several ``brokers`` that ends is started again after a while.
 
     To be called in the main thread.
 
@@ -156,19 +171,50 @@ def run_local(
     previous = {number: signal.signal(number, _interrupt) for number in ends}
     try:
         with LocalStack.start(
-            kafka_port=kafka_port, redis_port=redis_port, keep_data=keep_data, progress=_say
+            kafka_port=kafka_port, redis_port=redis_port, brokers=brokers, keep_data=keep_data, progress=_say
         ) as stack:
             for line in prepare(stack):
                 _say(line)
             for name, value in stack.environment.items():
                 _say(f"export {name}={value}")
             _say(f"# logs are in {stack.folder}; Ctrl-C stops everything")
-            threading.Event().wait()
+            if stack.cluster is None:
+                threading.Event().wait()
+            else:
+                _keep_up(stack.cluster)
     except KeyboardInterrupt:
         _say("stopped")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _keep_up(cluster: KafkaCluster) -> None:
+    """For ever: say where each broker is, and start whoever has ended again, on the same data and port."""
+    for node in cluster.nodes:
+        _say_where(node)
+    ended_at: dict[str, float] = {}
+    while True:
+        time.sleep(_LOOK_S)
+        for node in cluster.nodes:
+            if node.running:
+                continue
+            now = time.monotonic()
+            if node.bootstrap_servers not in ended_at:
+                ended_at[node.bootstrap_servers] = now
+                _say(f"# the broker at {node.bootstrap_servers} has ended: it is started again in {_AWAY_S:g} s")
+            elif now - ended_at[node.bootstrap_servers] >= _AWAY_S:
+                del ended_at[node.bootstrap_servers]
+                try:
+                    node.launch()
+                except (MissingError, StartError) as error:
+                    _say(f"# the broker at {node.bootstrap_servers} could not be started: {error}")
+                else:
+                    _say_where(node)
+
+
+def _say_where(node: KafkaServer) -> None:
+    _say(f"# the broker at {node.bootstrap_servers} is process {node.process.pid}, its log {node.log_path.name}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -21,6 +21,9 @@ from streams.broker.reader import LogReader
 from streams.errors import BrokerError, TopicError
 from streams.settings import Settings
 
+_REPLICAS_SAFE = 3
+"""With so many replicas one may be away and what is acknowledged is still on two."""
+
 
 @dataclass
 class TopicReport:
@@ -231,7 +234,7 @@ def _create(
             topic.name,
             num_partitions=_partitions_wanted(topic, existing, settings),
             replication_factor=settings.topics.replication_factor,
-            config=topic.config(),
+            config=topic.config() | _in_sync(settings.topics.replication_factor),
         )
         for topic in missing
     ]
@@ -246,6 +249,11 @@ def _create(
                 existing.update(partition_counts(admin, timeout_s))
             else:
                 report.wrong.append(f"{name} could not be created: {in_words(error.args[0])}")
+
+
+def _in_sync(replicas: int) -> dict[str, str]:
+    """Two of three replicas or more acknowledge: what was acknowledged by one alone is lost with it."""
+    return {"min.insync.replicas": "2"} if replicas >= _REPLICAS_SAFE else {}
 
 
 def _partitions_wanted(topic: Topic, existing: dict[str, int], settings: Settings) -> int:
