@@ -98,6 +98,8 @@ class Seat:
         replicas, in_sync = str(min(brokers, 3)), "2" if brokers > 2 else "1"
         return {
             "node.id": str(self.number),
+            "broker.session.timeout.ms": "6000",  # three on two cores may have to wait for their turn
+            "controller.quorum.fetch.timeout.ms": "4000",
             "default.replication.factor": replicas,
             "min.insync.replicas": in_sync,
             "offsets.topic.replication.factor": replicas,
