@@ -21,6 +21,7 @@ from schemas import topics
 from schemas.partitioning import shard_of
 from streams.broker import config
 from streams.settings import KafkaSettings
+from tests.faults.silence import SilenceMeter
 
 SYMBOLS = {"BTC-PERP": Decimal(60000), "ETH-PERP": Decimal(2500), "SOL-PERP": Decimal(150)}
 SOURCES = ("one", "two", "three")
@@ -101,11 +102,17 @@ def policy(version: int) -> dict[str, Any]:
 
 
 class Load:
-    """The exchange and its execution service. Records are counted in ``sent``."""
+    """The exchange and its execution service. Records are counted in ``sent``.
+
+    ``commands_appended`` has when the brokers appended each command, ``commands_read`` when the execution service was
+    given it.
+    """
 
     def __init__(self, kafka: KafkaSettings, shards: int, partitions: int, seed: int) -> None:
         self.sent = 0
         self.commands_seen = 0
+        self.commands_read = SilenceMeter()
+        self.commands_appended = SilenceMeter()
         self.canaries = canaries(shards)
         self.canary_symbols = dict(zip(self.canaries, itertools.cycle(SYMBOLS)))
         self._rng = random.Random(seed)
@@ -345,6 +352,8 @@ class Load:
             return
         self._seen.add(command["command_id"])
         self.commands_seen += 1
+        self.commands_read.note(time.time())
+        self.commands_appended.note(message.timestamp()[1] / 1000)
         for order in command["orders"]:
             luck = 1.0 if self._calm.is_set() else self._rng.random()
             if now_us() > command["expires_at"] or luck < 0.05:

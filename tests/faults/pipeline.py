@@ -1,4 +1,6 @@
-"""The whole pipeline under load: broker, proxy, table server, two workers of each role, and the exchange.
+"""The whole pipeline under load: brokers, table server, two workers of each role, and the exchange.
+
+One broker stands behind a proxy; of three the clients know the addresses, and nothing stands between.
 
 It knows how to see that everything works again, and how to come to rest at the end; it injects nothing and judges
 nothing.
@@ -16,6 +18,7 @@ import redis
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from infra.local.cluster import KafkaCluster
 from infra.local.kafka import KafkaServer
 from infra.local.ports import free_port
 from infra.local.process import TemporaryFolder
@@ -28,6 +31,7 @@ from streams.tables.keys import accounts_key, meta_key
 from tests.faults.fleet import Fleet, Role
 from tests.faults.load import NO_NEWS, Load
 from tests.faults.proxy import Proxy
+from tests.faults.silence import SilenceMeter
 
 SHARDS = 4
 PARTITIONS = 3
@@ -39,6 +43,13 @@ RECOVERY_S = 120.0
 and is started again."""
 START_S = 120.0
 REST_S = 120.0
+_SHORT_TIMEOUTS = {
+    "MARGIN_KAFKA__SESSION_TIMEOUT_MS": str(int(1000 * SESSION_TIMEOUT_S)),
+    "MARGIN_KAFKA__TRANSACTION_TIMEOUT_MS": str(int(1000 * TRANSACTION_TIMEOUT_S)),
+    "MARGIN_SERVICE__WATCHDOG_MS": str(int(1000 * WATCHDOG_S)),
+}
+"""With one broker, so that rounds are short. Three are about how long those of production take to see a failure."""
+
 _LOOK_S = 0.05
 
 
@@ -64,34 +75,44 @@ class Tail:
         self._consumer.close()
 
 
+class OneBroker:
+    """A broker behind a proxy."""
+
+    def __init__(self, folder: Path) -> None:
+        proxy_port = free_port()
+        self.server = KafkaServer(folder, proxy_port=proxy_port)
+        self.proxy = Proxy(proxy_port, self.server.proxied_port)
+        self.bootstrap_servers, self.for_workers = self.server.bootstrap_servers, f"127.0.0.1:{proxy_port}"
+
+
 class Pipeline:
     """Everything that runs. Use as a context manager; it starts all of it and waits until it works."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, brokers: int = 1) -> None:
         self.folder = folder
-        proxy_port = free_port()
-        self.kafka = KafkaServer(folder, proxy_port=proxy_port)
+        self._one = OneBroker(folder) if brokers == 1 else None
+        self._cluster = KafkaCluster(folder, brokers=brokers) if brokers > 1 else None
         self.valkey = ValkeyServer(folder)
-        self.proxy = Proxy(proxy_port, self.kafka.proxied_port)
+        self.marks_appended = SilenceMeter()
+        addresses = self._one or self.cluster
         overrides = {
-            "kafka.bootstrap_servers": self.kafka.bootstrap_servers,
+            "kafka.bootstrap_servers": addresses.bootstrap_servers,
             "redis.url": self.valkey.url,
             "topics.shards": SHARDS,
             "topics.partitions": PARTITIONS,
+            "topics.replication_factor": brokers,
         }
         self.settings = load({}, overrides)
         self.fleet = Fleet(
             folder,
             {
-                "MARGIN_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy_port}",
-                "MARGIN_KAFKA__SESSION_TIMEOUT_MS": str(int(1000 * SESSION_TIMEOUT_S)),
-                "MARGIN_KAFKA__TRANSACTION_TIMEOUT_MS": str(int(1000 * TRANSACTION_TIMEOUT_S)),
+                "MARGIN_KAFKA__BOOTSTRAP_SERVERS": self._one.for_workers if self._one else addresses.bootstrap_servers,
                 "MARGIN_REDIS__URL": self.valkey.url,
                 "MARGIN_REDIS__TIMEOUT_MS": "500",
                 "MARGIN_TOPICS__SHARDS": str(SHARDS),
                 "MARGIN_ENGINE__JOURNAL_INTERVAL_MS": "1000",
-                "MARGIN_SERVICE__WATCHDOG_MS": str(int(1000 * WATCHDOG_S)),
-            },
+            }
+            | (_SHORT_TIMEOUTS if brokers == 1 else {}),
         )
         self._seed = seed
         self._rows: dict[str, tuple[dict[str, Any], bytes]] = {}
@@ -111,12 +132,37 @@ class Pipeline:
         self.fleet.kill()
         self._open.close()
 
+    @property
+    def kafka(self) -> KafkaServer:
+        """The only broker."""
+        assert self._one is not None, "there are several brokers"
+        return self._one.server
+
+    @property
+    def proxy(self) -> Proxy:
+        """What stands before the only broker."""
+        assert self._one is not None, "there are several brokers, and no proxy"
+        return self._one.proxy
+
+    @property
+    def cluster(self) -> KafkaCluster:
+        """The brokers, of which there are several."""
+        assert self._cluster is not None, "there is one broker only"
+        return self._cluster
+
+    def _start_brokers(self) -> None:
+        if self._one is not None:
+            self._open.enter_context(self._one.server)
+            self._open.callback(self._one.server.kill)
+            self._open.enter_context(self._one.proxy)
+        else:
+            self._open.callback(self.cluster.kill)
+            self.cluster.start()
+
     def _start(self) -> None:
         self._open.enter_context(self.valkey)
         self._open.callback(self.valkey.kill)
-        self._open.enter_context(self.kafka)
-        self._open.callback(self.kafka.kill)
-        self._open.enter_context(self.proxy)
+        self._start_brokers()
         report = ensure_topics(self.settings)
         assert not report.wrong, report.wrong
         self.redis = redis.Redis.from_url(self.valkey.url, socket_timeout=2, socket_connect_timeout=2)
@@ -152,6 +198,7 @@ class Pipeline:
                 if record["kind"] == "claim":
                     self.claims[record["shard"]] = message.offset() or 0, record["worker"]
             elif value is not None:
+                self.marks_appended.note(message.timestamp()[1] / 1000)
                 with contextlib.suppress(orjson.JSONDecodeError):
                     self._beat_us = max(self._beat_us, orjson.loads(value)["time"])
         self.load.check()
@@ -276,7 +323,7 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def running(seed: int) -> Iterator[Pipeline]:
+def running(seed: int, brokers: int = 1) -> Iterator[Pipeline]:
     """A pipeline in a temporary folder."""
-    with TemporaryFolder("margin-faults-") as folder, Pipeline(folder.path, seed) as pipeline:
+    with TemporaryFolder("margin-faults-") as folder, Pipeline(folder.path, seed, brokers) as pipeline:
         yield pipeline
