@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from schemas.topics import MARKS, ORACLE, PRICES
 from streams import probes
 from streams.broker.kafka import Kafka
-from streams.errors import OracleFailed
+from streams.errors import BrokerError, LeadershipLost, OracleFailed
 from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
@@ -26,7 +26,7 @@ from streams.oracle.faust_batches import BatchMessage, FoundRecord
 from streams.oracle.fetch_watch import FetchWatch
 from streams.oracle.leadership import Leadership
 from streams.oracle.letters import LetterWriter
-from streams.oracle.publisher import BatchResult, PriceRecord, Publisher, TableRow
+from streams.oracle.publisher import BatchResult, Heartbeat, PriceRecord, Publisher, TableRow
 from streams.oracle.wiring import open_publisher, read_last_frame
 from streams.runtime import Event
 from streams.service import run_role
@@ -57,6 +57,7 @@ class Oracle:
         self._publisher: Publisher | None = None
         self._app: PriceApp | None = None
         self._failure: BaseException | None = None
+        self._replaced = False
 
     @classmethod
     def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
@@ -96,45 +97,69 @@ class Oracle:
 
     async def _run(self) -> None:
         try:
-            app = faust_app(self._kafka.settings)  # belongs to the loop that runs it
-            with open_publisher(
-                self._kafka,
-                self._leadership,
-                self._shards,
-                self._offset,
-                lambda: self._watchdog.beat(_HEART, "reading parameters"),
-            ) as publisher:
-                self._publisher = publisher
-                try:
-                    if self._lead(publisher):
-                        self._app = PriceApp(app, self._kafka, publisher, self._watchdog, self._fail)
-                        await self._publish(self._app)
-                except Exception as error:
-                    log.exception("oracle_broken")
-                    self._fail(error)
+            while not self._stop.is_set():
+                await self._take_turn(faust_app(self._kafka.settings))  # belongs to the loop that runs it
         finally:
             self._watchdog.beat(_HEART, "leaving the group")
             self._leadership.close()
             self._watchdog.forget(_HEART)
 
+    async def _take_turn(self, app: BatchApp) -> None:
+        """Stand by, publish, and end publishing when told to stop or when another process has the right."""
+        self._replaced = False
+        with open_publisher(
+            self._kafka,
+            self._leadership,
+            self._shards,
+            self._offset,
+            lambda: self._watchdog.beat(_HEART, "reading parameters"),
+        ) as publisher:
+            self._publisher = publisher
+            try:
+                if self._lead(publisher):
+                    self._app = PriceApp(app, self._kafka, publisher, self._watchdog, self._fail)
+                    await self._publish(self._app)
+            except Exception as error:
+                log.exception("oracle_broken")
+                self._fail(error)
+            finally:
+                self._publisher = self._app = None
+        if self._replaced and not self._stop.is_set():
+            self._leadership.stand_by()
+
     def _lead(self, publisher: Publisher) -> bool:
-        """Wait for the leadership and claim it; False if told to stop before. Nothing else runs in the loop yet."""
+        """Wait for the leadership and claim it; False if told to stop before. Nothing else runs in the loop then."""
         event(log, logging.INFO, "oracle_standing_by")
-        while not self._leadership.poll():
+        unclaimed_since: float | None = None
+        while True:
             self._watchdog.beat(_HEART, "standing by")
+            if self._leadership.poll():
+                self._watchdog.beat(_HEART, "claiming the leadership")
+                try:
+                    publisher.claim()
+                    return True
+                except BrokerError as error:
+                    now = self._kafka.runtime.monotonic()
+                    unclaimed_since = now if unclaimed_since is None else unclaimed_since
+                    event(log, logging.WARNING, "leadership_not_claimed", reason=str(error))
+                    if now - unclaimed_since > self._kafka.settings.outside_group_s_max:
+                        raise
             if self._stop.wait(_POLL_S):
                 return False
-        self._watchdog.beat(_HEART, "claiming the leadership")
-        publisher.claim()
-        return True
 
     async def _publish(self, app: "PriceApp") -> None:
         await app.start()
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._replaced:
+            self._leadership.poll()  # also while a frame waits for its partition's leader
             await asyncio.sleep(_POLL_S)
         await app.stop()
 
     def _fail(self, error: BaseException) -> None:
+        """End the process; one that was replaced stands by again."""
+        if isinstance(error, LeadershipLost):
+            event(log, logging.WARNING, "oracle_replaced", reason=str(error))
+            self._replaced = True
+            return
         self._failure = self._failure or error
         self._stop.set()
 
@@ -159,6 +184,8 @@ class PriceApp:
         self._watchdog = watchdog
         self._on_failure = on_failure
         self._restored = False
+        self._sure = asyncio.Event()  # clear while the right to publish is unsure: prices wait then
+        self._sure.set()
         self._order = asyncio.Lock()  # marks are sent in the order in which they were formed
         self._heart: asyncio.Task[None] | None = None
         self._marks = app.topic(MARKS, value_type=bytes)
@@ -205,11 +232,7 @@ class PriceApp:
         batches: AsyncIterable[Any] = prices.noack().events()
         async for batch in batches:
             try:
-                self._watchdog.beat(_AGENT, "handling prices")
-                self._restore()
-                async with self._order:
-                    result = self._publisher.on_prices(_records(batch.message))
-                    await self._send(result)
+                result = await self._handle(batch.message)
                 await self._letters.write(result.letters)  # or a process that ends now leaves them nowhere behind
                 batch.ack()
                 self._watchdog.forget(_AGENT)
@@ -219,6 +242,20 @@ class PriceApp:
                 self._watchdog.forget(_AGENT)
                 await asyncio.Event().wait()  # never acknowledge what was not handled
 
+    async def _handle(self, message: BatchMessage) -> BatchResult:
+        """Handle prices once the right to publish is sure; the dead letters of the result are still to be written."""
+        while True:
+            await self._sure.wait()
+            self._watchdog.beat(_AGENT, "handling prices")
+            self._restore()
+            async with self._order:
+                if not self._publisher.is_unsure:
+                    result = self._publisher.on_prices(_records(message))
+                    await self._send(result)
+                    return result
+            self._watchdog.forget(_AGENT)
+            await asyncio.sleep(_POLL_S)
+
     async def _beat(self) -> None:
         """Every heartbeat: parameters, freshness, leadership, and a frame of all marks, until Kafka has it."""
         try:
@@ -226,22 +263,68 @@ class PriceApp:
             tables: Any = self._app.tables
             await tables.recovery.completed.wait()
             while True:
+                if self._publisher.is_unsure:
+                    await self._regain()
                 self._watchdog.beat(_HEART, "forming marks")
                 self._restore()
                 self.fetch_watch.look()
                 await self._letters.write()
                 async with self._order:
-                    heartbeat = self._publisher.beat()
+                    heartbeat = self._form()
+                    if heartbeat is None:
+                        continue
                     self._watchdog.beat(_HEART, "sending marks")
                     sent = [await self._send_frame(frame) for frame in heartbeat.frames]
                 for written in sent:
-                    appended = await written
+                    appended = await self._appended(written)
                 self._publisher.acknowledge(heartbeat, appended.timestamp, appended.timestamp_type)
                 await asyncio.sleep(self._publisher.wait_s)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._on_failure(error)
+
+    def _form(self) -> Heartbeat | None:
+        """The heartbeat that is due; None if the right to publish has just become unsure."""
+        try:
+            return self._publisher.beat()
+        except LeadershipLost:
+            if not self._publisher.is_unsure:
+                raise
+            return None
+
+    async def _appended(self, sent: Awaitable[Any]) -> Any:
+        """What Kafka says of a frame that was sent. The client gives up by itself, after ``broker_request_timeout``."""
+        waiting = asyncio.ensure_future(sent)
+        while not (await asyncio.wait({waiting}, timeout=_POLL_S))[0]:
+            self._watchdog.beat(_HEART, "sending marks")
+        return waiting.result()
+
+    async def _regain(self) -> None:
+        """Wait until the right to publish is given again and claim it; nothing is published meanwhile.
+
+        Raises:
+            LeadershipLost: another process has it, or has had it.
+            BrokerError: Kafka refuses for good, or has not answered for as long as one may be outside a group.
+        """
+        self._sure.clear()
+        event(log, logging.WARNING, "leadership_unsure", epoch=self._publisher.epoch)
+        monotonic, settings = self._kafka.runtime.monotonic, self._kafka.settings
+        until = monotonic() + settings.outside_group_s_max
+        while self._publisher.is_unsure:
+            self._watchdog.beat(_HEART, "waiting for the leadership")
+            try:
+                if self._publisher.may_claim():
+                    await asyncio.to_thread(self._publisher.claim)
+                    break
+            except LeadershipLost:
+                raise
+            except BrokerError as error:  # refused, because the group moves on, or no answer yet
+                event(log, logging.WARNING, "leadership_not_claimed", reason=str(error))
+                if monotonic() > until:
+                    raise
+            await asyncio.sleep(_POLL_S)
+        self._sure.set()
 
     def _restore(self) -> None:
         if not self._restored:

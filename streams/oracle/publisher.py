@@ -46,6 +46,16 @@ class Right(Protocol):
         """Whether it was held and is gone."""
         ...
 
+    @property
+    def may_claim(self) -> bool:
+        """Whether it is given to this process, if it has to be claimed again."""
+        ...
+
+    @property
+    def given_to_another(self) -> bool:
+        """Whether another process has it."""
+        ...
+
     def poll(self) -> bool:
         """Whether it is held now; to be asked often."""
         ...
@@ -173,10 +183,26 @@ class Publisher:
         """Claim the right to publish, once it is held.
 
         Raises:
-            BrokerError: Kafka refuses the claim or does not answer.
+            BrokerError: Kafka refuses the claim or does not answer. LeadershipLost: another one has had it meanwhile.
         """
         self.epoch = self._right.claim()
         event(log, logging.INFO, "oracle_leads", epoch=self.epoch)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the right is lost for now: nothing may be published until :meth:`claim` has succeeded again."""
+        return self._right.lost
+
+    def may_claim(self) -> bool:
+        """Whether the right has been given again to this process, which may claim it.
+
+        Raises:
+            LeadershipLost: another process has it.
+        """
+        self._right.poll()
+        if self._right.given_to_another:
+            raise LeadershipLost("another oracle process publishes now")
+        return self._right.may_claim
 
     def restore(self, rows: Iterable[tuple[bytes, bytes]], last_frame: MarkFrame | None) -> None:
         """Go on from the prices table, and from the last full frame that is in force, if there is one."""

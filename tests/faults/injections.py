@@ -166,7 +166,7 @@ def _await_refusal(strike: Strike, worker: Worker, position: int) -> None:
 
 
 def _zombie_oracle(strike: Strike) -> str:
-    """The leader stands still until the other one publishes; when it goes on it must end, having published nothing."""
+    """The leader stands still until the other publishes; when it goes on it must stand by, having published nothing."""
     pipeline = strike.pipeline
     worker, position = strike.ambushed(signal.SIGSTOP)
     strike.until(lambda: worker.stopped, f"{worker.name} standing still")
@@ -175,9 +175,10 @@ def _zombie_oracle(strike: Strike) -> str:
     finally:
         worker.signal(signal.SIGCONT)
     with contextlib.suppress(NotInTime):
-        pipeline.wait(lambda: worker.exit_code == 1, "", ZOMBIE_NOTICES_WITHIN_S, bring_back=False)
-        assert "another oracle process publishes now" in worker.log_since(position)
-        return f"{worker.name} stopped at {strike.fault.point}, superseded, ended with 1"
+        pipeline.wait(
+            lambda: '"oracle_replaced"' in worker.log_since(position), "", ZOMBIE_NOTICES_WITHIN_S, bring_back=False
+        )
+        return f"{worker.name} stopped at {strike.fault.point}, superseded, stands by"
     raise NotRefused(f"{worker.name} goes on as if it led")
 
 

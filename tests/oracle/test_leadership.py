@@ -1,11 +1,13 @@
 """Who of several oracles publishes: one at a time, each later one with a higher epoch, and none that was replaced."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from schemas.codec import Decoder
 from schemas.messages import MarkFrame
 from schemas.topics import MARKS
-from streams.errors import BrokerError
+from streams.errors import BrokerError, LeadershipLost, TransactionAborted
 from streams.memory.kafka import MemoryKafka
 from streams.oracle.leadership import Leadership
 from streams.settings import load
@@ -88,6 +90,67 @@ def test_whoever_was_frozen_before_it_claimed_cannot_claim_after_the_next(machin
     assert (first.epochs, len(second.epochs)) == ([], 1)
     assert isinstance(machines.broken["first"], BrokerError)
     assert not second.lost
+
+
+def claiming_again(epochs: list[int]) -> Callable[[MemoryKafka], None]:
+    """A leader that claims again whenever it is unsure and may."""
+
+    def body(kafka: MemoryKafka) -> None:
+        leadership = Leadership(kafka)
+        while True:
+            if leadership.poll() and not epochs:
+                epochs.append(leadership.claim())
+            if leadership.lost and leadership.may_claim:
+                with suppress(TransactionAborted):  # the group has not told it yet that it was expelled
+                    epochs.append(leadership.claim())
+                assert leadership.lost is (len(epochs) == 1)
+            kafka.runtime.sleep(0.1)
+
+    return body
+
+
+def test_whoever_was_silent_for_its_session_and_was_not_replaced_claims_again_and_goes_on(machines: Machines) -> None:
+    epochs: list[int] = []
+    process = machines.start("only", claiming_again(epochs))
+    machines.run(10)
+    machines.freeze(process, 4 * SESSION_S)
+    machines.run(10 * SESSION_S)
+    assert len(epochs) == 2
+    assert epochs[1] > epochs[0]
+    assert machines.broken == {}
+
+
+def test_whoever_was_replaced_meanwhile_may_not_go_on_even_if_it_is_given_the_right_again(machines: Machines) -> None:
+    epochs: list[int] = []
+    second = Candidate()
+    process = machines.start("first", claiming_again(epochs))
+    machines.run(10)
+    machines.start("second", second.run)
+    machines.run(10)
+    machines.freeze(process, 4 * SESSION_S)
+    machines.run(3 * SESSION_S)
+    assert second.epochs > epochs, "the other has taken over"
+    second.leave = True
+    machines.run(10 * SESSION_S)
+    assert isinstance(machines.broken["first"], LeadershipLost)
+    assert len(epochs) == 1
+
+
+def test_whoever_does_not_lead_knows_that_another_does(machines: Machines) -> None:
+    first, seen = Candidate(), set()
+
+    def stand_by(kafka: MemoryKafka) -> None:
+        leadership = Leadership(kafka)
+        while True:
+            leadership.poll()
+            seen.add((leadership.given_to_another, leadership.may_claim))
+            kafka.runtime.sleep(0.1)
+
+    machines.start("first", first.run)
+    machines.run(10)
+    machines.start("second", stand_by)
+    machines.run(60)
+    assert seen == {(False, False), (True, False)}
 
 
 def test_it_says_how_long_ago_it_was_polled(machines: Machines) -> None:

@@ -67,6 +67,14 @@ class Held:
     def poll(self) -> bool:
         return self.held and not self.lost
 
+    @property
+    def may_claim(self) -> bool:
+        return self.held
+
+    @property
+    def given_to_another(self) -> bool:
+        return not self.held
+
     def claim(self) -> int:
         return EPOCH
 

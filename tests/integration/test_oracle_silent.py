@@ -1,0 +1,87 @@
+"""An oracle that was silent for longer than its session goes on in its process, or stands by where another leads."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from schemas import topics
+from streams.broker.admin import group_state
+from streams.settings import Settings
+from tests.integration.conftest import Role, Topic, eventually
+
+
+@pytest.fixture
+def oracle(own_settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], Role]]:
+    """Start an oracle by a name; all of them are killed after the test."""
+    started: list[Role] = []
+
+    def start(name: str) -> Role:
+        started.append(Role("oracle", own_settings, tmp_path / f"{name}.log"))
+        return started[-1]
+
+    yield start
+    for role in started:
+        role.process.send_signal(signal.SIGCONT)
+        role.kill()
+
+
+def said(role: Role, what: str) -> list[dict[str, Any]]:
+    """What a role's log holds of one event."""
+    role.assert_running()
+    lines = [line for line in role.log().splitlines() if line.startswith("{")]
+    return [entry for line in lines if (entry := orjson.loads(line))["event"] == what]
+
+
+def leads(role: Role, times: int) -> Any:
+    """The epoch of a role's last claim, once it has claimed so often."""
+    claims = eventually(lambda: claims if len(claims := said(role, "oracle_leads")) >= times else None, "a claim")
+    assert len(claims) == times
+    return claims[-1]["epoch"]
+
+
+def publishes(settings: Settings, epoch: int) -> None:
+    """Wait for a full frame of an epoch."""
+    marks = Topic(settings, topics.MARKS)
+    try:
+        eventually(lambda: any(frame["epoch"] == epoch for frame in marks.values(full=True)), f"a frame of {epoch}")
+    finally:
+        marks.close()
+
+
+def test_whoever_was_replaced_stands_by_and_leads_again_when_it_is_its_turn(
+    own_settings: Settings, oracle: Callable[[str], Role]
+) -> None:
+    first = oracle("first")
+    epoch = leads(first, 1)
+    second = oracle("second")
+    eventually(lambda: said(second, "oracle_standing_by"), "the second to stand by")
+    first.process.send_signal(signal.SIGSTOP)
+    assert leads(second, 1) > epoch
+    first.process.send_signal(signal.SIGCONT)
+    eventually(lambda: said(first, "oracle_replaced"), "the first to know")
+    eventually(lambda: len(said(first, "oracle_standing_by")) == 2, "the first to stand by")
+    second.kill()
+    epoch = leads(first, 2)
+    publishes(own_settings, epoch)
+    assert first.stop() == 0
+
+
+def test_whoever_was_silent_and_not_replaced_claims_again_and_goes_on(
+    own_settings: Settings, oracle: Callable[[str], Role]
+) -> None:
+    only = oracle("only")
+    epoch = leads(only, 1)
+    publishes(own_settings, epoch)
+    only.process.send_signal(signal.SIGSTOP)
+    group = f"{own_settings.oracle.app_id}-leader"
+    eventually(lambda: not group_state(own_settings, group).members, "its session to end")
+    only.process.send_signal(signal.SIGCONT)
+    assert leads(only, 2) > epoch
+    publishes(own_settings, leads(only, 2))
+    assert said(only, "leadership_unsure")
+    assert not said(only, "oracle_replaced")
+    assert only.stop() == 0
