@@ -15,6 +15,8 @@
         ├── TopicError             a topic is missing or not as the contract needs it
         ├── BrokerError            Kafka refused something and trying again will not help
         │   ├── LeadershipLost     another oracle process publishes marks now; this one must end
+        │   ├── MembershipLost     a consumer is outside its group for good; a new one may join
+        │   ├── NoAnswer           Kafka did not answer in time; it may answer later
         │   ├── TransactionAborted the transaction must be dropped; the producer is still good
         │   └── ProducerFenced     another process took over, or the outcome is unknown; the producer must be dropped
         └── TableError             Redis refused a write or holds something unexpected
@@ -70,6 +72,14 @@ class BrokerError(QuotingError):
 
 class LeadershipLost(BrokerError):
     """Another oracle process publishes marks now: this one must end."""
+
+
+class MembershipLost(BrokerError):
+    """A consumer is outside its group and will not come back by itself: a new one may join."""
+
+
+class NoAnswer(BrokerError):
+    """Kafka did not answer in time: whoever can wait may ask again."""
 
 
 class OracleFailed(MarginClearingError):

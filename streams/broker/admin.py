@@ -16,11 +16,15 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 from schemas.topics import ACCOUNTS, EVENTS, LAYOUT, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised
+from streams.broker.committed import RETRIABLE
 from streams.broker.layout import read_layout, require_shards, spread_over, write_layout
+from streams.broker.missing import MISSING
 from streams.broker.reader import LogReader
-from streams.errors import BrokerError, TopicError
+from streams.errors import BrokerError, NoAnswer, TopicError
+from streams.runtime import SYSTEM, Runtime
 from streams.settings import Settings
 
+_ONE_ANSWER_S, _ASK_AGAIN_S = 3.0, 0.1
 _REPLICAS_SAFE = 3
 """With so many replicas one may be away and what is acknowledged is still on two."""
 
@@ -153,20 +157,37 @@ def _look(admin: AdminClient, timeout_s: float) -> tuple[dict[str, int], dict[st
     return counts, refused
 
 
-def topic_ids(settings: Settings, names: Sequence[str], timeout_s: float = 30.0) -> dict[str, str]:
+def topic_ids(settings: Settings, names: Sequence[str], runtime: Runtime = SYSTEM) -> dict[str, str]:
     """The id of each topic: a topic that is deleted and created anew under its name has another.
 
+    A client that gets no answer is replaced: librdkafka waits for the broker that it holds for the controller, even if
+    that has died. Kafka is asked again for as long as one call may wait for it, also where a broker that has just
+    started does not know a topic.
+
     Raises:
-        BrokerError: the cluster does not answer, or there is no such topic.
+        NoAnswer: the cluster does not answer. BrokerError: it refuses, or there is no such topic.
     """
+    deadline = runtime.monotonic() + settings.kafka.call_ms_max / 1000
+    while True:
+        try:
+            return _asked_topic_ids(settings, names)
+        except KafkaException as error:
+            cause = error.args[0]
+            text = f"{', '.join(names)}: their ids cannot be read: {in_words(cause)}"
+            if cause.code() not in (*RETRIABLE, *MISSING):
+                raise BrokerError(text) from error
+            if runtime.monotonic() > deadline:
+                raise (BrokerError if cause.code() in MISSING else NoAnswer)(text) from error
+        except FutureTimeout as error:
+            if runtime.monotonic() > deadline:
+                raise NoAnswer(f"{', '.join(names)}: their ids cannot be read: no answer in time") from error
+        runtime.sleep(_ASK_AGAIN_S)
+
+
+def _asked_topic_ids(settings: Settings, names: Sequence[str]) -> dict[str, str]:
     admin = admin_client(settings)  # kept: its requests end with it
-    descriptions = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
-    try:
-        return {name: str(future.result(timeout=timeout_s).topic_id) for name, future in descriptions.items()}
-    except KafkaException as error:
-        raise BrokerError(f"{', '.join(names)}: their ids cannot be read: {in_words(error.args[0])}") from error
-    except FutureTimeout as error:
-        raise BrokerError(f"{', '.join(names)}: their ids cannot be read: no answer in {timeout_s:g} s") from error
+    descriptions = admin.describe_topics(TopicCollection(list(names)), request_timeout=_ONE_ANSWER_S)
+    return {name: str(future.result(timeout=_ONE_ANSWER_S).topic_id) for name, future in descriptions.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.broker import config
 from streams.broker.client_log import in_words
-from streams.errors import BrokerError
+from streams.errors import BrokerError, NoAnswer
 from streams.runtime import SYSTEM, Runtime
 from streams.settings import KafkaSettings
 
@@ -56,7 +56,7 @@ def committed_steps(
             there is time).
 
     Raises:
-        BrokerError: Kafka does not say in time, or never will.
+        NoAnswer: Kafka does not say in time. BrokerError: it never will.
     """
     deadline = runtime.monotonic() + timeout_s
     pause_s = _PAUSE_FIRST_S
@@ -72,7 +72,8 @@ def committed_steps(
         if error is None:
             return committed
         if error.code() not in RETRIABLE or runtime.monotonic() > deadline:
-            raise BrokerError(f"the group's committed offsets cannot be read: {in_words(error)}")
+            refusal = NoAnswer if error.code() in RETRIABLE else BrokerError
+            raise refusal(f"the group's committed offsets cannot be read: {in_words(error)}")
         yield pause_s
         pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
@@ -83,7 +84,7 @@ def committed_offsets(
     """The group's committed offsets of ``places``, waited for; a negative one where there is none.
 
     Raises:
-        BrokerError: Kafka does not say in time, or never will.
+        NoAnswer: Kafka does not say in time. BrokerError: it never will.
     """
     steps = committed_steps(consumer, places, timeout_s, runtime=runtime)
     while True:
@@ -125,7 +126,7 @@ def seek(consumer: Consumer, place: TopicPartition, timeout_s: float, runtime: R
     """Let ``consumer`` fetch ``place`` from its offset on. A partition just assigned takes a moment to begin.
 
     Raises:
-        BrokerError: it is not assigned, or has not begun in time.
+        NoAnswer: it has not begun in time. BrokerError: it is not assigned.
     """
     deadline = runtime.monotonic() + timeout_s
     while True:
@@ -135,5 +136,6 @@ def seek(consumer: Consumer, place: TopicPartition, timeout_s: float, runtime: R
         except KafkaException as error:
             cause = error.args[0]
             if cause.code() != KafkaError._STATE or runtime.monotonic() > deadline:
-                raise BrokerError(f"{place.topic}[{place.partition}]: cannot seek: {in_words(cause)}") from error
+                refusal = NoAnswer if cause.code() == KafkaError._STATE else BrokerError
+                raise refusal(f"{place.topic}[{place.partition}]: cannot seek: {in_words(cause)}") from error
             runtime.sleep(_SEEK_AGAIN_S)

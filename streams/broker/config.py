@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 Client = TypeVar("Client")
 
+SOCKET_MS_MIN = 2_000
+"""librdkafka refuses less than a second more than a fetch waits."""
+
 
 def created(client: Callable[[dict[str, Any]], Client], properties: dict[str, Any]) -> Client:
     """A confluent-kafka client with ``properties``.
@@ -38,6 +41,8 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
         "log.connection.close": False,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
+        # 60,000: so long a broker that stands still, with its connections open, is waited for
+        "socket.timeout.ms": max(SOCKET_MS_MIN, kafka.session_timeout_ms),
     }
     if kafka.sasl_mechanism:
         config |= {

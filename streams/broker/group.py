@@ -11,7 +11,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException
 
 from streams.broker.stranded import STATISTICS_MS, BrokerStatistics, StrandedWatch, TimeInState
-from streams.errors import BrokerError
+from streams.errors import MembershipLost
 from streams.runtime import SYSTEM, Runtime
 
 _MEMBER = "steady"
@@ -97,17 +97,17 @@ class GroupPlace:
         """Refuse to poll for ever in vain.
 
         Raises:
-            BrokerError: it has been outside its group for longer than a rebalance can take, or it tries no broker any
-                more; only a new process helps.
+            MembershipLost: it has been outside its group for longer than a rebalance can take, or it tries no broker
+                any more; only a new consumer helps.
         """
         if self._stranded.is_stranded:
-            raise BrokerError(
-                "this consumer has lost its brokers, and librdkafka tries none any more; a new process does"
+            raise MembershipLost(
+                "this consumer has lost its brokers, and librdkafka tries none any more; a new one does"
             )
         if (outside_s := self._outside.seconds) > self._outside_s_max:
-            raise BrokerError(
+            raise MembershipLost(
                 f"this consumer has been outside its group for {outside_s:.0f} s while Kafka answers (librdkafka's "
-                f"state: {self._outside_state}) and will not come back by itself; a new process joins again"
+                f"state: {self._outside_state}) and will not come back by itself; a new one joins again"
             )
 
 

@@ -14,15 +14,19 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised, last_reasons
 from streams.broker.clients import CLIENTS, Clients
+from streams.broker.committed import RETRIABLE
+from streams.broker.missing import MISSING, MissingPartitions
 from streams.broker.records import Record
 from streams.broker.stranded import StrandedWatch
-from streams.errors import BrokerError
+from streams.errors import BrokerError, MembershipLost, NoAnswer
 from streams.logs import event
 from streams.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.05
+_MISSING_S = 2.0
+"""So long a partition may be unknown to every broker that is asked before it is said not to exist."""
 
 
 class LogReader:
@@ -74,10 +78,11 @@ class LogReader:
         """The first offset and the next offset to be written (uncommitted records included).
 
         Raises:
-            BrokerError: no answer in time, or no such partition.
+            NoAnswer: no answer in time. BrokerError: no such partition.
         """
         self._on_progress()
-        deadline = self._runtime.monotonic() + self._timeout_s
+        started = self._runtime.monotonic()
+        deadline = started + self._timeout_s
         place = TopicPartition(topic, partition)
         while True:
             try:
@@ -86,20 +91,23 @@ class LogReader:
                 )
                 return int(low), int(high)
             except KafkaException as error:
-                cause = error.args[0]
-                is_new = cause.code() == KafkaError._UNKNOWN_PARTITION and self._was_added(place)
-                if (cause.code() in _FOR_GOOD and not is_new) or self._runtime.monotonic() > deadline:
+                cause, now = error.args[0], self._runtime.monotonic()
+                # It may be new, or unknown for a moment to a broker that has just started: asking says which.
+                may_come = cause.code() in MISSING and (self._is_there(place) or now - started < _MISSING_S)
+                if (cause.code() in _FOR_GOOD and not may_come) or now > deadline:
                     self._uncommitted.poll(0)  # never assigned: it only serves what the client has to say
-                    if cause.code() not in _FOR_GOOD:
-                        self._renew()
-                    raise BrokerError(f"{topic}[{partition}]: watermarks: {in_words(cause)}") from error
+                    text = f"{topic}[{partition}]: watermarks: {in_words(cause)}"
+                    if cause.code() in _FOR_GOOD:
+                        raise BrokerError(text) from error
+                    self._renew()
+                    raise NoAnswer(text) from error
                 self._runtime.sleep(_LOOK_AGAIN_S)
 
     def partitions(self, topic: str, timeout_s: float = 30.0) -> int:
         """The partition count of ``topic``.
 
         Raises:
-            BrokerError: no such topic, or no answer.
+            NoAnswer: no answer. BrokerError: no such topic.
         """
         return self._count(self._consumer, topic, timeout_s)
 
@@ -108,7 +116,8 @@ class LogReader:
         try:
             metadata = client.list_topics(topic, timeout=timeout_s).topics[topic]
         except KafkaException as error:
-            raise BrokerError(f"{topic}: its partitions cannot be read: {in_words(error.args[0])}") from error
+            refusal = NoAnswer if error.args[0].code() in RETRIABLE else BrokerError
+            raise refusal(f"{topic}: its partitions cannot be read: {in_words(error.args[0])}") from error
         if metadata.error is not None:
             advice = "" if is_not_authorised(metadata.error) else "; create the topics with `margin-clearing topics`"
             raise BrokerError(f"{topic}: {in_words(metadata.error)}{advice}")
@@ -124,7 +133,7 @@ class LogReader:
         the wait without progress.
 
         Raises:
-            BrokerError: no progress for ``timeout_s``, or the broker refuses.
+            NoAnswer: no progress for ``timeout_s``. BrokerError: the broker refuses.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         low, high = self.watermarks(topic, partition)
@@ -153,7 +162,7 @@ class LogReader:
                     position, deadline = reached, self._runtime.monotonic() + timeout_s
                 elif self._runtime.monotonic() > deadline:
                     self._renew()
-                    raise BrokerError(
+                    raise NoAnswer(
                         f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s{_why()}"
                     )
         finally:
@@ -169,7 +178,7 @@ class LogReader:
             with suppress(BrokerError):  # reading it will say what is wrong
                 self._known[place.topic] = self._count(self._consumer, place.topic, self._timeout_s)
 
-    def _was_added(self, place: TopicPartition) -> bool:
+    def _is_there(self, place: TopicPartition) -> bool:
         """Whether the cluster has a partition that the client of watermarks did not know; it knows of it then."""
         with suppress(BrokerError):
             return self._count(self._uncommitted, place.topic, self._timeout_s) > place.partition
@@ -189,7 +198,8 @@ def _end_of_partition(message: Message) -> int:
     if error.code() == KafkaError._PARTITION_EOF:
         offset = message.offset()
         return -1 if offset is None else offset
-    _raise_for_good(message, error)
+    if error.code() not in MISSING:  # where its end was read a moment ago, it is only said to be so for a while
+        _raise_for_good(message, error)
     return -1
 
 
@@ -207,6 +217,7 @@ class Follower:
 
     def _open(self) -> None:
         self._stranded = StrandedWatch(self._clients.runtime)
+        self._missing = MissingPartitions(self._clients.runtime)
         self._consumer = self._clients.consumer(self._properties | self._stranded.properties())
 
     def start(self, offset: int = OFFSET_BEGINNING) -> None:
@@ -220,7 +231,8 @@ class Follower:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        records = poll_batch(self._consumer, timeout_s, records_max)
+        records = list(poll_records(self._consumer, timeout_s, records_max, missing=self._missing))
+        self._missing.look(self._consumer)
         if records:
             self._place = records[-1].offset() + 1
         elif self._stranded.is_stranded and self._place is not None:
@@ -248,6 +260,7 @@ def poll_records(
     timeout_s: float,
     records_max: int,
     on_end: Callable[[str, int, int], object] = lambda topic, partition, offset: None,
+    missing: MissingPartitions | None = None,
 ) -> Iterator[Record]:
     """Wait for the first record, then drain: ``consume(n, t)`` alone would wait ``t`` unless ``n`` records are there.
 
@@ -255,27 +268,36 @@ def poll_records(
     whoever keeps each record as it comes sees in a callback all that came before it.
 
     ``on_end`` is told where a partition ends for now, if the consumer says so: topic, number, and the offset at which
-    the next record will be. The records before it have been given by then.
+    the next record will be. The records before it have been given by then. ``missing`` is told what is said not to
+    exist, and of which of it there are records; without it that is an error at once.
 
     Raises:
-        BrokerError: an error that will not pass by itself.
+        BrokerError: an error that will not pass by itself. MembershipLost: the consumer has ended for good.
     """
     first = consumer.poll(timeout_s)
     if first is None:
         return
-    yield from _good(first, on_end)
+    yield from _good(first, on_end, missing)
     if records_max > 1:
         for message in consumer.consume(records_max - 1, timeout=0):
-            yield from _good(message, on_end)
+            yield from _good(message, on_end, missing)
 
 
-def _good(message: Message, on_end: Callable[[str, int, int], object]) -> Iterator[Record]:
+def _good(
+    message: Message, on_end: Callable[[str, int, int], object], missing: MissingPartitions | None
+) -> Iterator[Record]:
     error = message.error()
     if error is None:
-        yield Record(message)
+        record = Record(message)
+        if missing:
+            missing.forget(record.topic(), record.partition())
+        yield record
     elif error.code() == KafkaError._PARTITION_EOF:
         record = Record(message)
         on_end(record.topic(), record.partition(), record.offset())
+    elif missing is not None and error.code() in MISSING:
+        partition = message.partition()
+        missing.note(message.topic() or "", -1 if partition is None else partition, in_words(error))
     else:
         _raise_for_good(message, error)
 
@@ -286,8 +308,8 @@ def _raise_for_good(message: Message, error: KafkaError) -> None:
     Neither is ``fatal()``: that a consumer has ended for good (a static member that was fenced) is said once, by a
     message with the code ``_FATAL``; after it the consumer is polled in vain.
     """
-    if error.code() == KafkaError._FATAL:
-        raise BrokerError(f"this consumer has ended for good: {error.str()}")
+    if error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID):
+        raise MembershipLost(f"this consumer has ended for good: {error.str()}")
     if error.code() in _FOR_GOOD:
         where = "" if message.topic() is None else f"{message.topic()}[{message.partition()}]: "
         raise BrokerError(f"{where}{in_words(error)}")
@@ -307,5 +329,4 @@ _FOR_GOOD = {
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._AUTHENTICATION,
     KafkaError._AUTO_OFFSET_RESET,
-    KafkaError.FENCED_INSTANCE_ID,
 }

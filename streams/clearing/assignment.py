@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from prometheus_client import Gauge
 
 from schemas.topics import EVENTS
@@ -90,7 +90,8 @@ class Assignment:
 
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Wait for the turn of each new shard; its events are not fetched before it runs."""
-        consumer.incremental_assign([TopicPartition(EVENTS, place.partition) for place in partitions])
+        # Where it goes on is said when it runs; to ask for its committed offset would be to wait for the coordinator.
+        consumer.incremental_assign([TopicPartition(EVENTS, place.partition, OFFSET_BEGINNING) for place in partitions])
         consumer.pause(partitions)
         self.has_joined = True
         self._wait(place.partition for place in partitions if place.partition < self._count)

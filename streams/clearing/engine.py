@@ -35,9 +35,15 @@ from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
 from streams.clearing.progress import LOOP, Progress
 from streams.clearing.progress_backlog import ProgressBacklog
-from streams.clearing.restore import ParameterVersions, RestoredShard, ShardRestorer, adopt_parameters
+from streams.clearing.restore import (
+    ParameterVersions,
+    RestoredShard,
+    ShardRestorer,
+    adopt_parameters,
+    steps_per_cycle,
+)
 from streams.clearing.shard import Shard
-from streams.errors import ProducerFenced, ShardError, TransactionAborted
+from streams.errors import NoAnswer, ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
 from streams.feeds.progress import ProgressFeed
@@ -98,7 +104,7 @@ class Engine:
         )
         self._restorer = ShardRestorer(
             self._restoring,
-            self._inbox.consumer,
+            lambda: self._inbox.consumer,
             self._restore_point,
             lambda: self._marks_log.next_offset,
             lambda: self._backlog.next_offset,
@@ -197,7 +203,7 @@ class Engine:
             self._backlog.walk(self._assignment.running, self._committer.put_aside)
             self._commit_if_due()
             self._progress.look_at_shards()
-        except (TransactionAborted, ProducerFenced, ShardError) as error:
+        except (TransactionAborted, ProducerFenced, NoAnswer, ShardError) as error:
             self._retake_all(error)
         self._inbox.require_member()
         self._tables.check()
@@ -331,7 +337,7 @@ class Engine:
     # --- owning shards -----------------------------------------------------------------------------------------------
 
     def _restore(self, shard_id: int) -> None:
-        """Go one step further in restoring a shard."""
+        """Go further in restoring a shard."""
         if not self._assignment.is_restoring:
             self._backlog.follow(shard_id)
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
@@ -340,9 +346,11 @@ class Engine:
             self._assignment.begin(
                 shard_id, self._restorer.restore(shard_id, self._committer.producer, parameters, parameters_next)
             )
-        restored = self._assignment.restore()
-        if restored is not None:
-            self._own(restored)
+        for _ in range(steps_per_cycle(self._commit_took_s)):
+            restored = self._assignment.restore()
+            if restored is not None:
+                self._own(restored)
+                break
         self._progress.beat_waiting()
 
     def _own(self, restored: RestoredShard) -> None:

@@ -5,6 +5,7 @@ What a frame does, and when a batch is committed, is the engine's business.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
@@ -13,11 +14,10 @@ from schemas.codec import DecodeError, Decoder
 from schemas.messages import EventFrame
 from schemas.topics import EVENTS
 from streams.broker.committed import seek
-from streams.broker.group import GroupPlace, leave_group
 from streams.broker.kafka import Kafka
 from streams.broker.producer import group_metadata
-from streams.broker.reader import poll_batch
 from streams.broker.records import Record
+from streams.broker.rejoining import RejoiningConsumer
 from streams.clearing.shard import Shard
 from streams.errors import BrokerError, ShardError
 
@@ -33,23 +33,37 @@ class Inbox:
     def __init__(self, kafka: Kafka, client_id: str) -> None:
         self._settings = kafka.settings
         self._runtime = kafka.runtime
-        self._place = GroupPlace(kafka.settings.outside_group_s_max, kafka.runtime)
-        self.consumer = kafka.group_consumer(client_id, kafka.settings.engine.group_id, self._place.properties())
+        self._member = RejoiningConsumer(
+            partial(kafka.group_consumer, client_id, kafka.settings.engine.group_id),
+            kafka.settings.outside_group_s_max,
+            kafka.runtime,
+        )
         self._held: deque[Record] = deque()
         self._drained_frames = self._drained_bytes = 0
+
+    @property
+    def consumer(self) -> Consumer:
+        """That of the moment: it may be made anew in any :meth:`poll`."""
+        return self._member.consumer
 
     # --- the group ---------------------------------------------------------------------------------------------------
 
     def join(self, *, on_assign: Callback, on_revoke: Callback, on_lost: Callback) -> None:
         """Join the group; the callbacks run inside :meth:`poll`."""
-        self.consumer.subscribe([EVENTS], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
+        self._member.subscribe([EVENTS], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
 
     def require_member(self) -> None:
-        """
+        """Join the group anew if it has been without this member for too long.
+
         Raises:
-            BrokerError: the group has been without this member for too long.
+            BrokerError: that has been done too often.
         """
-        self._place.require_member()
+        self._member.require_member()
+
+    @property
+    def missing(self) -> int:
+        """How many partitions are said not to exist, and are waited for."""
+        return self._member.missing
 
     def membership(self) -> Any:
         """The membership under which offsets are sent (:func:`group_metadata`)."""
@@ -57,11 +71,11 @@ class Inbox:
 
     def lag(self, shard: int) -> int | None:
         """How many records of a shard have not been polled; None if it is not known."""
-        return self._place.lag(EVENTS, shard)
+        return self._member.lag(EVENTS, shard)
 
     def leave(self) -> None:
         """Leave the group at once: every shard is revoked."""
-        leave_group(self.consumer, self._settings.service.instance_id, self._settings.kafka.handover_s, self._runtime)
+        self._member.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
 
     # --- fetching ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +124,7 @@ class Inbox:
 
         Rebalance callbacks run inside the poll and may replace the deque, so it is read afterwards.
         """
-        polled = poll_batch(self.consumer, timeout_s, frames_max)
+        polled = list(self._member.poll(timeout_s, frames_max))
         self._held.extend(polled)
         return len(polled)
 

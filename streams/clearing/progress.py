@@ -71,6 +71,7 @@ class Progress:
             probes.Condition(
                 "events_lag_frames", _greatest(lags) if lags else 0, self._settings.engine.ready_lag_frames_max
             ),
+            probes.Condition("partitions_missing", self._inbox.missing, 0),
         ]
 
     def saw_marks(self) -> None:

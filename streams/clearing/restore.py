@@ -52,6 +52,8 @@ given twice."""
 
 ROWS_PER_STEP = 500
 FRAMES_PER_STEP, FRAMES_AT_ONCE = 8, 64
+STEP_S, STEPS_PER_CYCLE_MAX = 0.01, 32
+"""About how long a step takes."""
 _COMMITTED_CALL_S = 0.25
 
 
@@ -84,7 +86,7 @@ class ShardRestorer:
     def __init__(
         self,
         reader: LogReader,
-        consumer: Consumer,
+        consumer: Callable[[], Consumer],
         restore_point: RestorePoint,
         marks_next: Callable[[], int],
         progress_next: Callable[[], int],
@@ -112,7 +114,7 @@ class ShardRestorer:
             BrokerError: Kafka does not answer, or refuses the claim (its subclasses say whether the producer is good).
         """
         started = self._runtime.monotonic()
-        committed = yield from _committed_offset(self._consumer, shard_id, self._timeout_s, self._runtime)
+        committed = yield from _committed_offset(self._consumer(), shard_id, self._timeout_s, self._runtime)
         record, offset, sources = self._last_record(shard_id, committed, parameters_next)
         in_force, newer = _parameters_since(self._reader, record, parameters, parameters_next)
         shard = _standing(record, offset, in_force, sources)
@@ -167,7 +169,8 @@ class ShardRestorer:
             partition=shard.shard,
             on_delivery=lambda _, message: offsets.append(message.offset() or 0),
         )
-        producer.send_offsets([TopicPartition(EVENTS, shard.shard, shard.events_next)], group_metadata(self._consumer))
+        offset = TopicPartition(EVENTS, shard.shard, shard.events_next)
+        producer.send_offsets([offset], group_metadata(self._consumer()))
         producer.commit()
         shard.cursor.claimed(record, offsets[0])
         return record
@@ -205,6 +208,15 @@ class ShardRestorer:
                     yield
             shard.skip_marks(end - 1)
         return refused
+
+
+def steps_per_cycle(commit_took_s: float) -> int:
+    """How many steps a cycle goes on with a restoration after a commit that took so many seconds.
+
+    With one step a cycle, slow commits (a broker that is away, replicas that lag) would let a shard fall behind the
+    marks that come meanwhile, and it would never run. What others wait for it is no more than what the commit took.
+    """
+    return max(1, min(STEPS_PER_CYCLE_MAX, int(commit_took_s / STEP_S)))
 
 
 def _committed_offset(

@@ -15,7 +15,8 @@ from schemas.messages import JournalRecord
 from schemas.topics import JOURNAL
 from streams.broker import config
 from streams.broker.kafka import Kafka
-from streams.broker.reader import poll_batch
+from streams.broker.missing import MissingPartitions
+from streams.broker.reader import poll_records
 from streams.broker.records import Log, Record
 from streams.broker.tail import search_tail
 from streams.logs import event
@@ -109,6 +110,7 @@ class JournalFollower:
             config.reader(kafka.settings.kafka, client_id) | {"enable.partition.eof": False}
         )
         self._consumer.assign(places)
+        self._missing = MissingPartitions(kafka.runtime)
 
     def open_interest(self) -> Iterator[tuple[int, Mapping[str, str]]]:
         """(shard, quantity of long positions by symbol) of the records that have come and tell it, without waiting.
@@ -116,7 +118,9 @@ class JournalFollower:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        for entry in map(journal_entry, poll_batch(self._consumer, 0, _RECORDS_MAX)):
+        records = list(poll_records(self._consumer, 0, _RECORDS_MAX, missing=self._missing))
+        self._missing.look(self._consumer)
+        for entry in map(journal_entry, records):
             if entry.record is not None and entry.record.open_interest is not None:
                 yield entry.record.shard, entry.record.open_interest
 

@@ -27,19 +27,18 @@ from functools import partial
 from math import inf
 from typing import Self
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, ROUTER
 from streams import probes
 from streams.broker.admin import Topics
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
-from streams.broker.group import GroupPlace, leave_group
 from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer, group_metadata
-from streams.broker.reader import poll_records
 from streams.broker.records import Record
-from streams.errors import BrokerError, NotDelivered, ProducerFenced, TransactionAborted
+from streams.broker.rejoining import RejoiningConsumer
+from streams.errors import BrokerError, NoAnswer, NotDelivered, ProducerFenced, TransactionAborted
 from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
@@ -74,7 +73,6 @@ class Router:
         self._stop = stop
         self._watchdog = watchdog
         self._timeout_s = settings.kafka.call_ms_max / 1000
-        self._group = GroupPlace(settings.outside_group_s_max, kafka.runtime)
         self._joined = False
         self._client_id = f"{settings.router.group_id}-{kafka.worker}"
         self._clock = MachineClock(kafka.runtime.time_ns)
@@ -102,8 +100,12 @@ class Router:
         self._ends: dict[tuple[str, int], int] = {}
         self._failed: BrokerError | None = None
         # It refuses to go on elsewhere when the log no longer holds what comes next.
-        properties = self._group.properties() | {"auto.offset.reset": "error", "enable.partition.eof": True}
-        self._consumer = kafka.group_consumer(self._client_id, settings.router.group_id, properties)
+        own = {"auto.offset.reset": "error", "enable.partition.eof": True}
+        self._group = RejoiningConsumer(
+            lambda more: kafka.group_consumer(self._client_id, settings.router.group_id, {**more, **own}),
+            settings.outside_group_s_max,
+            kafka.runtime,
+        )
 
     @classmethod
     def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
@@ -138,15 +140,13 @@ class Router:
 
     def join(self) -> None:
         """Join the group; :meth:`cycle` takes what it assigns."""
-        self._consumer.subscribe(
-            list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._group.subscribe(list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         event(log, logging.INFO, "router_started", shards=self._shards, transactional_id=self._client_id)
 
     def _close(self) -> None:
         service, kafka = self._settings.service, self._settings.kafka
         self._beat("leaving the group")
-        leave_group(self._consumer, service.instance_id, kafka.handover_s, self._runtime)
+        self._group.leave(service.instance_id, kafka.handover_s)
         self._beat("closing the producers")
         self._writer.close()
         self._producer.close()
@@ -163,6 +163,7 @@ class Router:
         return [
             probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
             probes.Condition("inputs_lag_records", lag, self._settings.router.ready_lag_records_max),
+            probes.Condition("partitions_missing", self._group.missing, 0),
         ]
 
     def _beat(self, doing: str) -> None:
@@ -185,7 +186,7 @@ class Router:
             self._take_in_moved()
             if self._runtime.monotonic() - self._last_commit >= self._settings.router.commit_ms / 1000:
                 self._commit()
-        except (NotDelivered, TransactionAborted, ProducerFenced) as error:
+        except (NotDelivered, TransactionAborted, ProducerFenced, NoAnswer) as error:
             self._recover(error)
         self._beat("telling of the progress")
         self._progress.tell(self._ownership.all())
@@ -199,7 +200,7 @@ class Router:
         while True:
             before = len(self._batch)
             room = min(_RECORDS_PER_POLL, router.batch_records_max - before)
-            for message in poll_records(self._consumer, left, room, self._on_end):
+            for message in self._group.poll(left, room, self._on_end):
                 self._batch.append(message)
                 size += len(message.value() or b"")
             left = max(0.0, until - (now := self._runtime.monotonic()))
@@ -293,10 +294,10 @@ class Router:
             return
         self._beat("taking in symbols that moved")
         self._commit()
-        stopped = self._ownership.adopt_moved(self._consumer)
+        stopped = self._ownership.adopt_moved(self._group.consumer)
         self._commit()
         for owned in stopped:
-            seek(self._consumer, owned.to_commit(), self._timeout_s, self._runtime)
+            seek(self._group.consumer, owned.to_commit(), self._timeout_s, self._runtime)
 
     def _commit(self) -> None:
         """Commit how far the partitions are routed, with the memory of trade ids, once every shard knows.
@@ -320,7 +321,7 @@ class Router:
         for owned in moved:
             for partition, key, row in owned.rows_to_write():
                 producer.produce(ROUTER, row, key=key, partition=partition)
-        producer.send_offsets([owned.to_commit() for owned in moved], group_metadata(self._consumer))
+        producer.send_offsets([owned.to_commit() for owned in moved], group_metadata(self._group.consumer))
         producer.commit()
         metrics.COMMITS.observe(self._runtime.monotonic() - started)
         for owned in moved:
@@ -338,9 +339,16 @@ class Router:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._beat("taking partitions")
-        consumer.incremental_assign(self._begin(consumer, partitions))
+        try:
+            consumer.incremental_assign(self._begin(consumer, partitions))
+        except NoAnswer as error:
+            # Assigned and not owned: what comes of them is left out until they are begun with all the others.
+            consumer.incremental_assign(
+                [TopicPartition(place.topic, place.partition, OFFSET_BEGINNING) for place in partitions]
+            )
+            self._failed = error
         self._joined = True
-        self._owns("partitions_assigned", partitions)
+        _tell_owned(len(self._ownership), "partitions_assigned", partitions)
 
     def _begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Own ``partitions``; each with the offset at which it goes on."""
@@ -357,7 +365,7 @@ class Router:
         except (NotDelivered, TransactionAborted, ProducerFenced) as error:
             self._failed = error
         self._drop(partitions)
-        self._owns("partitions_revoked", partitions)
+        _tell_owned(len(self._ownership), "partitions_revoked", partitions)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         """Somebody else owns them already: nothing can be committed.
@@ -366,7 +374,7 @@ class Router:
         """
         self._joined = False
         self._drop(partitions)
-        self._owns("partitions_lost", partitions)
+        _tell_owned(len(self._ownership), "partitions_lost", partitions)
 
     def _drop(self, partitions: list[TopicPartition]) -> None:
         """Own ``partitions`` no longer, and forget what has been polled of them.
@@ -378,11 +386,6 @@ class Router:
         self._batch = [message for message in self._batch if (message.topic(), message.partition()) not in gone]
         self._ends = {place: end for place, end in self._ends.items() if place not in gone}
 
-    def _owns(self, what: str, partitions: list[TopicPartition]) -> None:
-        metrics.PARTITIONS.set(len(self._ownership))
-        if partitions:
-            event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
-
     def _recover(self, error: BrokerError) -> None:
         """Forget what is in memory, and the producers that may be of no use; begin again at the committed offsets."""
         self._failures += 1
@@ -392,26 +395,22 @@ class Router:
             raise BrokerError(f"nothing could be routed in {_FAILURES_MAX} attempts; the last: {error}") from error
         self._beat("waiting to try again")
         self._stop.wait(min(_BACKOFF_FIRST_S * 2 ** (self._failures - 1), _BACKOFF_MAX_S))
-        self._beat("ending the transaction that failed")
-        self._end_transaction(error)
         self._writer.close()
         self._writer = self._new_writer()
         self._splitter.take(self._clock.now_us())  # of what was collected nobody has been told
-        self._beat("reading where the partitions go on")
-        places = self._consumer.assignment()
+        places = self._group.consumer.assignment()
         self._drop(places)
-        for place in self._begin(self._consumer, places):
-            seek(self._consumer, place, self._timeout_s, self._runtime)
-
-    def _end_transaction(self, error: BrokerError) -> None:
         try:
-            if isinstance(error, ProducerFenced):
-                raise error
-            self._producer.abort()
-        except (ProducerFenced, TransactionAborted):
-            self._producer.close()
-            self._beat("registering a producer")
-            self._producer = _registered(self._new_producer())
+            self._beat("ending the transaction that failed")
+            if not _is_ended(self._producer, error):
+                self._beat("registering a producer")
+                self._producer = _registered(self._new_producer())
+            self._beat("reading where the partitions go on")
+            for place in self._begin(self._group.consumer, places):
+                seek(self._group.consumer, place, self._timeout_s, self._runtime)
+        except (NoAnswer, ProducerFenced) as unanswered:
+            self._drop(places)
+            self._failed = unanswered
 
 
 def run(settings: Settings) -> None:
@@ -421,6 +420,24 @@ def run(settings: Settings) -> None:
         MarginClearingError: what cannot be mended by reading the log again; the process should exit and restart.
     """
     run_role(settings, Router.build)
+
+
+def _tell_owned(owned: int, what: str, partitions: list[TopicPartition]) -> None:
+    metrics.PARTITIONS.set(owned)
+    if partitions:
+        event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
+
+
+def _is_ended(producer: TransactionalProducer, error: BrokerError) -> bool:
+    """End the transaction that failed with ``error``; False if the producer is of no use any more, and closed."""
+    try:
+        if isinstance(error, ProducerFenced):
+            raise error
+        producer.abort()
+    except (ProducerFenced, TransactionAborted):
+        producer.close()
+        return False
+    return True
 
 
 def _registered(producer: TransactionalProducer) -> TransactionalProducer:

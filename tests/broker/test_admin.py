@@ -1,13 +1,17 @@
 """The topics of the contract on a real broker: what a topic lacks stops every role, and says what to do."""
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, Producer
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from schemas.topics import (
@@ -24,13 +28,14 @@ from schemas.topics import (
     all_topics,
     dead_letter_topic,
 )  # fmt: skip
-from streams.broker import config
+from streams.broker import admin, config
 from streams.broker.admin import admin_client, ensure_topics, require_topics
 from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
 from streams.broker.records import UNSTAMPED
-from streams.errors import TopicError
-from streams.settings import Settings
+from streams.errors import BrokerError, NoAnswer, TopicError
+from streams.runtime import SystemRuntime
+from streams.settings import Settings, load
 
 
 def set_config(settings: Settings, topic: str, name: str, value: str) -> None:
@@ -115,3 +120,76 @@ def test_whatever_a_sender_says_the_record_has_the_brokers_time_or_none(settings
     assert stamped.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME
     assert 0 < stamped.appended_us < 1000 * ahead_ms
     admin.delete_topics([topic])[topic].result(timeout=30)  # readers are shown the contract's topics only
+
+
+# --- the ids of topics -----------------------------------------------------------------------------------------------
+
+
+class AskedForIds:
+    """An admin client whose answers about topics are ``answers``, in turn; an exception is raised."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def describe_topics(self, topics: Any, request_timeout: float) -> dict[str, Future[Any]]:
+        future: Future[Any] = Future()
+        if isinstance(self._answer, BaseException):
+            future.set_exception(self._answer)
+        else:
+            future.set_result(SimpleNamespace(topic_id=self._answer))
+        return {"t": future}
+
+
+def given_answers(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[AskedForIds]:
+    """The clients that are made one after the other, each with one answer; the last one's comes again and again."""
+    made: list[AskedForIds] = []
+
+    def client(_: Settings) -> AskedForIds:
+        made.append(AskedForIds(answers[min(len(made), len(answers) - 1)]))
+        return made[-1]
+
+    monkeypatch.setattr(admin, "admin_client", client)
+    return made
+
+
+class PassingSeconds(SystemRuntime):
+    """A second passes whenever somebody looks at the clock."""
+
+    def __init__(self) -> None:
+        self._seconds = itertools.count()
+
+    def monotonic(self) -> float:
+        return float(next(self._seconds))
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+NO_ANSWER = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+UNKNOWN_TOPIC = KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+
+
+@pytest.mark.parametrize("error", [NO_ANSWER, UNKNOWN_TOPIC])
+def test_the_ids_of_topics_are_asked_for_with_a_new_client_if_one_gets_no_answer(
+    monkeypatch: pytest.MonkeyPatch, error: KafkaException
+) -> None:
+    """One that holds a dead broker for the controller would wait for it in vain."""
+    made = given_answers(monkeypatch, error, error, "an-id")
+    assert admin.topic_ids(load({}), ["t"], PassingSeconds()) == {"t": "an-id"}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (NO_ANSWER, NoAnswer),
+        (UNKNOWN_TOPIC, BrokerError),
+        (KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)), BrokerError),
+    ],
+)
+def test_ids_that_are_not_told_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, error: KafkaException, raised: type[BrokerError]
+) -> None:
+    given_answers(monkeypatch, error)
+    with pytest.raises(BrokerError, match="t: their ids cannot be read") as refused:
+        admin.topic_ids(load({}), ["t"], PassingSeconds())
+    assert type(refused.value) is raised

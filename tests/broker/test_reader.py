@@ -1,6 +1,6 @@
 """What of a consumer's errors passes by itself, and what ends a process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from streams.broker import config
 from streams.broker.clients import Clients
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.broker.stranded import STRANDED_S
-from streams.errors import BrokerError
+from streams.errors import BrokerError, MembershipLost
 from streams.runtime import Runtime
 from streams.settings import load
 
@@ -27,8 +27,9 @@ def test_what_librdkafka_mends_by_itself_passes() -> None:
 
 def test_a_consumer_that_has_ended_for_good_says_so_instead_of_being_polled_in_vain() -> None:
     """librdkafka says it once, without the flag."""
-    with pytest.raises(BrokerError, match="ended for good: fenced"):
-        polled(KafkaError(KafkaError._FATAL, "fenced"))
+    for code in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID):
+        with pytest.raises(MembershipLost, match="ended for good: fenced"):
+            polled(KafkaError(code, "fenced"))
 
 
 def test_what_will_not_pass_names_its_place() -> None:
@@ -92,12 +93,40 @@ def test_a_partition_that_was_added_is_looked_up_and_read(monkeypatch: pytest.Mo
     assert asked[-3:] == ["where is a", "read a", "read a"]
 
 
-def test_a_partition_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class PassingTime(Clients):
+    """Clients in a time that passes only while somebody sleeps."""
+
+    def __init__(self, on_sleep: Callable[[], object] = lambda: None) -> None:
+        self.now = 0.0
+        self._on_sleep = on_sleep
+        super().__init__(cast(Runtime, SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)))
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self._on_sleep()
+
+
+def test_a_partition_that_no_broker_knows_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(config, "created", lambda *_: OneRecord(asked))
+    clients = PassingTime()
     with pytest.raises(BrokerError, match=r"a\[1\]: watermarks"):
-        LogReader(load({}).kafka, "test").watermarks("a", 1)
-    assert asked == ["where is a"]
+        LogReader(load({}).kafka, "test", clients=clients).watermarks("a", 1)
+    assert set(asked) == {"where is a"}
+    assert 1.5 < clients.now < 5
+
+
+def test_a_partition_that_is_unknown_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a broker says that has just started."""
+    counts = {"a": 1}
+
+    def remember() -> None:
+        if clients.now > 1:
+            counts["a"] = 2
+
+    monkeypatch.setattr(config, "created", lambda *_: OneRecord([], counts))
+    clients = PassingTime(remember)
+    assert LogReader(load({}).kafka, "test", clients=clients).watermarks("a", 1) == (0, 1)
 
 
 class Forgetful(Clients):

@@ -385,6 +385,7 @@ def test_it_is_ready_when_its_shards_are_restored_and_its_inputs_fresh() -> None
             "shards_to_take": True,
             "marks_age_ms": True,
             "events_lag_frames": False,
+            "partitions_missing": True,
         }, "the lag is not known before the first statistics"
         engine.look()
         assert all(engine.conditions().values())

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from schemas.topics import COMMANDS, EVENTS, PARAMETERS
+from streams.clearing.restore import steps_per_cycle
 from tests.clearing.engine_bench import POLICY, SYMBOL, Bench, EngineProcess, instrument
 
 TELLING = replace(POLICY, margin_call_levels=("100",))
@@ -207,3 +208,9 @@ def test_ids_follow_the_names_of_groups_and_not_the_rows_they_happen_to_have(ben
         ("alice:2", "cross"),
     ]
     assert [dict(record.headers or ())["ce_id"] for record in bench.records(COMMANDS)] == [b"alice:1", b"alice:2"]
+
+
+@pytest.mark.parametrize(("commit_took_s", "steps"), [(0.0, 1), (0.006, 1), (0.05, 5), (0.3, 30), (60.0, 32)])
+def test_a_shard_is_taken_in_the_more_steps_a_cycle_the_longer_commits_take(commit_took_s: float, steps: int) -> None:
+    """Else one that walks 8 frames a cycle never catches up with 16 frames a second, where a commit takes 0.5 s."""
+    assert steps_per_cycle(commit_took_s) == steps

@@ -521,7 +521,7 @@ def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
             owned = len(self._ownership)
             second.append(start())
             while len(self._ownership) >= owned:
-                batch += poll_batch(self._consumer, 0.05, 1000)
+                batch += poll_batch(self._group.consumer, 0.05, 1000)
         return batch
 
     monkeypatch.setattr(Router, "collect", until_partitions_move)
