@@ -3,7 +3,8 @@
 librdkafka ends a consumer for good where a new one of the same name would go on at once: a static member whose request
 to join was lost with its coordinator is fenced by the very place that the request made; a consumer may lose all of its
 brokers, or stay outside its group. Whatever was owned is lost then, as if the session had ended, and a new consumer
-with the same name joins. Only so often: a member that is fenced again and again has a competitor, which must be found.
+with the same name joins. A member that is fenced again and again has a competitor, so that ends the process; brokers
+that are away are waited for.
 """
 
 import logging
@@ -24,8 +25,8 @@ from streams.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-RENEWALS_MAX = 3
-"""So many consumers are made anew within the time that one may be outside its group; then the process ends."""
+FENCED_MAX = 3
+"""So often a member may be fenced within the time that it may be outside its group; then the process ends."""
 
 RebalanceCallback = Callable[[Consumer, list[TopicPartition]], None]
 NewConsumer = Callable[[Mapping[str, Any]], Consumer]
@@ -48,7 +49,7 @@ class RejoiningConsumer:
         self._runtime = runtime
         self._topics: list[str] = []
         self._callbacks: dict[str, RebalanceCallback] = {}
-        self._renewed: deque[float] = deque()
+        self._fenced: deque[float] = deque()
         self._open()
 
     def _open(self) -> None:
@@ -92,20 +93,17 @@ class RejoiningConsumer:
         """As :func:`poll_records`; a consumer that has ended is made anew, and nothing has come then.
 
         Raises:
-            BrokerError: an error that will not pass, or consumers end one after the other.
+            BrokerError: an error that will not pass, or the member is fenced again and again.
         """
         try:
             yield from poll_records(self.consumer, timeout_s, records_max, on_end, missing=self._missing)
             self._missing.look(self.consumer)
         except MembershipLost as error:
+            self._count_fenced(error)
             self._renew(error)
 
     def require_member(self) -> None:
-        """Have a consumer that has been outside its group for too long made anew.
-
-        Raises:
-            BrokerError: consumers end one after the other.
-        """
+        """Have a consumer made anew that has been outside its group for too long, or has lost its brokers."""
         try:
             self._place.require_member()
         except MembershipLost as error:
@@ -124,16 +122,18 @@ class RejoiningConsumer:
         """See :func:`leave_group`."""
         leave_group(self.consumer, instance_id, timeout_s, self._runtime)
 
-    def _renew(self, error: MembershipLost) -> None:
+    def _count_fenced(self, error: MembershipLost) -> None:
         now = self._runtime.monotonic()
-        while self._renewed and now - self._renewed[0] > self._outside_s_max:
-            self._renewed.popleft()
-        if len(self._renewed) >= RENEWALS_MAX:
+        while self._fenced and now - self._fenced[0] > self._outside_s_max:
+            self._fenced.popleft()
+        if len(self._fenced) >= FENCED_MAX:
             raise BrokerError(
-                f"{RENEWALS_MAX + 1} consumers ended within {self._outside_s_max:g} s; if another process has the same "
+                f"{FENCED_MAX + 1} consumers ended within {self._outside_s_max:g} s; if another process has the same "
                 f"MARGIN_SERVICE__INSTANCE_ID, give it its own; the last: {error}"
             ) from error
-        self._renewed.append(now)
+        self._fenced.append(now)
+
+    def _renew(self, error: MembershipLost) -> None:
         event(log, logging.WARNING, "consumer_renewed", topics=self._topics, reason=str(error))
         ended = self.consumer
         owned: list[TopicPartition] = []

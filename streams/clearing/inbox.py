@@ -53,11 +53,7 @@ class Inbox:
         self._member.subscribe([EVENTS], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
 
     def require_member(self) -> None:
-        """Join the group anew if it has been without this member for too long.
-
-        Raises:
-            BrokerError: that has been done too often.
-        """
+        """Join the group anew if it has been without this member for too long."""
         self._member.require_member()
 
     @property

@@ -76,7 +76,10 @@ class Oracle:
             SettingsError: a certificate or key cannot be used. BrokerError: Kafka does not answer before it stands by.
             OracleFailed: what only a new process can mend. Threads of Faust may be left.
         """
-        asyncio.run(self._run())
+        try:
+            asyncio.run(self._run())
+        finally:
+            self._watchdog.forget(_HEART)  # not before: what Faust has left may never end
         if self._failure is not None:
             raise OracleFailed(f"the oracle cannot go on: {self._failure!r}") from self._failure
         event(log, logging.INFO, "oracle_stopped")
@@ -102,7 +105,7 @@ class Oracle:
         finally:
             self._watchdog.beat(_HEART, "leaving the group")
             self._leadership.close()
-            self._watchdog.forget(_HEART)
+            self._watchdog.beat(_HEART, "ending what Faust has left")
 
     async def _take_turn(self, app: BatchApp) -> None:
         """Stand by, publish, and end publishing when told to stop or when another process has the right."""
@@ -150,7 +153,10 @@ class Oracle:
     async def _publish(self, app: "PriceApp") -> None:
         await app.start()
         while not self._stop.is_set() and not self._replaced:
-            self._leadership.poll()  # also while a frame waits for its partition's leader
+            try:
+                self._leadership.poll()  # also while a frame waits for its partition's leader
+            except BrokerError as error:
+                self._fail(error)
             await asyncio.sleep(_POLL_S)
         await app.stop()
 

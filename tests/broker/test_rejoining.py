@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from streams.broker.rejoining import RENEWALS_MAX, RejoiningConsumer
+from streams.broker.rejoining import FENCED_MAX, RejoiningConsumer
 from streams.broker.stranded import STRANDED_S
 from streams.errors import BrokerError
 from streams.runtime import Runtime
@@ -92,9 +92,19 @@ def test_a_stranded_consumer_is_made_anew() -> None:
     assert len(scene.made) == 2, "the new one has its time"
 
 
+def test_brokers_that_are_away_are_waited_for_however_long() -> None:
+    scene = Scene()
+    for _ in range(10 * FENCED_MAX):
+        for _ in range(int(STRANDED_S) + 2):
+            scene.made[-1].properties["stats_cb"](STRANDED)
+            scene.now += 1
+        scene.member.require_member()
+    assert len(scene.made) == 10 * FENCED_MAX + 1
+
+
 def test_a_member_that_is_fenced_again_and_again_has_a_competitor() -> None:
     scene = Scene()
-    for _ in range(RENEWALS_MAX):
+    for _ in range(FENCED_MAX):
         scene.fence()
         scene.now += 1
     with pytest.raises(BrokerError, match=r"another process has the same MARGIN_SERVICE__INSTANCE_ID.*consumer fenced"):
@@ -103,7 +113,7 @@ def test_a_member_that_is_fenced_again_and_again_has_a_competitor() -> None:
 
 def test_members_that_end_now_and_then_are_made_anew_as_often_as_it_takes() -> None:
     scene = Scene()
-    for _ in range(10 * RENEWALS_MAX):
+    for _ in range(10 * FENCED_MAX):
         scene.fence()
         scene.now += OUTSIDE_S_MAX / 2
-    assert len(scene.made) == 10 * RENEWALS_MAX + 1
+    assert len(scene.made) == 10 * FENCED_MAX + 1
