@@ -89,6 +89,8 @@ def producer(
             "transactional.id": transactional_id,
             "transaction.timeout.ms": kafka.transaction_timeout_ms,
         }
+        if "socket.timeout.ms" not in kafka.properties.librdkafka:  # librdkafka refuses one that is longer
+            config["socket.timeout.ms"] = min(config["socket.timeout.ms"], kafka.transaction_timeout_ms)
     return config
 
 
