@@ -282,7 +282,7 @@ class PriceApp:
                     self._watchdog.beat(_HEART, "sending marks")
                     sent = [await self._send_frame(frame) for frame in heartbeat.frames]
                 for written in sent:
-                    appended = await self._appended(written)
+                    appended = await written  # aiokafka may know dead brokers only: then the watchdog ends the process
                 self._publisher.acknowledge(heartbeat, appended.timestamp, appended.timestamp_type)
                 await asyncio.sleep(self._publisher.wait_s)
         except asyncio.CancelledError:
@@ -298,13 +298,6 @@ class PriceApp:
             if not self._publisher.is_unsure:
                 raise
             return None
-
-    async def _appended(self, sent: Awaitable[Any]) -> Any:
-        """What Kafka says of a frame that was sent. The client gives up by itself, after ``broker_request_timeout``."""
-        waiting = asyncio.ensure_future(sent)
-        while not (await asyncio.wait({waiting}, timeout=_POLL_S))[0]:
-            self._watchdog.beat(_HEART, "sending marks")
-        return waiting.result()
 
     async def _regain(self) -> None:
         """Wait until the right to publish is given again and claim it; nothing is published meanwhile.
@@ -329,6 +322,8 @@ class PriceApp:
                 event(log, logging.WARNING, "leadership_not_claimed", reason=str(error))
                 if monotonic() > until:
                     raise
+            if monotonic() > until:
+                raise BrokerError("nobody has been given the leadership for as long as one may be outside a group")
             await asyncio.sleep(_POLL_S)
         self._sure.set()
 
