@@ -231,6 +231,18 @@ class Suspension(msgspec.Struct, kw_only=True):
     reason: Text
 
 
+class Resumption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An operator's word that what suspends a shard suspends this account, or every account (""), no longer.
+
+    ``suspension`` is the number of the suspension that is lifted: the word is void if there has been another since.
+    """
+
+    account: Text = ""
+    suspension: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    reason: Annotated[str, Meta(min_length=1, max_length=1024)]
+    time: TimeUs
+
+
 class SourceRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Records ``[first, next)`` of a partition of an input topic, which its id tells from another of its name.
 
@@ -253,7 +265,7 @@ class EventFrame(msgspec.Struct, kw_only=True):
     them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter, which is applied once and
     only for an event that its account still lacks. ``sources`` are the records that the frame covers: all that they
     hold for the shard is in this frame or in one before it. A row from below the offset that the shard has had of its
-    source is a repeat.
+    source is a repeat. ``resumptions`` are words of an operator, applied after all else.
     """
 
     time: TimeUs
@@ -263,6 +275,7 @@ class EventFrame(msgspec.Struct, kw_only=True):
     reports: ReportColumns = msgspec.field(default_factory=ReportColumns)
     suspensions: list[Suspension] = msgspec.field(default_factory=list)
     sources: list[SourceRange] = msgspec.field(default_factory=list)
+    resumptions: tuple[Resumption, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         count = len(self.sources)
@@ -594,7 +607,8 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     ``owed`` says of which records the unapplied events are: a repair is applied once, and for one of these only.
     ``touched`` is the last frame that changed the account. ``held``: the account is below its requirement, and nothing
     is done before what was acknowledged before is in;
-    ``deferred`` are the events that came later, in the order of the log.
+    ``deferred`` are the events that came later, in the order of the log. ``resumed`` is the number of the last
+    suspension of its shard that an operator has lifted for this account alone.
     """
 
     account: Identifier
@@ -618,6 +632,7 @@ class AccountRow(msgspec.Struct, frozen=True, kw_only=True):
     touched: Offset = -1
     held: Hold | None = None
     deferred: tuple[DeferredEvent, ...] = ()
+    resumed: Sequence | msgspec.UnsetType = msgspec.UNSET
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -664,6 +679,38 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
     reason: Text
 
 
+class LogSeen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A topic as the shard knows it: its id, and the first offset of the partition that the shard reads."""
+
+    topic_id: TopicId
+    first: Offset = 0
+
+
+class LogGap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Records of a topic of ours that a shard needed and that are gone: it goes on at ``next`` instead of ``first``.
+
+    ``deleted``: what lay between is gone (retention or DeleteRecords). ``cut_off``: the log ended before ``first``.
+    ``made_anew``: the topic is another one of that name. ``absent``: there are accounts, and not what should be there.
+    """
+
+    kind: Literal["deleted", "cut_off", "made_anew", "absent"]
+    first: Offset = 0
+    next: Offset = 0
+    accepted: Text = ""
+
+
+class ShardSuspension(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why no account of a shard is liquidated, since when by the shard's clock, and the number of the last reason.
+
+    ``lifted`` is what the operator said who ended it; it stands as long as that is empty.
+    """
+
+    number: Sequence
+    since: TimeUs
+    reasons: tuple[Text, ...] = ()
+    lifted: Text = ""
+
+
 class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.journal.v1``: what one commit of one shard did, and in which order (parameters, events, marks).
 
@@ -692,7 +739,9 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     is walked when it comes; those before it were there. ``behind`` are the sources that the shard waits
     for, or has ceased to wait for, by name; a claim forgets all else that was known of progress. ``held`` counts the
     accounts whose verdict waits. ``missing`` names the sources whose frames go on, at this offset, beyond what the
-    shard has had; ``lost`` those of which an operator has said that what was missing will not come.
+    shard has had; ``lost`` those of which an operator has said that what was missing will not come. ``logs`` are the
+    topics that the shard knows, in a claim and where every source is told; ``gone``, of a claim, is what it had to do
+    without of topics of ours. ``suspension`` is the last one of the shard, there once there has been one.
     """
 
     kind: Literal["claim", "commit"]
@@ -730,3 +779,6 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     held: Sequence = 0
     missing: dict[Text, Offset] = {}
     lost: dict[Text, Lost] = {}
+    logs: dict[Text, LogSeen] | msgspec.UnsetType = msgspec.UNSET
+    gone: dict[Text, LogGap] | msgspec.UnsetType = msgspec.UNSET
+    suspension: ShardSuspension | msgspec.UnsetType = msgspec.UNSET

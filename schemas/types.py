@@ -112,6 +112,7 @@ AlertKind = Literal[
     "input_missing_cleared",
     "input_lost",
     "repair_refused",
+    "records_gone",
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
 """No account may begin with this: alerts about a whole shard carry ``margin-clearing:shard:N`` as their account."""

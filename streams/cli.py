@@ -379,7 +379,8 @@ def topics(
 def accept_offset(
     reason: Annotated[str, typer.Option(help="Why, in up to 1,024 characters: every shard is told")],
     topic: Annotated[
-        str | None, _which("TOPIC", "trades.v1, collateral.transfers.v1 or liquidation.reports.v1")
+        str | None,
+        _which("TOPIC", "An input topic of the router, or one that is read whole"),
     ] = None,
     partition: Annotated[int | None, _which("PARTITION", "Its partition, from 0")] = None,
     offset: Annotated[int | None, _which("OFFSET", "The offset of the record that is routed next")] = None,
@@ -400,6 +401,9 @@ def accept_offset(
     router that next takes the partition; its first commit there deletes it. Every shard is told that what lies before
     and had not come is lost, with the reason. Does not touch the group's offsets. A router that runs goes on where it
     is until it is started again.
+
+    Of margin.accounts.v1 and margin.router.v1, which are read whole, the first offset is accepted when what was before
+    it is gone: the engine (which suspends every account of the shard) or the router then goes on without.
 
     Needs Kafka with the topics. Prints a line for each partition, with what it did.
 
@@ -429,6 +433,44 @@ def accept_offset(
             done = accepting.accept_committed(Kafka(settings), reason)
         else:
             done = accepting.accept_offset(Kafka(settings), topic, partition, offset, reason)
+    print("\n".join(done.lines()))
+    if done.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resume(
+    reason: Annotated[str, typer.Option(help="Why, in up to 1,024 characters: it is kept in the journal")],
+    account_id: Annotated[str | None, _which("ACCOUNT", "The account")] = None,
+    all_accounts: Annotated[bool, _else("one account", "Every account of every suspended shard", "--all")] = False,
+    bootstrap_servers: WriteTo = None,
+) -> None:
+    """Let accounts be liquidated again that are suspended because records are gone that their shard needed.
+
+    Where records of a shard are gone (deleted before they were applied, said to be lost, or of a topic made anew),
+    nobody knows what its accounts hold, and none is liquidated. Check them against the exchange's books first. The word
+    is a frame of margin.events.v1, counts for the suspension that is in force now, and is in the shard's journal and an
+    alert, with the reason. What suspends an account by itself (`margin-clearing account ID`) is not lifted.
+
+    Needs Kafka with the topics. Prints a line for each shard.
+
+    Exit codes: 0 done, or nothing is suspended; 1 a shard is known to lack records of the exchange, which must be
+    routed or said to be lost before (`margin-clearing accept-offset`), and is named; 2 a flag is wrong, or Kafka cannot
+    be reached or does not take it.
+
+    \b
+    Example:
+      margin-clearing resume --all --reason "checked against the books" --bootstrap-servers kafka-1:9092
+    """
+    from streams.broker.kafka import Kafka
+    from streams.clearing import resuming
+
+    given = _settings(bootstrap_servers=bootstrap_servers)
+    _require_said(bootstrap_servers, *KAFKA)
+    if all_accounts == (account_id is not None):
+        raise typer.BadParameter("say one ACCOUNT, or --all")
+    with _tool(given) as settings:
+        done = resuming.resume(Kafka(settings), account_id, reason)
     print("\n".join(done.lines()))
     if done.refused:
         raise typer.Exit(1)

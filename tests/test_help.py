@@ -29,7 +29,7 @@ SETTINGS_OF_FLAGS = {
 
 
 MUST_BE_TOLD = {
-    *((name, "bootstrap_servers") for name in ("router", "oracle", "engine", "topics", "accept-offset")),
+    *((name, "bootstrap_servers") for name in ("router", "oracle", "engine", "topics", "accept-offset", "resume")),
     *((name, "redis_url") for name in ("oracle", "engine")),
 }
 """Where a command writes has no default."""

@@ -13,7 +13,17 @@ from contextlib import suppress
 import msgspec
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import Batch, Columns, EventFrame, JournalRecord, Mark, MarkFrame, SourceRange, rows_of
+from schemas.messages import (
+    Batch,
+    Columns,
+    EventFrame,
+    JournalRecord,
+    Mark,
+    MarkFrame,
+    Resumption,
+    SourceRange,
+    rows_of,
+)
 from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
@@ -21,6 +31,7 @@ from streams.clearing.journal import Cursor
 from streams.clearing.restore import recall_from
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
+from streams.feeds.gaps import logs_as_of, standing_after
 from streams.feeds.journal import read_journal
 from streams.feeds.marks import mark_records, read_marks
 from streams.feeds.parameters import ParameterHistory
@@ -35,6 +46,7 @@ class _FrameTime(msgspec.Struct):
     time: int
     repaired: bool = False
     sources: list[SourceRange] = []
+    resumptions: tuple[Resumption, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
@@ -84,7 +96,13 @@ class Rerun:
     def expected_claim(self, record: JournalRecord) -> JournalRecord:
         """The claim that must follow the last record, with the worker that ``record`` names."""
         assert self._last is not None
-        cursor = Cursor(self._id).resume(*self._last)
+        last, offset = self._last
+        if record.gone:
+            known = last.gone or {}
+            new = {topic: gap for topic, gap in record.gone.items() if known.get(topic) != gap}
+            last = standing_after(last, new, self._id)
+        cursor = Cursor(self._id).resume(last, offset)
+        cursor.claim, cursor.logs = self.shard.cursor.claim, dict(record.logs or {})
         cursor.sources = self.shard.cursor.sources
         return cursor.claim_record(record.worker, record.progress.next, record.marks_now)
 
@@ -135,6 +153,7 @@ class Rerun:
         parameters_end = record.rules_next if record.rules_next >= 0 else record.parameters.next
         self.shard = Shard(self._id, self._parameters.at(parameters_end))
         self.shard.resume(record, offset, sources_as_of(self._log, record, offset, record.events.next))
+        self.shard.cursor.logs = dict(logs_as_of(self._log, record))
         if record.kind == "commit":
             self._recall_progress(record)
         self._last = (record, offset)
@@ -146,7 +165,7 @@ class Rerun:
                 self._remember(mark_record.offset, mark_record.frame, mark_record.appended_us)
                 self.shard.recall_marks(mark_record.offset, mark_record.frame, mark_record.appended_us)
         self.shard.stand()
-        if self._events is None:
+        if self._events is None or record.gone:
             self._events = Tape(self._log, EVENTS, self._id, record.events.next)
             self._marks = Tape(self._log, MARKS, 0, record.marks.next)
             self._progress = Tape(self._log, PROGRESS, 0, record.progress.next)
@@ -235,7 +254,9 @@ class Rerun:
             return _EVENT_FRAME(data)
         if len(self._known) == 1 and data is not None and next(iter(self._known)).encode() not in data:
             clock = _FRAME_TIME(data)
-            return EventFrame(time=clock.time, repaired=clock.repaired, sources=clock.sources)
+            return EventFrame(
+                time=clock.time, repaired=clock.repaired, sources=clock.sources, resumptions=clock.resumptions
+            )
         frame = _EVENT_FRAME(data)
         return EventFrame(
             time=frame.time,
@@ -245,6 +266,7 @@ class Rerun:
             reports=_of_accounts(frame.reports, self._known),
             suspensions=[suspension for suspension in frame.suspensions if suspension.account in self._known],
             sources=frame.sources,
+            resumptions=frame.resumptions,
         )
 
 

@@ -1,12 +1,12 @@
 """Whether one shard is as its journal says: the journal's own order, the rows, what is out of reach, the offsets."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import AccountRow, JournalRecord
+from schemas.messages import AccountRow, JournalRecord, LogGap
 from schemas.partitioning import shard_of
-from schemas.topics import ACCOUNTS, EVENTS, JOURNAL
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from schemas.types import shard_account
 from streams.audit.findings import Findings
 from streams.audit.groups import Backlog, Groups
@@ -16,10 +16,13 @@ from streams.audit.progress import Progress
 from streams.audit.tables import TableCheck, TableSnapshot
 from streams.broker.records import Log
 from streams.clearing.unreached import unreached_of
+from streams.feeds.gaps import gaps_of, gone_sentences, suspension_sentences, untaken_sentences
 from streams.feeds.journal import JournalEntry, read_journal
 from streams.feeds.progress import behind_sentences
 from streams.feeds.sources import missing_sentences
 from streams.feeds.unreached import unreached_sentences
+
+_TOPICS = {"events": EVENTS, "marks": MARKS, "parameters": PARAMETERS}
 
 _ROW = Decoder[AccountRow](AccountRow)
 
@@ -40,8 +43,10 @@ class ShardCheck:
         numbers: NumberCheck,
         findings: Findings,
         progress: Progress,
+        topic_ids: Mapping[str, str],
     ) -> None:
         self.shard, self._shards = shard, shards
+        self._topic_ids = topic_ids
         self.last: JournalRecord | None = None
         self.lag = 0
         self._log, self._groups, self._backlog = log, groups, Backlog(log, groups)
@@ -49,6 +54,7 @@ class ShardCheck:
         self._findings, self._progress = findings, progress
         self._journal_next = 0
         self._claims: set[int] = set()
+        self._gone: dict[str, LogGap] = {}
 
     def run(self) -> dict[str, bytes]:
         """Compare everything; the accounts' rows as of the journal's last record."""
@@ -79,6 +85,8 @@ class ShardCheck:
                 self._findings.differ(fault, JOURNAL, self.shard, entry.offset)
             if record.kind == "claim":
                 self._claims.add(entry.offset)
+                told = {} if self.last is None else self.last.gone or {}
+                self._gone |= {topic: gap for topic, gap in (record.gone or {}).items() if told.get(topic) != gap}
             self.last, previous = record, entry.offset
             self._findings.counts["journal records"] += 1
             if not record.sequence % 1024:
@@ -100,7 +108,8 @@ class ShardCheck:
                 yield f"it names {record.previous} as the offset of the record before, which stands at {previous}"
             for name in ("events", "marks", "parameters"):
                 offsets, before = getattr(record, name), getattr(last, name)
-                if offsets.first != before.next:
+                is_told = record.kind == "claim" and (record.gone or {}).get(_TOPICS[name]) is not None
+                if offsets.first != before.next and not is_told:
                     yield f"its {name} begin at {offsets.first}, those of the record before end at {before.next}"
         for name in ("events", "marks", "parameters"):
             offsets = getattr(record, name)
@@ -176,6 +185,10 @@ class ShardCheck:
             left_out = {name: behind for name, behind in self.last.behind.items() if behind.left_out}
             self._findings.unreached += behind_sentences(f"shard {self.shard}", left_out)
             self._findings.unreached += missing_sentences(f"shard {self.shard}", self.last.missing, self.last.lost)
+            self._findings.unreached += suspension_sentences(f"shard {self.shard}", self.last.suspension or None)
+        self._findings.unreached += gone_sentences(self.shard, self._gone)
+        untold = gaps_of(self._log, self.last, self.shard, self._topic_ids)
+        self._findings.unreached += untaken_sentences(f"shard {self.shard}", self.shard, untold)
         if self.last is not None and dict(+unreached) != self.last.unreached:
             self._findings.differ(
                 f"sequence {self.last.sequence} counts {self.last.unreached} out of reach, the rows {dict(+unreached)}",

@@ -7,7 +7,7 @@ somewhere between the table's stamp before and after it was read. Logs are strea
 of one shard, and a few numbers an account.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
 from streams.audit.balance import MoneyCheck
@@ -18,11 +18,12 @@ from streams.audit.numbers import NumberCheck
 from streams.audit.progress import Progress, silent
 from streams.audit.shards import ShardCheck
 from streams.audit.tables import TableCheck, TableSource
-from streams.broker.admin import admin_client, ensure_topics
+from streams.broker.admin import admin_client, ensure_topics, topic_ids
 from streams.broker.kafka import Kafka
 from streams.broker.layout import require_shards
 from streams.broker.letter_counts import LETTER_TOPICS, count_letters, letter_lines, reason_of
 from streams.broker.records import Log, Record
+from streams.feeds.gaps import KNOWN
 from streams.settings import Settings
 from streams.tables.reader import Layout, TableReader
 
@@ -51,7 +52,8 @@ def verify_deployment(settings: Settings, progress: Progress = silent) -> Findin
         layout = tables.read_layout()
         if layout != (wanted := Layout(shards, ACCOUNTS, cluster)):
             faults.append(f"Redis says where accounts are by {layout}; it must be {wanted}")
-        return verify(log, tables, KafkaGroups(settings), faults, progress)
+        ids = topic_ids(settings, KNOWN, _TIMEOUT_S)
+        return verify(log, tables, KafkaGroups(settings), faults, progress, topic_ids=ids)
 
 
 def verify(
@@ -61,20 +63,30 @@ def verify(
     topic_faults: Sequence[str],
     progress: Progress = silent,
     tables_timeout_s: float = TABLES_TIMEOUT_S,
+    topic_ids: Mapping[str, str] | None = None,
 ) -> Findings:
     """Everything that must hold of a deployment at any time; ``topic_faults`` are what its topics lack.
+
+    ``topic_ids`` are those of the topics of ``streams.feeds.gaps.KNOWN``; without them nobody looks whether one was
+    made anew.
 
     Raises:
         BrokerError: Kafka does not answer. AuditError: a topic is missing.
     """
-    return _Verification(log, tables, groups, progress, tables_timeout_s).run(topic_faults)
+    return _Verification(log, tables, groups, progress, tables_timeout_s, topic_ids or {}).run(topic_faults)
 
 
 class _Verification:
     """The order of looking, in which every comparison has its moment."""
 
     def __init__(
-        self, log: Log, tables: TableSource, groups: Groups, progress: Progress, tables_timeout_s: float
+        self,
+        log: Log,
+        tables: TableSource,
+        groups: Groups,
+        progress: Progress,
+        tables_timeout_s: float,
+        topic_ids: Mapping[str, str],
     ) -> None:
         self._log = log
         self._findings = findings = Findings()
@@ -85,7 +97,7 @@ class _Verification:
         _look_at_unused(log, shards, findings)
         in_redis = TableCheck(tables, findings, tables_timeout_s)
         self._shards = [
-            ShardCheck(shard, shards, log, groups, in_redis, self._numbers, findings, progress)
+            ShardCheck(shard, shards, log, groups, in_redis, self._numbers, findings, progress, topic_ids)
             for shard in range(shards)
         ]
 

@@ -95,8 +95,9 @@ def producer(
 
 
 def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id: str = "") -> dict[str, Any]:
-    """Consumer configuration: committed records only, offsets in our hands, from the beginning if there are none.
+    """Consumer configuration: committed records only, offsets in our hands.
 
+    An offset that the log no longer holds is an error: going on from elsewhere would skip records without a word.
     A cooperative-sticky classic group: a rebalance stops only the partitions that move. Members learn of one with
     their next heartbeat, so the heartbeats are what a handover waits for.
     ``fetch.queue.backoff.ms=5``: at
@@ -113,7 +114,7 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        "auto.offset.reset": "earliest",
+        "auto.offset.reset": "error",
         "fetch.wait.max.ms": 50,
         "fetch.error.backoff.ms": 20,
         "fetch.queue.backoff.ms": 5,
@@ -129,11 +130,7 @@ def consumer(kafka: KafkaSettings, client_id: str, group_id: str, *, instance_id
 
 
 def reader(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Configuration of a consumer that is assigned by hand and never commits.
-
-    An offset that the log no longer holds is an error: going on from elsewhere would skip records without a word.
-    """
+    """Configuration of a consumer that is assigned by hand and never commits."""
     return consumer(kafka, client_id, f"{client_id}-reader") | {
-        "auto.offset.reset": "error",
         "enable.partition.eof": True,
     }

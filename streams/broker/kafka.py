@@ -16,6 +16,7 @@ from streams.broker.clients import CLIENTS, Clients
 from streams.broker.ends import EndOffsets, KafkaEndOffsets
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.reader import Follower, LogReader
+from streams.broker.topic_watch import KafkaTopicWatch, TopicWatch
 from streams.settings import Settings
 
 _ANSWER_S_MAX = 30.0
@@ -53,6 +54,14 @@ class Kafka:
     def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
         """Asks where the partitions of topics end; ``counts`` says how many each has."""
         return KafkaEndOffsets(self.settings.kafka, client_id, counts, self.runtime)
+
+    def topic_watch(self, client_id: str, topics: Sequence[str]) -> TopicWatch:
+        """Watches whether topics are made anew.
+
+        Raises:
+            BrokerError: Kafka does not say which they are.
+        """
+        return KafkaTopicWatch(self.settings, client_id, topics, self.runtime)
 
     def log_reader(self, client_id: str, on_progress: Callable[[], object] = lambda: None) -> LogReader:
         """A reader of any log by offset."""

@@ -312,7 +312,14 @@ def _raise_for_good(message: Message, error: KafkaError) -> None:
         raise MembershipLost(f"this consumer has ended for good: {error.str()}")
     if error.code() in _FOR_GOOD:
         where = "" if message.topic() is None else f"{message.topic()}[{message.partition()}]: "
-        raise BrokerError(f"{where}{in_words(error)}")
+        advice = _RESET_ADVICE if error.code() == KafkaError._AUTO_OFFSET_RESET else ""
+        raise BrokerError(f"{where}{in_words(error)}{advice}")
+
+
+_RESET_ADVICE = (
+    ": the log does not hold what was to be read next (retention, DeleteRecords, an unclean election, or a topic made "
+    "anew); started again, this role says what is missing and what to do"
+)
 
 
 def _why() -> str:

@@ -67,6 +67,7 @@ class _Numbers(msgspec.Struct):
     unread: str | None = None
     refused: dict[str, Offset] = {}
     owed: dict[RecordPlace, OwedEvents] = {}
+    resumed: Sequence = 0
 
 
 _NUMBERS = Decoder[_Numbers](_Numbers)
@@ -218,8 +219,9 @@ class AccountState(msgspec.Struct, gc=False):
     ``unapplied`` are the events in the dead letters. ``parked`` transfers and ``waiting_fills`` wait for parameters
     that admit them, in the order of the log. ``unread`` is the account's last row if it could not be read: there is
     nothing else of the account then. ``refused`` says which records that could not be read have suspended it: the last
-    offset by ``topic:partition``. ``touched``, ``held`` and ``deferred`` are those of its row. All but ``touched`` are
-    its ``encumbrances``, None as long as there have been none: :meth:`encumbered` gives those that can be added to.
+    offset by ``topic:partition``. ``touched``, ``held``, ``deferred`` and ``resumed`` are those of its row. All but
+    ``touched`` are its ``encumbrances``, None as long as there have been none: :meth:`encumbered` gives those that can
+    be added to.
     """
 
     account: str
@@ -240,6 +242,7 @@ class AccountState(msgspec.Struct, gc=False):
     parked = Encumbrance[list[ParkedTransfer]](NO_EVENTS)
     waiting_fills = Encumbrance[list[WaitingFill]](NO_EVENTS)
     deferred = Encumbrance[list[DeferredEvent]](NO_EVENTS)
+    resumed = Encumbrance[int](0)
 
     def encumbered(self) -> Encumbrances:
         """Its encumbrances, made if it has none: for whoever adds to them."""
@@ -308,6 +311,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         or state.holds_back
         or state.refused
         or state.held is not None
+        or state.resumed
     )
     if not groups and not remembered:
         return None
@@ -335,6 +339,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         touched=state.touched,
         held=state.held,
         deferred=tuple(state.deferred),
+        resumed=state.resumed or msgspec.UNSET,
     )
 
 
@@ -364,6 +369,7 @@ def read_account(account: str, data: bytes, ledger: Ledger) -> AccountState:
     encumbrances.unapplied = _unapplied(row)
     encumbrances.suspended_reason = row.suspended_reason if row.unapplied else None
     encumbrances.refused = dict(row.refused)
+    encumbrances.resumed = row.resumed or 0
     return state
 
 
@@ -387,6 +393,7 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
             unread=data,
             unapplied=_unapplied(row),
             refused=dict(row.refused),
+            resumed=row.resumed,
         ),
     )
     if row.unread is not None and row.account == account:
@@ -419,6 +426,7 @@ def restore_account(row: AccountRow, ledger: Ledger) -> AccountState:
         parked=list(row.parked),
         waiting_fills=list(row.waiting_fills),
         deferred=list(row.deferred),
+        resumed=row.resumed or 0,
     )
     if encumbrances.told_liquidatable or not encumbrances.is_none:
         state.encumbrances = encumbrances

@@ -54,10 +54,14 @@ class Decisions:
         if not rows.size:
             return
         for state, group in self._accounts.in_order(self._candidates.screen(rows)):
-            if state.suspended:
+            if self.is_suspended(state):
                 self._decide_suspended(state, group)
             else:
                 self.decide_exactly(state, group)
+
+    def is_suspended(self, state: AccountState) -> bool:
+        """Whether nothing is done to an account, for a reason of its own or one of its shard."""
+        return state.suspended or self._cursor.suspends(state.resumed)
 
     def due(self) -> set[int]:
         """The rows whose command has expired, and those of a restored shard that have not been decided yet."""
@@ -73,7 +77,9 @@ class Decisions:
         health = self._evaluate(group)
         if health.liquidatable:
             state.told_liquidatable = True
-            reason = f"liquidatable as its ledger stands, and suspended: {state.suspended_reason}"
+            suspension = self._cursor.suspension
+            why = state.suspended_reason if state.suspended or suspension is None else suspension.reasons[-1]
+            reason = f"liquidatable as its ledger stands, and suspended: {why}"
             self._outbox.alert(state, group.margin, "suspended_liquidatable", health=health, reason=reason[:REASON_MAX])
 
     def decide_exactly(self, state: AccountState, group: GroupState) -> None:

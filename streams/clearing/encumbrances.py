@@ -27,6 +27,7 @@ class Encumbrances(msgspec.Struct, gc=False):
     parked: list[ParkedTransfer] = msgspec.field(default_factory=list)
     waiting_fills: list[WaitingFill] = msgspec.field(default_factory=list)
     deferred: list[DeferredEvent] = msgspec.field(default_factory=list)
+    resumed: int = 0
 
     @property
     def is_none(self) -> bool:
@@ -36,6 +37,7 @@ class Encumbrances(msgspec.Struct, gc=False):
             self.parked
             or self.waiting_fills
             or self.deferred
+            or self.resumed
             or self.refused
             or unapplied.events
             or unapplied.credits

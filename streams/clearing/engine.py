@@ -33,6 +33,7 @@ from streams.clearing.assignment import Assignment
 from streams.clearing.clock import is_off
 from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
+from streams.clearing.log_survey import LogSurvey
 from streams.clearing.progress import LOOP, Progress
 from streams.clearing.progress_backlog import ProgressBacklog
 from streams.clearing.restore import (
@@ -44,6 +45,7 @@ from streams.clearing.restore import (
 )
 from streams.clearing.shard import Shard
 from streams.errors import NoAnswer, ProducerFenced, ShardError, TransactionAborted
+from streams.feeds.gaps import KNOWN
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
 from streams.feeds.progress import ProgressFeed
@@ -86,8 +88,7 @@ class Engine:
         settings, client_id = kafka.settings, f"{kafka.settings.engine.group_id}-{kafka.worker}"
         self._settings = settings
         self._runtime = kafka.runtime
-        self._stop = stop
-        self._worker = kafka.worker
+        self._stop, self._worker = stop, kafka.worker
         self._tables = TableWriter(tables, watchdog)
         self._restore_point = RestorePoint(tables)
         producer = kafka.transactional_producer(client_id)
@@ -97,6 +98,7 @@ class Engine:
         self._marks_log = MarkFeed(kafka.follower(client_id, MARKS))
         self._backlog = ProgressBacklog(ProgressFeed(kafka.follower(client_id, PROGRESS)))
         self._inbox = Inbox(kafka, client_id)
+        self._topics = kafka.topic_watch(client_id, KNOWN)
         self._assignment = Assignment(tables.shards, self._hand_over, self._let_go)
         self._progress = Progress(settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log)
         self._committer = Committer(
@@ -106,6 +108,7 @@ class Engine:
             self._restoring,
             lambda: self._inbox.consumer,
             self._restore_point,
+            LogSurvey(self._restoring, self._topics.ids, settings.kafka.bootstrap_servers),
             lambda: self._marks_log.next_offset,
             lambda: self._backlog.next_offset,
             worker=kafka.worker,
@@ -115,8 +118,7 @@ class Engine:
         self._parameters_meanwhile: ParameterVersions = []
         self._broken: Exception | None = None
         self._marks_epoch = -1
-        self._last_commit = self._commit_took_s = 0.0
-        self._last_journal = 0.0
+        self._last_commit = self._commit_took_s = self._last_journal = 0.0
         self._retakes = 0
 
     @classmethod
@@ -177,7 +179,8 @@ class Engine:
         self._progress.beat("closing the tables")
         self._tables.close()
         self._restore_point.close()
-        for part in (self._parameter_log, self._marks_log, self._backlog, self._reader, self._restoring):
+        logs = (self._parameter_log, self._marks_log, self._backlog, self._reader, self._restoring)
+        for part in (*logs, self._topics):
             part.close()
         self._progress.end()
         event(log, logging.INFO, "engine_stopped")
@@ -206,6 +209,7 @@ class Engine:
         except (TransactionAborted, ProducerFenced, NoAnswer, ShardError) as error:
             self._retake_all(error)
         self._inbox.require_member()
+        self._topics.check()
         self._tables.check()
 
     # --- parameters --------------------------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ records in the log is the business of ``streams.feeds.journal``.
 from collections.abc import Sequence
 from typing import Self
 
-from schemas.messages import Batch, JournalRecord, Range, Turn
+from msgspec import UNSET
+
+from schemas.messages import Batch, JournalRecord, LogGap, LogSeen, Range, ShardSuspension, Turn
 from streams.clearing.awaited import AwaitedMarks
 from streams.clearing.clock import ShardClock
 from streams.clearing.completeness import Completeness
 from streams.clearing.unreached import Unreached
+from streams.feeds import gaps
 from streams.feeds.sources import ALL_EVERY, Sources
 
 COMMAND_NAMES_BYTES_MAX = 300_000
@@ -29,7 +32,8 @@ class Cursor:
     records of the journal that could not be read, until a commit has told of them. ``sources`` is how far the frames
     have told what the exchange's partitions hold, ``completeness`` what is known of what the shard lacks;
     ``marks_now`` is the first mark that was not there when the shard was taken, ``held`` how many accounts were held at
-    the last record.
+    the last record. ``logs`` are the topics as the shard knows them, ``gone`` what it went on without of them and has
+    not told of yet, ``suspension`` the last one of the shard as a whole.
     """
 
     def __init__(self, shard: int) -> None:
@@ -52,6 +56,9 @@ class Cursor:
         self.marks_now = 0
         self.held = 0
         self.completeness = Completeness(shard)
+        self.logs: dict[str, LogSeen] = {}
+        self.gone: dict[str, LogGap] = {}
+        self.suspension: ShardSuspension | None = None
         self._turns: list[Turn] = []
         self._batches: list[Batch] = []
         self._batch_after: tuple[int, int] | None = None
@@ -77,8 +84,21 @@ class Cursor:
         self.completeness = Completeness(self.shard, record.behind)
         self.marks_now = record.marks_now
         self.held = record.held
+        self.logs = dict(record.logs or {})
+        self.gone = dict(record.gone or {})
+        self.suspension = record.suspension or None
         self._committed = self._places()
         return self
+
+    def suspends(self, resumed: int) -> bool:
+        """Whether the shard is suspended, and with it an account for which its suspensions up to ``resumed`` have been
+        lifted."""
+        suspension = self.suspension
+        return suspension is not None and not suspension.lifted and resumed < suspension.number
+
+    def suspend(self, reason: str) -> None:
+        """Suspend the shard, for one reason more if it is suspended."""
+        self.suspension = gaps.suspended(self.suspension, reason, self.clock.now_us)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -149,6 +169,9 @@ class Cursor:
             behind=self.completeness.behind,
             missing=dict(sorted(self.sources.missing.items())),
             lost=dict(sorted(self.sources.lost.items())),
+            logs=self.logs or UNSET,
+            gone=self.gone or UNSET,
+            suspension=self.suspension or UNSET,
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
@@ -171,19 +194,17 @@ class Cursor:
     ) -> JournalRecord:
         """The record of everything since the last one; the next one begins behind it.
 
-        ``held`` is how many accounts are held, ``accounts`` how many rows changed, ``commands`` the ids of the commands
-        given.
+        ``held`` is how many accounts are held, ``accounts`` how many rows changed, ``commands`` the ids of those given.
         """
         self.sequence += 1
         named = _first_names(commands)
         events_first, marks_first, parameters_first, progress_first = self._committed
-        self._committed = self._places()
-        self.held = held
+        self._committed, self.held = self._places(), held
         turns, self._turns = tuple(self._turns), []
         self.close_batch()
         batches, self._batches = tuple(self._batches), []
         before = batches[0] if batches else None
-        self.unread = 0
+        self.unread, self.gone = 0, {}
         self._tells_all = self.sources.told_at < 0 or self.sequence % ALL_EVERY == 0
         return JournalRecord(
             kind="commit",
@@ -219,6 +240,8 @@ class Cursor:
             held=held,
             missing=dict(sorted(self.sources.missing.items())),
             lost=dict(sorted(self.sources.lost.items())),
+            logs=(self._tells_all and self.logs) or UNSET,
+            suspension=self.suspension or UNSET,
         )
 
     def committed(self, offset: int) -> None:

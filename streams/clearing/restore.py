@@ -2,7 +2,8 @@
 
 1. Wait for the group's committed offset: an older owner's transaction that is still open is decided by then.
 2. Find the last record of the shard's journal; its event offset and the committed offset must agree. Behind a record
-   that cannot be read the shard stands at the committed offset and at the marks of now.
+   that cannot be read the shard stands at the committed offset and at the marks of now. Compare where it stands with
+   what the logs hold: where records are gone it stands behind them, suspended, and its claim says so.
 3. Write a claim to the journal in one transaction with the unchanged offset: its offset is the fencing token, and a
    group that has moved on refuses it.
 4. Load the last row of every account: from Redis and the changelog after its stamp, or from the whole changelog; under
@@ -33,6 +34,7 @@ from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
 from streams.clearing.journal import Cursor, first_record
+from streams.clearing.log_survey import LogSurvey
 from streams.clearing.shard import Shard
 from streams.errors import BrokerError, InputError, ShardError
 from streams.feeds.journal import JournalEnd, journal_end
@@ -88,6 +90,7 @@ class ShardRestorer:
         reader: LogReader,
         consumer: Callable[[], Consumer],
         restore_point: RestorePoint,
+        survey: LogSurvey,
         marks_next: Callable[[], int],
         progress_next: Callable[[], int],
         *,
@@ -98,6 +101,7 @@ class ShardRestorer:
         self._reader = reader
         self._consumer = consumer
         self._restore_point = restore_point
+        self._survey = survey
         self._marks_next = marks_next
         self._progress_next = progress_next
         self._worker = worker
@@ -154,8 +158,9 @@ class ShardRestorer:
             shard_id, events_next=max(committed, 0), marks_next=self._marks_next(), parameters_next=parameters_next
         )
         if last is None:
-            return first, -1, Sources()
+            return self._survey.stand(shard_id, None, first, marks_now=first.marks.next), -1, Sources()
         record, offset = stand(last, committed, first), last.last.offset()
+        record = self._survey.stand(shard_id, last.record, record, marks_now=first.marks.next)
         return record, offset, sources_as_of(self._reader, last.record, offset, record.events.next)
 
     def _claim(self, shard: Shard, producer: TransactionalProducer) -> JournalRecord:
@@ -178,7 +183,9 @@ class ShardRestorer:
     def _read_rows(self, shard: Shard) -> Generator[None, None, tuple[dict[str, bytes], int]]:
         """Every account's last row, and how many came from Redis."""
         low, end = self._reader.watermarks(ACCOUNTS, shard.shard)
-        table = yield from self._restore_point.read(shard.shard, shard.cursor.claim, low, end)
+        # What Redis has of rows that are gone would be missed by the next owner who finds no Redis.
+        is_cut = ACCOUNTS in shard.cursor.gone
+        table = None if is_cut else (yield from self._restore_point.read(shard.shard, shard.cursor.claim, low, end))
         rows: dict[str, bytes] = {} if table is None else dict(table.rows)
         first = 0 if table is None else table.stamp
         for count, record in enumerate(self._reader.read_range(ACCOUNTS, shard.shard, first, end)):
@@ -269,6 +276,8 @@ def _standing(record: JournalRecord, offset: int, parameters: RiskParameters, so
     """A shard without accounts that stands at ``record``, the last of its journal, at ``offset`` of it."""
     shard = Shard(record.shard, parameters)
     shard.resume(record, offset, sources)
+    for reason in sources.take_lost_money():  # no record of the journal that can be read tells of it
+        shard.cursor.suspend(reason)
     return shard
 
 

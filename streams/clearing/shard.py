@@ -29,6 +29,7 @@ from streams.clearing.outbox import Outbox, UnappliedEvent
 from streams.clearing.plain_rows import PlainRows
 from streams.clearing.postings import Postings
 from streams.clearing.progress_walk import ProgressWalk
+from streams.clearing.suspensions import ShardSuspensions
 from streams.clearing.undecided import UndecidedWatch
 from streams.feeds.sources import Sources
 from streams.margin.bands import TriggerIndex
@@ -74,6 +75,7 @@ class Shard:
         self._events = Events(
             self._accounts, ledger, self._commands, postings, self._held_back, self._holds, self._outbox
         )
+        self._suspensions = ShardSuspensions(self.cursor, self._accounts, self._outbox)
         self._candidates = Candidates(self.portfolio, self._accounts, index)
         self._decisions = Decisions(
             self.cursor,
@@ -215,18 +217,17 @@ class Shard:
     def stand(self) -> None:
         """Have every account decided once at the next marks or events; tell if the journal was not read to its end.
 
-        To be called once the accounts and the prices are there.
-
-        Nothing comes of it where all was decided before, but an earlier version may have decided otherwise, and what
-        was left to decide after an unreadable journal went with the process that died.
+        To be called once the accounts and the prices are there. Nothing comes of it where all was decided before, but
+        an earlier version may have decided otherwise, and what was left to decide before a gap went with its process.
         """
-        self._accounts.leave_undone(everybody=self.cursor.unread > 0)
+        self._accounts.leave_undone(everybody=self.cursor.unread > 0 or bool(self.cursor.gone))
         if self.cursor.unread:
             self._outbox.alert_shard(
                 "unreadable",
                 f"{self.cursor.unread} records of the shard's journal could not be read: what they decided is known "
                 "from the accounts' rows alone, and the marks in between were not walked",
             )
+        self._suspensions.tell_gone()
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -254,11 +255,9 @@ class Shard:
         self.cursor.open_batch()
         self.cursor.events_next = offset + 1
         if reason is not None:
-            self._outbox.alert_shard(
-                "unreadable",
-                f"{EVENTS}[{self.shard}] offset {offset} is no frame, and whom the events in it concern is not known: "
-                f"{reason}",
-            )
+            place = f"{EVENTS}[{self.shard}] offset {offset}"
+            what = "is no frame, and whom the events in it concern is not known"
+            self._outbox.alert_shard("unreadable", f"{place} {what}: {reason}")
 
     def admits(self, frame: EventFrame) -> bool:
         """Whether the parameters in force know every symbol, asset and margin group that ``frame`` names, and allow its
@@ -284,6 +283,7 @@ class Shard:
             self.cursor.completeness.hear(self.clock_us)
         self._events.apply(offset, self.cursor.sources.admit(frame))
         self._outbox.alert_shard_of(self.cursor.sources.take_told())
+        self._suspensions.apply(frame)
 
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""

@@ -75,7 +75,7 @@ class UndecidedWatch:
         for state, group in accounts.in_order(told ^ waiting):
             command = group.command
             is_out = command is not None and not command.closed and command.expires_at >= self._cursor.clock.now_us
-            if state.suspended or is_out:
+            if self._decisions.is_suspended(state) or is_out:
                 continue
             if group.told_undecided:
                 self._decisions.decide_exactly(state, group)

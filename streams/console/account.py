@@ -13,9 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from schemas.messages import AccountRow, GroupRow
+from schemas.partitioning import shard_of
+from streams.broker.layout import require_shards
 from streams.broker.reader import LogReader
 from streams.console.parameters import read_parameters
 from streams.errors import InputError
+from streams.feeds.journal import journal_end
 from streams.margin.fixed_point import format_decimal
 from streams.margin.group import Group, Position
 from streams.margin.health import Health, evaluate, liquidation_price, priced_balances
@@ -45,10 +48,12 @@ class AccountView:
     row: AccountRow
     groups: tuple[GroupView, ...]
     marks: dict[str, Decimal]
+    shard_suspension: str = ""
+    """Why the whole shard of the account is suspended, and it with it."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, numbers as decimal strings."""
-        plain: dict[str, Any] = msgspec.to_builtins(self.row)
+        plain: dict[str, Any] = msgspec.to_builtins(self.row) | {"shard_suspension": self.shard_suspension}
         for target, group in zip(plain["groups"], self.groups, strict=True):
             target["problem"] = group.problem
             for name in ("equity", "unweighted_equity", "debt", "maintenance_margin", "health_ratio"):
@@ -82,7 +87,16 @@ def read_account(settings: Settings, account: str) -> AccountView | None:
         return None
     with LogReader(settings.kafka, "margin-console") as reader:
         rules, _ = read_parameters(reader)
-    return AccountView(row, tuple(_view(account, group, marks, rules) for group in row.groups), marks)
+        suspension = _shard_suspension(reader, row)
+    return AccountView(row, tuple(_view(account, group, marks, rules) for group in row.groups), marks, suspension)
+
+
+def _shard_suspension(reader: LogReader, row: AccountRow) -> str:
+    end = journal_end(reader, shard_of(row.account, require_shards(reader)))
+    suspension = None if end is None or end.record is None else end.record.suspension or None
+    if suspension is None or suspension.lifted or (row.resumed or 0) >= suspension.number:
+        return ""
+    return "; ".join(suspension.reasons)
 
 
 def show_account(console: Console, view: AccountView) -> None:
@@ -93,6 +107,8 @@ def show_account(console: Console, view: AccountView) -> None:
     )
     if row.suspended_reason:
         console.print(f"suspended: {escape(row.suspended_reason)}", highlight=False)
+    if view.shard_suspension:
+        console.print(f"suspended with its whole shard: {escape(view.shard_suspension)}", highlight=False)
     for group in view.groups:
         _show_group(console, group, view.marks)
 

@@ -10,6 +10,7 @@ from streams.broker.admin import ConsumerGroup
 from streams.broker.letter_counts import LetterCounts
 from streams.console.figures import age
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
+from streams.feeds.gaps import suspension_sentences, untaken_sentences
 from streams.feeds.journal import HOSTS
 from streams.feeds.progress import behind_sentences
 from streams.feeds.sources import missing_sentences
@@ -139,6 +140,7 @@ def _judge_inputs(inputs: tuple[Lag, ...], records_max: int) -> Iterator[str]:
 def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
     name, limit = f"Shard {shard.shard}", settings.engine.ready_lag_frames_max
     if shard.worker is None:
+        yield from untaken_sentences(name, shard.shard, shard.gaps)
         yield f"{name} was never taken: start `margin-clearing engine`, or read the log of {shard.member or 'one'}."
         return
     if shard.member is not None and shard.member != f"{settings.engine.group_id}-{shard.worker}":
@@ -172,6 +174,8 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             "right one."
         )
     yield from _judge_clocks(shard)
+    yield from suspension_sentences(name, shard.suspension)
+    yield from untaken_sentences(name, shard.shard, shard.gaps)
     yield from missing_sentences(name, shard.missing, shard.lost)
     yield from behind_sentences(name, shard.behind, shard.held, time.time_ns() // 1000)
     if shard.lag.records > limit:

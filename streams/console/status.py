@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from schemas.messages import Behind, JournalRecord, Lost
+from schemas.messages import Behind, JournalRecord, LogGap, Lost, ShardSuspension
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS
 from schemas.types import Uncounted
-from streams.broker.admin import ConsumerGroup, group_state, require_topics
+from streams.broker.admin import ConsumerGroup, group_state, require_topics, topic_ids
 from streams.broker.dead_letters import UntoldLetters
 from streams.broker.letter_counts import LETTER_TOPICS, LetterCounts, count_letters
 from streams.broker.reader import LogReader
 from streams.console.parameters import read_parameters
 from streams.errors import BrokerError, TableError
+from streams.feeds.gaps import KNOWN, gaps_of
 from streams.feeds.journal import journal_end
 from streams.feeds.marks import last_full_frame
 from streams.settings import Settings
@@ -51,7 +52,8 @@ class ShardStatus:
     want of a live mark has been alerted. ``skewed``: the clocks that are off and when each was last seen so, in
     microseconds. ``behind``: the sources that the shard waits for or has ceased to wait for, ``held``: how many
     accounts wait for them. ``missing``: the sources of which it lacks something, with the offset at which
-    their frames go on; ``lost``: what it goes on without, by an operator's word.
+    their frames go on; ``lost``: what it goes on without, by an operator's word. ``suspension``: the last one of the
+    shard as a whole; ``gaps``: what is gone of our own topics that its journal does not tell of yet.
     """
 
     shard: int
@@ -74,6 +76,8 @@ class ShardStatus:
     held: int = 0
     missing: dict[str, int] = field(default_factory=dict)
     lost: dict[str, Lost] = field(default_factory=dict)
+    suspension: ShardSuspension | None = None
+    gaps: dict[str, LogGap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,8 @@ def read_status(settings: Settings) -> Status:
     )
     with LogReader(settings.kafka, _CLIENT_ID) as reader:
         tables, redis_problem = _tables(settings, topics.shards)
-        shards = tuple(_shard(reader, engines, shard, tables.get(shard)) for shard in range(topics.shards))
+        ids = topic_ids(settings, KNOWN)
+        shards = tuple(_shard(reader, engines, shard, tables.get(shard), ids) for shard in range(topics.shards))
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         marks = _marks(reader)
         _, refused = read_parameters(reader)
@@ -141,7 +146,9 @@ def read_status(settings: Settings) -> Status:
     return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, letters)
 
 
-def _shard(reader: LogReader, engines: ConsumerGroup, number: int, table: TableMeta | None) -> ShardStatus:
+def _shard(
+    reader: LogReader, engines: ConsumerGroup, number: int, table: TableMeta | None, topic_ids: Mapping[str, str]
+) -> ShardStatus:
     last = journal_end(reader, number)
     record, message = (None, None) if last is None else (last.record, last.last)
     behind = 0
@@ -170,6 +177,8 @@ def _shard(reader: LogReader, engines: ConsumerGroup, number: int, table: TableM
         held=0 if record is None else record.held,
         missing={} if record is None else record.missing,
         lost={} if record is None else record.lost,
+        suspension=None if record is None else record.suspension or None,
+        gaps=gaps_of(reader, record, number, topic_ids),
     )
 
 

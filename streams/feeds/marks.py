@@ -42,11 +42,19 @@ class MarkRecord:
 
 
 def mark_record(record: Record) -> MarkRecord:
-    """``record`` with its frame, or why it holds none."""
+    """``record`` with its frame, or why it holds none.
+
+    An epoch is an offset of this log, of a record before. Where it is not, an oracle has not noticed that the topic was
+    made anew: no later oracle would be believed beside such an epoch.
+    """
     try:
-        return MarkRecord(record, _FRAME(record.value()))
+        frame = _FRAME(record.value())
     except DecodeError as error:
         return MarkRecord(record, None, error)
+    if frame.epoch > record.offset():
+        reason = f"its epoch {frame.epoch} is beyond its offset: it is of another topic that had this name"
+        return MarkRecord(record, None, DecodeError(reason))
+    return MarkRecord(record, frame)
 
 
 def mark_records(records: Iterable[Record]) -> Iterator[MarkRecord]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import ROW_KINDS, EventFrame, JournalRecord, Lost, SourceRange, rows_of
-from schemas.topics import EVENTS
+from schemas.topics import EVENTS, TRADES, TRANSFERS
 from schemas.types import AlertKind
 from streams.broker.records import Log
 from streams.feeds.journal import read_journal
@@ -55,6 +55,7 @@ class Sources:
         self.told_at = told_at
         self._moved: set[str] = set()
         self._told: list[Told] = []
+        self._lost_money: list[str] = []
         self._names: dict[tuple[str, int], str] = {}
         self.are_followed = False
         self.stuck: dict[tuple[str, str], dict[int, int]] = {}
@@ -84,6 +85,11 @@ class Sources:
         """The alerts about what is missing and what is lost, since the last call."""
         told, self._told = self._told, []
         return told
+
+    def take_lost_money(self) -> list[str]:
+        """What of trades and transfers an operator has said to be lost, since the last call: anybody may lack it."""
+        lost, self._lost_money = self._lost_money, []
+        return lost
 
     def take_moved(self) -> dict[str, int]:
         """The next offset of each source that moved since the last call."""
@@ -148,7 +154,10 @@ class Sources:
             self.told_at = -1
         self._find_stuck()
         what = f"records {had} to {source.first - 1}" if known == name else f"what {known} held beyond"
-        self._told.append(("input_lost", f"{name} goes on at {source.first} without {what}: {source.lost}"))
+        told = f"{name} goes on at {source.first} without {what}: {source.lost}"
+        self._told.append(("input_lost", told))
+        if source.topic in (TRADES, TRANSFERS):
+            self._lost_money.append(told)
 
     def _know(self, name: str) -> None:
         topic, partition, topic_id = name.split(":", 2)

@@ -11,6 +11,7 @@ from streams.broker.admin import Topics
 from streams.broker.clients import Clients
 from streams.broker.ends import EndOffsets, Ends
 from streams.broker.kafka import Kafka
+from streams.broker.topic_watch import LOOK_S, TopicWatch, require_same
 from streams.memory.clients import FakeConsumer, FakeProducer, Rates
 from streams.memory.log import Cluster
 from streams.memory.redis import FakeRedis, Server
@@ -66,6 +67,9 @@ class MemoryKafka(Kafka):
     def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
         return MemoryEndOffsets(self._cluster, self._process, list(counts))
 
+    def topic_watch(self, client_id: str, topics: Sequence[str]) -> TopicWatch:
+        return MemoryTopicWatch(self._cluster, self._process, topics)
+
     def cluster_id(self) -> str:
         return self._cluster.name
 
@@ -96,6 +100,24 @@ class MemoryEndOffsets:
             return None
         self._answered_us = None
         return {topic: [partition.end for partition in self._cluster.topics[topic]] for topic in self._topics}
+
+
+class MemoryTopicWatch:
+    """What stands in for :class:`streams.broker.topic_watch.KafkaTopicWatch`; asking takes no time."""
+
+    def __init__(self, cluster: Cluster, process: Process, topics: Sequence[str]) -> None:
+        self.ids: Mapping[str, str] = {topic: cluster.topic_id(topic) for topic in topics}
+        self._cluster = cluster
+        self._scheduler = process.scheduler
+        self._looked_at = process.scheduler.now
+
+    def check(self) -> None:
+        if self._scheduler.now - self._looked_at >= 1e6 * LOOK_S:
+            self._looked_at = self._scheduler.now
+            require_same(self.ids, {topic: self._cluster.topic_id(topic) for topic in self.ids})
+
+    def close(self) -> None:
+        """Nothing is on its way."""
 
 
 def memory_redis(server: Server, process: Process, rates: Rates | None = None) -> Connect:

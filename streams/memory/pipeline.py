@@ -225,6 +225,17 @@ class Pipeline:
         """
         self._worker(worker).set_clock(microseconds(ahead_ms, "ahead_ms"))
 
+    def delete(self, topic: str) -> None:
+        """Let all that a topic holds so far be gone, as retention and DeleteRecords do it; what is open stays.
+
+        Raises:
+            ScenarioError: there is no such topic.
+        """
+        if topic not in self._cluster.topics:
+            raise ScenarioError(f"there is no topic {topic!r}")
+        for log in self._cluster.topics[topic]:
+            log.delete_before(log.stable_end)
+
     # --- what was written --------------------------------------------------------------------------------------------
 
     def records(self, topic: str | None = None) -> list[WrittenRecord]:

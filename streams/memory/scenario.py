@@ -11,7 +11,15 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, all_topics
 from streams.errors import ScenarioError
 from streams.memory.given_records import GivenRecord
 from streams.memory.pipeline import BrokenProcess, Pipeline, WrittenRecord, partition_counts
-from streams.memory.scenario_file import AT_MS_MAX, ClockError, Freeze, ScenarioLine, ScenarioScript, read_scenario
+from streams.memory.scenario_file import (
+    AT_MS_MAX,
+    ClockError,
+    Delete,
+    Freeze,
+    ScenarioLine,
+    ScenarioScript,
+    read_scenario,
+)
 from streams.settings import TopicsSettings
 
 AFTER_LAST_LINE_MS = 10_000
@@ -99,6 +107,9 @@ def _let_happen(pipeline: Pipeline, line: ScenarioLine) -> None:
     what = line.what
     if isinstance(what, GivenRecord):
         pipeline.publish(what)
+        return
+    if isinstance(what, Delete):
+        pipeline.delete(what.topic)
         return
     worker = str(what.worker)
     if isinstance(what, Freeze):

@@ -22,6 +22,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "freeze": ("at_ms", "freeze", "for_ms"),
     "kill": ("at_ms", "kill"),
     "clock": ("at_ms", "clock", "ahead_ms"),
+    "delete": ("at_ms", "delete"),
 }
 """What a line of each kind may have, by the field that says its kind."""
 
@@ -60,7 +61,14 @@ class ClockError:
     ahead_us: int
 
 
-Happening = GivenRecord | Freeze | Kill | ClockError
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """All that a topic holds so far is gone, as retention and DeleteRecords do it."""
+
+    topic: str
+
+
+Happening = GivenRecord | Freeze | Kill | ClockError | Delete
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,10 @@ def _at_us(fields: Mapping[str, Any], before_us: int) -> int:
 def _happening(kind: str, fields: Mapping[str, Any], at_us: int, partitions: Mapping[str, int]) -> Happening:
     if kind == "topic":
         return given_record(fields, at_us, partitions)
+    if kind == "delete":
+        if not isinstance(fields[kind], str) or fields[kind] not in partitions:
+            raise FieldError(kind, f"there is no topic {fields[kind]!r:.60}")
+        return Delete(fields[kind])
     worker = _worker(fields[kind], kind)
     if kind == "kill":
         return Kill(worker)
@@ -182,7 +194,7 @@ def _worker(text: Any, field: str) -> WorkerName:
 def _worker_counts(numbered: list[tuple[int, ScenarioLine]], given: Mapping[str, int | None]) -> dict[str, int]:
     named: dict[str, int] = {}
     for _, line in numbered:
-        if not isinstance(line.what, GivenRecord):
+        if not isinstance(line.what, GivenRecord | Delete):
             worker = line.what.worker
             named[worker.role] = max(named.get(worker.role, 0), worker.number)
     return {role: named.get(role, 0) + 1 if count is None else count for role, count in given.items()}
@@ -193,7 +205,7 @@ def _require_workers(
 ) -> None:
     for number, line in numbered:
         what = line.what
-        if isinstance(what, GivenRecord) or what.worker.number < counts[what.worker.role]:
+        if isinstance(what, GivenRecord | Delete) or what.worker.number < counts[what.worker.role]:
             continue
         role, field = what.worker.role, {Freeze: "freeze", Kill: "kill", ClockError: "clock"}[type(what)]
         known = f"there is {role}:0" if counts[role] == 1 else f"there are {role}:0 to {role}:{counts[role] - 1}"

@@ -14,7 +14,7 @@ from typing import Any, Self
 from faust.types import StreamT
 from prometheus_client import Counter
 
-from schemas.topics import MARKS, ORACLE, PRICES
+from schemas.topics import JOURNAL, MARKS, ORACLE, PARAMETERS, PRICES
 from streams import probes
 from streams.broker.kafka import Kafka
 from streams.errors import BrokerError, LeadershipLost, OracleFailed
@@ -53,6 +53,8 @@ class Oracle:
         self._stop = stop
         self._watchdog = watchdog
         self._leadership = Leadership(kafka)
+        topics = (MARKS, PARAMETERS, JOURNAL, PRICES, ORACLE)
+        self._topics = kafka.topic_watch(f"{kafka.settings.oracle.app_id}-{kafka.worker}", topics)
         self._offset = BrokerOffset()
         self._publisher: Publisher | None = None
         self._app: PriceApp | None = None
@@ -105,6 +107,7 @@ class Oracle:
         finally:
             self._watchdog.beat(_HEART, "leaving the group")
             self._leadership.close()
+            self._topics.close()
             self._watchdog.beat(_HEART, "ending what Faust has left")
 
     async def _take_turn(self, app: BatchApp) -> None:
@@ -136,6 +139,7 @@ class Oracle:
         unclaimed_since: float | None = None
         while True:
             self._watchdog.beat(_HEART, "standing by")
+            self._topics.check()
             if self._leadership.poll():
                 self._watchdog.beat(_HEART, "claiming the leadership")
                 try:
@@ -155,6 +159,7 @@ class Oracle:
         while not self._stop.is_set() and not self._replaced:
             try:
                 self._leadership.poll()  # also while a frame waits for its partition's leader
+                self._topics.check()
             except BrokerError as error:
                 self._fail(error)
             await asyncio.sleep(_POLL_S)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, Message, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import MarkFrame
@@ -144,7 +144,8 @@ class Leadership:
         self._group.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        consumer.incremental_assign(partitions)
+        # Nothing is to be fetched. There always is an end; an offset that is not there would be an error.
+        consumer.incremental_assign([TopicPartition(MARKS, place.partition, OFFSET_END) for place in partitions])
         self._given_to_another = not partitions
         if partitions:
             consumer.pause(partitions)

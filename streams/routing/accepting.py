@@ -1,6 +1,6 @@
 """An operator's word that a router goes on at an offset, whatever its group has committed: ``accept-offset``.
 
-The word is one record of ``margin.router.v1`` (:mod:`streams.routing.accepted`), which the router reads that next takes
+The word is one record of ``margin.router.v1`` (:mod:`streams.feeds.accepted`), which the router reads that next takes
 the partition. No offset of the group is touched.
 """
 
@@ -11,12 +11,12 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas.codec import encode
 from schemas.messages import AcceptedOffset
-from schemas.topics import INPUTS, ROUTER
+from schemas.topics import ACCOUNTS, INPUTS, ROUTER
 from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
 from streams.errors import OperatorError
-from streams.routing.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
+from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.routing.beginning import Present
 from streams.routing.committed_at import CommittedAt
 
@@ -41,15 +41,17 @@ class Accepted:
 
 
 def accept_offset(kafka: Kafka, topic: str, partition: int, offset: int, reason: str) -> Accepted:
-    """Say that the router goes on at ``offset`` of a partition.
+    """Say that the router goes on at ``offset`` of a partition; or, of accounts and of the router's memory, that what
+    was before its first offset, ``offset``, is done without.
 
     Raises:
         OperatorError: there is no such partition of an input topic, its log does not hold the offset, or the reason is
             none or too long. Nothing is written. BrokerError: Kafka does not answer, or does not take it.
     """
     reason = _checked(reason)
-    if topic not in INPUTS:
-        raise OperatorError(f"{topic!r} is no topic that a router reads: {', '.join(INPUTS)}")
+    if topic not in (*INPUTS, ACCOUNTS, ROUTER):
+        known = ", ".join((*INPUTS, ACCOUNTS, ROUTER))
+        raise OperatorError(f"{topic!r} is no topic that a router reads: {known}")
     with kafka.log_reader(_CLIENT_ID) as reader:
         count = reader.partitions(topic)
         if not 0 <= partition < count:
@@ -61,7 +63,11 @@ def accept_offset(kafka: Kafka, topic: str, partition: int, offset: int, reason:
             f"{present} holds the offsets {present.low} to {present.high} (the next record's), and {offset} is not "
             "among them"
         )
+    if topic not in INPUTS and offset != present.low:
+        raise OperatorError(f"{present} is read whole, so only its first offset can be accepted, {present.low} now")
     _write(kafka, [(present, offset)], reason)
+    if topic not in INPUTS:
+        return Accepted([f"{present}: what was before {offset} is gone, and is done without"])
     instead = "" if before is None else f", instead of at {before.offset} as accepted before ({before.reason})"
     log_holds = f"the log holds {present.low} to {present.high}"
     return Accepted([f"{present}: the router goes on at {offset} ({log_holds}){instead}"])

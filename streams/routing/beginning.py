@@ -2,7 +2,7 @@
 
 An offset that was moved by hand loses or repeats records without a word, and so does one of a topic made anew. So a
 router takes an offset only if it bears what a router writes beside it (:mod:`streams.routing.committed_at`) and the log
-still holds what comes next. For all else there is the operator's word (:mod:`streams.routing.accepted`). Pure.
+still holds what comes next. For all else there is the operator's word (:mod:`streams.feeds.accepted`). Pure.
 """
 
 from dataclasses import dataclass

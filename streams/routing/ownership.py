@@ -11,16 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
+from schemas.codec import encode
 from schemas.messages import AcceptedOffset
 from schemas.topics import ROUTER, TRADES
 from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
 from streams.errors import BrokerError, TopicError
+from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.logs import event
-from streams.routing.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.routing.beginning import Beginning, Committed, Present, beginning
 from streams.routing.committed_at import CommittedAt
 from streams.routing.moved import Elsewhere
@@ -41,7 +43,9 @@ class Owned:
     Everything below ``next_offset`` has been told to the shards, what is below ``committed`` has been committed (-1:
     it must be, wherever it goes on). ``routed`` records are in the batch at hand. ``is_new``: the shards have not been
     told that it goes on here. ``accepted`` is the operator's word by which it began, until that is spent; ``lost`` the
-    reason in it, until the shards are told. ``leader_epoch`` is that of the last record. ``moved`` is a symbol that
+    reason in it, until the shards are told. ``leader_epoch`` is that of the last record. ``memory_id`` is the id of the
+    topic that has its memory of trade ids, ``memory_word`` the operator's word by which that was folded anew, until it
+    is spent. ``moved`` is a symbol that
     came here from another partition: nothing more is routed before its memory is here, too.
     """
 
@@ -57,6 +61,8 @@ class Owned:
     accepted: AcceptedOffset | None = None
     lost: str = ""
     moved: str = ""
+    memory_id: str = ""
+    memory_word: AcceptedOffset | None = None
 
     @property
     def must_commit(self) -> bool:
@@ -65,7 +71,7 @@ class Owned:
 
     def to_commit(self) -> TopicPartition:
         """Its offset as it is committed, so that it can be told from one that was moved by hand."""
-        text = CommittedAt(self.topic_id, self.leader_epoch).text()
+        text = CommittedAt(self.topic_id, self.leader_epoch, self.memory_id).text()
         return TopicPartition(self.topic, self.partition, self.next_offset, text)
 
     def rows_to_write(self) -> Iterator[tuple[int, bytes, bytes | None]]:
@@ -73,13 +79,16 @@ class Owned:
         if self.topic == TRADES:
             for symbol, row in self.trade_ids.rows():
                 yield self.partition, memory_key(self.partition, symbol), row
+        if self.memory_word is not None:
+            spent = msgspec.structs.replace(self.memory_word, routed=True)
+            yield ACCEPTED_PARTITION, accepted_key(ROUTER, self.partition), encode(spent)
         if self.accepted is not None:
             yield ACCEPTED_PARTITION, accepted_key(self.topic, self.partition), None
 
     def note_committed(self) -> None:
         """Offset and rows are committed."""
         self.committed = self.next_offset
-        self.accepted = None
+        self.accepted = self.memory_word = None
         self.trade_ids.written()
 
 
@@ -87,7 +96,8 @@ class Ownership:
     """Every owned partition by topic and number. Not thread-safe.
 
     ``topic_ids`` are those of the input topics that are routed, ``ask_topic_ids`` says which they have now.
-    ``timeout_s`` bounds each wait for Kafka; ``servers`` is where it is, for advice.
+    ``timeout_s`` bounds each wait for Kafka; ``servers`` is where it is, for advice. ``memory_id`` is the id of the
+    topic that has the memory of trade ids.
     """
 
     def __init__(
@@ -98,8 +108,10 @@ class Ownership:
         topic_ids: Mapping[str, str],
         ask_topic_ids: Callable[[], Mapping[str, str]],
         servers: str,
+        memory_id: str = "",
     ) -> None:
         self._reader = reader
+        self._memory_id = memory_id
         self._elsewhere = Elsewhere(reader, timeout_s, runtime)
         self._runtime = runtime
         self._timeout_s = timeout_s
@@ -216,9 +228,14 @@ class Ownership:
         begins = beginning(present, Committed(place.offset, metadata_of(place)), word, self._servers)
         memory = memories[partition] if topic == TRADES else TradeIds()
         memory.is_elsewhere = partial(self._elsewhere.knows, partition)
-        if topic == TRADES and not begins.keeps_memory:
+        memory_word = self._memory_word(place, accepted) if topic == TRADES else None
+        if topic == TRADES and (memory_word is not None or not begins.keeps_memory):
             memory = self._rebuilt(present, begins, memory)
         owned = Owned(topic, partition, begins.first, max(place.offset, 0), memory)
+        if topic == TRADES:
+            owned.memory_id, owned.memory_word = self._memory_id, memory_word
+        if memory_word is not None:
+            owned.committed = -1
         owned.topic_id, owned.leader_epoch = present.topic_id, begins.leader_epoch
         if word is not None:
             owned.accepted, owned.lost, owned.committed = word, word.reason, -1
@@ -233,6 +250,29 @@ class Ownership:
                 accepted_us=word.time,
             )
         return owned
+
+    def _memory_word(self, place: TopicPartition, accepted: AcceptedOffsets) -> AcceptedOffset | None:
+        """The operator's word that a partition's memory of trade ids is folded anew; None if it is whole, or was folded
+        anew already.
+
+        Raises:
+            BrokerError: part of it is gone and there is no such word, or Kafka does not say.
+        """
+        known = CommittedAt.parse(metadata_of(place))
+        low = self._reader.watermarks(ROUTER, place.partition)[0]
+        is_anew = known is not None and bool(known.memory_id) and known.memory_id != self._memory_id
+        if not low and not is_anew:
+            return None
+        word = accepted.words.get((ROUTER, place.partition))
+        if word is None or (self._memory_id and word.topic_id != self._memory_id) or word.offset != low:
+            what = "is another topic of this name (deleted and made anew)" if is_anew else f"lacks what was below {low}"
+            raise BrokerError(
+                f"{TRADES}[{place.partition}]: {ROUTER}[{place.partition}], the memory of the trade ids that were "
+                f"routed, {what}: trades that come again would be routed twice. To have it folded anew from the trades "
+                f"that are left type `margin-clearing accept-offset {ROUTER} {place.partition} {low} --reason 'WHY' "
+                f"--bootstrap-servers {self._servers}`"
+            )
+        return None if word.routed else word
 
     def _word(self, present: Present, accepted: AcceptedOffsets) -> AcceptedOffset | None:
         """The operator's word about a partition, if it is about the topic that there is."""

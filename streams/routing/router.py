@@ -27,9 +27,9 @@ from functools import partial
 from math import inf
 from typing import Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
-from schemas.topics import EVENTS, INPUTS, ROUTER
+from schemas.topics import EVENTS, INPUTS, PROGRESS, ROUTER
 from streams import probes
 from streams.broker.admin import Topics
 from streams.broker.committed import seek
@@ -86,6 +86,7 @@ class Router:
         self._producer = self._new_producer()
         self._last_commit = 0.0
         self._reader = kafka.log_reader(self._client_id, lambda: self._beat("reading where a partition goes on"))
+        self._topics = kafka.topic_watch(self._client_id, (*INPUTS, EVENTS, PROGRESS, ROUTER))
         self._ownership = Ownership(
             self._reader,
             self._timeout_s,
@@ -93,16 +94,17 @@ class Router:
             topic_ids,
             lambda: kafka.topic_ids(INPUTS),
             settings.kafka.bootstrap_servers,
+            self._topics.ids[ROUTER],
         )
         self._progress = ProgressTeller(kafka, self._client_id, topics, topic_ids)
         self._batch: list[Record] = []
         self._batched_at = -inf
         self._ends: dict[tuple[str, int], int] = {}
         self._failed: BrokerError | None = None
-        # It refuses to go on elsewhere when the log no longer holds what comes next.
-        own = {"auto.offset.reset": "error", "enable.partition.eof": True}
         self._group = RejoiningConsumer(
-            lambda more: kafka.group_consumer(self._client_id, settings.router.group_id, {**more, **own}),
+            lambda more: kafka.group_consumer(
+                self._client_id, settings.router.group_id, {**more, "enable.partition.eof": True}
+            ),
             settings.outside_group_s_max,
             kafka.runtime,
         )
@@ -148,10 +150,8 @@ class Router:
         self._beat("leaving the group")
         self._group.leave(service.instance_id, kafka.handover_s)
         self._beat("closing the producers")
-        self._writer.close()
-        self._producer.close()
-        self._progress.close()
-        self._reader.close()
+        for part in (self._writer, self._producer, self._progress, self._reader, self._topics):
+            part.close()
         self._watchdog.forget(_LOOP)
         event(log, logging.INFO, "router_stopped")
 
@@ -175,6 +175,7 @@ class Router:
         """Route one batch, if there is one."""
         self._beat("collecting a batch")
         self._group.require_member()
+        self._topics.check()
         batch = self.collect()
         try:
             if (failed := self._failed) is not None:
@@ -344,7 +345,7 @@ class Router:
         except NoAnswer as error:
             # Assigned and not owned: what comes of them is left out until they are begun with all the others.
             consumer.incremental_assign(
-                [TopicPartition(place.topic, place.partition, OFFSET_BEGINNING) for place in partitions]
+                [TopicPartition(place.topic, place.partition, OFFSET_END) for place in partitions]
             )
             self._failed = error
         self._joined = True

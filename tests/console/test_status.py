@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from schemas.topics import EVENTS, MARKS, PRICES, TRADES
+from schemas.messages import LogGap, ShardSuspension
+from schemas.topics import ACCOUNTS, EVENTS, MARKS, PRICES, TRADES
 from streams.broker.admin import ConsumerGroup, GroupMember
 from streams.broker.dead_letters import UntoldLetters
 from streams.broker.letter_counts import LETTER_TOPICS, OTHER, LetterClass, LetterCounts
@@ -232,3 +233,22 @@ def test_what_liquidation_does_not_reach_is_added_up_over_the_shards() -> None:
     console = Console(width=200, record=True)
     show_status(console, replace(SOUND, shards=shards), [])
     assert "out of reach: 3 insolvent (41.5 at stake), 1 suspended" in console.export_text()
+
+
+def test_a_suspended_shard_is_said_with_what_to_do_until_it_is_lifted() -> None:
+    suspension = ShardSuspension(number=2, since=1, reasons=("events were deleted",))
+    (fault,) = judge(replace(SOUND, shards=(shard(0, suspension=suspension), shard(1, "b"))), SETTINGS)
+    assert fault.startswith("Shard 0: every account is suspended, nobody is liquidated (events were deleted)")
+    assert "margin-clearing resume --all --reason TEXT" in fault
+    lifted = ShardSuspension(number=2, since=1, lifted="checked")
+    assert judge(replace(SOUND, shards=(shard(0, suspension=lifted), shard(1, "b"))), SETTINGS) == []
+
+
+def test_what_is_gone_is_said_before_an_engine_has_found_it() -> None:
+    gaps = {EVENTS: LogGap(kind="deleted", first=5, next=9), ACCOUNTS: LogGap(kind="made_anew")}
+    rows, events = judge(replace(SOUND, shards=(shard(0, gaps=gaps), shard(1, "b"))), SETTINGS)
+    assert rows.startswith("Shard 0: margin.accounts.v1 is not what it was")
+    assert "margin-clearing accept-offset margin.accounts.v1" in rows
+    assert events.startswith(
+        "Shard 0: the records 5 to 8 of margin.events.v1[0] were deleted before this shard had them"
+    )

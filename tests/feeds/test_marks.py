@@ -69,13 +69,21 @@ def test_a_record_that_is_no_frame_is_handed_on_with_the_reason() -> None:
     assert second.refused is not None
 
 
+def test_a_frame_whose_epoch_is_no_offset_before_it_is_of_another_topic_of_the_name() -> None:
+    own, other = read_marks(written(frame(1, epoch=0), frame(2, epoch=7)), 0, 2)
+    assert own.frame == frame(1, epoch=0)
+    assert other.frame is None
+    assert "another topic that had this name" in str(other.refused)
+
+
 @pytest.mark.parametrize(
     ("frames", "time"),
     [
         ([], None),
         ([frame(1), frame(2)], None),
         ([frame(1, full=True), frame(2, full=True), frame(3)], 2),
-        ([frame(1, full=True, epoch=5), frame(2, full=True, epoch=4)], 1),
+        ([frame(0)] * 5 + [frame(1, full=True, epoch=5), frame(2, full=True, epoch=4)], 1),
+        ([frame(1, full=True, epoch=0), frame(2, full=True, epoch=5)], 1),
         ([frame(1, full=True), b"nonsense"], 1),
         ([frame(1, full=True), *[frame(2)] * 700], 1),
     ],

@@ -160,7 +160,7 @@ REFUSED: list[tuple[dict[str, Any] | str, str]] = [
     ('{"at_ms":1e999,"kill":"engine:0"}', "too large"),
     ("[" * 100_000, "nested deeper than 100"),
     ('{"at_ms":10,"topic":"trades.v1","value":' + "[" * 101 + "]" * 101 + "}", "nested deeper than 100"),
-    ({"at_ms": 10}, "field topic: a line has exactly one of topic, freeze, kill, clock"),
+    ({"at_ms": 10}, "field topic: a line has exactly one of topic, freeze, kill, clock, delete"),
     ({"at_ms": 10, "kill": "engine:0", "freeze": "engine:0"}, "field kill: a line has exactly one"),
     ({"topic": TRADES, "value": {}}, "field at_ms: missing"),
     ({"at_ms": 9, "topic": TRADES, "value": {}}, "field at_ms: 9 comes after 10"),

@@ -87,7 +87,7 @@ def test_parameters_that_come_later_are_followed(machines: Machines) -> None:
 
 def test_it_begins_from_the_last_full_frame_that_is_in_force(machines: Machines) -> None:
     write_parameters(machines)
-    for epoch, text in ((0, "98"), (5, "99"), (4, "97")):  # the last one is of a process that was replaced
+    for epoch, text in ((0, "98"), (1, "99"), (0, "97")):  # the last one is of a process that was replaced
         mark = Mark(symbol="X", price=text, status="live", publish_time=1)
         machines.cluster.append(MARKS, None, encode(MarkFrame(time=1, marks=(mark,), full=True, epoch=epoch)))
     frames: list[MarkFrame] = []

@@ -11,7 +11,7 @@ from schemas.messages import AcceptedOffset, SourceRange
 from schemas.topics import INPUTS, REPORTS, ROUTER, TRADES, TRANSFERS
 from streams.broker.producer import TransactionalProducer
 from streams.errors import BrokerError, OperatorError
-from streams.routing.accepted import AcceptedOffsets, accepted_key
+from streams.feeds.accepted import AcceptedOffsets, accepted_key
 from streams.routing.accepting import REASON_CHARACTERS_MAX, Accepted, accept_committed, accept_offset
 from streams.routing.committed_at import CommittedAt
 from tests.routing.router_bench import SHARDS, RouterBench
@@ -125,7 +125,9 @@ def test_what_no_router_goes_on_after_is_accepted_once(astray: tuple[Market, int
     market.assert_told_first(begun, offset)
     assert min(market.offsets_routed(begun), default=end) == (offset if offset < end else end)
     assert market.words() == {accepted_key(TRADES, 0): None}, "it is spent"
-    assert CommittedAt.parse(market.text()) == CommittedAt(market.cluster.topic_id(TRADES))
+    assert CommittedAt.parse(market.text()) == CommittedAt(
+        market.cluster.topic_id(TRADES), memory_id=market.cluster.topic_id(ROUTER)
+    )
     begun = market.ends()
     market.trades(3)
     market.routed()
@@ -406,3 +408,49 @@ def test_the_last_word_about_a_place_counts() -> None:
     words.take(key, None)
     assert (words.words, words.unread) == ({}, {})
     assert {accepted_key(topic, 0) for topic in INPUTS} == {f"accepted:{topic}:0".encode() for topic in INPUTS}
+
+
+# --- the topic of the memory -----------------------------------------------------------------------------------------
+
+
+def memory_made_anew(market: Market) -> None:
+    market.cluster.make_anew(ROUTER)
+
+
+def memory_deleted(market: Market) -> None:
+    log = market.cluster.topics[ROUTER][0]
+    log.delete_before(log.end)
+
+
+@pytest.mark.parametrize(
+    ("happen", "said"),
+    [(memory_made_anew, "is another topic of this name"), (memory_deleted, "lacks what was below")],
+    ids=["made anew", "deleted"],
+)
+def test_a_router_whose_memory_is_gone_begins_at_a_word_with_one_folded_anew(
+    market: Market, happen: Any, said: str
+) -> None:
+    market.trades(20)
+    market.routed()
+    before = rows(market)
+    happen(market)
+    low = market.cluster.topics[ROUTER][0].start
+    for _ in range(2):
+        refusal = market.start().refusal()
+        assert said in refusal
+        assert f"margin-clearing accept-offset margin.router.v1 0 {low} " in refusal
+    assert market.accept(low, ROUTER).written == [f"{ROUTER}[0]: what was before {low} is gone, and is done without"]
+    router = market.start()
+    market.wait(lambda: rows(market) == before, "the memory is folded anew")
+    router.stop()
+    market.trades(1)
+    router = market.start()
+    market.wait(market.all_committed, "the next router goes on with it, at the same word")
+    router.stop()
+
+
+def test_only_the_first_offset_of_the_memory_can_be_accepted(market: Market) -> None:
+    market.trades(1)
+    market.routed()
+    with pytest.raises(OperatorError, match="is read whole, so only its first offset can be accepted, 0 now"):
+        market.accept(1, ROUTER)

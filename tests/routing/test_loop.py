@@ -106,6 +106,9 @@ class Stub:
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(topics, "an-id")
 
+    def topic_watch(self, _: str, topics: Sequence[str]) -> SimpleNamespace:
+        return SimpleNamespace(ids=self.topic_ids(topics), check=lambda: None)
+
     def transactional_producer(self, *_: Any, **__: Any) -> None: ...
 
     def idempotent_producer(self, *_: Any, **__: Any) -> SimpleNamespace:

@@ -16,10 +16,10 @@ from schemas.messages import AcceptedOffset, Trade
 from schemas.topics import INPUTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
+from streams.feeds.accepted import accepted_key
 from streams.memory.clients import FakeMessage
 from streams.memory.log import Cluster
 from streams.memory.scheduler import Scheduler
-from streams.routing.accepted import accepted_key
 from streams.routing.committed_at import CommittedAt
 from streams.routing.ownership import Ownership, trade_ids_after
 from streams.routing.split import RefusedRecord, Splitter

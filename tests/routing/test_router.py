@@ -797,8 +797,9 @@ def test_an_offset_that_is_moved_forward_by_hand_is_refused_until_it_is_accepted
         place = TopicPartition(TRADES, partition, reader.watermarks(TRADES, partition)[1])
     consumer = Consumer(config.consumer(settings.kafka, "test", settings.router.group_id))
     (stood,) = consumer.committed([TopicPartition(TRADES, partition)], timeout=10)
-    topic_id = Kafka(settings).topic_ids([TRADES])[TRADES]
-    assert CommittedAt.parse(stood.metadata) == CommittedAt(topic_id, 0), "Kafka gives it back as it was written"
+    ids = Kafka(settings).topic_ids([TRADES, ROUTER])
+    written = CommittedAt(ids[TRADES], 0, ids[ROUTER])
+    assert CommittedAt.parse(stood.metadata) == written, "Kafka gives it back as it was written"
     eventually(lambda: moved(consumer, [place]), "the group's offset")
     consumer.close()
     seen = len(events.records())

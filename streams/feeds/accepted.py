@@ -1,14 +1,15 @@
 """An operator's word where a partition goes on, as it stands in the first partition of ``margin.router.v1``.
 
 It is written by ``margin-clearing accept-offset`` (:mod:`streams.routing.accepting`) under a key of its own, read by
-the router that takes the partition, and deleted with the commit that first covers the place: it is spent once.
+the router that takes the partition, and deleted with the commit that first covers the place: it is spent once. Words
+about ``margin.accounts.v1`` (rows are gone) and ``margin.router.v1`` (memory is gone) stay, as does what they tell of.
 """
 
 from dataclasses import dataclass, field
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import AcceptedOffset
-from schemas.topics import INPUTS
+from schemas.topics import ACCOUNTS, INPUTS, ROUTER
 
 ACCEPTED_PARTITION = 0
 """The partition of ``margin.router.v1`` that holds the words about every topic and partition."""
@@ -23,7 +24,7 @@ def accepted_key(topic: str, partition: int) -> bytes:
     return _PREFIX + f"{topic}:{partition}".encode()
 
 
-_TOPICS = {topic.encode(): topic for topic in INPUTS}
+_TOPICS = {topic.encode(): topic for topic in (*INPUTS, ACCOUNTS, ROUTER)}
 
 
 @dataclass(slots=True)
