@@ -52,7 +52,7 @@ def verify_deployment(settings: Settings, progress: Progress = silent) -> Findin
         layout = tables.read_layout()
         if layout != (wanted := Layout(shards, ACCOUNTS, cluster)):
             faults.append(f"Redis says where accounts are by {layout}; it must be {wanted}")
-        ids = topic_ids(settings, KNOWN, _TIMEOUT_S)
+        ids = topic_ids(settings, KNOWN)
         return verify(log, tables, KafkaGroups(settings), faults, progress, topic_ids=ids)
 
 

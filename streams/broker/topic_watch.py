@@ -73,6 +73,7 @@ class KafkaTopicWatch:
                 try:
                     present[topic] = str(future.result().topic_id)
                 except KafkaException as error:
+                    self._admin = None  # librdkafka waits for the broker that it holds for the controller, dead or not
                     event(log, logging.DEBUG, "topic_id_unknown", topic=topic, reason=str(error))
             require_same(self.ids, present)
         now = self._runtime.monotonic()
