@@ -146,9 +146,8 @@ class Router:
         event(log, logging.INFO, "router_started", shards=self._shards, transactional_id=self._client_id)
 
     def _close(self) -> None:
-        service, kafka = self._settings.service, self._settings.kafka
         self._beat("leaving the group")
-        self._group.leave(service.instance_id, kafka.handover_s)
+        self._group.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
         self._beat("closing the producers")
         for part in (self._writer, self._producer, self._progress, self._reader, self._topics):
             part.close()

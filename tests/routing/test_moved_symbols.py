@@ -67,10 +67,13 @@ def test_trades_that_are_sent_again_to_another_partition_are_repeats(market: Mar
 def test_what_the_same_router_has_yet_to_commit_is_known(market: Market) -> None:
     market.trades(range(1, 3), 0)
     market.routed()
+    router = market.start()
     market.trades(range(3, 2_001), 0)
+    market.wait(lambda: 2_000 in market.places(), "the first partition is routed, committed or not")
     market.trades(range(1_990, 2_011), 1)
-    market.routed()
+    market.wait(market.all_committed, "the other partition is routed")
     market.assert_each_once(range(1, 2_011))
+    router.stop()
 
 
 def test_how_much_is_not_routed_where_a_symbol_came_from_is_told(market: Market) -> None:
