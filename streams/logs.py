@@ -1,28 +1,35 @@
 """Structured logs: one JSON object a line on standard error (or plain text for a person), never a secret.
 
+A line is bounded: texts, lists and depth are cut, and say by how much. What cannot be seen is written out
+(:mod:`streams.visible`), so a name from a record can neither steer a terminal nor begin a line. What may come as often
+as records do goes through :class:`Repeated`, which names the first few and counts the rest.
+
 Roles log an event name and fields, ``log.info("shard_taken", extra={"fields": {...}})``, through :func:`event`. What
 others log, and the traceback of whatever nobody caught, goes through the same :func:`streams.redaction.redacted`.
 """
 
 import json
 import logging
+import math
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from itertools import islice
 from types import TracebackType
 from typing import Any
 
-import orjson
-
 from streams.redaction import redacted
+from streams.visible import visible, visible_lines
 
 TEXT_CHARACTERS_MAX = 2_000
-"""So much of a text is logged: whatever somebody sends may be quoted in one."""
 TRACEBACK_CHARACTERS_MAX = 20_000
-ITEMS_MAX = 1_000
-"""So many items of a list or a mapping are logged."""
+ITEMS_MAX = 100
+DEPTH_MAX = 4
+NAMED_MAX = 10
+"""So many lines a minute of one kind name a record each."""
+_PERIOD_S = 60.0
 
 
 def configure(level: str, form: str, worker: str) -> None:
@@ -54,9 +61,43 @@ def event(logger: logging.Logger, level: int, name: str, /, **fields: Any) -> No
         logger.log(level, name, extra={"fields": fields})
 
 
+class Repeated:
+    """Logs events that records may cause as often as they come: so many a minute of each kind, then a sum.
+
+    Whoever writes calls :meth:`tell` now and then: the sum of a minute that is over is told then.
+    Not thread-safe. ``now`` is a clock of seconds. Kinds are the writer's own names, a few of them.
+    """
+
+    def __init__(
+        self, logger: logging.Logger, now: Callable[[], float] = time.monotonic, *, named_max: int = NAMED_MAX
+    ) -> None:
+        self._logger = logger
+        self._now = now
+        self._named_max = named_max
+        self._began: dict[tuple[str, ...], float] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def may_name(self, name: str, *kind: str) -> bool:
+        """Whether one more ``name`` of a ``kind`` is to be logged with its fields; it is counted either way."""
+        self.tell()
+        key = (name, *kind)
+        self._began.setdefault(key, self._now())
+        count = self._counts[key] = self._counts.get(key, 0) + 1
+        return count <= self._named_max
+
+    def tell(self) -> None:
+        """Log how many of each kind were only counted in the minutes that are over."""
+        now = self._now()
+        for key in [key for key, began in self._began.items() if now - began >= _PERIOD_S]:
+            del self._began[key]
+            if (more := self._counts.pop(key) - self._named_max) > 0:
+                name, *kind = key
+                event(self._logger, logging.WARNING, f"{name}_counted", count=more, kind=kind, within_s=_PERIOD_S)
+
+
 def _tail(record: logging.LogRecord) -> bool:
-    fields = getattr(record, "fields", None) or {}
-    record.tail = "".join(f" {key}={_cut(str(_masked(value)))}" for key, value in fields.items())
+    fields = _bounded(getattr(record, "fields", None) or {})
+    record.tail = "".join(f" {key}={visible(str(value))}" for key, value in fields.items())
     return True
 
 
@@ -75,7 +116,7 @@ def _print_traceback(kind: type[BaseException], error: BaseException | None, whe
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return _cut(redacted(super().format(record)), TRACEBACK_CHARACTERS_MAX)
+        return _cut(visible_lines(redacted(super().format(record))), TRACEBACK_CHARACTERS_MAX)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -93,23 +134,35 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": _cut(redacted(record.getMessage())),
         }
-        line.update(_masked(getattr(record, "fields", None) or {}))
+        line.update(_bounded(getattr(record, "fields", None) or {}))
         if record.exc_info:
             line["exception"] = _cut(redacted(self.formatException(record.exc_info)), TRACEBACK_CHARACTERS_MAX)
-        try:
-            return orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
-        except TypeError:  # a text that has no UTF-8
-            return json.dumps(line, ensure_ascii=False).encode("utf-8", "replace").decode()
+        # All that is not ASCII is written as JSON's escapes, and so is half of a surrogate pair, which orjson refuses.
+        return json.dumps(line, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 
-def _masked(value: Any) -> Any:
-    """``value`` with every text in it masked and bounded; what JSON does not know becomes text."""
+def _bounded(value: Any, depth: int = DEPTH_MAX) -> Any:
+    """``value`` with every text in it masked, and cut; what JSON does not know becomes text."""
     if isinstance(value, int) and value.bit_length() > 63:
         return f"a whole number of {value.bit_length()} bits"
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int)):
         return value
-    if isinstance(value, dict):
-        return {_masked(name): _masked(each) for name, each in islice(value.items(), ITEMS_MAX)}
-    if isinstance(value, (list, tuple)):
-        return [_masked(each) for each in value[:ITEMS_MAX]]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict) and depth:
+        return {str(_bounded(name, 0)): _bounded(each, depth - 1) for name, each in islice(value.items(), ITEMS_MAX)}
+    if isinstance(value, (list, tuple)) and depth:
+        items = [_bounded(each, depth - 1) for each in value[:ITEMS_MAX]]
+        return items if len(value) <= ITEMS_MAX else [*items, f"{len(value) - ITEMS_MAX:,} more"]
     return _cut(redacted(value if isinstance(value, str) else str(value)))
+
+
+def _cut(text: str, most: int = TEXT_CHARACTERS_MAX) -> str:
+    """``text``, its middle left out if it is longer than ``most``: an exception says what it is at its end.
+
+    It is masked before: half a secret would not be known as one.
+    """
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"

@@ -17,6 +17,8 @@ from streams.audit.findings import Findings
 from streams.audit.progress import Progress
 from streams.audit.replay import Replayed
 from streams.margin.fixed_point import format_decimal
+from streams.terminal import cells, line
+from streams.visible import visible
 
 _SHOW_EVERY_S = 0.1
 
@@ -25,7 +27,7 @@ _SHOW_EVERY_S = 0.1
 def progress_bar() -> Iterator[Progress]:
     """Something that shows progress on standard error, if that is a terminal, and leaves no trace."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=None)
         shown_at = 0.0
@@ -33,7 +35,7 @@ def progress_bar() -> Iterator[Progress]:
         def show(what: str, done: int, total: int) -> None:
             nonlocal shown_at
             if time.monotonic() - shown_at > _SHOW_EVERY_S:
-                bars.update(task, description=what, completed=done, total=total or None)
+                bars.update(task, description=visible(what), completed=done, total=total or None)
                 shown_at = time.monotonic()
 
         yield show
@@ -41,74 +43,78 @@ def progress_bar() -> Iterator[Progress]:
 
 def show_replay(console: Console, result: Replayed) -> None:
     """Print what a replay found."""
-    console.print(f"[bold]shard {result.shard}[/]  sequences {result.first:,} to {result.last:,}", highlight=False)
+    console.print(line((f"shard {result.shard}", "bold"), f"  sequences {result.first:,} to {result.last:,}"))
     show_findings(console, result.findings)
 
 
 def show_findings(console: Console, findings: Findings) -> None:
     """Print counts, notes and differences, and the verdict."""
     for name, number in findings.counts.items():
-        console.print(f"  {number:>12,}  {name}", highlight=False)
+        console.print(line(f"  {number:>12,}  {name}"))
     for fact in findings.facts:
-        console.print(f"  {escape(fact)}", highlight=False)
+        console.print(line(f"  {fact}"))
     for note in findings.notes:
-        console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
+        console.print(line("  ", ("note", "yellow"), f"  {note}"))
     for difference in findings.differences:
-        text = escape(f"{difference.place}  {difference.what}" if difference.place else difference.what)
-        console.print(f"  [red]differs[/]  {text}", highlight=False, soft_wrap=True)
+        text = f"{difference.place}  {difference.what}" if difference.place else difference.what
+        console.print(line("  ", ("differs", "red"), f"  {text}"), soft_wrap=True)
     count, listed = findings.difference_count, len(findings.differences)
     if count > listed:
-        console.print(f"  and {count - listed:,} differences more", highlight=False)
+        console.print(line(f"  and {count - listed:,} differences more"))
     for sentence in findings.unreached:
-        console.print(f"  [red]out of reach[/]  {sentence}", highlight=False)
-    verdict = f"[red]{count:,} differ[/]" if count else "[green]nothing differs[/]"
-    console.print(f"  {verdict}", highlight=False)
+        console.print(line("  ", ("out of reach", "red"), f"  {sentence}"))
+    console.print(line("  ", (f"{count:,} differ", "red") if count else ("nothing differs", "green")))
 
 
 def show_explanation(console: Console, explanation: Explanation) -> None:
     """Print why a command was issued, from the group to the orders."""
     command, evidence = explanation.command, explanation.command.evidence
     console.print(
-        f"[bold]{escape(command.command_id)}[/]  {command.stage} of {escape(command.account)} {command.margin}, issued "
-        f"{_time(command.issued_at)}, expires {_time(command.expires_at)}",
-        highlight=False,
+        line(
+            (command.command_id, "bold"),
+            f"  {command.stage} of {command.account} {command.margin}, issued {_time(command.issued_at)}, expires "
+            f"{_time(command.expires_at)}",
+        )
     )
-    console.print(f"  command       {explanation.topic}[{explanation.partition}]@{explanation.offset}", highlight=False)
+    console.print(line(f"  command       {explanation.topic}[{explanation.partition}]@{explanation.offset}"))
     journal = explanation.journal
     console.print(
-        f"  commit        sequence {journal.sequence} of shard {journal.shard} by "
-        f"{escape(journal.worker or 'an engine')}, margin.journal.v1[{journal.shard}]@{explanation.journal_offset}",
-        highlight=False,
+        line(
+            f"  commit        sequence {journal.sequence} of shard {journal.shard} by "
+            f"{journal.worker or 'an engine'}, margin.journal.v1[{journal.shard}]@{explanation.journal_offset}"
+        )
     )
     if command.supersedes is not None:
-        console.print(f"  supersedes    {escape(command.supersedes)}, which had expired", highlight=False)
+        console.print(line(f"  supersedes    {command.supersedes}, which had expired"))
     if explanation.decision is None:
         console.print(
-            f"  evidence      equity {evidence.equity}, maintenance {evidence.maintenance_margin}, health "
-            f"{evidence.health_ratio}, marks {evidence.marks}",
-            highlight=False,
+            line(
+                f"  evidence      equity {evidence.equity}, maintenance {evidence.maintenance_margin}, health "
+                f"{evidence.health_ratio}, marks {evidence.marks}"
+            )
         )
     else:
         _show_decision(console, explanation.decision, evidence.health_ratio, evidence.parameters_version)
     for note in explanation.notes:
-        console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
+        console.print(line("  ", ("note", "yellow"), f"  {note}"))
     for difference in explanation.differences:
-        console.print(f"  [red]differs[/]  {escape(difference)}", highlight=False, soft_wrap=True)
+        console.print(line("  ", ("differs", "red"), f"  {difference}"), soft_wrap=True)
     if explanation.decision is not None and explanation.passed:
-        console.print("  [green]the logs give this command, byte for byte[/]", highlight=False)
+        console.print(line("  ", ("the logs give this command, byte for byte", "green")))
 
 
 def _show_decision(console: Console, decision: Decision, health_ratio: str, version: int) -> None:
-    console.print(f"  decided on    {decision.input}, at {_time(decision.at_us)}", highlight=False)
+    console.print(line(f"  decided on    {decision.input}, at {_time(decision.at_us)}"))
     marks = Table("mark", "price", "status", "age", "frame", "formed from", box=None, title_justify="left")
     for mark in decision.marks:
         limit = "" if mark.max_age_ms is None else f" of {mark.max_age_ms:,}"
         sources = ", ".join(f"{source} {price}" for source, price in mark.sources.items()) or "-"
-        marks.add_row(mark.symbol, mark.price, mark.status, f"{mark.age_ms:,}{limit} ms", str(mark.offset), sources)
+        age = f"{mark.age_ms:,}{limit} ms"
+        marks.add_row(*cells(mark.symbol, mark.price, mark.status, age, str(mark.offset), sources))
     parameters = Table("rules in force", "offset", "version", "scale", box=None)
     for parameter in decision.rules:
         place = "-" if parameter.offset is None else str(parameter.offset)
-        parameters.add_row(parameter.key, place, str(parameter.record.get("version", 0)), parameter.scale)
+        parameters.add_row(*cells(parameter.key, place, str(parameter.record.get("version", 0)), parameter.scale))
     for table in (
         marks,
         parameters,
@@ -117,38 +123,39 @@ def _show_decision(console: Console, decision: Decision, health_ratio: str, vers
     ):
         console.print()
         console.print(table)
-    console.print(
-        f"\n  debt          {format_decimal(decision.debt)}, unweighted equity "
-        f"{format_decimal(decision.unweighted_equity)}\n"
+    console.print()
+    for text in (
+        f"  debt          {format_decimal(decision.debt)}, unweighted equity "
+        f"{format_decimal(decision.unweighted_equity)}",
         f"  health        {health_ratio} = (equity + debt) / (maintenance + debt); below 1 is liquidated (parameters "
-        f"at {version})\n"
-        f"  target        {format_decimal(decision.target)} = maintenance and the policy's buffer\n"
-        f"  shortage      {format_decimal(decision.shortage)} = target - equity\n"
+        f"at {version})",
+        f"  target        {format_decimal(decision.target)} = maintenance and the policy's buffer",
+        f"  shortage      {format_decimal(decision.shortage)} = target - equity",
         f"  plan          {decision.stage}",
-        highlight=False,
-    )
+    ):
+        console.print(line(text))
     if decision.stale_bounds:
         bounds = ", ".join(f"{symbol} (bound {bound})" for symbol, bound in decision.stale_bounds.items())
         console.print(
-            f"  not live      {bounds}: anything from nothing to 1 + bound times the last price, here what is best for "
-            "the account",
-            highlight=False,
+            line(
+                f"  not live      {bounds}: anything from nothing to 1 + bound times the last price, here what is best "
+                "for the account"
+            )
         )
     orders = Table("side", "quantity", "symbol", "mark", "limit", box=None)
     for order in decision.orders:
-        orders.add_row(
-            order["order_side"], order["quantity"], order["symbol"], order["mark_price"], order["limit_price"]
-        )
+        names = ("order_side", "quantity", "symbol", "mark_price", "limit_price")
+        orders.add_row(*cells(*(order[name] for name in names)))
     console.print(orders)
 
 
 def _terms(title: str, terms: list[Term], total: str) -> Table:
-    table = Table(title, "figures", "amount", box=None)
+    table = Table(escape(title), "figures", "amount", box=None)
     table.columns[-1].justify = "right"
     for term in terms:
         figures = ", ".join(f"{name} {value}" for name, value in term.figures.items())
-        table.add_row(term.name, figures, format_decimal(term.amount))
-    table.add_row("[bold]sum[/]", "", f"[bold]{total}[/]")
+        table.add_row(*cells(term.name, figures, format_decimal(term.amount)))
+    table.add_row(*cells("sum", "", total, style="bold"))
     return table
 
 

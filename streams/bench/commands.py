@@ -17,6 +17,7 @@ from rich.console import Console
 
 from streams.bench import show
 from streams.bench.errors import BenchDiffers, BenchError
+from streams.terminal import line
 
 if TYPE_CHECKING:
     from streams.bench.latency import LatencyTimes
@@ -441,9 +442,9 @@ def _checked(as_json: bool) -> Iterator[None]:
     except BenchDiffers as error:
         if as_json:
             print(json.dumps({"run": error.run, "differences": error.differences}, indent=2))
-        _progress.print(f"[red]FAILED[/] {error.run}: no figure, because", highlight=False)
+        _progress.print(line(("FAILED", "red"), f" {error.run}: no figure, because"))
         for difference in error.differences[:20]:
-            _progress.print(f"       {difference}", highlight=False, markup=False, soft_wrap=True)
+            _progress.print(line(f"       {difference}"), soft_wrap=True)
         if len(error.differences) > 20:
             _progress.print(f"       and {len(error.differences) - 20:,} more")
         raise typer.Exit(1) from None
@@ -484,4 +485,4 @@ def _print_json(runs: Sequence[Any]) -> None:
 
 
 def _say(text: str) -> None:
-    _progress.print(text, highlight=False, markup=False, soft_wrap=True)
+    _progress.print(line(text), soft_wrap=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from schemas.messages import AccountRow, GroupRow
@@ -25,6 +24,7 @@ from streams.margin.health import Health, evaluate, liquidation_price, priced_ba
 from streams.margin.parameters import RiskParameters
 from streams.settings import Settings
 from streams.tables.reader import TableReader
+from streams.terminal import cells, line
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,11 @@ def _shard_suspension(reader: LogReader, row: AccountRow) -> str:
 def show_account(console: Console, view: AccountView) -> None:
     """Print an account as tables."""
     row = view.row
-    console.print(
-        f"[bold]{escape(row.account)}[/]  {row.status}  commands issued: {row.liquidation_sequence}", highlight=False
-    )
+    console.print(line((row.account, "bold"), f"  {row.status}  commands issued: {row.liquidation_sequence}"))
     if row.suspended_reason:
-        console.print(f"suspended: {escape(row.suspended_reason)}", highlight=False)
+        console.print(line(f"suspended: {row.suspended_reason}"))
     if view.shard_suspension:
-        console.print(f"suspended with its whole shard: {escape(view.shard_suspension)}", highlight=False)
+        console.print(line(f"suspended with its whole shard: {view.shard_suspension}"))
     for group in view.groups:
         _show_group(console, group, view.marks)
 
@@ -132,34 +130,37 @@ def _view(account: str, row: GroupRow, marks: dict[str, Decimal], rules: RiskPar
 
 def _show_group(console: Console, view: GroupView, marks: dict[str, Decimal]) -> None:
     row, health = view.row, view.health
-    console.print(f"\n[bold]{row.margin}[/]  {row.status}", highlight=False)
+    console.print()
+    console.print(line((row.margin, "bold"), f"  {row.status}"))
     for asset, amount in row.balances.items():
         symbol = view.priced.get(asset)
         price = None if symbol is None else view.liquidation_prices.get(symbol)
         at = "" if symbol is None else f"  at {symbol} {_text(marks.get(symbol))}"
         limit = "" if price is None else f", liquidated at {_text(price)}"
-        console.print(f"  balance       {amount} {asset}{at}{limit}", highlight=False)
+        console.print(line(f"  balance       {amount} {asset}{at}{limit}"))
     if health is None:
-        console.print(f"  not evaluated: {escape(view.problem or '')}", highlight=False)
+        console.print(line(f"  not evaluated: {view.problem or ''}"))
     else:
-        console.print(f"  equity        {_text(health.equity)}", highlight=False)
+        console.print(line(f"  equity        {_text(health.equity)}"))
         if health.debt:
-            console.print(f"  debt          {_text(health.debt)}", highlight=False)
-            console.print(f"  unweighted    {_text(health.unweighted_equity)}", highlight=False)
-        console.print(f"  maintenance   {_text(health.maintenance_margin)}", highlight=False)
-        console.print(f"  health ratio  {_text(health.health_ratio) or '-'}", highlight=False)
+            console.print(line(f"  debt          {_text(health.debt)}"))
+            console.print(line(f"  unweighted    {_text(health.unweighted_equity)}"))
+        console.print(line(f"  maintenance   {_text(health.maintenance_margin)}"))
+        console.print(line(f"  health ratio  {_text(health.health_ratio) or '-'}"))
     if row.command is not None:
-        console.print(f"  open command  {escape(row.command.command_id)} ({row.command.stage})", highlight=False)
+        console.print(line(f"  open command  {row.command.command_id} ({row.command.stage})"))
     if row.positions:
         table = Table("symbol", "quantity", "cash", "mark", "liquidation price", box=None, pad_edge=True)
         for position in row.positions:
             symbol = position.symbol
             table.add_row(
-                symbol,
-                position.quantity,
-                position.cash,
-                _text(marks.get(symbol)) or "-",
-                _text(view.liquidation_prices.get(symbol)) or "-",
+                *cells(
+                    symbol,
+                    position.quantity,
+                    position.cash,
+                    _text(marks.get(symbol)) or "-",
+                    _text(view.liquidation_prices.get(symbol)) or "-",
+                )
             )
         console.print(table)
 

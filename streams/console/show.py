@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from streams.broker.letter_counts import letter_lines
@@ -13,41 +12,45 @@ from streams.console.figures import age
 from streams.console.status import MarksStatus, ShardStatus, Status
 from streams.feeds.unreached import KINDS
 from streams.margin.fixed_point import format_decimal
+from streams.terminal import cells, line
 
 
 def show_status(console: Console, status: Status, faults: list[str], advice: Sequence[str] = ()) -> None:
     """Print it as tables, and the dead letters, the advice and the faults below."""
     for group in (status.oracles, status.routers, status.engines):
         members = ", ".join(f"{member.client_id} ({len(member.partitions)})" for member in group.members) or "nobody"
-        console.print(f"{group.group_id}: {group.state.lower()}, {escape(members)}", highlight=False)
-    console.print(f"marks: {_marks_line(status.marks)}", highlight=False)
+        console.print(line(f"{group.group_id}: {group.state.lower()}, {members}"))
+    console.print(line(f"marks: {_marks_line(status.marks)}"))
     behind = sum(lag.records for lag in status.inputs)
-    console.print(f"out of reach: {_unreached_line(status.shards)}", highlight=False)
-    console.print(f"to route: {behind:,} records of {len(status.inputs)} partitions\n", highlight=False)
+    console.print(line(f"out of reach: {_unreached_line(status.shards)}"))
+    console.print(line(f"to route: {behind:,} records of {len(status.inputs)} partitions"))
+    console.print()
     table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
     for shard in status.shards:
         meta = shard.table
         table.add_row(
-            str(shard.shard),
-            escape(shard.worker or "-"),
-            _text(shard.claim),
-            _text(shard.sequence),
-            age(shard.journal_age_ms),
-            f"{shard.lag.records:,}",
-            "-" if meta is None else f"{meta.stamp}{' building' if meta.building else ''}",
-            "-" if meta is None else f"{shard.table_behind:,}",
-            age(shard.table_age_ms),
+            *cells(
+                str(shard.shard),
+                shard.worker or "-",
+                _text(shard.claim),
+                _text(shard.sequence),
+                age(shard.journal_age_ms),
+                f"{shard.lag.records:,}",
+                "-" if meta is None else f"{meta.stamp}{' building' if meta.building else ''}",
+                "-" if meta is None else f"{shard.table_behind:,}",
+                age(shard.table_age_ms),
+            )
         )
     console.print(table)
     console.print()
-    for line in letter_lines(status.letters):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+    for letters in letter_lines(status.letters):
+        console.print(line(letters), soft_wrap=True)
     for sentence in advice:
-        console.print(f"[yellow]look[/]  {escape(sentence)}", highlight=False, soft_wrap=True)
+        console.print(line(("look", "yellow"), f"  {sentence}"), soft_wrap=True)
     for fault in faults:
-        console.print(f"[red]wrong[/]  {escape(fault)}", highlight=False)
+        console.print(line(("wrong", "red"), f"  {fault}"))
     if not faults:
-        console.print(_all_well(status), highlight=False, soft_wrap=True)
+        console.print(line(_all_well(status)), soft_wrap=True)
 
 
 def _all_well(status: Status) -> str:

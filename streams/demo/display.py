@@ -18,6 +18,7 @@ from streams.demo.checks import Differences
 from streams.demo.errors import DemoError
 from streams.demo.exchange import Sent, SimulatedExchange
 from streams.demo.run_records import RunRecords
+from streams.terminal import cells, line
 
 ROWS_SHOWN = 12
 DIFFERENCES_SHOWN = 3
@@ -51,7 +52,7 @@ class Display:
         if self._task is not None:
             self._progress.stop()
             self._task = None
-        self._console.print(f"[dim]{time.monotonic() - self._began:5.1f} s[/]  {text}", highlight=False)
+        self._console.print(line((f"{time.monotonic() - self._began:5.1f} s", "dim"), f"  {text}"))
 
     def begin(self, seconds: float) -> None:
         """The market begins to play."""
@@ -163,14 +164,14 @@ def show_result(
         lines.append(
             f"latency       {figures}  (price published to command visible, {len(latencies.by_command):,} commands)"
         )
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    for text in lines:
+        console.print(line(text), soft_wrap=True)
     for name, differences in results.items():
-        console.print(f"{'[red]FAILED[/]' if differences else '[green]ok[/]    '} {name}", highlight=False)
+        console.print(line(("FAILED", "red") if differences else ("ok    ", "green"), f" {name}"))
         for difference in differences[:DIFFERENCES_SHOWN]:
-            console.print(f"         {difference}", highlight=False, markup=False, soft_wrap=True)
+            console.print(line(f"         {difference}"), soft_wrap=True)
         if len(differences) > DIFFERENCES_SHOWN:
-            console.print(f"         and {len(differences) - DIFFERENCES_SHOWN} more")
+            console.print(line(f"         and {len(differences) - DIFFERENCES_SHOWN} more"))
 
 
 def _highest_scales(records: RunRecords) -> dict[str, Decimal]:
@@ -192,13 +193,15 @@ def _liquidations(records: RunRecords, latencies: Latencies) -> Table:
         latency = latencies.by_command.get(command["command_id"])
         for order in command["orders"][:1]:
             table.add_row(
-                command["command_id"].removeprefix(records.prefix),
-                command["margin"],
-                command["stage"],
-                f"{order['order_side']} {order['quantity']} {order['symbol']}",
-                order["mark_price"],
-                command["evidence"]["health_ratio"][:6],
-                "by fill" if latency is None else f"{latency / 1000:.1f} ms",
+                *cells(
+                    command["command_id"].removeprefix(records.prefix),
+                    command["margin"],
+                    command["stage"],
+                    f"{order['order_side']} {order['quantity']} {order['symbol']}",
+                    order["mark_price"],
+                    command["evidence"]["health_ratio"][:6],
+                    "by fill" if latency is None else f"{latency / 1000:.1f} ms",
+                )
             )
     if len(records.commands) > len(shown):
         table.caption = f"the first {len(shown)} of {len(records.commands):,}"
