@@ -7,6 +7,7 @@ markup its brackets and braces would be lost.
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -14,11 +15,10 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, Protocol, runtime_checkable
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -28,8 +28,10 @@ from streams import interruption, logs
 from streams.access.redis_address import holds_password
 from streams.bench import commands as benches
 from streams.errors import MarginClearingError, SettingsError, TableError
-from streams.redaction import redacted
+from streams.redaction import hide_arguments, redacted
 from streams.settings import DEFAULT, Loaded, Settings, describe, read, schema, variable
+from streams.terminal import line
+from streams.visible import visible, visible_lines
 
 log = logging.getLogger(__name__)
 
@@ -366,11 +368,11 @@ def topics(
         if by != DEFAULT and asked != report.shards:
             report.wrong.append(f"{by} asks for {asked} shards: accounts stay in the shards in which they are")
     for name in report.created:
-        console.print(f"created  {name}")
+        console.print(line(f"created  {name}"))
     for name in report.right:
-        console.print(f"right    {name}")
+        console.print(line(f"right    {name}"))
     for fault in report.wrong:
-        console.print(f"[red]wrong[/]    {escape(fault)}", highlight=False)
+        console.print(line(("wrong", "red"), f"    {fault}"))
     if report.wrong:
         raise typer.Exit(1)
 
@@ -433,7 +435,7 @@ def accept_offset(
             done = accepting.accept_committed(Kafka(settings), reason)
         else:
             done = accepting.accept_offset(Kafka(settings), topic, partition, offset, reason)
-    print("\n".join(done.lines()))
+    print("\n".join(visible(done_line) for done_line in done.lines()))
     if done.refused:
         raise typer.Exit(1)
 
@@ -498,9 +500,7 @@ def account(
     with _tool(_settings(bootstrap_servers=bootstrap_servers, redis_url=redis_url), redis=True) as settings:
         view = read_account(settings, account_id)
     if view is None:
-        console.print(
-            f"no account {escape(repr(account_id))}: it has never had a transfer, a trade or a command", highlight=False
-        )
+        console.print(line(f"no account '{account_id}': it has never had a transfer, a trade or a command"))
         raise typer.Exit(1)
     if as_json:
         print(json.dumps(view.as_json(), indent=2))
@@ -923,7 +923,7 @@ def ticks(
     progress = Console(stderr=True)
     try:
         times = bench_ticks(
-            accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(text, highlight=False)
+            accounts, positions, symbols, seed, calm_ticks, progress=lambda text: progress.print(line(text))
         )
     except MemoryError:
         raise MarginClearingError(
@@ -976,7 +976,7 @@ def settings(
         return
     table = Table("variable", "value", "set by", box=None)
     for name, row in rows.items():
-        table.add_row(*(Text(str(cell), overflow="fold") for cell in (name, row["value"], row["set_by"])))
+        table.add_row(*(Text(visible(str(cell)), overflow="fold") for cell in (name, row["value"], row["set_by"])))
     console.print(table)
 
 
@@ -990,15 +990,35 @@ def _hold_standard_files() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
+@runtime_checkable
+class _Complaint(Protocol):
+    """What the parser of arguments raises: it quotes them, and they may hold a secret."""
+
+    exit_code: int
+
+    def show(self, file: IO[str] | None = None) -> None: ...
+
+
 def main() -> None:
     """The entry point of ``margin-clearing``."""
     _hold_standard_files()
     logs.guard_output()
+    hide_arguments(sys.argv[1:])
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(1)
     except (MarginClearingError, DecodeError, LocalStackError) as error:
-        print(f"margin-clearing: {redacted(str(error))}", file=sys.stderr)
+        print(f"margin-clearing: {visible_lines(redacted(str(error)))}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if not isinstance(error, _Complaint):
+            raise
+        said = io.StringIO()
+        error.show(said)
+        sys.stderr.write(visible_lines(redacted(said.getvalue())))
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

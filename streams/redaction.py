@@ -8,7 +8,7 @@ process as text (logs, errors, tracebacks, tables) is passed through :func:`reda
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
@@ -31,6 +31,41 @@ def redacted(text: str) -> str:
     """``text`` with every secret that is known as ``***``."""
     pattern = _pattern()
     return text if pattern is None else pattern.sub(MASK, text)
+
+
+_SECRET_NAME = re.compile(r"pass|pwd|secret|token|credential|jaas|private|api.?key", re.IGNORECASE)
+_URL_CREDENTIALS = re.compile(r"://[^/@\s]*?:(?P<password>[^\s]+)@")
+_JAAS_PASSWORD = re.compile(r"password\s*=\s*[\"']?(?P<password>[^\"';\s]+)", re.IGNORECASE)
+_QUERY = re.compile(r"[?&](?P<name>[^=&]+)=(?P<value>[^&\s]+)")
+
+
+def hide_arguments(arguments: Sequence[str]) -> None:
+    """Mask what in the arguments of a command may be a secret, so that no complaint about a mistyped one tells it.
+
+    That is what stands behind a name that speaks of a secret: after its ``=`` or ``:``, or as the next argument; the
+    password of a URL; and whatever such a name has in a URL's query or in ``sasl.jaas.config``.
+    """
+    for number, argument in enumerate(arguments):
+        name, separator, value = _split(argument)
+        if separator and _SECRET_NAME.search(name):
+            hide(value.strip("\"' ;"))
+            hide(value)
+        elif _SECRET_NAME.search(name) and number + 1 < len(arguments):
+            hide(arguments[number + 1])
+        for pattern in (_URL_CREDENTIALS, _JAAS_PASSWORD):
+            for match in pattern.finditer(argument):
+                hide(match["password"])
+        for match in _QUERY.finditer(argument):
+            if _SECRET_NAME.search(match["name"]):
+                hide(match["value"])
+
+
+def _split(argument: str) -> tuple[str, str, str]:
+    """An argument at the first ``=`` or ``:`` behind a name that speaks of a secret; without one, it is all name."""
+    for match in re.finditer(r"[=:]", argument):
+        if _SECRET_NAME.search(argument[: match.start()]):
+            return argument[: match.start()], match[0], argument[match.end() :]
+    return argument, "", ""
 
 
 @contextmanager

@@ -300,6 +300,12 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Milliseconds,
         Meta(description="without a mark frame (the oracle: a heartbeat) for so long a process is not ready"),
     ] = 5_000
+    stands_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="a partition of which there is more to read, and at which nothing moves for so long, is a fault"
+        ),
+    ] = 15_000
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -537,6 +543,11 @@ def _apply_properties(values: dict[str, dict[str, Any]], set_by: dict[tuple[str,
         set_by.setdefault(("kafka", field), set_by["kafka", "options"])
 
 
+def _told(entry: str) -> str:
+    """An address as it may be told: what has more in it than one has may hold a secret."""
+    return repr(entry) if re.fullmatch(r"[A-Za-z0-9_.:\[\]\-]+", entry) else "one of its entries"
+
+
 def _servers(text: str) -> tuple[str, ...]:
     name = variable("kafka", "bootstrap_servers")
     servers = []
@@ -544,8 +555,8 @@ def _servers(text: str) -> tuple[str, ...]:
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+)(?::(\d{1,5}))?", entry)
         if match is None or not 0 < int(match[2] or 9092) < 65_536:
             raise SettingsError(
-                f"{name}: {entry!r} is not host:port (an IPv6 address is written [::1]:9092; how the connection is "
-                "secured is said by SECURITY_PROTOCOL)"
+                f"{name}: {_told(entry)} is not host:port (an IPv6 address is written [::1]:9092; how the connection "
+                "is secured is said by SECURITY_PROTOCOL)"
             )
         servers.append(f"{match[1]}:{match[2] or 9092}")
     if not servers:

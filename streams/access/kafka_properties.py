@@ -202,7 +202,7 @@ def _check_values(properties: KafkaProperties, name: str) -> None:
         try:
             SHARED[shared].value(value)
         except ValueError:
-            raise SettingsError(f"{name}: {shared}={value} is not a value that it may have") from None
+            raise SettingsError(f"{name}: {shared} has a value that it may not have") from None
     sizes = {
         properties.shared[size]
         for size in ("max.partition.fetch.bytes", "fetch.message.max.bytes") & properties.shared.keys()
@@ -211,7 +211,7 @@ def _check_values(properties: KafkaProperties, name: str) -> None:
         raise SettingsError(f"{name}: max.partition.fetch.bytes and fetch.message.max.bytes are one property")
     verification = properties.tls.get("enable.ssl.certificate.verification", "true")
     if verification.lower() not in ("true", "false"):
-        raise SettingsError(f"{name}: enable.ssl.certificate.verification={verification} must be true or false")
+        raise SettingsError(f"{name}: enable.ssl.certificate.verification must be true or false")
     identification = properties.tls.get("ssl.endpoint.identification.algorithm", "https")
     if identification.lower() not in ("https", "none"):
-        raise SettingsError(f"{name}: ssl.endpoint.identification.algorithm={identification} must be https or none")
+        raise SettingsError(f"{name}: ssl.endpoint.identification.algorithm must be https or none")

@@ -28,6 +28,9 @@ _SETTING_FOR = {
     "timeout": "TIMEOUT_MS",
 }
 _OPTIONS = {"db", "ssl_cert_reqs", "ssl_check_hostname"}
+_TOLD = r"(db=\d{0,5}|ssl_cert_reqs=(none|required)|ssl_check_hostname=(true|false|yes|no|0|1))"
+_TELLABLE = re.compile(rf"{_TOLD}(&{_TOLD})*", re.IGNORECASE)
+"""What may be told of what stands behind the question mark."""
 PORT = 6379
 
 
@@ -87,7 +90,7 @@ def masked_url(url: str) -> str:
         return MASK if "@" in url else url
     _, at, place = rest.rpartition("@")
     place, question, query = place.partition("?")
-    if question and not re.fullmatch(r"(db|ssl_cert_reqs|ssl_check_hostname)=\w*(&(db|ssl_\w+)=\w*)*", query):
+    if question and not _TELLABLE.fullmatch(query):
         query = MASK
     return f"{scheme}://{MASK + '@' if at else ''}{place}{question}{query}"
 

@@ -7,6 +7,7 @@ runs is said by its options alone: no setting is taken from the environment, in 
 import contextlib
 import math
 import os
+import re
 import secrets
 import signal
 import threading
@@ -23,8 +24,10 @@ from infra.local.stack import KAFKA_VARIABLE, REDIS_VARIABLE, LocalStack
 from schemas.codec import Decoder
 from schemas.messages import LiquidationCommand
 from schemas.topics import COMMANDS
+from streams.access.kafka_properties import sort_properties
 from streams.broker import config
 from streams.broker.admin import ensure_topics
+from streams.broker.places import PlaceWatch
 from streams.broker.reader import poll_batch
 from streams.demo.checks import Differences, run_checks
 from streams.demo.display import Display, latencies_of, show_result, summary_of, write_summary
@@ -39,11 +42,16 @@ from streams.demo.replay_process import ReplayProcess
 from streams.demo.roles import Roles
 from streams.demo.run_records import RunRecords, Starts, ends, read_run_records
 from streams.settings import PREFIX, SECRETS, Settings, describe, load
+from streams.terminal import line
 
 _ADDRESSES = {KAFKA_VARIABLE: "--bootstrap-servers", REDIS_VARIABLE: "--redis-url"}
 QUIET_TIMEOUT_S = 20.0
 OPENING_TIMEOUT_S = 60.0
 _TICK_S = 0.001
+
+
+_OPTIONS = f"{PREFIX}KAFKA__OPTIONS"
+_SECRET_FIELDS = tuple(field for section, field in SECRETS if section == "kafka")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +119,14 @@ class DemoOptions:
         for text in self.settings:
             name, separator, value = text.partition("=")
             if not separator or not name.startswith(PREFIX):
-                raise DemoError(f"--setting {name}: must be {PREFIX}SECTION__FIELD=VALUE")
+                told = f" {name}" if separator and re.fullmatch("[A-Z_]+", name) else ""
+                raise DemoError(f"--setting{told}: must be {PREFIX}SECTION__FIELD=VALUE")
             if name in _ADDRESSES:
                 raise DemoError(f"--setting {name}: give {_ADDRESSES[name]} instead")
             if tuple(name[len(PREFIX) :].lower().split("__")) in SECRETS:
                 raise DemoError(f"--setting {name}: others would see a secret there; give {name}_FILE")
+            if name == _OPTIONS and any(held in sort_properties(value, name).settings for held in _SECRET_FIELDS):
+                raise DemoError(f"--setting {name}: others would see the secret in it; give its own setting's _FILE")
             if name in variables:
                 raise DemoError(f"--setting {name} is given twice")
             variables[name] = value
@@ -138,12 +149,13 @@ class CommandFeed:
             | {"enable.partition.eof": False, "fetch.wait.max.ms": 10}
         )
         self._consumer.assign([TopicPartition(*place, at) for place, at in self.starts.items() if place[0] == COMMANDS])
+        self._watch = PlaceWatch()
         self._decode = Decoder[LiquidationCommand](LiquidationCommand)
 
     def poll(self, timeout_s: float) -> list[LiquidationCommand]:
         """The commands of this run that have come, each once."""
         commands = []
-        for message in poll_batch(self._consumer, timeout_s, 500):
+        for message in poll_batch(self._consumer, timeout_s, 500, self._watch):
             at = now_us()
             command = self._decode(message.value())
             if not command.account.startswith(self.prefix):
@@ -195,7 +207,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     summary = summary_of(records, exchange, feed.repeats, results, latencies) | {"left_out": left_out}
     show_result(console, records, exchange, results, latencies, (seconds, time.monotonic() - started))
     for name, reason in left_out.items():
-        console.print(f"[yellow]left out[/] {name}: {reason}", highlight=False, soft_wrap=True)
+        console.print(line(("left out", "yellow"), f" {name}: {reason}"), soft_wrap=True)
     if options.summary is not None:
         write_summary(options.summary, summary)
     return 0 if summary["passed"] else 1
