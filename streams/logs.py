@@ -101,14 +101,6 @@ def _tail(record: logging.LogRecord) -> bool:
     return True
 
 
-def _cut(text: str, most: int = TEXT_CHARACTERS_MAX) -> str:
-    """``text``, its middle left out if it is longer than ``most``: an exception says what it is at its end."""
-    if len(text) <= most:
-        return text
-    half = most // 2
-    return f"{text[:half]} … ({len(text) - 2 * half} characters left out) … {text[-half:]}"
-
-
 def _print_traceback(kind: type[BaseException], error: BaseException | None, where: TracebackType | None, /) -> None:
     if sys.stderr is not None:
         sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, where))))

@@ -27,6 +27,7 @@ from schemas.codec import DecodeError
 from schemas.messages import EventFrame, MarkFrame
 from schemas.topics import MARKS, PARAMETERS, PROGRESS
 from streams import probes
+from streams.broker import dead_letters
 from streams.broker.kafka import Kafka
 from streams.broker.records import UNSTAMPED, Record
 from streams.clearing.assignment import Assignment
@@ -34,15 +35,10 @@ from streams.clearing.clock import is_off
 from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
 from streams.clearing.inbox import Inbox
 from streams.clearing.log_survey import LogSurvey
+from streams.clearing.parameter_intake import ParameterIntake
 from streams.clearing.progress import LOOP, Progress
 from streams.clearing.progress_backlog import ProgressBacklog
-from streams.clearing.restore import (
-    ParameterVersions,
-    RestoredShard,
-    ShardRestorer,
-    adopt_parameters,
-    steps_per_cycle,
-)
+from streams.clearing.restore import RestoredShard, ShardRestorer, put_in_force, steps_per_cycle
 from streams.clearing.shard import Shard
 from streams.errors import NoAnswer, ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.gaps import KNOWN
@@ -70,7 +66,6 @@ CLOCK_SKEWED = Counter(
 )
 UNREADABLE_FRAMES = Counter("margin_engine_unreadable_frames", "Event records that are no frames")
 SUSPENSIONS = Counter("margin_engine_suspensions", "Accounts named by records that could not be read")
-PARAMETERS_REFUSED = Counter("margin_engine_parameters_refused", "Parameter records refused: the version before stays")
 RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
 
 _POLL_S = 0.002
@@ -100,7 +95,9 @@ class Engine:
         self._inbox = Inbox(kafka, client_id)
         self._topics = kafka.topic_watch(client_id, KNOWN)
         self._assignment = Assignment(tables.shards, self._hand_over, self._let_go)
-        self._progress = Progress(settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log)
+        self._progress = Progress(
+            settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log, kafka.places
+        )
         self._committer = Committer(
             kafka, client_id, producer, self._tables, self._inbox.membership, self._progress.beat
         )
@@ -115,7 +112,9 @@ class Engine:
             timeout_s=settings.kafka.call_ms_max / 1000,
             runtime=kafka.runtime,
         )
-        self._parameters_meanwhile: ParameterVersions = []
+        self._intake = ParameterIntake(
+            self._parameter_log, self._assignment, self._committer, self._progress, kafka.runtime
+        )
         self._broken: Exception | None = None
         self._marks_epoch = -1
         self._last_commit = self._commit_took_s = self._last_journal = 0.0
@@ -208,6 +207,7 @@ class Engine:
             self._progress.look_at_shards()
         except (TransactionAborted, ProducerFenced, NoAnswer, ShardError) as error:
             self._retake_all(error)
+        dead_letters.REPEATED.tell()
         self._inbox.require_member()
         self._topics.check()
         self._tables.check()
@@ -216,23 +216,8 @@ class Engine:
 
     def _read_parameters(self, messages: Sequence[Record]) -> None:
         """Put records in force in every shard, then decide every group once under the new parameters."""
-        if not messages:
-            return
-        shards = self._assignment.running.values()
-        for message in messages:
-            self._progress.beat("reading parameters")
-            step = self._parameter_log.add(message)
-            if step.refused is not None:
-                if DEAD_LETTER_SHARD in self._assignment.running:
-                    self._committer.put_aside((message, step.refused))
-                PARAMETERS_REFUSED.inc()
-                event(log, logging.ERROR, "parameters_refused", offset=step.offset, reason=str(step.refused))
-            for shard in shards:
-                adopt_parameters(shard, step.offset, step.parameters)
-            if self._assignment.is_restoring:
-                self._parameters_meanwhile.append((step.offset, step.parameters))
-        for shard in shards:
-            shard.decide_touched(everything=True)
+        if messages:
+            self._intake.take(messages)
 
     def _catch_up_parameters(self) -> None:
         """Read ``risk.parameters.v1`` to its end: an event may name what a record just written has introduced."""
@@ -345,7 +330,7 @@ class Engine:
         if not self._assignment.is_restoring:
             self._backlog.follow(shard_id)
             self._catch_up_parameters()  # the shard's last owner may have read further than this worker has
-            self._parameters_meanwhile = []
+            self._intake.meanwhile = []
             parameters, parameters_next = self._parameter_log.parameters, self._parameter_log.next_offset
             self._assignment.begin(
                 shard_id, self._restorer.restore(shard_id, self._committer.producer, parameters, parameters_next)
@@ -369,12 +354,11 @@ class Engine:
         self._inbox.resume(shard)
         if shard.has_output:
             self._commit()
-        if self._parameters_meanwhile:
+        if self._intake.meanwhile:
             if letters:
                 until = self._parameter_log.next_offset
                 self._committer.put_aside(*self._parameter_log.refused(shard.parameters_next, until))
-            for offset, parameters in self._parameters_meanwhile:
-                adopt_parameters(shard, offset, parameters)
+            put_in_force(shard, self._intake.meanwhile, self._progress.beat_waiting)
             shard.decide_touched(everything=True)
 
     def _hand_over(self) -> None:

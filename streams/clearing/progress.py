@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from prometheus_client import Gauge
 
 from streams import probes
+from streams.broker.places import Places
 from streams.clearing.assignment import Assignment
 from streams.clearing.inbox import Inbox
 from streams.clearing.shard import Shard
@@ -32,6 +33,8 @@ LEFT_OUT = Gauge("margin_engine_left_out_sources", "Sources for which the owned 
 LOOP = "engine"
 """What the watchdog knows the loop by."""
 
+PARAMETERS_WAITING_MAX = 1_000
+"""With more parameter records that are not in force yet an engine is not ready."""
 _LOOK_AT_SHARDS_S = 1.0
 
 
@@ -46,7 +49,10 @@ class Progress:
         assignment: Assignment,
         inbox: Inbox,
         marks: MarkFeed,
+        places: Places,
     ) -> None:
+        self._read_places = places
+        self._parameters_waiting = 0
         self._settings = settings
         self._runtime = runtime
         self._watchdog = watchdog
@@ -72,6 +78,8 @@ class Progress:
                 "events_lag_frames", _greatest(lags) if lags else 0, self._settings.engine.ready_lag_frames_max
             ),
             probes.Condition("partitions_missing", self._inbox.missing, 0),
+            probes.Condition("parameters_to_put_in_force", self._parameters_waiting, PARAMETERS_WAITING_MAX),
+            *self._read_places.conditions(),
         ]
 
     def saw_marks(self) -> None:
@@ -92,12 +100,21 @@ class Progress:
         for number, shard in self._assignment.running.items():
             marks, events = _places(number)
             self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks.next_offset)
-            self._look_at(events, shard.events_next, waiting=bool(self._inbox.lag(number)))
+            # What can be read at no time is told, and no new process would read it: the other shards go on.
+            waiting = bool(self._inbox.lag(number)) and not self._inbox.is_unreadable(number)
+            self._look_at(events, shard.events_next, waiting=waiting)
 
     def _look_at(self, place: str, offset: int, *, waiting: bool) -> None:
         if not waiting or offset != self._places.get(place):
             self._places[place] = offset
             self._watchdog.beat(place, f"at offset {offset}")
+
+    def putting_in_force(self, records: int, doing: str) -> None:
+        """So many parameter records are not in force yet; the loop goes on, and the shards wait for it alone."""
+        self._parameters_waiting = records
+        self.beat(doing)
+        for place in self._places:
+            self._watchdog.beat(place, doing)
 
     def beat_waiting(self) -> None:
         """Restoring has got further, and every shard that waits is nearer to its turn."""

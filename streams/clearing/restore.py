@@ -39,7 +39,7 @@ from streams.clearing.shard import Shard
 from streams.errors import BrokerError, InputError, ShardError
 from streams.feeds.journal import JournalEnd, journal_end
 from streams.feeds.marks import first_needed, read_marks
-from streams.feeds.parameters import parameter_steps
+from streams.feeds.parameters import ParameterStep, parameter_steps
 from streams.feeds.sources import Sources, sources_as_of
 from streams.logs import event
 from streams.margin.parameters import RiskParameters
@@ -62,8 +62,8 @@ _COMMITTED_CALL_S = 0.25
 Restoration = Generator[None, None, "RestoredShard"]
 """A restoration under way: yields after every step, returns the shard."""
 
-ParameterVersions = list[tuple[int, RiskParameters]]
-"""Parameters by the offset of their newest record, in the order of the records."""
+ParameterVersions = list[ParameterStep]
+"""Parameter records in their order, and the parameters after each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,9 @@ class ShardRestorer:
         yield from _recall_marks(shard, self._reader)
         shard.stand()
         parameters_first = shard.parameters_next
-        _catch_up_parameters(shard, newer)
+        put_in_force(shard, newer)
+        if newer:
+            shard.decide_touched(everything=True)
         refused = yield from self._walk_marks(shard)
         event(
             log,
@@ -291,40 +293,45 @@ def _parameters_since(
     rules_next = parameters_next if record.rules_next < 0 else record.rules_next
     if min(rules_next, record.parameters.next) >= parameters_next:
         return parameters, []
-    in_force = RiskParameters.empty()
+    last: ParameterStep | None = None
     newer: ParameterVersions = []
     for step in parameter_steps(reader, parameters_next):
         if step.offset < rules_next:
-            in_force = step.parameters
+            last = step
         if step.offset >= record.parameters.next:
-            newer.append((step.offset, step.parameters))
+            newer.append(step)
+    in_force = RiskParameters.empty() if last is None else last.parameters
     return (in_force if rules_next < parameters_next else parameters), newer
 
 
-def _catch_up_parameters(shard: Shard, newer: ParameterVersions) -> None:
-    """Put ``newer`` parameters, by the offset of their newest record, in force and decide everything once.
+def put_in_force(shard: Shard, newer: ParameterVersions, progress: Callable[[], object] = lambda: None) -> None:
+    """Put ``newer`` records in force together, as one after the other would come to; nothing is decided yet.
 
     Those that the ledger cannot be held in are passed over. What a shard holds back is applied under the first ones
-    that admit it, so it sees them all.
+    that admit it, so it sees them all; else it sees the last, and the others only if it cannot be held in that.
+    ``progress`` is called whenever it gets further.
     """
     if not newer:
         return
-    for offset, parameters in newer[:-1] if shard.holds_back or shard.unread else ():
+    for step in newer[:-1] if shard.holds_back or shard.unread else ():
         with suppress(InputError):
-            shard.apply_parameters(offset, parameters)
-    if not adopt_parameters(shard, *newer[-1]):
-        for offset, parameters in newer:
-            with suppress(InputError):
-                shard.apply_parameters(offset, parameters)
-    shard.decide_touched(everything=True)
+            shard.apply_parameters(step.offset, step.parameters)
+        progress()
+    if _adopt(shard, newer[-1]):
+        return
+    for step in newer:
+        with suppress(InputError):
+            shard.apply_parameters(step.offset, step.parameters)
+        progress()
 
 
-def adopt_parameters(shard: Shard, offset: int, parameters: RiskParameters) -> bool:
-    """Whether ``shard`` can be held in ``parameters``, which are then in force in it. A refusal is logged."""
+def _adopt(shard: Shard, step: ParameterStep) -> bool:
+    """Whether a shard can be held in the parameters after a record, which are in force in it then; if not, why is
+    logged."""
     try:
-        shard.apply_parameters(offset, parameters)
+        shard.apply_parameters(step.offset, step.parameters)
     except InputError as error:
-        event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=offset, reason=str(error))
+        event(log, logging.ERROR, "parameters_not_adopted", shard=shard.shard, offset=step.offset, reason=str(error))
         return False
     return True
 

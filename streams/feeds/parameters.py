@@ -7,6 +7,7 @@ function of the records below it, and all readers agree. What a reader does with
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 from schemas.codec import DecodeError
 from schemas.parameters import Parameter
@@ -14,23 +15,36 @@ from schemas.topics import PARAMETERS
 from streams.broker.reader import Follower
 from streams.broker.records import Log, Record
 from streams.errors import InputError
-from streams.margin.parameters import RiskParameters
+from streams.margin.parameters import ParametersInTheMaking, RiskParameters
+
+POLLED_MAX = 10_000
+"""Records that are put in force together at most."""
+
+_PUT_MAX = 1_000
+"""Records from which the parameters after one of them are formed again at most."""
 
 REFUSED_MAX = 256
 """Refused records that a feed remembers."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ParameterStep:
-    """A record and the parameters after it: those before it, if it was refused. ``refused`` is why, or None."""
+    """A record and the parameters after it: those before it, if it was refused. ``refused`` is why, or None.
+
+    ``made`` forms the parameters when they are asked for: of many records in a row hardly any but the last are.
+    """
 
     record: Record
-    parameters: RiskParameters
+    made: Callable[[], RiskParameters]
     refused: DecodeError | InputError | None = None
 
     @property
     def offset(self) -> int:
         return self.record.offset()
+
+    @cached_property
+    def parameters(self) -> RiskParameters:
+        return self.made()
 
     @property
     def in_force(self) -> Parameter | None:
@@ -45,17 +59,40 @@ class ParameterFold:
     """
 
     def __init__(self, parameters: RiskParameters | None = None) -> None:
-        self.parameters = RiskParameters.empty() if parameters is None else parameters
+        self._begin(RiskParameters.empty() if parameters is None else parameters)
         self.next_offset = 0
+
+    @property
+    def parameters(self) -> RiskParameters:
+        """The parameters after the last record."""
+        return self._making.parameters
 
     def add(self, record: Record) -> ParameterStep:
         """Put a record in force, or refuse it."""
         self.next_offset = record.offset() + 1
+        if len(self._put) >= _PUT_MAX:
+            self._begin(self.parameters)
+        refused: DecodeError | InputError | None = None
         try:
-            self.parameters = self.parameters.with_encoded(record.key(), record.value())
+            self._making.put_encoded(record.key(), record.value())
         except (DecodeError, InputError) as error:
-            return ParameterStep(record, self.parameters, error)
-        return ParameterStep(record, self.parameters)
+            refused = error
+        else:
+            self._put.append(record)
+        return ParameterStep(record, partial(self._after, self._begun, self._put, len(self._put)), refused)
+
+    def _begin(self, parameters: RiskParameters) -> None:
+        self._begun, self._making = parameters, ParametersInTheMaking(parameters)
+        self._put: list[Record] = []
+
+    def _after(self, begun: RiskParameters, put: list[Record], count: int) -> RiskParameters:
+        """The parameters after the first ``count`` records of those ``put`` since ``begun``."""
+        if put is self._put and count == len(put):
+            return self.parameters
+        making = ParametersInTheMaking(begun)
+        for record in put[:count]:
+            making.put_encoded(record.key(), record.value())
+        return making.parameters
 
 
 def parameter_steps(log: Log, end: int | None = None) -> Iterator[ParameterStep]:
@@ -96,7 +133,7 @@ class ParameterFeed:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        return self._follower.poll(0)
+        return self._follower.poll(0, POLLED_MAX)
 
     def add(self, record: Record) -> ParameterStep:
         """Put a record in force, or refuse it."""

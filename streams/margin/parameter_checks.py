@@ -361,14 +361,11 @@ def check_bound(
         )
 
 
-def check_scaled_by_open_interest(instruments: Mapping[str, Instrument]) -> None:
+def check_scaled_by_open_interest(scaled: int) -> None:
     """One journal record tells the open interest of every instrument that is scaled by it, so their number is limited.
 
     Raises:
         ParameterError: there are too many.
     """
-    if len(instruments) <= OPEN_INTEREST_SYMBOLS_MAX:
-        return
-    scaled = sum(instrument.open_interest_scale is not None for instrument in instruments.values())
     if scaled > OPEN_INTEREST_SYMBOLS_MAX:
         raise ParameterError(f"more than {OPEN_INTEREST_SYMBOLS_MAX} instruments have an open_interest_scale")

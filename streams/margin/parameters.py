@@ -96,39 +96,9 @@ class RiskParameters:
         Raises:
             ParameterError: the record breaks a rule or contradicts another; the text says which and why.
         """
-        instruments, assets, oracle, policy = self.instruments, self.assets, self.oracle, self.policy
-        match record:
-            case InstrumentParameters():
-                instrument = instrument_of(record, self._scale(record))
-                instruments = MappingProxyType(instruments | {record.symbol: instrument})
-                check_bound(record, record.symbol, oracle)
-                check_scaled_by_open_interest(instruments)
-                if instrument.settle_asset in assets:
-                    check_settlement(instrument, assets[instrument.settle_asset])
-            case AssetParameters():
-                if record.asset not in assets and len(assets) >= ASSETS_MAX:
-                    raise ParameterError(f"{record.key}: there are {ASSETS_MAX} assets already, the most there may be")
-                asset = asset_of(record, self._scale(record))
-                assets = MappingProxyType(assets | {record.asset: asset})
-                check_bound(record, record.price_symbol, oracle)
-                for instrument in instruments.values():
-                    if instrument.settle_asset == asset.asset:
-                        check_settlement(instrument, asset)
-            case PolicyParameters():
-                policy = policy_of(record)
-            case OracleParameters():
-                oracle = MappingProxyType(oracle | {record.symbol: oracle_of(record)})
-                self._check_bounds(record.symbol, oracle)
-        return RiskParameters({**self._records, record.key: record}, instruments, assets, oracle, policy, self.scales)
-
-    def _check_bounds(self, symbol: str, oracle: Mapping[str, OracleParameters]) -> None:
-        """Check the records that are valued at ``symbol`` against its rules in ``oracle``: there may be many others."""
-        if isinstance(instrument := self._records.get(f"instrument:{symbol}"), InstrumentParameters):
-            check_bound(instrument, symbol, oracle)
-        for name in self.assets:
-            asset = self._records[f"asset:{name}"]
-            if isinstance(asset, AssetParameters) and asset.price_symbol == symbol:
-                check_bound(asset, symbol, oracle)
+        making = ParametersInTheMaking(self)
+        making.put(record)
+        return making.parameters
 
     def with_encoded(self, key: bytes | None, value: bytes | None) -> "RiskParameters":
         """The set after a record of ``risk.parameters.v1`` as it is in the log; no value removes what is at the key.
@@ -137,12 +107,9 @@ class RiskParameters:
             DecodeError: the value is no parameter record.
             InputError: the key is not the record's, or the record breaks a rule or contradicts another.
         """
-        if value is None:
-            return self.without((key or b"").decode("utf-8", "replace"))
-        record = _RECORD(value)
-        if key != record.key.encode():
-            raise InputError(f"the key is {key!r} and must be {record.key!r}")
-        return self.with_record(record)
+        making = ParametersInTheMaking(self)
+        making.put_encoded(key, value)
+        return making.parameters
 
     def with_scales(self, scales: Mapping[str, Decimal]) -> "RiskParameters":
         """The set with the margin rates of instruments, and the haircuts of assets, times their scales.
@@ -165,23 +132,12 @@ class RiskParameters:
                 scaled = scaled.with_record(self._records[key])
         return scaled
 
-    def _scale(self, record: Parameter) -> Decimal:
-        return self.scales.get(record.key, Decimal(1))
-
     def without(self, key: str) -> "RiskParameters":
         """The set without the record of ``key`` (``type:id``), as a tombstone leaves it; a policy falls back to the
         default one. An unknown key changes nothing."""
-        if key not in self._records:
-            return self
-        kind, _, name = key.partition(":")
-        return RiskParameters(
-            {known: record for known, record in self._records.items() if known != key},
-            {symbol: rules for symbol, rules in self.instruments.items() if (kind, symbol) != ("instrument", name)},
-            {asset: rules for asset, rules in self.assets.items() if (kind, asset) != ("asset", name)},
-            {symbol: rules for symbol, rules in self.oracle.items() if (kind, symbol) != ("oracle", name)},
-            policy_of(PolicyParameters()) if kind == "policy" else self.policy,
-            self.scales,
-        )
+        making = ParametersInTheMaking(self)
+        making.remove(key)
+        return making.parameters
 
     def instrument(self, symbol: str) -> Instrument:
         """The rules of ``symbol``.
@@ -210,3 +166,124 @@ class RiskParameters:
         settled in it needs them (which is refused when the record fixes its decimals)."""
         settled = (rules.cash_decimals for rules in self.instruments.values() if rules.settle_asset == asset)
         return max(self.asset(asset).decimals, *settled, 0)
+
+
+class ParametersInTheMaking:
+    """A set that records are put into one after the other, each checked against those before, without a copy of all.
+
+    ``parameters`` is the set as it is now; it stays as it is when more is put in. ``begun`` is the set at first.
+    """
+
+    def __init__(self, begun: RiskParameters) -> None:
+        self._made: RiskParameters | None = begun
+        self._records = dict(begun.records)
+        self._instruments = dict(begun.instruments)
+        self._assets = dict(begun.assets)
+        self._oracle = dict(begun.oracle)
+        self._policy = begun.policy
+        self._scales = begun.scales
+        self._scaled = sum(rules.open_interest_scale is not None for rules in self._instruments.values())
+        self._priced_by: dict[str, set[str]] = {}
+        for record in self._records.values():
+            self._note_price(record)
+
+    @property
+    def parameters(self) -> RiskParameters:
+        """The set as it is now."""
+        if self._made is None:
+            self._made = RiskParameters(
+                self._records, self._instruments, self._assets, self._oracle, self._policy, self._scales
+            )
+        return self._made
+
+    def put_encoded(self, key: bytes | None, value: bytes | None) -> None:
+        """As :meth:`RiskParameters.with_encoded`; whatever it raises, nothing has changed."""
+        if value is None:
+            self.remove((key or b"").decode("utf-8", "replace"))
+            return
+        record = _RECORD(value)
+        if key != record.key.encode():
+            raise InputError(f"the key is {key!r} and must be {record.key!r}")
+        self.put(record)
+
+    def put(self, record: Parameter) -> None:
+        """Put ``record`` in force in place of the one with its key.
+
+        Raises:
+            ParameterError: the record breaks a rule or contradicts another; nothing has changed.
+        """
+        match record:
+            case InstrumentParameters():
+                self._put_instrument(record)
+            case AssetParameters():
+                self._put_asset(record)
+            case PolicyParameters():
+                self._policy = policy_of(record)
+            case OracleParameters():
+                rules = oracle_of(record)
+                for key in sorted(self._priced_by.get(record.symbol, ())):
+                    other = self._records[key]
+                    if isinstance(other, (InstrumentParameters, AssetParameters)):
+                        check_bound(other, record.symbol, {record.symbol: rules})
+                self._oracle[record.symbol] = rules
+        self._forget_price(record.key)
+        self._records[record.key] = record
+        self._note_price(record)
+        self._made = None
+
+    def remove(self, key: str) -> None:
+        """Leave the set without the record of ``key``; an unknown key changes nothing."""
+        if key not in self._records:
+            return
+        self._forget_price(key)
+        del self._records[key]
+        kind, _, name = key.partition(":")
+        if kind == "instrument":
+            self._scaled -= self._instruments.pop(name).open_interest_scale is not None
+        elif kind == "asset":
+            del self._assets[name]
+        elif kind == "oracle":
+            del self._oracle[name]
+        elif kind == "policy":
+            self._policy = policy_of(PolicyParameters())
+        self._made = None
+
+    def _put_instrument(self, record: InstrumentParameters) -> None:
+        instrument = instrument_of(record, self._scale(record))
+        before = self._instruments.get(record.symbol)
+        check_bound(record, record.symbol, self._oracle)
+        scaled = self._scaled + (instrument.open_interest_scale is not None)
+        scaled -= before is not None and before.open_interest_scale is not None
+        check_scaled_by_open_interest(scaled)
+        if instrument.settle_asset in self._assets:
+            check_settlement(instrument, self._assets[instrument.settle_asset])
+        self._instruments[record.symbol], self._scaled = instrument, scaled
+
+    def _put_asset(self, record: AssetParameters) -> None:
+        if record.asset not in self._assets and len(self._assets) >= ASSETS_MAX:
+            raise ParameterError(f"{record.key}: there are {ASSETS_MAX} assets already, the most there may be")
+        asset = asset_of(record, self._scale(record))
+        check_bound(record, record.price_symbol, self._oracle)
+        for instrument in self._instruments.values():
+            if instrument.settle_asset == asset.asset:
+                check_settlement(instrument, asset)
+        self._assets[record.asset] = asset
+
+    def _scale(self, record: Parameter) -> Decimal:
+        return self._scales.get(record.key, Decimal(1))
+
+    def _note_price(self, record: Parameter) -> None:
+        if (symbol := _priced_by(record)) is not None:
+            self._priced_by.setdefault(symbol, set()).add(record.key)
+
+    def _forget_price(self, key: str) -> None:
+        record = self._records.get(key)
+        if record is not None and (symbol := _priced_by(record)) is not None:
+            self._priced_by[symbol].discard(key)
+
+
+def _priced_by(record: Parameter) -> str | None:
+    """The symbol whose price is that of what ``record`` is about."""
+    if isinstance(record, InstrumentParameters):
+        return record.symbol
+    return record.price_symbol if isinstance(record, AssetParameters) else None

@@ -1,5 +1,6 @@
 """The parameters are a function of the records below an offset, however they are read."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from streams.broker.reader import Follower
 from streams.broker.records import Record
 from streams.errors import ParameterError
 from streams.feeds.parameters import REFUSED_MAX, ParameterFeed, ParameterFold, ParameterHistory, parameter_steps
+from streams.margin.parameters import ParametersInTheMaking, RiskParameters
 from tests.given_log import GivenLog
 
 INSTRUMENT = InstrumentParameters(
@@ -48,7 +50,7 @@ class Following:
         self.position = offset
         self.starts.append(offset)
 
-    def poll(self, timeout_s: float) -> list[Record]:
+    def poll(self, timeout_s: float, records_max: int = 1000) -> list[Record]:
         records: list[Record] = list(self.log.read_range(PARAMETERS, 0, self.position))
         self.position = self.log.watermarks(PARAMETERS, 0)[1]
         return records
@@ -63,7 +65,7 @@ def test_a_refused_record_leaves_those_before_it_in_force(log: GivenLog) -> None
     steps = list(parameter_steps(log))
     assert [step.offset for step in steps] == [0, 1, 2, 4, 5]
     assert [type(step.refused) for step in steps] == [type(None), type(None), ParameterError, DecodeError, type(None)]
-    assert steps[2].parameters is steps[3].parameters is steps[1].parameters
+    assert steps[2].parameters.records == steps[3].parameters.records == steps[1].parameters.records
     assert steps[3].in_force == INSTRUMENT, "its key keeps what stood there before"
     assert steps[2].in_force is None
     assert steps[-1].parameters.records.keys() == {"asset:USD", "instrument:X", "asset:EUR"}
@@ -127,3 +129,42 @@ def test_a_feed_remembers_a_bounded_number_of_refused_records(log: GivenLog) -> 
     for _ in range(2 * REFUSED_MAX):
         feed.add(log.append(PARAMETERS, b"nonsense", key="asset:USD", partition=0))
     assert len(feed.refused(0, feed.next_offset)) == REFUSED_MAX
+
+
+def test_parameters_that_are_asked_for_late_are_those_of_their_record(log: GivenLog) -> None:
+    """Of many records in a row hardly any but the last are asked for: the others are formed again then."""
+    late = list(parameter_steps(log))
+    fold = ParameterFold()
+    for step in late:
+        fold.add(step.record)
+        asked_at_once = fold.parameters
+        assert step.parameters.records == asked_at_once.records
+        assert step.parameters.instruments.keys() == asked_at_once.instruments.keys()
+        assert step.parameters.assets.keys() == asked_at_once.assets.keys()
+
+
+def test_many_records_are_put_in_force_without_a_copy_of_all_for_each() -> None:
+    """Publishing thousands of records again must not stop an engine: what one costs does not grow with their number."""
+
+    def cpu_s(count: int) -> float:
+        tiers = (MarginTier(notional_floor="0", maintenance_rate="0.005", initial_rate="0.01"),)
+        records = [
+            InstrumentParameters(
+                symbol=f"S{number}",
+                settle_asset="USD",
+                price_increment="0.01",
+                quantity_increment="0.001",
+                margin_tiers=tiers,
+            )
+            for number in range(count)
+        ]
+        making = ParametersInTheMaking(RiskParameters.empty())
+        began = time.process_time()
+        for record in records:
+            making.put(record)
+        assert len(making.parameters.instruments) == count
+        return time.process_time() - began
+
+    cpu_s(100)
+    few, many = min(cpu_s(500) for _ in range(3)), cpu_s(8_000)
+    assert many / few < 5 * 8_000 / 500
