@@ -8,7 +8,7 @@ import ast
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -24,6 +24,8 @@ _ENUM = re.compile(r"^Invalid (?:enum )?value (?P<value>.*)$", re.DOTALL)
 _STEP = re.compile(r"\.(?P<field>[^.\[\]]+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])")
 _ANY = object()
 """The step into some value of a mapping, of which msgspec does not say the key."""
+_CACHED_CHARACTERS_MAX = 300
+_CACHED_MAX = 256
 
 
 def refusal(text: str, message_type: Any, data: bytes) -> str:
@@ -64,6 +66,12 @@ def _expected(what: str, pattern: str | None) -> str:
 
 
 def _pattern_of(what: str) -> str | None:
+    """The pattern that a text was not of. Msgspec's own words are few, and short where they quote no value."""
+    return _parsed_pattern(what) if len(what) <= _CACHED_CHARACTERS_MAX else _parsed_pattern.__wrapped__(what)
+
+
+@functools.lru_cache(maxsize=_CACHED_MAX)
+def _parsed_pattern(what: str) -> str | None:
     match = _PATTERN.match(what)
     if match is None:
         return None
@@ -118,13 +126,19 @@ def _cut(text: str, characters_max: int) -> str:
 
 def _must(what: str, message_type: Any, steps: list[Any]) -> str:
     """What the type says of the value at ``steps``, where msgspec has not: the words it may be, or its form."""
+    is_text = what.startswith("Expected `str")
+    if any(isinstance(step, str) and len(step) > _CACHED_CHARACTERS_MAX for step in steps):
+        return _said_by_type.__wrapped__(is_text, message_type, tuple(steps))
+    return _said_by_type(is_text, message_type, tuple(steps))
+
+
+@functools.lru_cache(maxsize=_CACHED_MAX)
+def _said_by_type(is_text: bool, message_type: Any, steps: tuple[Any, ...]) -> str:
     choice: list[str] = []
     for kind in _types_at(_type_info(message_type), steps):
         if isinstance(kind, msgspec.inspect.LiteralType):
             choice += [str(value) for value in kind.values]
-        elif (
-            isinstance(kind, msgspec.inspect.StrType) and kind.pattern in IN_WORDS and what.startswith("Expected `str")
-        ):
+        elif isinstance(kind, msgspec.inspect.StrType) and kind.pattern in IN_WORDS and is_text:
             return IN_WORDS[kind.pattern]
     return f"one of {', '.join(dict.fromkeys(choice))}" if choice else ""
 
@@ -134,7 +148,7 @@ def _type_info(message_type: Any) -> Any:
     return msgspec.inspect.type_info(message_type)
 
 
-def _types_at(kind: Any, steps: list[Any]) -> Iterator[Any]:
+def _types_at(kind: Any, steps: Sequence[Any]) -> Iterator[Any]:
     if isinstance(kind, msgspec.inspect.Metadata):
         yield from _types_at(kind.type, steps)
     elif isinstance(kind, msgspec.inspect.UnionType):

@@ -16,9 +16,13 @@ from schemas.codec import DecodeError
 from schemas.topics import EVENTS, RECORD_BYTES_MAX, dead_letter_topic
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.records import Record
-from streams.logs import event
+from streams.logs import Repeated, event
 
 log = logging.getLogger(__name__)
+
+REPEATED = Repeated(log)
+"""Of each topic and class of error some letters a minute are logged, the rest is counted. A loop that writes letters
+has to let it tell."""
 
 DEAD_LETTER_BYTES_MAX = 1_040_000
 """Most bytes of key and value together; what is left of ``RECORD_BYTES_MAX`` is for headers and framing."""
@@ -99,17 +103,18 @@ def produce_dead_letter(
         all_told=all_told,
     )
     producer.produce(letter.topic, letter.value, key=letter.key, headers=letter.headers)
-    event(
-        log,
-        logging.WARNING if suspended is None or all_told else logging.ERROR,
-        "dead_letter",
-        topic=topic,
-        partition=partition,
-        offset=offset,
-        reason=str(error),
-        suspended=None if suspended is None else list(suspended[:ACCOUNTS_LOGGED_MAX]),
-        suspended_count=None if suspended is None else len(suspended),
-    )
+    if REPEATED.may_name("dead_letter", topic, type(error).__name__):
+        event(
+            log,
+            logging.WARNING if suspended is None or all_told else logging.ERROR,
+            "dead_letter",
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            reason=str(error),
+            suspended=None if suspended is None else list(suspended[:ACCOUNTS_LOGGED_MAX]),
+            suspended_count=None if suspended is None else len(suspended),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,12 +78,19 @@ class IdempotentProducer:
     """
 
     def __init__(
-        self, kafka: KafkaSettings, client_id: str, *, compression: Compression = "none", clients: Clients = CLIENTS
+        self,
+        kafka: KafkaSettings,
+        client_id: str,
+        *,
+        compression: Compression = "none",
+        linger_ms: int = 0,
+        clients: Clients = CLIENTS,
     ) -> None:
         self._runtime = clients.runtime
         self._client_id = client_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
-        self._producer: Producer | None = clients.producer(config.producer(kafka, client_id, compression=compression))
+        properties = config.producer(kafka, client_id, compression=compression) | {"linger.ms": linger_ms}
+        self._producer: Producer | None = clients.producer(properties)
         self._failure: KafkaError | None = None
         self.waiting = 0
 

@@ -4,7 +4,8 @@ Everything about records is counted when it is acknowledged; what is routed agai
 """
 
 import logging
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -39,15 +40,18 @@ PROGRESS_NOT_TOLD = Counter("margin_router_progress_not_told", "Times that progr
 PARTITIONS = Gauge("margin_router_partitions", "Input partitions owned")
 
 
-def count(letters: Iterable[tuple[Record, RefusedRecord]], counts: Counts) -> None:
+def count(letters: Collection[tuple[Record, RefusedRecord]], counts: Counts) -> None:
     """Count what a batch held, and log what is not as it should be."""
+    by_topic: dict[str, int] = defaultdict(int)
+    untold: dict[str, int] = defaultdict(int)
     for message, refused in letters:
-        DEAD_LETTERS.labels(message.topic()).inc()
-        SUSPENSIONS.inc(len(refused.whom.accounts))
-        if isinstance(refused.error, RefusedTrade):
-            CONTRADICTIONS.inc()
-        if not refused.whom.complete:
-            UNTOLD.labels(message.topic()).inc()
+        by_topic[message.topic()] += 1
+        untold[message.topic()] += not refused.whom.complete
+    SUSPENSIONS.inc(sum(len(refused.whom.accounts) for _, refused in letters))
+    CONTRADICTIONS.inc(sum(isinstance(refused.error, RefusedTrade) for _, refused in letters))
+    for topic, letters_of_topic in by_topic.items():
+        DEAD_LETTERS.labels(topic).inc(letters_of_topic)
+        UNTOLD.labels(topic).inc(untold[topic])
     FILLS.inc(counts.fills)
     if counts.repeats:
         REPEATS.inc(counts.repeats)
