@@ -129,7 +129,7 @@ class _JsonFormatter(logging.Formatter):
         line.update(_bounded(getattr(record, "fields", None) or {}))
         if record.exc_info:
             line["exception"] = _cut(redacted(self.formatException(record.exc_info)), TRACEBACK_CHARACTERS_MAX)
-        # All that is not ASCII is written as JSON's escapes, and so is half of a surrogate pair, which orjson refuses.
+        # All that is not ASCII is written as JSON's escapes.
         return json.dumps(line, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 
@@ -154,6 +154,7 @@ def _cut(text: str, most: int = TEXT_CHARACTERS_MAX) -> str:
 
     It is masked before: half a secret would not be known as one.
     """
+    text = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is no text to JSON
     if len(text) <= most:
         return text
     half = most // 2
