@@ -14,6 +14,7 @@
         ├── SettingsError          settings that are missing, malformed or contradict each other
         ├── TopicError             a topic is missing or not as the contract needs it
         ├── BrokerError            Kafka refused something and trying again will not help
+        │   ├── UnreadableError    what a log holds at a place can be read at no time
         │   ├── LeadershipLost     another oracle process publishes marks now; this one must end
         │   ├── MembershipLost     a consumer is outside its group for good; a new one may join
         │   ├── NoAnswer           Kafka did not answer in time; it may answer later
@@ -68,6 +69,17 @@ class ParameterError(InputError):
 
 class BrokerError(QuotingError):
     """Kafka refused something and trying again will not help."""
+
+
+class UnreadableError(BrokerError):
+    """What a log holds at a place can be read at no time: no reader goes on there until an operator has seen to it.
+
+    ``offset`` is the first of the batch that cannot be read.
+    """
+
+    def __init__(self, topic: str, partition: int, offset: int, cause: str) -> None:
+        super().__init__(f"{topic}[{partition}] cannot be read at offset {offset}: {cause}")
+        self.topic, self.partition, self.offset, self.cause = topic, partition, offset, cause
 
 
 class LeadershipLost(BrokerError):

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 from streams.bench.background import Background
 from streams.bench.bed import CLIENT, Bed
 from streams.broker import config
+from streams.broker.places import PlaceWatch
 from streams.broker.reader import poll_batch
 from streams.broker.records import Record
 
@@ -27,6 +28,7 @@ class Arrivals(Background):
         self.arrived: dict[str, tuple[float, float]] = {}
         self._counts: Counter[str] = Counter()
         self._bed, self._topic, self._account_of = bed, topic, account_of
+        self._watch = PlaceWatch()
         properties = config.reader(bed.settings.kafka, f"{CLIENT}-arrivals")
         self._consumer = Consumer(properties | {"enable.partition.eof": False, "fetch.wait.max.ms": 10})
 
@@ -57,7 +59,7 @@ class Arrivals(Background):
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            records = poll_batch(self._consumer, 0.05, 500)
+            records = poll_batch(self._consumer, 0.05, 500, self._watch)
             seen = time.time()
             for record in records:
                 account = self._account_of(record)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, KafkaException
 
+from streams.broker.places import PartitionStatistics, Place, PlaceWatch, TopicStatistics, by_place
 from streams.broker.stranded import STATISTICS_MS, BrokerStatistics, StrandedWatch, TimeInState
 from streams.errors import MembershipLost
 from streams.runtime import SYSTEM, Runtime
@@ -18,24 +19,13 @@ _MEMBER = "steady"
 """librdkafka's join state of a member that heartbeats, with or without partitions."""
 
 
-class _PartitionStatistics(msgspec.Struct):
-    app_offset: int = -1
-    next_offset: int = -1
-    ls_offset: int = -1
-    fetchq_cnt: int = 0
-
-
-class _TopicStatistics(msgspec.Struct):
-    partitions: dict[str, _PartitionStatistics] = {}
-
-
 class _GroupStatistics(msgspec.Struct):
     state: str = ""
     join_state: str = ""
 
 
 class _Statistics(msgspec.Struct):
-    topics: dict[str, _TopicStatistics] = {}
+    topics: dict[str, TopicStatistics] = {}
     brokers: dict[str, BrokerStatistics] | None = None
     cgrp: _GroupStatistics | None = None
 
@@ -52,14 +42,16 @@ class GroupPlace:
 
     Args:
         outside_s_max: seconds that it may be outside its group while a broker is connected and it is polled.
+        watch: what sees to it that the places move at which it reads.
     """
 
-    def __init__(self, outside_s_max: float, runtime: Runtime = SYSTEM) -> None:
+    def __init__(self, outside_s_max: float, runtime: Runtime = SYSTEM, watch: PlaceWatch | None = None) -> None:
+        self.watch = PlaceWatch(runtime) if watch is None else watch
         self._outside_s_max = outside_s_max
         self._stranded = StrandedWatch(runtime)
         self._outside = TimeInState(runtime)
         self._outside_state = ""
-        self._partitions: Mapping[tuple[str, int], _PartitionStatistics] = {}
+        self._partitions: Mapping[Place, PartitionStatistics] = {}
 
     def properties(self) -> dict[str, Any]:
         """What a consumer must be configured with to feed this."""
@@ -68,11 +60,8 @@ class GroupPlace:
     def note(self, statistics: str) -> None:
         """Note one of librdkafka's statistics documents; a consumer does it while it polls."""
         said = _DECODE(statistics)
-        self._partitions = {
-            (topic, int(partition)): fetch
-            for topic, partitions in said.topics.items()
-            for partition, fetch in partitions.partitions.items()
-        }
+        self._partitions = by_place(said.topics)
+        self.watch.note(self._partitions)
         self._stranded.note_brokers(said.brokers)
         connected = any(broker.nodeid >= 0 and broker.state == "UP" for broker in (said.brokers or {}).values())
         is_outside = said.cgrp is not None and said.cgrp.join_state != _MEMBER and connected

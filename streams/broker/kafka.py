@@ -14,6 +14,7 @@ from streams.broker import config
 from streams.broker.admin import Topics, admin_client, require_topics, topic_ids
 from streams.broker.clients import CLIENTS, Clients
 from streams.broker.ends import EndOffsets, KafkaEndOffsets
+from streams.broker.places import Places
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.reader import Follower, LogReader
 from streams.broker.topic_watch import KafkaTopicWatch, TopicWatch
@@ -25,7 +26,7 @@ _ANSWER_S_MAX = 30.0
 class Kafka:
     """Clients of the cluster in ``settings`` for the process ``worker``, which others know by that name.
 
-    What it returns is the caller's, to be closed by it.
+    What it returns is the caller's, to be closed by it. ``places`` sees to it that the places of its consumers move.
     """
 
     def __init__(self, settings: Settings, clients: Clients = CLIENTS, worker: str = "") -> None:
@@ -33,6 +34,7 @@ class Kafka:
         self.worker = worker or settings.worker_name
         self.clients = clients
         self.runtime = clients.runtime
+        self.places = Places(clients.runtime, settings.service.stands_ms / 1000)
 
     def group_consumer(self, client_id: str, group_id: str, properties: Mapping[str, Any] | None = None) -> Consumer:
         """A consumer of a group, static if the settings name the instance; ``properties`` go over the usual ones."""
@@ -47,9 +49,13 @@ class Kafka:
             self.settings.kafka, transactional_id, compression=compression, clients=self.clients
         )
 
-    def idempotent_producer(self, client_id: str, *, compression: Compression = "none") -> IdempotentProducer:
-        """A producer without transactions."""
-        return IdempotentProducer(self.settings.kafka, client_id, compression=compression, clients=self.clients)
+    def idempotent_producer(
+        self, client_id: str, *, compression: Compression = "none", linger_ms: int = 0
+    ) -> IdempotentProducer:
+        """A producer without transactions. What it is given waits ``linger_ms`` for more, or until it is flushed."""
+        return IdempotentProducer(
+            self.settings.kafka, client_id, compression=compression, linger_ms=linger_ms, clients=self.clients
+        )
 
     def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
         """Asks where the partitions of topics end; ``counts`` says how many each has."""
@@ -69,7 +75,9 @@ class Kafka:
 
     def follower(self, client_id: str, topic: str, partition: int = 0) -> Follower:
         """A reader that follows one partition."""
-        return Follower(self.settings.kafka, client_id, topic, partition, clients=self.clients)
+        return Follower(
+            self.settings.kafka, client_id, topic, partition, clients=self.clients, watch=self.places.watch()
+        )
 
     def topics(self, group_id: str) -> Topics:
         """The topics of the contract, as a process of ``group_id`` may read them.

@@ -5,7 +5,7 @@ Both see committed records only.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Self
 
@@ -16,9 +16,10 @@ from streams.broker.client_log import in_words, is_not_authorised, last_reasons
 from streams.broker.clients import CLIENTS, Clients
 from streams.broker.committed import RETRIABLE
 from streams.broker.missing import MISSING, MissingPartitions
+from streams.broker.places import PlaceWatch, is_unreadable
 from streams.broker.records import Record
 from streams.broker.stranded import StrandedWatch
-from streams.errors import BrokerError, MembershipLost, NoAnswer
+from streams.errors import BrokerError, MembershipLost, NoAnswer, UnreadableError
 from streams.logs import event
 from streams.settings import KafkaSettings
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
 _MISSING_S = 2.0
 """So long a partition may be unknown to every broker that is asked before it is said not to exist."""
+_UNREADABLE_AFTER = 3
+"""So often in a row must a batch be found unreadable until it is given up."""
 
 
 class LogReader:
@@ -125,7 +128,7 @@ class LogReader:
 
     def read_range(
         self, topic: str, partition: int, first: int, end: int | None = None, timeout_s: float | None = None
-    ) -> Iterator[Record]:
+    ) -> Generator[Record, None, None]:
         """The committed records from offset ``first`` up to, not including, ``end`` (now's end if None).
 
         The end is a position in the log, uncommitted records included: what is open there must be decided before this
@@ -133,7 +136,8 @@ class LogReader:
         the wait without progress.
 
         Raises:
-            NoAnswer: no progress for ``timeout_s``. BrokerError: the broker refuses.
+            UnreadableError: what is there can be read at no time. NoAnswer: no progress for ``timeout_s``.
+            BrokerError: the broker refuses.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         low, high = self.watermarks(topic, partition)
@@ -144,13 +148,14 @@ class LogReader:
         place = TopicPartition(topic, partition, position)
         self._learn(place)
         self._consumer.assign([place])
+        errors = _Errors()
         try:
             deadline = self._runtime.monotonic() + timeout_s
             while position < stop:
                 reached = position
                 for message in self._consumer.consume(1000, timeout=0.02):
                     if message.error() is not None:
-                        reached = max(reached, _end_of_partition(message))
+                        reached = max(reached, errors.take(message))
                         continue
                     record = Record(message)
                     if (offset := record.offset()) >= stop:
@@ -161,13 +166,48 @@ class LogReader:
                     self._on_progress()
                     position, deadline = reached, self._runtime.monotonic() + timeout_s
                 elif self._runtime.monotonic() > deadline:
+                    errors.raise_unreadable()
                     self._renew()
                     raise NoAnswer(
-                        f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s{_why()}"
+                        f"{topic}[{partition}]: stuck at {position} before {stop} for {timeout_s:g} s{errors.why()}"
                     )
         finally:
             with suppress(RuntimeError):  # closed while whoever reads had stopped half-way
                 self._consumer.unassign()
+
+    def first_behind(self, unreadable: UnreadableError) -> int:
+        """The first offset behind the batch that cannot be read; nobody but the broker says how long that is.
+
+        Raises:
+            NoAnswer: Kafka does not answer in time. BrokerError: it refuses.
+        """
+        within, behind = unreadable.offset, self.watermarks(unreadable.topic, unreadable.partition)[1]
+        while behind - within > 1:
+            middle = (within + behind) // 2
+            if self._is_within(unreadable, middle):
+                within = middle
+            else:
+                behind = middle
+        return behind
+
+    def _is_within(self, unreadable: UnreadableError, offset: int) -> bool:
+        """Whether ``offset`` lies in the batch that cannot be read."""
+        self._consumer.assign([TopicPartition(unreadable.topic, unreadable.partition, offset)])
+        try:
+            deadline = self._runtime.monotonic() + self._timeout_s
+            while self._runtime.monotonic() < deadline:
+                for message in self._consumer.consume(1, timeout=0.02):
+                    error = message.error()
+                    if error is None or error.code() == KafkaError._PARTITION_EOF:
+                        return False
+                    if error.code() not in MISSING:  # as in a read: only said to be so for a while
+                        _raise_for_good(message, error)
+                    if is_unreadable(error):
+                        return message.offset() == unreadable.offset
+        finally:
+            self._consumer.unassign()
+        self._renew()
+        raise NoAnswer(f"{unreadable.topic}[{unreadable.partition}]: no answer at {offset}{_why()}")
 
     def _learn(self, place: TopicPartition) -> None:
         """Ask where a topic is before it is read for the first time, and when it has a partition that is new.
@@ -185,30 +225,66 @@ class LogReader:
         return False
 
 
-def _end_of_partition(message: Message) -> int:
-    """The offset at which ``message`` says the partition ends for now (-1 if it is about something that will pass).
+class _Errors:
+    """What one read was told instead of records."""
 
-    It counts what no reader sees: control records and aborted ones.
+    def __init__(self) -> None:
+        self._last = ""
+        self._unreadable = 0
+        self._found: UnreadableError | None = None
 
-    Raises:
-        BrokerError: an error that will not pass by itself.
-    """
-    error = message.error()
-    assert error is not None
-    if error.code() == KafkaError._PARTITION_EOF:
-        offset = message.offset()
-        return -1 if offset is None else offset
-    if error.code() not in MISSING:  # where its end was read a moment ago, it is only said to be so for a while
-        _raise_for_good(message, error)
-    return -1
+    def take(self, message: Message) -> int:
+        """The offset at which ``message`` says the partition ends for now (-1 if it is about something that may pass).
+
+        It counts what no reader sees: control records and aborted ones.
+
+        Raises:
+            UnreadableError: what is there can be read at no time. BrokerError: an error that will not pass by itself.
+        """
+        error, offset = message.error(), message.offset()
+        assert error is not None
+        if error.code() == KafkaError._PARTITION_EOF:
+            return -1 if offset is None else offset
+        if error.code() not in MISSING:  # where its end was read a moment ago, it is only said to be so for a while
+            _raise_for_good(message, error)
+        self._last = in_words(error)
+        if is_unreadable(error):
+            topic, partition = message.topic(), message.partition()
+            assert topic is not None
+            assert partition is not None
+            self._found = UnreadableError(topic, partition, -1 if offset is None else offset, self._last)
+            self._unreadable += 1
+            if self._unreadable >= _UNREADABLE_AFTER:
+                raise self._found
+        return -1
+
+    def raise_unreadable(self) -> None:
+        """
+        Raises:
+            UnreadableError: what is there was found to be readable at no time.
+        """
+        if self._found is not None:
+            raise self._found
+
+    def why(self) -> str:
+        """The last of them, and what the clients say of brokers."""
+        return (f"; {self._last}" if self._last else "") + _why()
 
 
 class Follower:
     """Follows one partition from an offset on; never in a group, never commits."""
 
     def __init__(
-        self, kafka: KafkaSettings, client_id: str, topic: str, partition: int = 0, *, clients: Clients = CLIENTS
+        self,
+        kafka: KafkaSettings,
+        client_id: str,
+        topic: str,
+        partition: int = 0,
+        *,
+        clients: Clients = CLIENTS,
+        watch: PlaceWatch | None = None,
     ) -> None:
+        self._watch = PlaceWatch(clients.runtime) if watch is None else watch
         self.topic, self.partition = topic, partition
         self._clients = clients
         self._properties = config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
@@ -218,7 +294,13 @@ class Follower:
     def _open(self) -> None:
         self._stranded = StrandedWatch(self._clients.runtime)
         self._missing = MissingPartitions(self._clients.runtime)
-        self._consumer = self._clients.consumer(self._properties | self._stranded.properties())
+        self._consumer = self._clients.consumer(
+            self._properties | self._stranded.properties() | {"stats_cb": self._note}
+        )
+
+    def _note(self, statistics: str) -> None:
+        self._stranded.note(statistics)
+        self._watch.note_statistics(statistics)
 
     def start(self, offset: int = OFFSET_BEGINNING) -> None:
         """Begin (or begin again) at ``offset``."""
@@ -231,7 +313,7 @@ class Follower:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        records = list(poll_records(self._consumer, timeout_s, records_max, missing=self._missing))
+        records = list(poll_records(self._consumer, timeout_s, records_max, self._watch, missing=self._missing))
         self._missing.look(self._consumer)
         if records:
             self._place = records[-1].offset() + 1
@@ -244,21 +326,23 @@ class Follower:
 
     def close(self) -> None:
         self._consumer.close()
+        self._watch.forget_all()
 
 
-def poll_batch(consumer: Consumer, timeout_s: float, records_max: int) -> list[Record]:
+def poll_batch(consumer: Consumer, timeout_s: float, records_max: int, watch: PlaceWatch) -> list[Record]:
     """What :func:`poll_records` gives, when it does not matter what a rebalance callback sees of it.
 
     Raises:
         BrokerError: an error that will not pass by itself.
     """
-    return list(poll_records(consumer, timeout_s, records_max))
+    return list(poll_records(consumer, timeout_s, records_max, watch))
 
 
 def poll_records(
     consumer: Consumer,
     timeout_s: float,
     records_max: int,
+    watch: PlaceWatch,
     on_end: Callable[[str, int, int], object] = lambda topic, partition, offset: None,
     missing: MissingPartitions | None = None,
 ) -> Iterator[Record]:
@@ -271,20 +355,25 @@ def poll_records(
     the next record will be. The records before it have been given by then. ``missing`` is told what is said not to
     exist, and of which of it there are records; without it that is an error at once.
 
+    ``watch`` is told every error that may pass: whether it does shows only where the place stands.
+
     Raises:
         BrokerError: an error that will not pass by itself. MembershipLost: the consumer has ended for good.
     """
     first = consumer.poll(timeout_s)
     if first is None:
         return
-    yield from _good(first, on_end, missing)
+    yield from _good(first, watch, on_end, missing)
     if records_max > 1:
         for message in consumer.consume(records_max - 1, timeout=0):
-            yield from _good(message, on_end, missing)
+            yield from _good(message, watch, on_end, missing)
 
 
 def _good(
-    message: Message, on_end: Callable[[str, int, int], object], missing: MissingPartitions | None
+    message: Message,
+    watch: PlaceWatch,
+    on_end: Callable[[str, int, int], object],
+    missing: MissingPartitions | None,
 ) -> Iterator[Record]:
     error = message.error()
     if error is None:
@@ -300,6 +389,7 @@ def _good(
         missing.note(message.topic() or "", -1 if partition is None else partition, in_words(error))
     else:
         _raise_for_good(message, error)
+        watch.note_error(message, error)
 
 
 def _raise_for_good(message: Message, error: KafkaError) -> None:

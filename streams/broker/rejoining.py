@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streams.broker.group import GroupPlace, leave_group
 from streams.broker.missing import MissingPartitions
+from streams.broker.places import PlaceWatch
 from streams.broker.reader import poll_records
 from streams.broker.records import Record
 from streams.errors import BrokerError, MembershipLost
@@ -41,9 +42,13 @@ class RejoiningConsumer:
     Args:
         new_consumer: makes a consumer with the properties that it is given beside its own.
         outside_s_max: seconds that a consumer may be outside its group (:class:`GroupPlace`).
+        watch: what sees to it that the places move at which it reads, whichever consumer that is.
     """
 
-    def __init__(self, new_consumer: NewConsumer, outside_s_max: float, runtime: Runtime) -> None:
+    def __init__(
+        self, new_consumer: NewConsumer, outside_s_max: float, runtime: Runtime, watch: PlaceWatch | None = None
+    ) -> None:
+        self.watch = PlaceWatch(runtime) if watch is None else watch
         self._new_consumer = new_consumer
         self._outside_s_max = outside_s_max
         self._runtime = runtime
@@ -53,7 +58,7 @@ class RejoiningConsumer:
         self._open()
 
     def _open(self) -> None:
-        self._place = GroupPlace(self._outside_s_max, self._runtime)
+        self._place = GroupPlace(self._outside_s_max, self._runtime, self.watch)
         self._missing = MissingPartitions(self._runtime)
         self.consumer = self._new_consumer(self._place.properties())
 
@@ -96,7 +101,7 @@ class RejoiningConsumer:
             BrokerError: an error that will not pass, or the member is fenced again and again.
         """
         try:
-            yield from poll_records(self.consumer, timeout_s, records_max, on_end, missing=self._missing)
+            yield from poll_records(self.consumer, timeout_s, records_max, self.watch, on_end, self._missing)
             self._missing.look(self.consumer)
         except MembershipLost as error:
             self._count_fenced(error)
@@ -144,4 +149,5 @@ class RejoiningConsumer:
         self._open()
         with suppress(KafkaException, RuntimeError):
             ended.close()
+        self.watch.forget_all()
         self._subscribe()

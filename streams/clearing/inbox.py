@@ -33,10 +33,12 @@ class Inbox:
     def __init__(self, kafka: Kafka, client_id: str) -> None:
         self._settings = kafka.settings
         self._runtime = kafka.runtime
+        self._fetched: set[int] = set()
         self._member = RejoiningConsumer(
             partial(kafka.group_consumer, client_id, kafka.settings.engine.group_id),
             kafka.settings.outside_group_s_max,
             kafka.runtime,
+            kafka.places.watch(lambda _, shard: shard in self._fetched),
         )
         self._held: deque[Record] = deque()
         self._drained_frames = self._drained_bytes = 0
@@ -69,6 +71,10 @@ class Inbox:
         """How many records of a shard have not been polled; None if it is not known."""
         return self._member.lag(EVENTS, shard)
 
+    def is_unreadable(self, shard: int) -> bool:
+        """Whether the client has said that what comes next of a shard can be read at no time."""
+        return self._member.watch.is_unreadable(EVENTS, shard)
+
     def leave(self) -> None:
         """Leave the group at once: every shard is revoked."""
         self._member.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
@@ -88,11 +94,13 @@ class Inbox:
         except BrokerError as error:
             raise ShardError(f"shard {shard.shard}: {error}") from error
         self.consumer.resume([place])
+        self._fetched.add(shard.shard)
 
     def pause(self, shards: Iterable[int]) -> None:
         """Fetch nothing of ``shards`` and forget everything that has been polled."""
         self.consumer.pause([TopicPartition(EVENTS, shard) for shard in shards])
         self._held.clear()
+        self._fetched.clear()
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -140,6 +148,7 @@ class Inbox:
     def drop(self, shards: Iterable[int]) -> None:
         """Forget what has been polled of ``shards``."""
         gone = set(shards)
+        self._fetched -= gone
         self._held = deque(message for message in self._held if message.partition() not in gone)
 
 

@@ -10,6 +10,7 @@ from streams.broker.admin import ConsumerGroup
 from streams.broker.letter_counts import LetterCounts
 from streams.console.figures import age
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
+from streams.console.waiting import FirstWaiting, waiting_sentences
 from streams.feeds.gaps import suspension_sentences, untaken_sentences
 from streams.feeds.journal import HOSTS
 from streams.feeds.progress import behind_sentences
@@ -36,7 +37,12 @@ def judge(status: Status, settings: Settings) -> list[str]:
         *_judge_group(status.oracles, "oracle", [(MARKS, 0)]),
         *_judge_marks(status.marks, settings.service.ready_age_ms),
         *_judge_parameters(status.refused_parameters),
-        *_judge_inputs(status.inputs, settings.router.ready_lag_records_max),
+        *_judge_inputs(status.inputs, settings.router.ready_lag_records_max, settings.service.stands_ms),
+        *_judge_walked(status.walked, settings),
+        *(
+            f"{place}: see who wrote it; until it can be read nobody knows what is behind it."
+            for place in status.unreadable
+        ),
         *(fault for shard in status.shards for fault in _judge_shard(shard, settings)),
         *_judge_tables(status),
         *(fault for counts in status.letters for fault in _judge_letters(counts)),
@@ -127,7 +133,14 @@ def _judge_parameters(refused: dict[str, str]) -> Iterator[str]:
         )
 
 
-def _judge_inputs(inputs: tuple[Lag, ...], records_max: int) -> Iterator[str]:
+def _judge_inputs(inputs: tuple[Lag, ...], records_max: int, stands_ms_max: int) -> Iterator[str]:
+    for lag in inputs:
+        yield from waiting_sentences(
+            lag.first,
+            "unrouted record",
+            stands_ms_max,
+            "read the log of the router that owns it, or start more routers.",
+        )
     behind = sum(lag.records for lag in inputs)
     if behind > records_max:
         worst = max(inputs, key=lambda lag: lag.records)
@@ -135,6 +148,18 @@ def _judge_inputs(inputs: tuple[Lag, ...], records_max: int) -> Iterator[str]:
             f"{behind:,} records wait to be routed (at most {records_max:,}), most of them in {worst.topic}"
             f"[{worst.partition}]: start more routers, or read the log of the one that owns it."
         )
+
+
+def _judge_walked(walked: tuple[FirstWaiting, ...], settings: Settings) -> Iterator[str]:
+    for waiting in walked:
+        yield from waiting_sentences(
+            waiting, "record that a shard has not walked", _journal_ms_max(settings), "read the logs of the engines."
+        )
+
+
+def _journal_ms_max(settings: Settings) -> int:
+    """So old may the last word of a shard be."""
+    return 2 * settings.engine.journal_interval_ms + settings.kafka.call_ms_max
 
 
 def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
@@ -148,7 +173,7 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
             f"{name} is assigned to {shard.member} but its journal was last written by {shard.worker}: it is being "
             f"taken; if it stays so, read the log of {shard.member}."
         )
-    journal_ms_max = 2 * settings.engine.journal_interval_ms + settings.kafka.call_ms_max
+    journal_ms_max = _journal_ms_max(settings)
     if shard.member is not None and shard.journal_age_ms is not None and shard.journal_age_ms > journal_ms_max:
         yield (
             f"{name} has journaled nothing for {age(shard.journal_age_ms)} (at most {age(journal_ms_max)}): its "
@@ -178,6 +203,9 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
     yield from untaken_sentences(name, shard.shard, shard.gaps)
     yield from missing_sentences(name, shard.missing, shard.lost)
     yield from behind_sentences(name, shard.behind, shard.held, time.time_ns() // 1000)
+    yield from waiting_sentences(
+        shard.lag.first, "unapplied frame", settings.service.stands_ms, f"read the log of {shard.worker}."
+    )
     if shard.lag.records > limit:
         yield (
             f"{name} is {shard.lag.records:,} frames behind (at most {limit:,}): start more engines if others are too, "

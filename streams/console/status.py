@@ -4,21 +4,23 @@ What is wrong with it is said in :mod:`streams.console.judgement`, how it looks 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from schemas.messages import Behind, JournalRecord, LogGap, Lost, ShardSuspension
-from schemas.topics import ACCOUNTS, EVENTS, INPUTS
+from schemas.topics import ACCOUNTS, EVENTS, INPUTS, MARKS, PARAMETERS, PROGRESS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup, group_state, require_topics, topic_ids
 from streams.broker.dead_letters import UntoldLetters
 from streams.broker.letter_counts import LETTER_TOPICS, LetterCounts, count_letters
 from streams.broker.reader import LogReader
 from streams.console.parameters import read_parameters
-from streams.errors import BrokerError, TableError
+from streams.console.waiting import FirstWaiting, first_waiting
+from streams.errors import BrokerError, TableError, UnreadableError
 from streams.feeds.gaps import KNOWN, gaps_of
-from streams.feeds.journal import journal_end
+from streams.feeds.journal import JournalEnd, journal_end
 from streams.feeds.marks import last_full_frame
 from streams.settings import Settings
 from streams.tables.reader import TableMeta, TableReader
@@ -30,16 +32,19 @@ LETTER_OFFSETS_MAX = 10_000
 _CLIENT_ID = "margin-status"
 _SILENCE_S = 2.0
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Records of one partition that are not committed by their group yet."""
+    """Records of one partition that are not committed by their group yet, and the first of them."""
 
     topic: str
     partition: int
     committed: int | None
     end: int
     records: int
+    first: FirstWaiting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ class Status:
     """Everything that was found. ``refused_parameters``: by key, why the last record there is not in force.
 
     ``redis_problem`` is why there is nothing of Redis, if so. ``letters`` are the dead letters of each topic.
+    ``walked`` are the first records of the topics that every engine walks which some shard has not walked.
+    ``unreadable`` says of each place that had to be read for this, and can be read at no time, why.
     """
 
     engines: ConsumerGroup
@@ -108,6 +115,8 @@ class Status:
     refused_parameters: dict[str, str]
     redis_problem: str | None
     letters: tuple[LetterCounts, ...] = ()
+    walked: tuple[FirstWaiting, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def untold(self) -> tuple[UntoldLetters, ...]:
@@ -138,18 +147,68 @@ def read_status(settings: Settings) -> Status:
     with LogReader(settings.kafka, _CLIENT_ID) as reader:
         tables, redis_problem = _tables(settings, topics.shards)
         ids = topic_ids(settings, KNOWN)
-        shards = tuple(_shard(reader, engines, shard, tables.get(shard), ids) for shard in range(topics.shards))
+        unreadable = _Unreadable()
+        ends = {shard: unreadable.unless(partial(journal_end, reader, shard), None) for shard in range(topics.shards)}
+        shards = tuple(_shard(reader, engines, shard, end, tables.get(shard), ids) for shard, end in ends.items())
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
-        marks = _marks(reader)
-        _, refused = read_parameters(reader)
+        owned = [end for shard, end in ends.items() if shards[shard].member is not None]
+        walked = tuple(_walked(reader, [end.record for end in owned if end is not None and end.record is not None]))
+        marks = unreadable.unless(partial(_marks, reader), None)
+        refused: dict[str, str] = unreadable.unless(lambda: read_parameters(reader)[1], {})
         letters = tuple(count_letters(reader, topic, LETTER_OFFSETS_MAX) for topic in LETTER_TOPICS)
-    return Status(engines, routers, oracles, shards, inputs, marks, refused, redis_problem, letters)
+    return Status(
+        engines,
+        routers,
+        oracles,
+        shards,
+        inputs,
+        marks,
+        refused,
+        redis_problem,
+        letters,
+        walked,
+        tuple(unreadable.places),
+    )
+
+
+class _Unreadable:
+    """What could not be read at all, a sentence a place; the rest is shown without it."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+
+    def unless(self, read: Callable[[], T], otherwise: T) -> T:
+        """What ``read`` gives, or ``otherwise`` if a place of a log can be read at no time."""
+        try:
+            return read()
+        except UnreadableError as error:
+            self.places.append(str(error))
+            return otherwise
+
+
+def _walked(reader: LogReader, records: Sequence[JournalRecord]) -> Iterator[FirstWaiting]:
+    """The first record of each topic that every shard walks which one of those that are owned has not walked."""
+    nexts = {
+        MARKS: [record.marks.next for record in records],
+        PARAMETERS: [record.parameters.next for record in records],
+        PROGRESS: [record.progress.next for record in records if record.progress.next],
+    }
+    for topic, offsets in nexts.items():
+        if offsets:
+            low, end = reader.watermarks(topic, 0)
+            waiting = first_waiting(reader, topic, 0, max(low, min(offsets)), end)
+            if waiting is not None:
+                yield waiting
 
 
 def _shard(
-    reader: LogReader, engines: ConsumerGroup, number: int, table: TableMeta | None, topic_ids: Mapping[str, str]
+    reader: LogReader,
+    engines: ConsumerGroup,
+    number: int,
+    last: JournalEnd | None,
+    table: TableMeta | None,
+    topic_ids: Mapping[str, str],
 ) -> ShardStatus:
-    last = journal_end(reader, number)
     record, message = (None, None) if last is None else (last.record, last.last)
     behind = 0
     if table is not None:
@@ -189,8 +248,9 @@ def _not_adopted(record: JournalRecord) -> int | None:
 def _lag(reader: LogReader, group: ConsumerGroup, topic: str, partition: int) -> Lag:
     low, end = reader.watermarks(topic, partition)
     committed = group.committed.get((topic, partition))
-    records = _records(reader, topic, partition, low if committed is None else max(low, committed), end)
-    return Lag(topic, partition, committed, end, records)
+    first = low if committed is None else max(low, committed)
+    waiting = first_waiting(reader, topic, partition, first, end)
+    return Lag(topic, partition, committed, end, _records(reader, topic, partition, first, end), waiting)
 
 
 def _records(reader: LogReader, topic: str, partition: int, first: int, end: int) -> int:
@@ -201,6 +261,8 @@ def _records(reader: LogReader, topic: str, partition: int, first: int, end: int
     try:
         for _ in reader.read_range(topic, partition, first, end, timeout_s=_SILENCE_S):
             count += 1
+    except UnreadableError:
+        return end - first
     except BrokerError:  # what follows is in a transaction that is still open
         pass
     return count

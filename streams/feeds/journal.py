@@ -18,6 +18,7 @@ from streams.broker.kafka import Kafka
 from streams.broker.missing import MissingPartitions
 from streams.broker.reader import poll_records
 from streams.broker.records import Log, Record
+from streams.broker.stranded import STATISTICS_MS
 from streams.broker.tail import search_tail
 from streams.logs import event
 
@@ -106,8 +107,11 @@ class JournalFollower:
     def __init__(self, kafka: Kafka, client_id: str, shards: int) -> None:
         with kafka.log_reader(client_id) as reader:
             places = [TopicPartition(JOURNAL, shard, reader.watermarks(JOURNAL, shard)[1]) for shard in range(shards)]
+        self._watch = kafka.places.watch()
         self._consumer = kafka.clients.consumer(
-            config.reader(kafka.settings.kafka, client_id) | {"enable.partition.eof": False}
+            config.reader(kafka.settings.kafka, client_id)
+            | {"enable.partition.eof": False}
+            | {"statistics.interval.ms": STATISTICS_MS, "stats_cb": self._watch.note_statistics}
         )
         self._consumer.assign(places)
         self._missing = MissingPartitions(kafka.runtime)
@@ -118,7 +122,7 @@ class JournalFollower:
         Raises:
             BrokerError: the broker refuses for good.
         """
-        records = list(poll_records(self._consumer, 0, _RECORDS_MAX, missing=self._missing))
+        records = list(poll_records(self._consumer, 0, _RECORDS_MAX, self._watch, missing=self._missing))
         self._missing.look(self._consumer)
         for entry in map(journal_entry, records):
             if entry.record is not None and entry.record.open_interest is not None:
@@ -126,3 +130,4 @@ class JournalFollower:
 
     def close(self) -> None:
         self._consumer.close()
+        self._watch.forget_all()

@@ -607,11 +607,10 @@ class FakeConsumer:
         topics: dict[str, dict[str, dict[str, Any]]] = {}
         for (topic, number), position in self._positions.items():
             offset = OFFSET_INVALID if position.next is None else position.next
-            topics.setdefault(topic, {"partitions": {}})["partitions"][str(number)] = {
-                "app_offset": offset,
-                "next_offset": offset,
-                "ls_offset": self._cluster.topics[topic][number].stable_end,
-            }
+            log = self._cluster.topics[topic][number]
+            said = {"app_offset": offset, "next_offset": offset, "ls_offset": log.stable_end, "hi_offset": log.end}
+            state = "stopped" if position.paused else "active"
+            topics.setdefault(topic, {"partitions": {}})["partitions"][str(number)] = said | {"fetch_state": state}
         return json.dumps({"topics": topics})
 
     def _begin_at_committed(self, place: Place, position: _Position) -> bool:

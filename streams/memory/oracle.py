@@ -48,8 +48,9 @@ class MemoryOracle:
             self._publish(publisher, self._price_consumer())
 
     def _publish(self, publisher: Publisher, prices: Consumer) -> None:
+        watch = self._kafka.places.watch()
         while True:
-            records = poll_batch(prices, publisher.wait_s, _RECORDS_MAX)
+            records = poll_batch(prices, publisher.wait_s, _RECORDS_MAX, watch)
             publisher.follow_parameters()
             for record in records:
                 self._places[record.partition()] = record.offset() + 1

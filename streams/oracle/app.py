@@ -93,7 +93,7 @@ class Oracle:
             return [probes.Condition("standing_by_age_ms", round(1000 * self._leadership.age_s), limit_ms)]
         age_s = self._publisher.heartbeat_age_s
         age_ms = None if age_s is None else round(1000 * age_s)
-        conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms)]
+        conditions = [probes.Condition("heartbeat_age_ms", age_ms, limit_ms), *self._kafka.places.conditions()]
         if (app := self._app) is not None:
             conditions.append(app.fetch_watch.condition(limit_ms))
         if (offset_ms := self._offset.offset_ms) is not None:

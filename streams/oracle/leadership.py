@@ -19,6 +19,7 @@ from schemas.codec import encode
 from schemas.messages import MarkFrame
 from schemas.topics import MARKS
 from streams.broker.kafka import Kafka
+from streams.broker.places import PlaceWatch
 from streams.broker.producer import group_metadata
 from streams.broker.rejoining import RejoiningConsumer
 from streams.errors import LeadershipLost
@@ -47,6 +48,7 @@ class Leadership:
             partial(kafka.group_consumer, self._name, f"{settings.oracle.app_id}-leader"),
             settings.outside_group_s_max,
             kafka.runtime,
+            PlaceWatch(kafka.runtime, is_read=lambda *_: False),
         )
         self._group.subscribe([MARKS], on_assign=self._on_assign, on_revoke=self._on_lost, on_lost=self._on_lost)
 

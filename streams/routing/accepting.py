@@ -5,6 +5,7 @@ the partition. No offset of the group is touched.
 """
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, TopicPartition
@@ -15,7 +16,7 @@ from schemas.topics import ACCOUNTS, INPUTS, ROUTER
 from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
-from streams.errors import OperatorError
+from streams.errors import BrokerError, OperatorError, UnreadableError
 from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.routing.beginning import Present
 from streams.routing.committed_at import CommittedAt
@@ -58,13 +59,14 @@ def accept_offset(kafka: Kafka, topic: str, partition: int, offset: int, reason:
             raise OperatorError(f"{topic} has no partition {partition}: it has {_numbered(count)}")
         present = _present(reader, topic, partition, kafka.topic_ids([topic])[topic])
         before = _standing(_words(reader), present)
-    if not present.holds(offset):
-        raise OperatorError(
-            f"{present} holds the offsets {present.low} to {present.high} (the next record's), and {offset} is not "
-            "among them"
-        )
-    if topic not in INPUTS and offset != present.low:
-        raise OperatorError(f"{present} is read whole, so only its first offset can be accepted, {present.low} now")
+        if not present.holds(offset):
+            raise OperatorError(
+                f"{present} holds the offsets {present.low} to {present.high} (the next record's), and {offset} is not "
+                "among them"
+            )
+        if topic not in INPUTS and offset != present.low:
+            raise OperatorError(f"{present} is read whole, so only its first offset can be accepted, {present.low} now")
+        _require_readable(reader, present, offset)
     _write(kafka, [(present, offset)], reason)
     if topic not in INPUTS:
         return Accepted([f"{present}: what was before {offset} is gone, and is done without"])
@@ -111,6 +113,24 @@ def accept_committed(kafka: Kafka, reason: str) -> Accepted:
     if words:
         _write(kafka, words, reason, routed=True)
     return done
+
+
+def _require_readable(reader: LogReader, present: Present, offset: int) -> None:
+    """
+    Raises:
+        OperatorError: what is there can be read at no time, so no router would go on there.
+    """
+    try:
+        with closing(reader.read_range(present.topic, present.partition, offset, present.high)) as records:
+            next(records, None)
+    except UnreadableError as error:
+        behind = reader.first_behind(error)
+        if offset < behind:
+            raise OperatorError(
+                f"{present} cannot be read from {offset} on ({error.cause}): the first offset behind that is {behind}"
+            ) from error
+    except BrokerError:  # what is there is not committed yet
+        return
 
 
 def _committed(kafka: Kafka, reader: LogReader) -> list[TopicPartition]:

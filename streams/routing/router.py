@@ -31,6 +31,7 @@ from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, PROGRESS, ROUTER
 from streams import probes
+from streams.broker import dead_letters
 from streams.broker.admin import Topics
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
@@ -59,6 +60,8 @@ _RECORDS_PER_POLL = 1_000
 _FAILURES_MAX = 10
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 2.0
+_WRITE_LINGER_MS = 1_000
+"""Everything is flushed as soon as it is there: this only keeps many dead letters from going out one by one."""
 
 
 class Router:
@@ -80,7 +83,9 @@ class Router:
         self._shards = topics.shards
         self._splitter = Splitter(self._shards, topic_ids)
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
-        self._new_writer = partial(kafka.idempotent_producer, f"{self._client_id}-frames", compression="lz4")
+        self._new_writer = partial(
+            kafka.idempotent_producer, f"{self._client_id}-frames", compression="lz4", linger_ms=_WRITE_LINGER_MS
+        )
         self._writer = self._new_writer()
         self._new_producer = partial(kafka.transactional_producer, self._client_id, compression="lz4")
         self._producer = self._new_producer()
@@ -107,6 +112,7 @@ class Router:
             ),
             settings.outside_group_s_max,
             kafka.runtime,
+            kafka.places.watch(),
         )
 
     @classmethod
@@ -134,7 +140,7 @@ class Router:
             self._ownership.clear()  # what stopped half-way must not be committed on the way out
             raise
         finally:
-            self._close()
+            self.close()
 
     def register(self) -> None:
         """Register the transactional id, which ends the transaction of whoever had it."""
@@ -145,7 +151,8 @@ class Router:
         self._group.subscribe(list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         event(log, logging.INFO, "router_started", shards=self._shards, transactional_id=self._client_id)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Leave the group, and let go of every client."""
         self._beat("leaving the group")
         self._group.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
         self._beat("closing the producers")
@@ -163,7 +170,12 @@ class Router:
             probes.Condition("is_in_group", int(self._joined), 1, "at_least"),
             probes.Condition("inputs_lag_records", lag, self._settings.router.ready_lag_records_max),
             probes.Condition("partitions_missing", self._group.missing, 0),
+            *self._kafka.places.conditions(),
         ]
+
+    def owned(self) -> list[Owned]:
+        """The partitions that it owns, as far as they are routed."""
+        return self._ownership.all()
 
     def _beat(self, doing: str) -> None:
         self._watchdog.beat(_LOOP, doing)
@@ -190,6 +202,7 @@ class Router:
             self._recover(error)
         self._beat("telling of the progress")
         self._progress.tell(self._ownership.all())
+        dead_letters.REPEATED.tell()
 
     def collect(self) -> list[Record]:
         """Records for one batch. Partitions may come and go while it is collected (:meth:`_drop`)."""

@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.broker import config
 from streams.broker.clients import Clients
+from streams.broker.places import PlaceWatch
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.broker.stranded import STRANDED_S
 from streams.errors import BrokerError, MembershipLost
@@ -17,8 +18,8 @@ from streams.settings import load
 
 
 def polled(error: KafkaError) -> list[Any]:
-    message = SimpleNamespace(error=lambda: error, topic=lambda: "t", partition=lambda: 0)
-    return list(poll_batch(cast(Consumer, SimpleNamespace(poll=lambda _: message)), 0, 1))
+    message = SimpleNamespace(error=lambda: error, topic=lambda: "t", partition=lambda: 0, offset=lambda: 7)
+    return list(poll_batch(cast(Consumer, SimpleNamespace(poll=lambda _: message)), 0, 1, PlaceWatch()))
 
 
 def test_what_librdkafka_mends_by_itself_passes() -> None:

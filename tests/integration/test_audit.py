@@ -42,7 +42,7 @@ def market(own_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
         pipeline.close()
 
 
-def command(settings: Settings, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(settings: Settings, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "streams.cli", *arguments],
         env={
@@ -50,6 +50,7 @@ def command(settings: Settings, *arguments: str) -> "subprocess.CompletedProcess
             "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
             "MARGIN_REDIS__URL": settings.redis.url,
             "COLUMNS": "200",
+            **environment,
         },
         capture_output=True,
         text=True,

@@ -26,6 +26,7 @@ from streams.broker import config
 from streams.broker.clients import Clients
 from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX
 from streams.broker.kafka import Kafka
+from streams.broker.places import PlaceWatch
 from streams.broker.producer import TransactionalProducer, group_metadata
 from streams.broker.reader import Follower, LogReader, poll_batch
 from streams.broker.records import Record
@@ -521,7 +522,7 @@ def test_what_was_collected_of_a_partition_that_moves_is_left_to_its_new_owner(
             owned = len(self._ownership)
             second.append(start())
             while len(self._ownership) >= owned:
-                batch += poll_batch(self._group.consumer, 0.05, 1000)
+                batch += poll_batch(self._group.consumer, 0.05, 1000, PlaceWatch())
         return batch
 
     monkeypatch.setattr(Router, "collect", until_partitions_move)

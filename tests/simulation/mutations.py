@@ -327,7 +327,7 @@ def frames_polled_in_a_rebalance_are_lost() -> Iterator[None]:
 
     def poll(self: Inbox, timeout_s: float, frames_max: int) -> int:
         held = len(self._held)
-        self._held.extend(poll_batch(self.consumer, timeout_s, frames_max))
+        self._held.extend(poll_batch(self.consumer, timeout_s, frames_max, self._member.watch))
         return len(self._held) - held
 
     with _replaced((Inbox, "poll", poll)):
