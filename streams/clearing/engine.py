@@ -95,7 +95,9 @@ class Engine:
         self._inbox = Inbox(kafka, client_id)
         self._topics = kafka.topic_watch(client_id, KNOWN)
         self._assignment = Assignment(tables.shards, self._hand_over, self._let_go)
-        self._progress = Progress(settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log)
+        self._progress = Progress(
+            settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log, kafka.places
+        )
         self._committer = Committer(
             kafka, client_id, producer, self._tables, self._inbox.membership, self._progress.beat
         )

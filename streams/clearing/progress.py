@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from prometheus_client import Gauge
 
 from streams import probes
+from streams.broker.places import Places
 from streams.clearing.assignment import Assignment
 from streams.clearing.inbox import Inbox
 from streams.clearing.shard import Shard
@@ -48,7 +49,9 @@ class Progress:
         assignment: Assignment,
         inbox: Inbox,
         marks: MarkFeed,
+        places: Places,
     ) -> None:
+        self._read_places = places
         self._parameters_waiting = 0
         self._settings = settings
         self._runtime = runtime
@@ -76,6 +79,7 @@ class Progress:
             ),
             probes.Condition("partitions_missing", self._inbox.missing, 0),
             probes.Condition("parameters_to_put_in_force", self._parameters_waiting, PARAMETERS_WAITING_MAX),
+            *self._read_places.conditions(),
         ]
 
     def saw_marks(self) -> None:
@@ -96,7 +100,9 @@ class Progress:
         for number, shard in self._assignment.running.items():
             marks, events = _places(number)
             self._look_at(marks, shard.marks_next, waiting=shard.marks_next < self._marks.next_offset)
-            self._look_at(events, shard.events_next, waiting=bool(self._inbox.lag(number)))
+            # What can be read at no time is told, and no new process would read it: the other shards go on.
+            waiting = bool(self._inbox.lag(number)) and not self._inbox.is_unreadable(number)
+            self._look_at(events, shard.events_next, waiting=waiting)
 
     def _look_at(self, place: str, offset: int, *, waiting: bool) -> None:
         if not waiting or offset != self._places.get(place):

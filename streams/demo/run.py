@@ -27,6 +27,7 @@ from schemas.topics import COMMANDS
 from streams.access.kafka_properties import sort_properties
 from streams.broker import config
 from streams.broker.admin import ensure_topics
+from streams.broker.places import PlaceWatch
 from streams.broker.reader import poll_batch
 from streams.demo.checks import Differences, run_checks
 from streams.demo.display import Display, latencies_of, show_result, summary_of, write_summary
@@ -148,12 +149,13 @@ class CommandFeed:
             | {"enable.partition.eof": False, "fetch.wait.max.ms": 10}
         )
         self._consumer.assign([TopicPartition(*place, at) for place, at in self.starts.items() if place[0] == COMMANDS])
+        self._watch = PlaceWatch()
         self._decode = Decoder[LiquidationCommand](LiquidationCommand)
 
     def poll(self, timeout_s: float) -> list[LiquidationCommand]:
         """The commands of this run that have come, each once."""
         commands = []
-        for message in poll_batch(self._consumer, timeout_s, 500):
+        for message in poll_batch(self._consumer, timeout_s, 500, self._watch):
             at = now_us()
             command = self._decode(message.value())
             if not command.account.startswith(self.prefix):

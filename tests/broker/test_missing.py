@@ -7,6 +7,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from streams.broker.missing import MISSING, MISSING_S, MissingPartitions
+from streams.broker.places import PlaceWatch
 from streams.broker.reader import poll_records
 from streams.errors import BrokerError
 from streams.runtime import Runtime
@@ -41,7 +42,7 @@ class Asked:
         )
         self.given.append(message)
         consumer: Any = self
-        records = list(poll_records(cast(Consumer, consumer), 0, 1, missing=self.missing))
+        records = list(poll_records(cast(Consumer, consumer), 0, 1, PlaceWatch(), missing=self.missing))
         self.missing.look(consumer)
         return len(records)
 

@@ -7,12 +7,14 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from streams.broker.places import STANDS_S_MAX
 from streams.broker.rejoining import FENCED_MAX, RejoiningConsumer
 from streams.broker.stranded import STRANDED_S
 from streams.errors import BrokerError
 from streams.runtime import Runtime
 
 OUTSIDE_S_MAX = 80.0
+STANDING = """{"topics": {"t": {"partitions": {"0": {"fetch_state": "active", "next_offset": 7, "hi_offset": 9}}}}}"""
 STRANDED = """{"brokers": {"GroupCoordinator": {"source": "logical", "state": "TRY_CONNECT"}}}"""
 
 
@@ -90,6 +92,17 @@ def test_a_stranded_consumer_is_made_anew() -> None:
     assert [consumer.closed for consumer in scene.made] == [True, False]
     scene.member.require_member()
     assert len(scene.made) == 2, "the new one has its time"
+
+
+def test_what_stood_is_told_of_every_consumer_and_forgotten_with_the_one_that_ended() -> None:
+    scene = Scene()
+    for made in (0, 1):
+        assert scene.member.watch.standing() == []
+        for _ in range(int(STANDS_S_MAX) + 3):
+            scene.made[made].properties["stats_cb"](STANDING)
+            scene.now += 1
+        assert [str(place) for place in scene.member.watch.standing()] == ["t:0 at 7"]
+        scene.fence()
 
 
 def test_brokers_that_are_away_are_waited_for_however_long() -> None:

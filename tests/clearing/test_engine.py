@@ -387,6 +387,7 @@ def test_it_is_ready_when_its_shards_are_restored_and_its_inputs_fresh() -> None
             "events_lag_frames": False,
             "partitions_missing": True,
             "parameters_to_put_in_force": True,
+            "places_stand_s": True,
         }, "the lag is not known before the first statistics"
         engine.look()
         assert all(engine.conditions().values())
