@@ -8,7 +8,7 @@ neither waits for the role nor slows it down.
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -100,8 +100,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         """As ``WSGIServer``, without looking up this host's name, which may take seconds."""
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        TCPServer.server_bind(self)  # also where answers of a process that has just ended are still closing
         self.server_name, self.server_port = "", self.server_address[1]
         self.setup_environ()
 

@@ -47,6 +47,14 @@ class Served:
         return code, json.loads(body)
 
 
+def test_a_process_that_is_started_again_has_its_port_at_once() -> None:
+    """The connections that the one before has closed keep its port for a minute."""
+    first = Served()
+    assert first.get("/livez")[0] == 200
+    first.stop()
+    probes.serve(first.port, first.dog, lambda: [])()
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     new_server = Served()
