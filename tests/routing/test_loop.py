@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, TopicPartition
 from schemas.topics import EVENTS, INPUTS, TRADES, TRANSFERS
 from streams.broker.admin import Topics
 from streams.broker.kafka import Kafka
+from streams.broker.places import Places
 from streams.broker.records import Record
 from streams.routing.committed_at import CommittedAt
 from streams.routing.router import Router
@@ -99,6 +100,7 @@ class Stub:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.places = Places()
 
     def topics(self, _: str) -> Topics:
         return Topics({EVENTS: 4} | dict.fromkeys(INPUTS, 1), 4)
@@ -183,9 +185,12 @@ def test_it_is_ready_in_its_group_with_little_to_route() -> None:
     router.join()
     assert not conditions()["is_in_group"]
     group.assign((TRADES, 0), (TRANSFERS, 1))
-    assert conditions() == {"is_in_group": True, "inputs_lag_records": False, "partitions_missing": True}, (
-        "its lag is not known yet"
-    )
+    assert conditions() == {
+        "is_in_group": True,
+        "inputs_lag_records": False,
+        "partitions_missing": True,
+        "places_stand_s": True,
+    }, "its lag is not known yet"
     place = '{"partitions":{"%d":{"app_offset":%d,"ls_offset":20}}}'
     for consumed, ready in ((14, False), (15, True)):
         topics = f'"{TRADES}":{place % (0, 15)},"{TRANSFERS}":{place % (1, consumed)}'
