@@ -52,7 +52,7 @@ def test_a_process_that_is_started_again_has_its_port_at_once() -> None:
     first = Served()
     assert first.get("/livez")[0] == 200
     first.stop()
-    probes.serve(first.port, first.dog, lambda: [])()
+    probes.serve(first.port, first.dog, list)()
 
 
 @pytest.fixture(scope="module")

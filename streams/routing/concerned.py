@@ -49,9 +49,9 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
     else:
         groups = list(_by_side(topic, record))
         if not any(groups):
-            accounts_met: list[Any] = []
-            _collect_anywhere(record, _DEPTH_MAX, accounts_met)
-            groups = [[account] for account in accounts_met]
+            elsewhere: list[Any] = []
+            _collect_anywhere(record, _DEPTH_MAX, elsewhere)
+            groups = [[account] for account in elsewhere]
     named = [[account for account in group if _is_account(account)] for group in groups]
     if topic == TRANSFERS and not any(named):
         named = [[account] for account in [(key or b"").decode("ascii", "replace")] if _is_account(account)]
@@ -105,19 +105,19 @@ def _values(record: Any, name: str) -> Iterator[Any]:
         yield from (value for key, value in record if key == name)
 
 
-def _collect_anywhere(record: Any, depth: int, accounts_met: list[Any]) -> None:
-    """Add the accounts of a record of another shape to ``accounts_met``: a list of trades, an envelope."""
+def _collect_anywhere(record: Any, depth: int, elsewhere: list[Any]) -> None:
+    """Add the accounts of a record of another shape to ``elsewhere``: a list of trades, an envelope."""
     if isinstance(record, _Pairs):
         for key, value in record:
             if isinstance(value, list):
                 if depth > 1:
-                    _collect_anywhere(value, depth - 1, accounts_met)
+                    _collect_anywhere(value, depth - 1, elsewhere)
             elif key == "account":
-                accounts_met.append(value)
+                elsewhere.append(value)
     elif isinstance(record, list):
         for item in record:
             if isinstance(item, list) and depth > 1:
-                _collect_anywhere(item, depth - 1, accounts_met)
+                _collect_anywhere(item, depth - 1, elsewhere)
 
 
 def _is_account(name: Any) -> bool:

@@ -173,10 +173,6 @@ class Router:
             *self._kafka.places.conditions(),
         ]
 
-    def owned(self) -> list[Owned]:
-        """The partitions that it owns, as far as they are routed."""
-        return self._ownership.all()
-
     def _beat(self, doing: str) -> None:
         self._watchdog.beat(_LOOP, doing)
 
@@ -248,7 +244,7 @@ class Router:
             if owned.is_new:
                 self._splitter.close(owned.topic, owned.partition, owned.next_offset)
         counts = self._write(letters)
-        self._count(routed, letters, counts)
+        _count(routed, letters, counts)
 
     def _tell_lost(self) -> None:
         """Before anything else of a partition that begins at an accepted offset: what lies before is lost."""
@@ -280,12 +276,7 @@ class Router:
         refused = None
         try:
             self._splitter.add(
-                topic,
-                message.value(),
-                owned.trade_ids,
-                key=message.key(),
-                partition=partition,
-                offset=offset,
+                topic, message.value(), owned.trade_ids, key=message.key(), partition=partition, offset=offset
             )
         except SymbolMoved as moved:
             owned.moved = moved.symbol
@@ -340,13 +331,6 @@ class Router:
         for owned in moved:
             owned.note_committed()
         self._failures = 0
-
-    def _count(self, routed: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
-        """Count what has been acknowledged."""
-        for owned in routed:
-            metrics.RECORDS.labels(owned.topic).inc(owned.routed)
-            owned.routed, owned.is_new = 0, False
-        metrics.count(letters, counts)
 
     # --- owning partitions -------------------------------------------------------------------------------------------
 
@@ -439,6 +423,14 @@ def _tell_owned(owned: int, what: str, partitions: list[TopicPartition]) -> None
     metrics.PARTITIONS.set(owned)
     if partitions:
         event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
+
+
+def _count(routed: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
+    """Count what has been acknowledged."""
+    for owned in routed:
+        metrics.RECORDS.labels(owned.topic).inc(owned.routed)
+        owned.routed, owned.is_new = 0, False
+    metrics.count(letters, counts)
 
 
 def _is_ended(producer: TransactionalProducer, error: BrokerError) -> bool:
