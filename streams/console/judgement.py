@@ -9,7 +9,7 @@ from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup
 from streams.broker.letter_counts import LetterCounts
 from streams.console.figures import age
-from streams.console.status import Lag, MarksStatus, ShardStatus, Status
+from streams.console.status import Lag, MarksStatus, ShardStatus, Status, place_name
 from streams.console.waiting import FirstWaiting, waiting_sentences
 from streams.feeds.gaps import suspension_sentences, untaken_sentences
 from streams.feeds.journal import HOSTS
@@ -35,18 +35,28 @@ def judge(status: Status, settings: Settings) -> list[str]:
         *_judge_group(status.engines, "engine", [(EVENTS, shard.shard) for shard in status.shards]),
         *_judge_group(status.routers, "router", [(lag.topic, lag.partition) for lag in status.inputs]),
         *_judge_group(status.oracles, "oracle", [(MARKS, 0)]),
-        *_judge_marks(status.marks, settings.service.ready_age_ms),
+        *(() if _is_unread(status, MARKS, 0) else _judge_marks(status.marks, settings.service.ready_age_ms)),
         *_judge_parameters(status.refused_parameters),
         *_judge_inputs(status.inputs, settings.router.ready_lag_records_max, settings.service.stands_ms),
         *_judge_walked(status.walked, settings),
         *(
             f"{place}: see who wrote it; until it can be read nobody knows what is behind it."
-            for place in status.unreadable
+            for place in status.unreadable.values()
         ),
-        *(fault for shard in status.shards for fault in _judge_shard(shard, settings)),
+        *(
+            fault
+            for shard in status.shards
+            if not _is_unread(status, JOURNAL, shard.shard)
+            for fault in _judge_shard(shard, settings)
+        ),
         *_judge_tables(status),
         *(fault for counts in status.letters for fault in _judge_letters(counts)),
     ]
+
+
+def _is_unread(status: Status, topic: str, partition: int) -> bool:
+    """Whether a partition can be read at no time: that is told, and nothing is known of what it holds."""
+    return place_name(topic, partition) in status.unreadable
 
 
 def advise(status: Status, settings: Settings) -> list[str]:

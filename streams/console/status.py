@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from schemas.messages import Behind, JournalRecord, LogGap, Lost, ShardSuspension
-from schemas.topics import ACCOUNTS, EVENTS, INPUTS, MARKS, PARAMETERS, PROGRESS
+from schemas.topics import ACCOUNTS, EVENTS, INPUTS, JOURNAL, MARKS, PARAMETERS, PROGRESS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup, group_state, require_topics, topic_ids
 from streams.broker.dead_letters import UntoldLetters
@@ -103,7 +103,7 @@ class Status:
 
     ``redis_problem`` is why there is nothing of Redis, if so. ``letters`` are the dead letters of each topic.
     ``walked`` are the first records of the topics that every engine walks which some shard has not walked.
-    ``unreadable`` says of each place that had to be read for this, and can be read at no time, why.
+    ``unreadable`` says of each partition that had to be read for this, and can be read at no time, where and why.
     """
 
     engines: ConsumerGroup
@@ -116,7 +116,7 @@ class Status:
     redis_problem: str | None
     letters: tuple[LetterCounts, ...] = ()
     walked: tuple[FirstWaiting, ...] = ()
-    unreadable: tuple[str, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def untold(self) -> tuple[UntoldLetters, ...]:
@@ -149,7 +149,10 @@ def read_status(settings: Settings) -> Status:
         ids = topic_ids(settings, KNOWN)
         unreadable = _Unreadable()
         ends = {shard: unreadable.unless(partial(journal_end, reader, shard), None) for shard in range(topics.shards)}
-        shards = tuple(_shard(reader, engines, shard, end, tables.get(shard), ids) for shard, end in ends.items())
+        gaps = {shard: _gaps(reader, shard, end, ids, unreadable) for shard, end in ends.items()}
+        shards = tuple(
+            _shard(reader, engines, shard, end, tables.get(shard), gaps[shard]) for shard, end in ends.items()
+        )
         inputs = tuple(_lag(reader, routers, topic, number) for topic in INPUTS for number in range(counts[topic]))
         owned = [end for shard, end in ends.items() if shards[shard].member is not None]
         walked = tuple(_walked(reader, [end.record for end in owned if end is not None and end.record is not None]))
@@ -167,23 +170,38 @@ def read_status(settings: Settings) -> Status:
         redis_problem,
         letters,
         walked,
-        tuple(unreadable.places),
+        unreadable.places,
     )
 
 
 class _Unreadable:
-    """What could not be read at all, a sentence a place; the rest is shown without it."""
+    """What could not be read at all, a sentence a partition; the rest is shown without it."""
 
     def __init__(self) -> None:
-        self.places: list[str] = []
+        self.places: dict[str, str] = {}
 
     def unless(self, read: Callable[[], T], otherwise: T) -> T:
         """What ``read`` gives, or ``otherwise`` if a place of a log can be read at no time."""
         try:
             return read()
         except UnreadableError as error:
-            self.places.append(str(error))
+            self.places[place_name(error.topic, error.partition)] = str(error)
             return otherwise
+
+
+def place_name(topic: str, partition: int) -> str:
+    """What a partition is called in ``Status.unreadable``."""
+    return f"{topic}[{partition}]"
+
+
+def _gaps(
+    reader: LogReader, shard: int, end: JournalEnd | None, topic_ids: Mapping[str, str], unreadable: _Unreadable
+) -> dict[str, LogGap]:
+    """What a shard lacks that its journal does not tell of; nothing if that cannot be read, which is told then."""
+    if place_name(JOURNAL, shard) in unreadable.places:
+        return {}
+    record = None if end is None else end.record
+    return unreadable.unless(partial(gaps_of, reader, record, shard, topic_ids), {})
 
 
 def _walked(reader: LogReader, records: Sequence[JournalRecord]) -> Iterator[FirstWaiting]:
@@ -207,7 +225,7 @@ def _shard(
     number: int,
     last: JournalEnd | None,
     table: TableMeta | None,
-    topic_ids: Mapping[str, str],
+    gaps: dict[str, LogGap],
 ) -> ShardStatus:
     record, message = (None, None) if last is None else (last.record, last.last)
     behind = 0
@@ -237,7 +255,7 @@ def _shard(
         missing={} if record is None else record.missing,
         lost={} if record is None else record.lost,
         suspension=None if record is None else record.suspension or None,
-        gaps=gaps_of(reader, record, number, topic_ids),
+        gaps=gaps,
     )
 
 

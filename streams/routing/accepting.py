@@ -16,7 +16,7 @@ from schemas.topics import ACCOUNTS, INPUTS, ROUTER
 from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
-from streams.errors import BrokerError, OperatorError, UnreadableError
+from streams.errors import NoAnswer, OperatorError, UnreadableError
 from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.routing.beginning import Present
 from streams.routing.committed_at import CommittedAt
@@ -129,7 +129,7 @@ def _require_readable(reader: LogReader, present: Present, offset: int) -> None:
             raise OperatorError(
                 f"{present} cannot be read from {offset} on ({error.cause}): the first offset behind that is {behind}"
             ) from error
-    except BrokerError:  # what is there is not committed yet
+    except NoAnswer:  # what is there is not committed yet
         return
 
 

@@ -1,20 +1,23 @@
 """What ``margin-clearing status`` says is wrong: each fault of a deployment in one sentence, nothing of a sound one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from schemas.messages import LogGap, ShardSuspension
-from schemas.topics import ACCOUNTS, EVENTS, MARKS, PRICES, TRADES
+from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PRICES, TRADES
 from streams.broker.admin import ConsumerGroup, GroupMember
 from streams.broker.dead_letters import UntoldLetters
 from streams.broker.letter_counts import LETTER_TOPICS, OTHER, LetterClass, LetterCounts
+from streams.broker.reader import LogReader
+from streams.console import status as status_module
 from streams.console.judgement import advise, judge
 from streams.console.show import show_status
 from streams.console.status import Lag, MarksStatus, ShardStatus, Status
+from streams.errors import UnreadableError
 from streams.settings import Settings
 from streams.tables.reader import TableMeta
 
@@ -25,7 +28,7 @@ def group(name: str, *members: tuple[str, tuple[tuple[str, int], ...]], state: s
     return ConsumerGroup(name, state, tuple(GroupMember(who, "host", owned) for who, owned in members), {})
 
 
-def shard(number: int, worker: str = "a", **fields: Any) -> ShardStatus:
+def shard(number: int, worker: str | None = "a", **fields: Any) -> ShardStatus:
     healthy = ShardStatus(
         shard=number,
         member=f"margin-engine-{worker}",
@@ -88,6 +91,33 @@ def test_a_sound_deployment_has_no_faults() -> None:
     assert judge(SOUND, SETTINGS) == []
     quiet = replace(MARKS_SOUND, uncounted={"X": {"a": "silent", "b": "apart", "c": "never", "d": "unsure"}})
     assert judge(replace(SOUND, marks=quiet), SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "unknown"),
+    [
+        (f"{MARKS}[0]", {"marks": None}),
+        (f"{JOURNAL}[1]", {"shards": (shard(0), shard(1, worker=None, claim=None, sequence=None))}),
+    ],
+)
+def test_of_what_cannot_be_read_nothing_is_said_but_that(place: str, unknown: dict[str, Any]) -> None:
+    """As if there were no marks, or a shard had never been taken: that would be false."""
+    why = f"{place} cannot be read at offset 7: damaged"
+    said = judge(replace(SOUND, unreadable={place: why}, **unknown), SETTINGS)
+    assert said == [f"{why}: see who wrote it; until it can be read nobody knows what is behind it."]
+
+
+def test_what_a_shard_lacks_is_not_asked_of_a_journal_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise UnreadableError(ACCOUNTS, 2, 7, "damaged")
+
+    told = status_module._Unreadable()
+    monkeypatch.setattr(status_module, "gaps_of", unreadable)
+    told.places[f"{JOURNAL}[1]"] = "it cannot be read"
+    assert status_module._gaps(cast(LogReader, None), 1, None, {}, told) == {}
+    assert list(told.places) == [f"{JOURNAL}[1]"]
+    assert status_module._gaps(cast(LogReader, None), 2, None, {}, told) == {}
+    assert told.places[f"{ACCOUNTS}[2]"] == f"{ACCOUNTS}[2] cannot be read at offset 7: damaged"
 
 
 @pytest.mark.parametrize(
