@@ -188,6 +188,10 @@ class PlaceWatch:
         """For how long the place has stood that has stood for the longest."""
         return max((watched.stands.seconds for watched in tuple(self._watched.values())), default=0.0)
 
+    def is_read(self, topic: str, partition: int) -> bool:
+        """Whether a place is read at present, and not only assigned."""
+        return self._is_read(topic, partition)
+
     def forget_all(self) -> None:
         """The client is closed."""
         for place in tuple(self._watched):

@@ -387,9 +387,16 @@ def _good(
     elif missing is not None and error.code() in MISSING:
         partition = message.partition()
         missing.note(message.topic() or "", -1 if partition is None else partition, in_words(error))
+    elif error.code() == KafkaError._AUTO_OFFSET_RESET and not _is_read(message, watch):
+        pass  # where it stands until it is said where it goes on, the log need not hold anything
     else:
         _raise_for_good(message, error)
         watch.note_error(message, error)
+
+
+def _is_read(message: Message, watch: PlaceWatch) -> bool:
+    topic, partition = message.topic(), message.partition()
+    return topic is None or partition is None or watch.is_read(topic, partition)
 
 
 def _raise_for_good(message: Message, error: KafkaError) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import Gauge
 
 from schemas.topics import EVENTS
@@ -91,11 +91,11 @@ class Assignment:
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Wait for the turn of each new shard; its events are not fetched before it runs.
 
-        Where it is fetched from is said when it runs. Until then it stands at its end, which there always is: a fetch
-        may be under way before it is paused, and neither the committed offset nor 0 need be in the log any more. To ask
-        for the committed offset would be to wait for the coordinator, too.
+        Where it is fetched from is said when it runs, by a seek. Until then it stands at 0, whether the log still holds
+        that or not. Not at its beginning or end: librdkafka would ask where that is, and, if the answer comes after the
+        seek, ask again and go on there, past everything between. The committed offset would have to be waited for.
         """
-        consumer.incremental_assign([TopicPartition(EVENTS, place.partition, OFFSET_END) for place in partitions])
+        consumer.incremental_assign([TopicPartition(EVENTS, place.partition, 0) for place in partitions])
         consumer.pause(partitions)
         self.has_joined = True
         self._wait(place.partition for place in partitions if place.partition < self._count)

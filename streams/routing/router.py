@@ -27,7 +27,7 @@ from functools import partial
 from math import inf
 from typing import Self
 
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import EVENTS, INPUTS, PROGRESS, ROUTER
 from streams import probes
@@ -112,7 +112,7 @@ class Router:
             ),
             settings.outside_group_s_max,
             kafka.runtime,
-            kafka.places.watch(),
+            kafka.places.watch(lambda topic, partition: self._ownership.find(topic, partition) is not None),
         )
 
     @classmethod
@@ -339,10 +339,10 @@ class Router:
         try:
             consumer.incremental_assign(self._begin(consumer, partitions))
         except NoAnswer as error:
-            # Assigned and not owned: what comes of them is left out until they are begun with all the others.
-            consumer.incremental_assign(
-                [TopicPartition(place.topic, place.partition, OFFSET_END) for place in partitions]
-            )
+            # Assigned and not owned: they stand until they are begun with all the others. An offset that is no number
+            # would be asked for, and the answer may come after the seek and go over it.
+            consumer.incremental_assign([TopicPartition(place.topic, place.partition, 0) for place in partitions])
+            consumer.pause(partitions)
             self._failed = error
         self._joined = True
         _tell_owned(len(self._ownership), "partitions_assigned", partitions)
@@ -405,6 +405,7 @@ class Router:
             self._beat("reading where the partitions go on")
             for place in self._begin(self._group.consumer, places):
                 seek(self._group.consumer, place, self._timeout_s, self._runtime)
+            self._group.consumer.resume(places)
         except (NoAnswer, ProducerFenced) as unanswered:
             self._drop(places)
             self._failed = unanswered
