@@ -1,10 +1,11 @@
 """Which shards this member owns, and how far it is with each: waiting for its turn, being restored, or running."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from prometheus_client import Gauge
 
 from schemas.topics import EVENTS
@@ -16,6 +17,20 @@ from streams.logs import event
 log = logging.getLogger(__name__)
 
 SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
+
+
+_ENDS_S = 2.0
+"""So long the ends of the partitions that are taken are asked for, all together."""
+
+
+def _end_of(consumer: Consumer, place: TopicPartition, until: float) -> int:
+    """Where a partition ends; 0 if nobody says in time."""
+    try:
+        _, end = consumer.get_watermark_offsets(place, timeout=max(0.01, until - time.monotonic()))
+    except KafkaException as error:
+        event(log, logging.WARNING, "end_unknown", shard=place.partition, reason=str(error))
+        return 0
+    return int(end)
 
 
 class Stage(Enum):
@@ -91,11 +106,14 @@ class Assignment:
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Wait for the turn of each new shard; its events are not fetched before it runs.
 
-        Where it is fetched from is said when it runs, by a seek. Until then it stands at 0, whether the log still holds
-        that or not. Not at its beginning or end: librdkafka would ask where that is, and, if the answer comes after the
-        seek, ask again and go on there, past everything between. The committed offset would have to be waited for.
+        Where it is fetched from is said when it runs, by a seek. Until then it stands where its log ends now, given as
+        a number: librdkafka would ask where an ``OFFSET_END`` is, and, if the answer comes after the seek, ask again
+        and go on there, past everything between. A partition at which the log holds nothing cannot be sought.
         """
-        consumer.incremental_assign([TopicPartition(EVENTS, place.partition, 0) for place in partitions])
+        until = time.monotonic() + _ENDS_S
+        consumer.incremental_assign(
+            [TopicPartition(EVENTS, place.partition, _end_of(consumer, place, until)) for place in partitions]
+        )
         consumer.pause(partitions)
         self.has_joined = True
         self._wait(place.partition for place in partitions if place.partition < self._count)

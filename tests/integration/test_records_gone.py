@@ -4,11 +4,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import TopicPartition
 
 from schemas.partitioning import shard_of
-from schemas.topics import CONTRACT, EVENTS, MARKS
+from schemas.topics import EVENTS
 from streams.broker.admin import admin_client
 from streams.broker.reader import LogReader
 from streams.settings import Settings
@@ -85,42 +84,3 @@ def test_a_word_lets_the_shard_be_liquidated_again(market: Market, own_settings:
     assert f"shard {shard_of(market.alice, SHARDS)}, suspension 1: every account" in resumed.stdout
     assert one_command(market, market.alice)["command_id"] == f"{market.alice}:1"
     assert "every account is suspended" not in command(own_settings, "status").stdout
-
-
-def test_a_topic_made_anew_ends_the_engine_and_the_next_one_goes_on(market: Market, own_settings: Settings) -> None:
-    pipeline = market.pipeline
-    admin = admin_client(own_settings)
-    for role in (pipeline.oracle, pipeline.router):
-        role.stop()
-    make_anew(admin, MARKS)
-    eventually(lambda: pipeline.engine.process.poll() is not None, "the engine ends")
-    assert "what is missing and what to do" in pipeline.engine.log()
-    for role in (pipeline.oracle, pipeline.router, pipeline.engine):
-        role.restart()
-    carol = f"carol-{market.alice}"
-    market.deposit(carol, "100")
-    market.marks.close()
-    market.marks = pipeline.reader(MARKS)
-    market.price("94")
-    market.trade(carol, market.bob, "10", "94")
-    market.wait_for_position(carol, "10")
-    market.price("80")
-    assert one_command(market, carol)["command_id"] == f"{carol}:1"
-    assert market.alerts.values(kind="records_gone")[-1]["reason"].startswith(MARKS)
-
-
-def make_anew(admin: AdminClient, name: str) -> None:
-    """Delete a topic and create it again."""
-    (topic,) = [topic for topic in CONTRACT if topic.name == name]
-    admin.delete_topics([name])[name].result(30)
-
-    def created() -> bool:
-        try:
-            admin.create_topics([NewTopic(name, num_partitions=1, config=topic.config())])[name].result(30)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # the deletion may still be under way
-                raise
-            return False
-        return True
-
-    eventually(created, f"{name} is there again")
