@@ -53,7 +53,7 @@ class Oracle:
         self._stop = stop
         self._watchdog = watchdog
         self._leadership = Leadership(kafka)
-        topics = (MARKS, PARAMETERS, JOURNAL, ORACLE)  # prices that begin anew are gone on with
+        topics = (MARKS, PARAMETERS, JOURNAL, PRICES, ORACLE)
         self._topics = kafka.topic_watch(f"{kafka.settings.oracle.app_id}-{kafka.worker}", topics)
         self._offset = BrokerOffset()
         self._publisher: Publisher | None = None

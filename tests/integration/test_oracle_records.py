@@ -307,9 +307,12 @@ def test_prices_deleted_before_they_were_read_are_told_and_the_marks_go_on(marke
     market.commits_again()
 
 
-def test_a_topic_that_was_made_anew_while_the_oracle_ran_is_read(market: Market) -> None:
+def test_a_topic_that_is_made_anew_ends_the_oracle_and_the_next_one_reads_it(market: Market) -> None:
     place = market.end()
     make_anew(market.settings)
+    eventually(lambda: market.oracle.process.poll() is not None, "the oracle ends")
+    assert "was deleted and made anew" in market.oracle.log()
+    market.oracle.restart()
     market.producer = new_producer(market.settings)  # the one before knows that there is no such topic
     market.next_is_marked()
     market.commits_again()
@@ -329,5 +332,5 @@ def test_a_partition_that_ends_below_what_was_committed_is_read(market: Market) 
 
 def test_status_names_the_prices_that_were_missed(market: Market) -> None:
     with LogReader(market.settings.kafka, "test") as reader:
-        counts = count_letters(reader, PRICES)
-    assert {kind.error for kind in counts.classes} >= {"DecodeError", "PricesMissed"}
+        counts = count_letters(reader, PRICES, 20)  # the last ones: of many kinds some are summed up
+    assert {kind.error for kind in counts.classes} >= {"PricesMissed"}
