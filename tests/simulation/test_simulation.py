@@ -17,7 +17,7 @@ from tests.simulation.production import with_constants
 from tests.simulation.scenario import MODES, Mode
 from tests.simulation.world import Result, run
 
-SEEDS, ALL_SEEDS = 18, 120
+SEEDS, ALL_SEEDS = 30, 120
 FOUND_LATE = {
     "a_shard_is_taken_with_old_parameters", "an_expelled_member_commits", "an_expelled_member_does_not_hear_of_it",
     "the_claims_token_is_not_checked",
