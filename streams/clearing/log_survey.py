@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from schemas.messages import AcceptedOffset, JournalRecord, LogGap, LogSeen
-from schemas.topics import ACCOUNTS, ALERTS, JOURNAL, PARAMETERS, ROUTER
+from schemas.topics import ACCOUNTS, ALERTS, JOURNAL, PARAMETERS
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError
-from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets
+from streams.feeds.accepted import accepted_offsets
 from streams.feeds.gaps import (
     PresentLog,
     find_gaps,
@@ -68,10 +68,7 @@ class LogSurvey:
 
     def _word(self, shard: int, rows: PresentLog) -> AcceptedOffset | None:
         """The operator's word that a shard goes on with the rows that are left."""
-        accepted = AcceptedOffsets()
-        for record in self._reader.read_range(ROUTER, ACCEPTED_PARTITION, 0):
-            accepted.take(record.key(), record.value())
-        word = accepted.words.get((ACCOUNTS, shard))
+        word = accepted_offsets(self._reader).words.get((ACCOUNTS, shard))
         return word if word is not None and (word.topic_id, word.offset) == (rows.topic_id, rows.first) else None
 
     def _refusal(self, shard: int, gap: LogGap, rows: PresentLog) -> str:

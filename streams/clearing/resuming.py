@@ -15,9 +15,9 @@ from streams.broker.kafka import Kafka
 from streams.broker.layout import require_shards
 from streams.errors import OperatorError
 from streams.feeds.journal import journal_end
+from streams.feeds.reasons import checked_reason
 from streams.feeds.sources import missing_sentences
 
-REASON_CHARACTERS_MAX = 1024
 _CLIENT_ID = "margin-resume"
 
 
@@ -46,7 +46,7 @@ def resume(kafka: Kafka, account: str | None, reason: str) -> Resumed:
         OperatorError: the reason is none or too long, or there can be no such account. Nothing is written.
         BrokerError: Kafka does not answer, or does not take it.
     """
-    reason = _checked(reason)
+    reason = checked_reason(reason, "they may be liquidated again")
     if account is not None and not is_identifier(account):
         raise OperatorError(f"{account!r} is no account")
     done, words = Resumed(), dict[int, Resumption]()
@@ -80,19 +80,3 @@ def _last_records(kafka: Kafka, account: str | None) -> dict[int, JournalRecord 
         chosen = range(shards) if account is None else [shard_of(account, shards)]
         ends = {shard: journal_end(reader, shard) for shard in chosen}
     return {shard: None if end is None else end.record for shard, end in ends.items()}
-
-
-def _checked(reason: str) -> str:
-    """The reason without spaces around it.
-
-    Raises:
-        OperatorError: it cannot stand in the log.
-    """
-    reason = reason.strip()
-    if not 0 < len(reason) <= REASON_CHARACTERS_MAX:
-        raise OperatorError(f"--reason has {len(reason):,} characters and may have 1 to {REASON_CHARACTERS_MAX:,}")
-    try:
-        reason.encode()
-    except UnicodeEncodeError:
-        raise OperatorError("--reason holds bytes that are no text in UTF-8") from None
-    return reason

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import AcceptedOffset
 from schemas.topics import ACCOUNTS, INPUTS, ROUTER
+from streams.broker.records import Log
 
 ACCEPTED_PARTITION = 0
 """The partition of ``margin.router.v1`` that holds the words about every topic and partition."""
@@ -50,3 +51,15 @@ class AcceptedOffsets:
             except DecodeError as error:
                 self.unread[place] = str(error)
         return True
+
+
+def accepted_offsets(log: Log) -> AcceptedOffsets:
+    """The words that stand.
+
+    Raises:
+        BrokerError: Kafka does not answer.
+    """
+    words = AcceptedOffsets()
+    for record in log.read_range(ROUTER, ACCEPTED_PARTITION, 0):
+        words.take(record.key(), record.value())
+    return words

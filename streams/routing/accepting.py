@@ -17,11 +17,10 @@ from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.kafka import Kafka
 from streams.broker.reader import LogReader
 from streams.errors import NoAnswer, OperatorError, UnreadableError
-from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
+from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key, accepted_offsets
+from streams.feeds.reasons import checked_reason
 from streams.routing.beginning import Present
 from streams.routing.committed_at import CommittedAt
-
-REASON_CHARACTERS_MAX = 1024
 
 _CLIENT_ID = "margin-accept-offset"
 
@@ -49,7 +48,7 @@ def accept_offset(kafka: Kafka, topic: str, partition: int, offset: int, reason:
         OperatorError: there is no such partition of an input topic, its log does not hold the offset, or the reason is
             none or too long. Nothing is written. BrokerError: Kafka does not answer, or does not take it.
     """
-    reason = _checked(reason)
+    reason = checked_reason(reason, "the router may go on there")
     if topic not in (*INPUTS, ACCOUNTS, ROUTER):
         known = ", ".join((*INPUTS, ACCOUNTS, ROUTER))
         raise OperatorError(f"{topic!r} is no topic that a router reads: {known}")
@@ -58,7 +57,7 @@ def accept_offset(kafka: Kafka, topic: str, partition: int, offset: int, reason:
         if not 0 <= partition < count:
             raise OperatorError(f"{topic} has no partition {partition}: it has {_numbered(count)}")
         present = _present(reader, topic, partition, kafka.topic_ids([topic])[topic])
-        before = _standing(_words(reader), present)
+        before = _standing(accepted_offsets(reader), present)
         if not present.holds(offset):
             raise OperatorError(
                 f"{present} holds the offsets {present.low} to {present.high} (the next record's), and {offset} is not "
@@ -83,12 +82,12 @@ def accept_committed(kafka: Kafka, reason: str) -> Accepted:
     Raises:
         OperatorError: the reason is none or too long. BrokerError: Kafka does not answer, or does not take it.
     """
-    reason = _checked(reason)
+    reason = checked_reason(reason, "the router may go on there")
     done = Accepted()
     words: list[tuple[Present, int]] = []
     ids = kafka.topic_ids(INPUTS)
     with kafka.log_reader(_CLIENT_ID) as reader:
-        standing = _words(reader)
+        standing = accepted_offsets(reader)
         for committed in _committed(kafka, reader):
             present = _present(reader, committed.topic, committed.partition, ids[committed.topic])
             if (before := _standing(standing, present)) is not None:
@@ -156,14 +155,6 @@ def _write(kafka: Kafka, words: Iterable[tuple[Present, int]], reason: str, *, r
         producer.close()
 
 
-def _words(reader: LogReader) -> AcceptedOffsets:
-    """The words that stand."""
-    words = AcceptedOffsets()
-    for record in reader.read_range(ROUTER, ACCEPTED_PARTITION, 0):
-        words.take(record.key(), record.value())
-    return words
-
-
 def _standing(words: AcceptedOffsets, present: Present) -> AcceptedOffset | None:
     """The word about a partition that is not spent yet, if it is about the topic that there is."""
     word = words.words.get((present.topic, present.partition))
@@ -176,21 +167,3 @@ def _present(reader: LogReader, topic: str, partition: int, topic_id: str) -> Pr
 
 def _numbered(count: int) -> str:
     return "the partition 0" if count == 1 else f"the partitions 0 to {count - 1}"
-
-
-def _checked(reason: str) -> str:
-    """The reason without spaces around it.
-
-    Raises:
-        OperatorError: it cannot stand in the log.
-    """
-    reason = reason.strip()
-    if not reason:
-        raise OperatorError("--reason is empty: say why the router may go on there, for whoever reads the log later")
-    if len(reason) > REASON_CHARACTERS_MAX:
-        raise OperatorError(f"--reason has {len(reason):,} characters and may have {REASON_CHARACTERS_MAX:,}")
-    try:
-        reason.encode()
-    except UnicodeEncodeError:
-        raise OperatorError("--reason holds bytes that are no text in UTF-8") from None
-    return reason

@@ -12,7 +12,8 @@ from schemas.topics import INPUTS, REPORTS, ROUTER, TRADES, TRANSFERS
 from streams.broker.producer import TransactionalProducer
 from streams.errors import BrokerError, OperatorError
 from streams.feeds.accepted import AcceptedOffsets, accepted_key
-from streams.routing.accepting import REASON_CHARACTERS_MAX, Accepted, accept_committed, accept_offset
+from streams.feeds.reasons import REASON_CHARACTERS_MAX
+from streams.routing.accepting import Accepted, accept_committed, accept_offset
 from streams.routing.committed_at import CommittedAt
 from tests.routing.router_bench import SHARDS, RouterBench
 
