@@ -1,7 +1,6 @@
 """Which shards this member owns, and how far it is with each: waiting for its turn, being restored, or running."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from enum import Enum
 
@@ -13,24 +12,14 @@ from streams.clearing.restore import Restoration, RestoredShard
 from streams.clearing.shard import Shard
 from streams.errors import ShardError
 from streams.logs import event
+from streams.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
 SHARDS_OWNED = Gauge("margin_engine_shards", "Shards owned")
 
-
 _ENDS_S = 2.0
 """So long the ends of the partitions that are taken are asked for, all together."""
-
-
-def _end_of(consumer: Consumer, place: TopicPartition, until: float) -> int:
-    """Where a partition ends; 0 if nobody says in time."""
-    try:
-        _, end = consumer.get_watermark_offsets(place, timeout=max(0.01, until - time.monotonic()))
-    except KafkaException as error:
-        event(log, logging.WARNING, "end_unknown", shard=place.partition, reason=str(error))
-        return 0
-    return int(end)
 
 
 class Stage(Enum):
@@ -62,8 +51,11 @@ class Assignment:
     leaves and whether it is revoked in good order. Both are called inside a poll of the consumer.
     """
 
-    def __init__(self, shards: int, hand_over: Callable[[], None], let_go: Callable[[int, bool], None]) -> None:
+    def __init__(
+        self, shards: int, hand_over: Callable[[], None], let_go: Callable[[int, bool], None], runtime: Runtime
+    ) -> None:
         self._count = shards
+        self._runtime = runtime
         self._hand_over = hand_over
         self._let_go = let_go
         self._stages: dict[int, Stage] = {}
@@ -110,13 +102,24 @@ class Assignment:
         a number: librdkafka would ask where an ``OFFSET_END`` is, and, if the answer comes after the seek, ask again
         and go on there, past everything between. A partition at which the log holds nothing cannot be sought.
         """
-        until = time.monotonic() + _ENDS_S
+        until = self._runtime.monotonic() + _ENDS_S
+        ends = [self._end_of(consumer, place, until) for place in partitions]
         consumer.incremental_assign(
-            [TopicPartition(EVENTS, place.partition, _end_of(consumer, place, until)) for place in partitions]
+            [TopicPartition(EVENTS, place.partition, end) for place, end in zip(partitions, ends, strict=True)]
         )
         consumer.pause(partitions)
         self.has_joined = True
         self._wait(place.partition for place in partitions if place.partition < self._count)
+
+    def _end_of(self, consumer: Consumer, place: TopicPartition, until: float) -> int:
+        """Where a partition ends; 0 if nobody says in time."""
+        try:
+            left = max(0.01, until - self._runtime.monotonic())
+            _, end = consumer.get_watermark_offsets(place, timeout=left)
+        except KafkaException as error:
+            event(log, logging.WARNING, "end_unknown", shard=place.partition, reason=str(error))
+            return 0
+        return int(end)
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit what waits, then let go."""

@@ -94,7 +94,7 @@ class Engine:
         self._backlog = ProgressBacklog(ProgressFeed(kafka.follower(client_id, PROGRESS)))
         self._inbox = Inbox(kafka, client_id)
         self._topics = kafka.topic_watch(client_id, KNOWN)
-        self._assignment = Assignment(tables.shards, self._hand_over, self._let_go)
+        self._assignment = Assignment(tables.shards, self._hand_over, self._let_go, kafka.runtime)
         self._progress = Progress(
             settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log, kafka.places
         )

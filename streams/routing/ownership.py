@@ -20,7 +20,7 @@ from schemas.topics import ROUTER, TRADES
 from streams.broker.committed import committed_offsets, metadata_of
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
-from streams.errors import BrokerError, TopicError
+from streams.errors import BrokerError, NoAnswer, TopicError
 from streams.feeds.accepted import ACCEPTED_PARTITION, AcceptedOffsets, accepted_key
 from streams.logs import event
 from streams.routing.beginning import Beginning, Committed, Present, beginning
@@ -138,7 +138,8 @@ class Ownership:
         Returns the partitions with the offsets at which they go on.
 
         Raises:
-            BrokerError: Kafka does not say, or one of them may go on nowhere without an operator's word. None is owned.
+            NoAnswer: Kafka does not say. BrokerError: one of them may go on nowhere without an operator's word. None is
+                owned.
             TopicError: a partition has no place for its memory.
         """
         if not partitions:
@@ -152,6 +153,8 @@ class Ownership:
         for place in committed:
             try:
                 begun.append(self._begun(place, accepted, memories))
+            except NoAnswer:  # whoever can wait asks again
+                raise
             except BrokerError as refusal:
                 refusals.append(str(refusal))
         if refusals:

@@ -6,6 +6,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.topics import EVENTS
 from streams.clearing.assignment import Assignment
+from streams.runtime import SYSTEM
 
 
 class Assigned:
@@ -31,7 +32,7 @@ class Assigned:
 def test_no_offset_has_to_be_asked_for_before_the_seek() -> None:
     """An answer that comes after the seek has librdkafka ask again and go on at the end, past what is there."""
     consumer: Any = Assigned()
-    assignment = Assignment(2, lambda: None, lambda shard, in_order: None)
+    assignment = Assignment(2, lambda: None, lambda shard, in_order: None, SYSTEM)
     assignment.on_assign(cast(Consumer, consumer), [TopicPartition(EVENTS, shard) for shard in range(3)])
     assert consumer.offsets == {0: 7, 1: 0, 2: 7}
     assert sorted(consumer.offsets) == consumer.paused == [0, 1, 2]

@@ -10,7 +10,7 @@ from schemas.codec import MESSAGE_BYTES_MAX, encode
 from schemas.messages import Trade, TradeSide
 from schemas.topics import INPUTS, REPORTS, ROUTER, TRADES
 from streams.broker.reader import LogReader
-from streams.errors import BrokerError, TopicError
+from streams.errors import BrokerError, NoAnswer, TopicError
 from streams.routing.committed_at import CommittedAt
 from streams.routing.ownership import Ownership
 from streams.routing.trade_ids import MIGRATED_SLACK_US, REPEATED, RefusedTrade, TradeIds, memory_key
@@ -102,6 +102,22 @@ def test_a_coordinator_that_is_away_for_a_moment_is_asked_again() -> None:
 def test_a_coordinator_that_stays_away_is_an_error() -> None:
     with pytest.raises(BrokerError, match="committed offsets cannot be read"):
         begin(Log(0, 10), CommittedConsumer(3, [KafkaError.COORDINATOR_NOT_AVAILABLE] * 10_000), timeout_s=0.01)
+
+
+def test_a_log_that_gives_no_answer_may_be_asked_again() -> None:
+    """Beside one that is refused, too: the router begins all of them again."""
+
+    class Silent(Log):
+        def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+            if partition == 1:
+                raise NoAnswer("no answer in time")
+            return super().watermarks(topic, partition)
+
+    owned = Ownership(cast(LogReader, Silent(7, 10)), 30.0, SYSTEM, IDS, lambda: IDS, "kafka-1:9092")
+    places = [TopicPartition(REPORTS, number) for number in range(2)]
+    with pytest.raises(NoAnswer, match="no answer in time"):
+        owned.begin(cast(Consumer, CommittedConsumer(3)), places)
+    assert owned.all() == []
 
 
 def test_a_group_that_may_not_be_read_is_an_error_at_once() -> None:
