@@ -164,7 +164,6 @@ def test_a_role_starts_without_redis_and_says_so(settings: Settings) -> None:
     process = start(
         "engine",
         MARGIN_KAFKA__BOOTSTRAP_SERVERS=settings.kafka.bootstrap_servers,
-        MARGIN_TOPICS__SHARDS=str(settings.topics.shards),
         MARGIN_REDIS__URL=f"redis://{address}/0",
         MARGIN_ENGINE__GROUP_ID="test-without-redis",
     )

@@ -140,7 +140,7 @@ class Router:
             self._ownership.clear()  # what stopped half-way must not be committed on the way out
             raise
         finally:
-            self.close()
+            self._close()
 
     def register(self) -> None:
         """Register the transactional id, which ends the transaction of whoever had it."""
@@ -151,8 +151,7 @@ class Router:
         self._group.subscribe(list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         event(log, logging.INFO, "router_started", shards=self._shards, transactional_id=self._client_id)
 
-    def close(self) -> None:
-        """Leave the group, and let go of every client."""
+    def _close(self) -> None:
         self._beat("leaving the group")
         self._group.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
         self._beat("closing the producers")

@@ -109,7 +109,6 @@ class Pipeline:
                 "MARGIN_KAFKA__BOOTSTRAP_SERVERS": self._one.for_workers if self._one else addresses.bootstrap_servers,
                 "MARGIN_REDIS__URL": self.valkey.url,
                 "MARGIN_REDIS__TIMEOUT_MS": "500",
-                "MARGIN_TOPICS__SHARDS": str(SHARDS),
                 "MARGIN_ENGINE__JOURNAL_INTERVAL_MS": "1000",
             }
             | (_SHORT_TIMEOUTS if brokers == 1 else {}),

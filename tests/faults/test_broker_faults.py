@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.broker_faults import BROKER_FAULTS, BROKER_ROWS, BROKER_SHORT, BrokerFaultKind, Victim, java_hash
 from tests.faults.broker_rounds import BROKERS, BrokerRun
+from tests.faults.clean import assert_clean
 from tests.faults.pipeline import running
 from tests.faults.silence import SilenceMeter
 
@@ -34,12 +35,7 @@ def test_no_process_ends_and_everything_works_again(run: BrokerRun, name: str) -
 
 @pytest.mark.long
 def test_nothing_was_lost_or_repeated_and_every_journal_replays(run: BrokerRun) -> None:
-    result = run.finish()
-    assert result.verdict is not None
-    assert {name: differences for name, differences in result.verdict.differences.items() if differences} == {}
-    assert result.verdict.commands > 0
-    assert (result.verdict.lost, result.verdict.repeated) == (0, 0)
-    assert result.problems == []
+    assert_clean(run.finish())
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------

@@ -82,7 +82,6 @@ class Role:
             **os.environ,
             "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
             "MARGIN_REDIS__URL": settings.redis.url,
-            "MARGIN_TOPICS__SHARDS": str(settings.topics.shards),
             "MARGIN_KAFKA__SESSION_TIMEOUT_MS": "6000",
             **environment,
         }

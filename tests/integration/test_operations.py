@@ -89,7 +89,6 @@ def status(settings: Settings) -> tuple[int, dict[str, Any]]:
             **os.environ,
             "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
             "MARGIN_REDIS__URL": settings.redis.url,
-            "MARGIN_TOPICS__SHARDS": str(settings.topics.shards),
         },
         capture_output=True,
         text=True,

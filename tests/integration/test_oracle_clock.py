@@ -56,7 +56,6 @@ def test_an_oracle_whose_clock_is_ahead_says_so(settings_of_its_own: Settings, t
         **os.environ,
         "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "MARGIN_REDIS__URL": settings.redis.url,
-        "MARGIN_TOPICS__SHARDS": "1",
         "MARGIN_SERVICE__METRICS_PORT": str(port),
     }
     sequence = 0

@@ -17,12 +17,6 @@ from tests.integration.test_audit import command
 from tests.integration.test_pipeline import Market, leveraged, one_command
 
 
-@pytest.fixture(autouse=True)
-def shards_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an operator's commands are told, as the roles are."""
-    monkeypatch.setenv("MARGIN_TOPICS__SHARDS", str(SHARDS))
-
-
 @pytest.fixture(scope="module")
 def pipeline(own_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     running = Pipeline(own_settings, tmp_path_factory.mktemp("roles"))

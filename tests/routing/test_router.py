@@ -188,7 +188,6 @@ class Process:
                 env={
                     **os.environ,
                     "MARGIN_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-                    "MARGIN_TOPICS__SHARDS": str(settings.topics.shards),
                     "MARGIN_KAFKA__SESSION_TIMEOUT_MS": "6000",
                     **environment,
                 },
