@@ -2,8 +2,8 @@
 
 What is missing is created; what exists is compared with the contract and every difference is said. Nothing is ever
 deleted or altered. Over how many shards accounts are spread is written once (:mod:`streams.broker.layout`), and the
-topics of the shards must have as many partitions or more. Topics are asked
-for by name, because only then does Kafka say which of them this client may not see: such a topic is not a missing one.
+topics of the shards must have as many partitions or more. Topics are asked for by name, because only then does Kafka
+say which of them this client may not see: such a topic is not a missing one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
