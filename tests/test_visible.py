@@ -130,7 +130,8 @@ def test_a_log_line_is_one_line_of_what_can_be_seen(form: str, name: str) -> Non
     assert line.count("\n") == 1
     assert not ANYTHING.search(line)
     if form == "json":
-        assert json.loads(line)["reason"] == name
+        # Half of a surrogate pair is no text, and stands there as Python writes it.
+        assert json.loads(line)["reason"] == name.encode(errors="backslashreplace").decode()
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
