@@ -81,11 +81,10 @@ def collect(settings: Settings) -> RunRecords:
                 for partition in range(reader.partitions(topic.name))
                 for m in reader.read_range(topic.name, partition, 0)
             ]
-        inputs = (topics.TRADES, topics.TRANSFERS, topics.REPORTS)
-        places = {topic: reader.partitions(topic) for topic in (*inputs, topics.EVENTS)}
+        places = {topic: reader.partitions(topic) for topic in (*topics.INPUTS, topics.EVENTS)}
     for name, count in places.items():
         group = settings.engine.group_id if name == topics.EVENTS else settings.router.group_id
-        records.committed |= _committed(settings, group, name, count)
+        records.committed |= committed(settings, group, name, count)
     with redis.Redis.from_url(settings.redis.url) as client:
         for shard in range(records.shards):
             rows: dict[Any, Any] = client.hgetall(accounts_key(shard))
@@ -95,7 +94,20 @@ def collect(settings: Settings) -> RunRecords:
     return records
 
 
-def _committed(settings: Settings, group: str, topic: str, count: int) -> dict[Place, int]:
+def unrouted(settings: Settings) -> list[str]:
+    """The partitions of the exchange's topics up to whose ends no router has committed."""
+    behind: list[str] = []
+    with LogReader(settings.kafka, "faults-checker") as reader:
+        for topic in topics.INPUTS:
+            offsets = committed(settings, settings.router.group_id, topic, reader.partitions(topic))
+            ends = {place: reader.watermarks(*place)[1] for place in offsets}
+            behind += [f"{topic}[{p}] at {offsets[topic, p]} of {end}" for (_, p), end in ends.items()
+                       if offsets[topic, p] < end]  # fmt: skip
+    return behind
+
+
+def committed(settings: Settings, group: str, topic: str, count: int) -> dict[Place, int]:
+    """The offsets that a group has committed of a topic of ``count`` partitions; negative where it has none."""
     consumer = Consumer(config.common(settings.kafka, "faults-checker") | {"group.id": group})
     try:
         places = [TopicPartition(topic, partition) for partition in range(count)]
