@@ -35,6 +35,8 @@ from schemas.types import (
     RecordPlace,
     ReportStatus,
     Sequence,
+    ShardCount,
+    ShardNumber,
     Side,
     SignedDecimal,
     Stage,
@@ -257,6 +259,62 @@ class SourceRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     lost: Text = ""
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Over which shards accounts are spread, as of the ``version``-th record of ``margin.layout.v1``.
+
+    With ``shards`` equal to ``target``, the shard of an account is ``murmur2(account) % shards``. Else accounts are on
+    their way from ``old = murmur2(account) % shards`` to ``new = murmur2(account) % target``. Those that differ move in
+    order of their distance ``(new - old) % max(shards, target)``, and those of one distance in ``parts``, by
+    ``murmur2(account) // (shards * target) % parts``: those that move at ``step`` or before belong to ``new``, all
+    others to ``old`` still (:func:`schemas.partitioning.place_of`).
+    """
+
+    version: Sequence
+    shards: ShardCount
+    target: ShardCount
+    step: Offset = 0
+    parts: ShardCount = 1
+
+
+class Departure(msgspec.Struct, frozen=True, kw_only=True):
+    """To a shard: those of its accounts that ``spread`` has moved last go to shard ``to``, once every one of
+    ``sources`` (``topic:partition:topic id``) is routed by it."""
+
+    spread: Spread
+    to: ShardNumber
+    sources: tuple[Text, ...]
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """From shard ``origin``: those of its accounts that ``spread`` has moved last, with their rows; one of ``parts``.
+
+    Before ``floors``, by source, its rows are in these accounts; from there on they are the new shard's. ``beyond`` are
+    those of accounts that have more, because somebody who had been replaced had told it before. The accounts
+    were last decided on the marks below ``marks``, at the shard's time ``clock``. ``incomplete`` are those to which
+    something that was acknowledged before their last event may not have come. ``rows`` are the values of
+    ``margin.accounts.v1`` by account, ``packed`` the long ones of them (zlib, base64).
+    """
+
+    spread: Spread
+    origin: ShardNumber
+    part: Offset
+    parts: Offset
+    floors: dict[Text, Offset]
+    beyond: dict[Text, dict[Text, Offset]] = {}
+    marks: Offset
+    clock: TimeUs
+    incomplete: tuple[Text, ...] = ()
+    rows: dict[Text, str] = {}
+    packed: dict[Text, str] = {}
+
+
+class Arrived(msgspec.Struct, frozen=True, kw_only=True):
+    """From shard ``shard``: it has the accounts that ``spread`` has moved last."""
+
+    spread: Spread
+    shard: ShardNumber
+
+
 class EventFrame(msgspec.Struct, kw_only=True):
     """``margin.events.v1``: up to ``FRAME_ROWS_MAX`` events of one shard, applied suspensions first, then transfers,
     fills, reports.
@@ -265,7 +323,10 @@ class EventFrame(msgspec.Struct, kw_only=True):
     them it is the only clock the engine knows. ``repaired`` marks a replayed dead letter, which is applied once and
     only for an event that its account still lacks. ``sources`` are the records that the frame covers: all that they
     hold for the shard is in this frame or in one before it. A row from below the offset that the shard has had of its
-    source is a repeat. ``resumptions`` are words of an operator, applied after all else.
+    source is a repeat. ``resumptions`` are words of an operator, applied after all else. ``spread`` says by which
+    layout the rows were routed, if there has been more than one. ``confirmed``: from here on whoever owns ``sources``
+    routes them by it or a later one, as the owner says in a transaction of its group. ``departure``, ``arrival`` and
+    ``arrived`` move accounts from shard to shard.
     """
 
     time: TimeUs
@@ -276,6 +337,11 @@ class EventFrame(msgspec.Struct, kw_only=True):
     suspensions: list[Suspension] = msgspec.field(default_factory=list)
     sources: list[SourceRange] = msgspec.field(default_factory=list)
     resumptions: tuple[Resumption, ...] | msgspec.UnsetType = msgspec.UNSET
+    spread: Spread | msgspec.UnsetType = msgspec.UNSET
+    confirmed: bool | msgspec.UnsetType = msgspec.UNSET
+    departure: Departure | msgspec.UnsetType = msgspec.UNSET
+    arrival: Arrival | msgspec.UnsetType = msgspec.UNSET
+    arrived: Arrived | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         count = len(self.sources)
@@ -344,11 +410,42 @@ class ShardLayout(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.layout.v1``, under ``layout``: over how many shards accounts are spread.
 
     The shard of an account is ``murmur2(account) % shards``. Partition *n* of ``margin.events.v1``,
-    ``margin.accounts.v1`` and ``margin.journal.v1`` is shard *n*'s; partitions from ``shards`` on are not used.
+    ``margin.accounts.v1`` and ``margin.journal.v1`` is shard *n*'s; partitions from ``used`` on are not used.
+
+    Where the number has been changed, ``version`` counts the records, ``founded`` is the first number of shards and
+    ``used`` the highest that there has been. While it is being changed, ``target`` is the number to come and ``step``,
+    of ``parts`` for each distance, how far that is (:class:`Spread`).
     """
 
-    shards: Annotated[int, Meta(ge=1, le=1024)]
+    shards: ShardCount
     time: TimeUs
+    version: Sequence | msgspec.UnsetType = msgspec.UNSET
+    target: ShardCount | msgspec.UnsetType = msgspec.UNSET
+    step: Offset | msgspec.UnsetType = msgspec.UNSET
+    parts: ShardCount | msgspec.UnsetType = msgspec.UNSET
+    used: ShardCount | msgspec.UnsetType = msgspec.UNSET
+    founded: ShardCount | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def spread(self) -> Spread:
+        """Over which shards accounts are spread."""
+        return Spread(
+            version=self.version or 0,
+            shards=self.shards,
+            target=self.target or self.shards,
+            step=self.step or 0,
+            parts=self.parts or 1,
+        )
+
+    @property
+    def shards_used(self) -> int:
+        """How many partitions of the shards' topics are in use: those of shards that have ever had accounts."""
+        return max(self.used or 0, self.shards, self.target or 0)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether accounts are on their way to another number of shards."""
+        return bool(self.target) and self.target != self.shards
 
 
 # --- oracle to engine ------------------------------------------------------------------------------------------------
@@ -419,7 +516,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ``stale_bounds`` names the symbols whose marks are not live, with the bound they were given (its mark is worth at
     most 1 + bound times what ``marks`` says, at least nothing): equity, debt and maintenance_margin are then those of
     the corner that is best for the account, below its requirement even so. ``left_out`` names the sources
-    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them.
+    (``topic:partition:topic id``) that stood still for so long that the command was not kept back for them, and those
+    of which rows of the account came to the shard that it is about to go to.
     ``deferred`` names the account's events (``topic:partition:topic id:offset``) of frames up to ``events_offset`` that
     were applied after the command, because they were sent later than what it follows from.
     """
@@ -711,6 +809,50 @@ class ShardSuspension(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     lifted: Text = ""
 
 
+class Early(msgspec.Struct, frozen=True, kw_only=True):
+    """That a shard has had rows of accounts that are still to come to it: in frames from ``offset`` on.
+
+    ``next``, ``missing`` and ``moves`` are what it knew before that frame.
+    """
+
+    offset: Offset
+    next: dict[Text, Offset]
+    missing: dict[Text, Offset] = {}
+    moves: "ShardMoves"
+
+
+class Floor(msgspec.Struct, frozen=True, kw_only=True):
+    """Offsets ``next``, by source, below which rows of some accounts are in them already.
+
+    Of those that ``came`` to a shard by ``spread``, of those that were ``here`` before it, or of ``account`` alone.
+    """
+
+    kind: Literal["came", "here"]
+    spread: Spread
+    account: Text = ""
+    next: dict[Text, Offset]
+
+
+class ShardMoves(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a shard is with the moving of accounts. ``spread`` is the newest that its frames have named; ``versions``
+    is by which each source is confirmed to be routed (``topic:topic id``, by partition; -1: by none that is known), and
+    ``cuts`` up to where it had been told when that was confirmed, of those of the newest. The accounts of steps up to
+    ``left`` are other shards' (those of ``departure`` as soon as they are ``sent``; until the new shard has them their
+    rows are kept), those of steps up to ``arrived`` have come. ``floors`` are those that have not been passed yet,
+    ``cut_floors`` those that were beyond a cut when it was made."""
+
+    spread: Spread
+    versions: dict[Text, tuple[Offset, ...]] = {}
+    cuts: dict[Text, tuple[Offset, ...]] = {}
+    left: Offset = 0
+    arrived: Offset = 0
+    departure: Departure | None = None
+    sent: bool = False
+    early: Early | None = None
+    floors: tuple[Floor, ...] = ()
+    cut_floors: tuple[Floor, ...] = ()
+
+
 class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.journal.v1``: what one commit of one shard did, and in which order (parameters, events, marks).
 
@@ -741,7 +883,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     accounts whose verdict waits. ``missing`` names the sources whose frames go on, at this offset, beyond what the
     shard has had; ``lost`` those of which an operator has said that what was missing will not come. ``logs`` are the
     topics that the shard knows, in a claim and where every source is told; ``gone``, of a claim, is what it had to do
-    without of topics of ours. ``suspension`` is the last one of the shard, there once there has been one.
+    without of topics of ours. ``suspension`` is the last one of the shard, there once there has been one; ``moves``
+    are there once the number of shards has been changed.
     """
 
     kind: Literal["claim", "commit"]
@@ -782,3 +925,4 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     logs: dict[Text, LogSeen] | msgspec.UnsetType = msgspec.UNSET
     gone: dict[Text, LogGap] | msgspec.UnsetType = msgspec.UNSET
     suspension: ShardSuspension | msgspec.UnsetType = msgspec.UNSET
+    moves: ShardMoves | msgspec.UnsetType = msgspec.UNSET

@@ -1,10 +1,14 @@
 """Which partition a key belongs to: Kafka's murmur2, as the Java client's default partitioner computes it.
 
-The shard of an account is ``murmur2(account) % shards``. Every producer of ours sets librdkafka's
-``partitioner=murmur2_random``, which agrees; golden tests hold all three together.
+The shard of an account is ``murmur2(account) % shards``, and while that number changes what :func:`home_of` says.
+Every producer of ours sets librdkafka's ``partitioner=murmur2_random``, which agrees; golden tests hold all three
+together.
 """
 
 import struct
+from math import gcd
+
+from schemas.messages import Spread
 
 _SEED = 0x9747B28C
 _M = 0x5BD1E995
@@ -38,3 +42,42 @@ def partition_of(key: bytes, partitions: int) -> int:
 def shard_of(account: str, shards: int) -> int:
     """The shard that owns ``account``."""
     return partition_of(account.encode(), shards)
+
+
+def place_of(account: str, spread: Spread) -> tuple[int, int, int]:
+    """Where ``account`` is among ``spread.shards``, where among its ``target``, and the step at which it goes from one
+    to the other (0: it stays)."""
+    number = murmur2(account.encode()) & 0x7FFFFFFF
+    shards, target, parts = spread.shards, spread.target, spread.parts
+    old, new = number % shards, number % target
+    if old == new:
+        return old, new, 0
+    distance = (new - old) % max(shards, target)
+    return old, new, (distance - 1) * parts + number // (shards * target) % parts + 1
+
+
+def home_of(account: str, spread: Spread) -> int:
+    """The shard that rows of ``account`` are routed to."""
+    if spread.shards == spread.target:
+        return shard_of(account, spread.shards)
+    old, new, step = place_of(account, spread)
+    return new if step <= spread.step else old
+
+
+def moves_at(step: int, spread: Spread) -> list[tuple[int, int]]:
+    """The pairs of shards (from, to) between which accounts move at a step: of each shard at most one either way."""
+    shards, target = spread.shards, spread.target
+    highest, distance = max(shards, target), (step - 1) // spread.parts + 1
+    pairs = ((old, (old + distance) % highest) for old in range(shards)) if step > 0 else ()
+    return [(old, new) for old, new in pairs if new < target and old != new and _has_common(old, new, shards, target)]
+
+
+def steps_of(spread: Spread) -> list[int]:
+    """The steps at which accounts may move, in order."""
+    highest = max(spread.shards, spread.target)
+    return [step for step in range(1, (highest - 1) * spread.parts + 1) if moves_at(step, spread)]
+
+
+def _has_common(old: int, new: int, shards: int, target: int) -> bool:
+    """Whether any number is ``old`` modulo ``shards`` and ``new`` modulo ``target``."""
+    return (old - new) % gcd(shards, target) == 0

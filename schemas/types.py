@@ -69,6 +69,8 @@ RecordPlace = Annotated[
 TimeUs = Annotated[int, Meta(ge=0, le=TIME_US_MAX, description="microseconds since the Unix epoch")]
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 PartNumber = Annotated[int, Meta(ge=1, le=100_000)]
+ShardNumber = Annotated[int, Meta(ge=0, le=1023)]
+ShardCount = Annotated[int, Meta(ge=1, le=1024)]
 Offset = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 DurationMs = Annotated[int, Meta(ge=1, le=86_400_000, description="milliseconds")]
 HoldMs = Annotated[int, Meta(ge=0, le=600_000, description="milliseconds")]

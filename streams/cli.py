@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Annotated, Any, Protocol, runtime_checkable
@@ -354,6 +355,7 @@ def topics(
       margin-clearing topics --bootstrap-servers kafka-1:9092 --shards 32 --replication-factor 3
     """
     from streams.broker.admin import ensure_topics
+    from streams.broker.layout import spread_clauses
 
     given = _read_settings(
         bootstrap_servers=bootstrap_servers, shards=shards, partitions=partitions, replication_factor=replication_factor
@@ -363,9 +365,9 @@ def topics(
     with _tool(given.settings) as settings:
         report = ensure_topics(settings, create=not verify)
     asked, by = settings.topics.shards, given.set_by["topics", "shards"]
-    if report.shards is not None:
-        console.print(f"accounts are spread over {report.shards} shards")
-        if by != DEFAULT and asked != report.shards:
+    if (layout := report.layout) is not None:
+        console.print("; ".join(spread_clauses(layout)))
+        if by != DEFAULT and asked != layout.shards:
             report.wrong.append(f"{by} asks for {asked} shards: accounts stay in the shards in which they are")
     for name in report.created:
         console.print(line(f"created  {name}"))
@@ -438,6 +440,57 @@ def accept_offset(
     print("\n".join(visible(done_line) for done_line in done.lines()))
     if done.refused:
         raise typer.Exit(1)
+
+
+@app.command()
+def rescale(
+    shards: Annotated[int, typer.Option(help="How many shards there are to be, up to 1,024")],
+    yes: Annotated[bool, _else("show the plan only", "Do it", "--yes")] = False,
+    abort: Annotated[bool, _else("go on", "Call off what has been begun and has moved nobody yet", "--abort")] = False,
+    bootstrap_servers: WriteTo = None,
+) -> None:
+    """Change the number of shards while everything runs. Shows the plan; with --yes it is done.
+
+    Accounts move from shard to shard in steps, in each of which a shard sends accounts to one other and gets some from
+    one other at most; those that keep their shard do not move. The topics of the shards get partitions if they have too
+    few; none is made anew. Routers and engines go on meanwhile: an account is decided by its old shard until it leaves,
+    and by the new one as soon as it has come, with its commands, numbers and all else that its row holds.
+
+    May be ended at any time (Ctrl-C, kill): type it again and it goes on where it was. Until the first accounts have
+    moved it can be called off (--abort). Roles of versions that do not know how to move accounts must not run: what is
+    waited for is said, and nothing moves before every router has confirmed the new layout.
+
+    Needs Kafka with the topics, and the right to alter margin.events.v1, margin.accounts.v1 and margin.journal.v1 and
+    to write margin.layout.v1 and margin.events.v1. Reads every row once for the plan.
+
+    Exit codes: 0 done, or the plan was shown, or there is nothing to do; 1 something stands against it (a suspended
+    shard, records that are missing, another change under way) and is named; 2 a flag is wrong, or Kafka cannot be
+    reached or refuses.
+
+    \b
+    Example:
+      margin-clearing rescale --shards 7 --yes --bootstrap-servers kafka-1:9092
+    """
+    from streams.broker.kafka import Kafka
+    from streams.rescaling import show as shown
+    from streams.rescaling.rescaling import Rescaling
+
+    given = _settings(bootstrap_servers=bootstrap_servers)
+    _require_said(bootstrap_servers, *KAFKA)
+    if yes and abort:
+        raise typer.BadParameter("--abort calls it off: leave --yes away")
+    with _tool(given) as settings, contextlib.closing(Rescaling(Kafka(settings), shards)) as rescaling:
+        if abort:
+            rescaling.abort()
+            print("called off: no account has moved")
+            return
+        plan = rescaling.plan()
+        print("\n".join(shown.plan_lines(plan, is_asked=not yes)))
+        if plan.faults:
+            raise typer.Exit(1)
+        if yes and not rescaling.is_done:
+            rescaling.begin(plan)
+            shown.watch(rescaling, partial(print, flush=True))
 
 
 @app.command()

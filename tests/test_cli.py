@@ -14,7 +14,8 @@ from streams.settings import Settings
 
 SERVERS = "MARGIN_KAFKA__BOOTSTRAP_SERVERS"
 COMMANDS = [
-    "router", "oracle", "engine", "topics", "accept-offset", "resume", "account", "status", "replay", "explain",
+    "router", "oracle", "engine", "topics", "accept-offset", "resume", "rescale", "account",
+    "status", "replay", "explain",
     "verify",
     "evaluate", "demo", "scenario", "local", "settings", "bench",
 ]  # fmt: skip

@@ -29,7 +29,10 @@ SETTINGS_OF_FLAGS = {
 
 
 MUST_BE_TOLD = {
-    *((name, "bootstrap_servers") for name in ("router", "oracle", "engine", "topics", "accept-offset", "resume")),
+    *(
+        (name, "bootstrap_servers")
+        for name in ("router", "oracle", "engine", "topics", "accept-offset", "resume", "rescale")
+    ),
     *((name, "redis_url") for name in ("oracle", "engine")),
 }
 """Where a command writes has no default."""

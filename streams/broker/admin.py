@@ -6,18 +6,20 @@ topics of the shards must have as many partitions or more. Topics are asked for 
 say which of them this client may not see: such a topic is not a missing one.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
+from schemas.messages import ShardLayout
 from schemas.topics import ACCOUNTS, EVENTS, LAYOUT, ORACLE, PRICES, ROUTER, TRADES, Topic, all_topics
 from streams.broker import config
 from streams.broker.client_log import in_words, is_not_authorised
 from streams.broker.committed import RETRIABLE
-from streams.broker.layout import read_layout, require_shards, spread_over, write_layout
+from streams.broker.layout import read_layout, require_layout, spread_over, write_layout
 from streams.broker.missing import MISSING
 from streams.broker.reader import LogReader
 from streams.errors import BrokerError, NoAnswer, TopicError
@@ -33,22 +35,31 @@ _REPLICAS_SAFE = 3
 class TopicReport:
     """What was found and done: names created, names that were right, and a sentence for everything wrong.
 
-    ``shards`` is over how many shards accounts are spread, None where that could not be learned.
+    ``layout`` is how accounts are spread over shards, None where that could not be learned.
     """
 
     created: list[str] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    shards: int | None = None
+    layout: ShardLayout | None = None
+
+    @property
+    def shards(self) -> int | None:
+        """How many shards there are, None where that could not be learned."""
+        return None if self.layout is None else self.layout.shards_used
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The topics as the contract has them: ``partitions`` of each by name, and the ``shards`` that accounts are spread
-    over."""
+    """The topics as the contract has them: ``partitions`` of each by name, and the ``layout`` of the accounts."""
 
     partitions: dict[str, int]
-    shards: int
+    layout: ShardLayout
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return self.layout.shards_used
 
 
 def admin_client(settings: Settings) -> AdminClient:
@@ -74,9 +85,26 @@ def require_topics(settings: Settings, client_id: str, timeout_s: float = 30.0) 
         BrokerError: the cluster does not answer.
     """
     report, counts = _ensured(settings, client_id, create=False, timeout_s=timeout_s)
-    if report.wrong or report.shards is None:
+    if report.wrong or report.layout is None:
         raise TopicError("; ".join(report.wrong))
-    return Topics(counts, report.shards)
+    return Topics(counts, report.layout)
+
+
+def add_partitions(settings: Settings, counts: Mapping[str, int], timeout_s: float = 30.0) -> None:
+    """Give topics more partitions, so that they have ``counts``.
+
+    Raises:
+        BrokerError: the cluster refuses, or does not answer.
+    """
+    asked = [NewPartitions(topic, count) for topic, count in counts.items()]
+    admin = admin_client(settings)  # kept: its requests end with it
+    for topic, future in admin.create_partitions(asked, request_timeout=timeout_s).items():
+        try:
+            future.result(timeout=timeout_s + 1)
+        except KafkaException as error:
+            raise BrokerError(f"{topic} cannot be given more partitions: {in_words(error.args[0])}") from error
+        except FutureTimeout as error:
+            raise BrokerError(f"{topic} cannot be given more partitions: no answer in {timeout_s:g} s") from error
 
 
 def partition_counts(admin: AdminClient, timeout_s: float) -> dict[str, int]:
@@ -103,7 +131,7 @@ def _ensured(
     else:
         report.wrong += [f"{topic.name} is missing; `margin-clearing topics` creates it" for topic in missing]
     if LAYOUT in existing:
-        report.shards = _layout(settings, client_id, existing, report, create=create)
+        report.layout = _layout(settings, client_id, existing, report, create=create)
     present = [topic for topic in all_topics() if topic.name in existing and topic.name not in report.created]
     configurations = _configurations(admin, present, report, timeout_s)
     for topic in present:
@@ -119,23 +147,24 @@ def _ensured(
 
 def _layout(
     settings: Settings, client_id: str, existing: Mapping[str, int], report: TopicReport, *, create: bool
-) -> int | None:
-    """Over how many shards accounts are spread; written if nobody has yet and ``create`` says so."""
+) -> ShardLayout | None:
+    """How accounts are spread over shards; written if nobody has yet and ``create`` says so."""
     try:
         with LogReader(settings.kafka, client_id) as reader:
             if not create:
-                return require_shards(reader)
+                return require_layout(reader)
             if (layout := read_layout(reader)) is not None:
-                return layout.shards
+                return layout
             if ACCOUNTS not in existing or EVENTS not in existing:
                 return None  # and why is said already
             shards = spread_over(reader, existing, settings.topics.shards)
     except TopicError as error:
         report.wrong.append(str(error))
         return None
+    layout = ShardLayout(shards=shards, time=time.time_ns() // 1000)
     if shards <= existing[EVENTS]:
-        write_layout(settings.kafka, client_id, shards)
-    return shards
+        write_layout(settings.kafka, client_id, layout)
+    return layout
 
 
 def _look(admin: AdminClient, timeout_s: float) -> tuple[dict[str, int], dict[str, str]]:

@@ -9,11 +9,13 @@ from typing import Any
 
 from confluent_kafka import Consumer
 
-from schemas.topics import Compression
+from schemas.messages import ShardLayout
+from schemas.topics import LAYOUT, Compression
 from streams.broker import config
-from streams.broker.admin import Topics, admin_client, require_topics, topic_ids
+from streams.broker.admin import Topics, add_partitions, admin_client, require_topics, topic_ids
 from streams.broker.clients import CLIENTS, Clients
 from streams.broker.ends import EndOffsets, KafkaEndOffsets
+from streams.broker.layout import LayoutFollower
 from streams.broker.places import Places
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
 from streams.broker.reader import Follower, LogReader
@@ -79,6 +81,10 @@ class Kafka:
             self.settings.kafka, client_id, topic, partition, clients=self.clients, watch=self.places.watch()
         )
 
+    def layout_follower(self, client_id: str, layout: ShardLayout) -> LayoutFollower:
+        """Follows how accounts are spread over shards; ``layout`` is what is known."""
+        return LayoutFollower(self.follower(client_id, LAYOUT), layout)
+
     def topics(self, group_id: str) -> Topics:
         """The topics of the contract, as a process of ``group_id`` may read them.
 
@@ -86,6 +92,14 @@ class Kafka:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         return require_topics(self.settings, f"{group_id}-{self.worker}")
+
+    def add_partitions(self, counts: Mapping[str, int]) -> None:
+        """Give topics more partitions, so that they have ``counts``.
+
+        Raises:
+            BrokerError: the cluster refuses, or does not answer.
+        """
+        add_partitions(self.settings, counts)
 
     def cluster_id(self) -> str:
         """The cluster's own id.

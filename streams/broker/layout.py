@@ -1,9 +1,10 @@
 """Over how many shards accounts are spread: a fact of the log, in ``margin.layout.v1``, and nobody's setting.
 
-``margin-clearing topics`` writes it once. The topics of the shards may get more partitions later: those are not used.
+``margin-clearing topics`` writes it once, and ``margin-clearing rescale`` changes it, step by step. The topics of the
+shards may get more partitions: those from ``ShardLayout.shards_used`` on are not used. Roles follow it while they run.
 """
 
-import time
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
@@ -12,9 +13,13 @@ from schemas.messages import ShardLayout
 from schemas.partitioning import partition_of
 from schemas.topics import ACCOUNTS, EVENTS, LAYOUT
 from streams.broker.producer import IdempotentProducer
+from streams.broker.reader import Follower, LogReader
 from streams.broker.records import Log
 from streams.errors import TopicError
+from streams.logs import event
 from streams.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 LAYOUT_KEY = b"layout"
 
@@ -43,8 +48,8 @@ def read_layout(log: Log) -> ShardLayout | None:
         raise TopicError(f"{LAYOUT} does not say over how many shards accounts are spread: {error}") from error
 
 
-def require_shards(log: Log) -> int:
-    """Over how many shards accounts are spread.
+def require_layout(log: Log) -> ShardLayout:
+    """The layout that stands.
 
     Raises:
         TopicError: nobody has written it, or it cannot be read. BrokerError: Kafka does not answer.
@@ -54,18 +59,93 @@ def require_shards(log: Log) -> int:
         raise TopicError(
             f"{LAYOUT} does not say over how many shards accounts are spread; `margin-clearing topics` writes it"
         )
-    return layout.shards
+    return layout
 
 
-def write_layout(kafka: KafkaSettings, client_id: str, shards: int) -> None:
-    """Write that accounts are spread over ``shards``.
+def require_shards(log: Log) -> int:
+    """How many shards there are: those of accounts now, and those that have had accounts.
+
+    Raises:
+        TopicError: nobody has written it, or it cannot be read. BrokerError: Kafka does not answer.
+    """
+    return require_layout(log).shards_used
+
+
+def spread_clauses(layout: ShardLayout) -> list[str]:
+    """In words, over how many shards accounts are spread, to how many they are moving, and how many shards there are
+    beside those."""
+    clauses = [f"accounts are spread over {layout.shards} shards"]
+    if layout.is_moving:
+        clauses.append(f"they are moving to {layout.target}")
+    homes = max(layout.shards, layout.target or 0)
+    if layout.shards_used > homes:
+        clauses.append(f"shards {homes} to {layout.shards_used - 1} have had accounts and stay, empty")
+    return clauses
+
+
+class LayoutFollower:
+    """Follows the layout for a role that runs. ``layout`` is the newest that has come."""
+
+    def __init__(self, follower: Follower, layout: ShardLayout) -> None:
+        self._follower = follower
+        self.layout = layout
+
+    def start(self, reader: LogReader) -> None:
+        """Know the layout that stands, and follow from there.
+
+        Raises:
+            TopicError: it cannot be read. BrokerError: Kafka does not answer.
+        """
+        end = reader.watermarks(LAYOUT, 0)[1]
+        self.catch_up(reader)
+        self._follower.start(end)
+
+    def catch_up(self, reader: LogReader) -> None:
+        """Know the layout that stands now, whatever has been followed.
+
+        Raises:
+            As :meth:`start`.
+        """
+        self._know(require_layout(reader))
+
+    def _know(self, said: ShardLayout) -> bool:
+        """Take in a layout, if it is newer than the one that is known; whether it was."""
+        if said.spread.version <= self.layout.spread.version:
+            return False
+        self.layout, spread = said, said.spread
+        event(log, logging.INFO, "layout_changed", version=spread.version, shards=spread.shards,
+              target=spread.target, step=spread.step)  # fmt: skip
+        return True
+
+    def poll(self) -> ShardLayout | None:
+        """The layout, if another has come since the last call.
+
+        Raises:
+            BrokerError: the broker refuses for good.
+        """
+        newest: ShardLayout | None = None
+        for record in self._follower.poll(0):
+            try:
+                said = _DECODE(record.value())
+            except DecodeError as error:
+                event(log, logging.ERROR, "layout_unreadable", offset=record.offset(), reason=str(error))
+                continue
+            if record.key() == LAYOUT_KEY and self._know(said):
+                newest = said
+        return newest
+
+    def close(self) -> None:
+        self._follower.close()
+
+
+def write_layout(kafka: KafkaSettings, client_id: str, layout: ShardLayout) -> None:
+    """Write ``layout``.
 
     Raises:
         NotDelivered: Kafka does not take it.
     """
     producer = IdempotentProducer(kafka, client_id)
     try:
-        layout = ShardLayout(shards=shards, time=time.time_ns() // 1000)
         producer.produce(LAYOUT, encode(layout), key=LAYOUT_KEY.decode(), partition=0)
         producer.flush()
     finally:

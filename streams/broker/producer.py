@@ -57,12 +57,19 @@ def _queue(
     until: float = inf,
 ) -> bool:
     """Queue one record, waiting while the local queue is full; whether there was room within ``timeout_s`` and before
-    ``until``. The clock is looked at only where it is full: there is one call a row."""
+    ``until``. The clock is looked at only where it is full: there is one call a row. A partition that the client does
+    not know may have been added: it looks once."""
     deadline: float | None = None
+    has_looked = False
     while True:
         try:
             producer().produce(topic, value, **arguments)
             return True
+        except KafkaException as error:
+            if has_looked or error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                raise
+            has_looked = True
+            producer().list_topics(topic, timeout=timeout_s)
         except BufferError:
             now = runtime.monotonic()
             deadline = min(now + timeout_s, until) if deadline is None else deadline

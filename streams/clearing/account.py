@@ -333,7 +333,7 @@ def account_row(state: AccountState, ledger: Ledger) -> AccountRow | None:
         transfer_gaps=state.transfers.ranges(),
         transfer_floor=state.transfers.floor,
         waiting_fills=tuple(state.waiting_fills),
-        unread=None if state.unread is None else _packed(state.unread),
+        unread=None if state.unread is None else packed(state.unread),
         refused=dict(sorted(state.refused.items())),
         owed=dict(sorted(state.unapplied.by_place.items())),
         touched=state.touched,
@@ -354,7 +354,7 @@ def read_account(account: str, data: bytes, ledger: Ledger) -> AccountState:
     """
     try:
         row = _ROW(data)
-        kept = None if row.unread is None else _ROW(_unpacked(row.unread))
+        kept = None if row.unread is None else _ROW(unpacked(row.unread))
     except DecodeError as error:
         raise InputError(str(error)) from None
     if row.account != account or (kept is not None and kept.account != account):
@@ -398,7 +398,7 @@ def set_aside(account: str, data: bytes, reason: str) -> tuple[AccountState, boo
     )
     if row.unread is not None and row.account == account:
         with suppress(InputError):
-            state.unread = _unpacked(row.unread)
+            state.unread = unpacked(row.unread)
             return state, True
     return state, False
 
@@ -481,14 +481,15 @@ def has_started(group: _Started) -> bool:
     return group.status in ("liquidating", "bankrupt") if started is None else started
 
 
-def _packed(row: bytes) -> str:
+def packed(row: bytes) -> str:
+    """A row as text that takes less room; :func:`unpacked` gives it back."""
     return base64.b64encode(zlib.compress(row)).decode("ascii")
 
 
-def _unpacked(text: str) -> bytes:
+def unpacked(text: str) -> bytes:
     """
     Raises:
-        InputError: it is not what :func:`_packed` gives.
+        InputError: it is not what :func:`packed` gives.
     """
     try:
         return zlib.decompress(base64.b64decode(text, validate=True))

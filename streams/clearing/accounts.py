@@ -219,6 +219,15 @@ class Accounts:
         for group in self.by_name.pop(account).groups.values():
             self._drop(group)
 
+    def remove(self, account: str) -> None:
+        """Drop an account with all that it holds: it is another shard's from now on."""
+        for names in (self.held, self.holding_back):
+            names.discard(account)
+        self.unread.pop(account, None)
+        for group in self.by_name.pop(account).groups.values():
+            self._ledger.load_group(group.row, {}, ())
+            self._drop(group)
+
     # --- groups ------------------------------------------------------------------------------------------------------
 
     def _make_room(self, state: AccountState, margin: str) -> None:

@@ -45,7 +45,7 @@ _MAY_BECOME: dict[Stage | None, frozenset[Stage]] = {
 class Assignment:
     """The shards that the group has assigned to this member, of ``shards`` altogether.
 
-    A partition of the events beyond these is nobody's shard: the topic has more partitions than are used.
+    A partition of the events beyond these is nobody's shard: the topic has more partitions than are used, for now.
 
     ``hand_over`` is called before shards are revoked and commits what can be; ``let_go`` is called with each shard that
     leaves and whether it is revoked in good order. Both are called inside a poll of the consumer.
@@ -59,6 +59,7 @@ class Assignment:
         self._hand_over = hand_over
         self._let_go = let_go
         self._stages: dict[int, Stage] = {}
+        self._unused: set[int] = set()
         self._restoring: Restoration | None = None
         self.running: dict[int, Shard] = {}
         self.has_joined = False
@@ -109,7 +110,15 @@ class Assignment:
         )
         consumer.pause(partitions)
         self.has_joined = True
+        self._unused |= {place.partition for place in partitions if place.partition >= self._count}
         self._wait(place.partition for place in partitions if place.partition < self._count)
+
+    def grow(self, shards: int) -> None:
+        """There are ``shards`` by now: those of them wait for their turn whose partitions are assigned already."""
+        self._count = max(self._count, shards)
+        begun = sorted(shard for shard in self._unused if shard < self._count)
+        self._unused.difference_update(begun)
+        self._wait(begun)
 
     def _end_of(self, consumer: Consumer, place: TopicPartition, until: float) -> int:
         """Where a partition ends; 0 if nobody says in time."""
@@ -135,6 +144,7 @@ class Assignment:
     def _leave(self, partitions: list[TopicPartition], *, in_order: bool) -> None:
         for place in partitions:
             shard = place.partition
+            self._unused.discard(shard)
             if shard not in self._stages:
                 continue
             if self._stages.get(shard) is Stage.RESTORING:

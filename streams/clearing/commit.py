@@ -1,7 +1,7 @@
 """The engine's commit: everything that shards give, in one transaction with the offsets that it follows from.
 
 1. The transaction begins and every shard hands over what it has, with its journal record.
-2. Of each shard: rows, commands, alerts, dead letters of its own, and the journal record last.
+2. Of each shard: rows, commands, alerts, dead letters of its own, frames to other shards, and the journal record last.
 3. The dead letters of the records that every worker reads, if this one owns the shard that writes them.
 4. The offsets of the events, under this member's id and generation: Kafka refuses them if the group has moved on.
 5. The commit.
@@ -138,6 +138,8 @@ class Committer:
                 headers=headers.cloud_event(alert.alert_id, ALERT_EVENT, alert.event_time),
             )
         self._produce_unapplied(shard, output)
+        for other, frame in output.frames:
+            self.producer.produce(EVENTS, encode(frame), partition=other)
         self.producer.produce(
             JOURNAL, encode(output.journal), partition=shard.shard, on_delivery=_noting(offsets, "journal")
         )

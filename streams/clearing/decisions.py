@@ -233,7 +233,7 @@ class Decisions:
             debt=format_decimal(health.debt),
             unweighted_equity=format_decimal(health.unweighted_equity),
             stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
-            left_out=self._cursor.left_out,
+            left_out=self._cursor.left_out_of(state.account),
             deferred=tuple(_place_of(deferred) for deferred in state.deferred),
         )
 

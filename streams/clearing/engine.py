@@ -17,36 +17,33 @@ cannot be committed by then is dropped, and the next owner restores it from the 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Self
 
 from prometheus_client import Counter
 
-from schemas.codec import DecodeError
-from schemas.messages import EventFrame, MarkFrame
+from schemas.messages import MarkFrame, ShardLayout
 from schemas.topics import MARKS, PARAMETERS, PROGRESS
 from streams import probes
 from streams.broker import dead_letters
 from streams.broker.kafka import Kafka
 from streams.broker.records import UNSTAMPED, Record
 from streams.clearing.assignment import Assignment
-from streams.clearing.clock import is_off
 from streams.clearing.commit import DEAD_LETTER_SHARD, Committer
+from streams.clearing.event_intake import EventIntake, count_skew
 from streams.clearing.inbox import Inbox
 from streams.clearing.log_survey import LogSurvey
 from streams.clearing.parameter_intake import ParameterIntake
 from streams.clearing.progress import LOOP, Progress
 from streams.clearing.progress_backlog import ProgressBacklog
 from streams.clearing.restore import RestoredShard, ShardRestorer, put_in_force, steps_per_cycle
-from streams.clearing.shard import Shard
 from streams.errors import NoAnswer, ProducerFenced, ShardError, TransactionAborted
 from streams.feeds.gaps import KNOWN
 from streams.feeds.marks import MarkFeed
 from streams.feeds.parameters import ParameterFeed
 from streams.feeds.progress import ProgressFeed
 from streams.logs import event
-from streams.margin.parameters import RiskParameters
 from streams.runtime import Event
 from streams.service import run_role
 from streams.settings import Settings
@@ -58,14 +55,7 @@ from streams.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-EVENT_FRAMES = Counter("margin_engine_event_frames", "Event frames applied")
-FILLS = Counter("margin_engine_fills", "Fills applied")
 MARK_FRAMES = Counter("margin_engine_mark_frames", "Mark frames walked")
-CLOCK_SKEWED = Counter(
-    "margin_engine_clock_skewed_frames", "Frames whose time is off by more than clock_skew_ms_max", ["clock"]
-)
-UNREADABLE_FRAMES = Counter("margin_engine_unreadable_frames", "Event records that are no frames")
-SUSPENSIONS = Counter("margin_engine_suspensions", "Accounts named by records that could not be read")
 RETAKES = Counter("margin_engine_retakes", "Times all shards were dropped and taken again")
 
 _POLL_S = 0.002
@@ -79,7 +69,7 @@ _RETAKES_MAX = 10
 class Engine:
     """One engine process. :meth:`run` returns when ``stop`` is set and everything has been handed over."""
 
-    def __init__(self, kafka: Kafka, tables: Tables, stop: Event, watchdog: Watchdog) -> None:
+    def __init__(self, kafka: Kafka, layout: ShardLayout, tables: Tables, stop: Event, watchdog: Watchdog) -> None:
         settings, client_id = kafka.settings, f"{kafka.settings.engine.group_id}-{kafka.worker}"
         self._settings = settings
         self._runtime = kafka.runtime
@@ -94,7 +84,8 @@ class Engine:
         self._backlog = ProgressBacklog(ProgressFeed(kafka.follower(client_id, PROGRESS)))
         self._inbox = Inbox(kafka, client_id)
         self._topics = kafka.topic_watch(client_id, KNOWN)
-        self._assignment = Assignment(tables.shards, self._hand_over, self._let_go, kafka.runtime)
+        self._layout = kafka.layout_follower(client_id, layout)
+        self._assignment = Assignment(layout.shards_used, self._hand_over, self._let_go, kafka.runtime)
         self._progress = Progress(
             settings, kafka.runtime, watchdog, self._assignment, self._inbox, self._marks_log, kafka.places
         )
@@ -115,6 +106,9 @@ class Engine:
         self._intake = ParameterIntake(
             self._parameter_log, self._assignment, self._committer, self._progress, kafka.runtime
         )
+        self._events = EventIntake(
+            self._assignment, self._committer, self._parameter_log, self._catch_up_parameters, self._catch_up_marks
+        )
         self._broken: Exception | None = None
         self._marks_epoch = -1
         self._last_commit = self._commit_took_s = self._last_journal = 0.0
@@ -128,8 +122,8 @@ class Engine:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(LOOP, "starting")
-        shards = kafka.topics(kafka.settings.engine.group_id).shards
-        return cls(kafka, Tables(kafka, kafka.cluster_id(), shards, connect=connect), stop, watchdog)
+        layout = kafka.topics(kafka.settings.engine.group_id).layout
+        return cls(kafka, layout, Tables(kafka, kafka.cluster_id(), layout, connect=connect), stop, watchdog)
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -160,6 +154,8 @@ class Engine:
         """Learn the parameters in force and join the group; :meth:`cycle` restores what it assigns."""
         self._marks_log.start(self._reader.watermarks(MARKS, 0)[1])
         self._backlog.start(self._reader.watermarks(PROGRESS, 0)[1])
+        self._layout.start(self._reader)
+        self._take_layout(self._layout.layout)
         self._parameter_log.restart()
         self._catch_up_parameters()
         assignment = self._assignment
@@ -179,7 +175,7 @@ class Engine:
         self._tables.close()
         self._restore_point.close()
         logs = (self._parameter_log, self._marks_log, self._backlog, self._reader, self._restoring)
-        for part in (*logs, self._topics):
+        for part in (*logs, self._layout, self._topics):
             part.close()
         self._progress.end()
         event(log, logging.INFO, "engine_stopped")
@@ -196,6 +192,8 @@ class Engine:
             if to_restore := self._assignment.to_restore:
                 self._progress.beat(f"taking shard {to_restore[0]}")
                 self._restore(to_restore[0])
+            if (layout := self._layout.poll()) is not None:
+                self._take_layout(layout)
             self._progress.beat("reading parameters")
             self._read_parameters(self._parameter_log.poll())
             self._progress.beat("walking marks")
@@ -211,6 +209,11 @@ class Engine:
         self._inbox.require_member()
         self._topics.check()
         self._tables.check()
+
+    def _take_layout(self, layout: ShardLayout) -> None:
+        """Take the shards that there are now, and have the tables say where accounts are."""
+        self._assignment.grow(layout.shards_used)
+        self._tables.submit_layout(layout)
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
@@ -251,7 +254,7 @@ class Engine:
     def _walk(self, offset: int, frame: MarkFrame, appended: int) -> None:
         MARK_FRAMES.inc()
         self._progress.saw_marks()
-        _count_skew(self._parameter_log.parameters, "marks", frame.time, appended)
+        count_skew(self._parameter_log.parameters, "marks", frame.time, appended)
         for shard in self._assignment.running.values():
             if offset >= shard.marks_next:
                 shard.apply_marks(offset, frame, appended)
@@ -268,36 +271,20 @@ class Engine:
             self._inbox.fill(_POLL_S if self._assignment.running else _IDLE_POLL_S)
         if self._inbox.is_empty:
             return
-        frames = self._inbox.drain()
-        if any(
-            isinstance(frame, EventFrame) and (shard := self._to_apply(message)) is not None and not shard.admits(frame)
-            for message, frame in frames
-        ):
-            self._catch_up_parameters()
-        for number in {number for message, frame in frames if (number := self._apply(message, frame)) is not None}:
-            self._assignment.running[number].decide_touched()
+        self._events.take(self._inbox.drain())
 
-    def _to_apply(self, message: Record) -> Shard | None:
-        """The shard that has not applied ``message`` yet; None if it has, or is not owned."""
-        shard = self._assignment.running.get(message.partition())
-        return None if shard is None or message.offset() < shard.events_next else shard
+    def _catch_up_marks(self, is_enough: Callable[[], bool]) -> None:
+        """Walk the marks on which accounts were decided that come from another shard.
 
-    def _apply(self, message: Record, frame: EventFrame | DecodeError) -> int | None:
-        shard = self._to_apply(message)
-        if shard is None:
-            return None
-        if isinstance(frame, DecodeError):
-            shard.skip_events(message.offset(), str(frame))
-            self._committer.put_aside((message, frame))
-            UNREADABLE_FRAMES.inc()
-        else:
-            appended = message.appended_us
-            shard.apply_events(message.offset(), frame, appended)
-            _count_skew(self._parameter_log.parameters, "events", frame.time, appended)
-            EVENT_FRAMES.inc()
-            FILLS.inc(len(frame.fills.account))
-            SUSPENSIONS.inc(len(frame.suspensions))
-        return shard.shard
+        Raises:
+            NoAnswer: they do not come in time.
+        """
+        until = self._runtime.monotonic() + self._settings.kafka.call_ms_max / 1000
+        while not is_enough():
+            if self._runtime.monotonic() >= until:
+                raise NoAnswer("accounts came that were decided on later marks, and these do not come")
+            self._progress.beat("walking marks up to accounts that have come")
+            self._poll_marks()
 
     # --- committing --------------------------------------------------------------------------------------------------
 
@@ -417,11 +404,6 @@ class Engine:
         self._progress.beat("mending the producer")
         self._committer.mend(error)
         self._broken = None
-
-
-def _count_skew(parameters: RiskParameters, clock: str, time_us: int, appended: int) -> None:
-    if is_off(time_us, appended, 1000 * parameters.policy.clock_skew_ms_max):
-        CLOCK_SKEWED.labels(clock).inc()
 
 
 def run(settings: Settings) -> None:

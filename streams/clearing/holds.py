@@ -4,7 +4,8 @@ An account that is below its requirement, and was touched by a frame that is not
 first cut that was asked for after that frame is the account's: what comes below it is applied, what comes later is
 deferred, so that an account that is never at rest is decided, too. Once the cut is reached the account is decided, and
 then what was deferred is applied, and may hold it again. A command that has expired is superseded after a cut that was
-asked for after its expiry, and one that a mark causes waits for sources that are known to be behind.
+asked for after its expiry, and one that a mark causes waits for sources that are known to be behind. One that is about
+to go to another shard, to which rows of it come already, is decided there.
 """
 
 from collections.abc import Callable
@@ -51,6 +52,9 @@ class Holds:
         self.asked = True
         frame = state.touched
         if not self._cursor.completeness.has(frame, after_us):
+            self._hold(state, Hold(frame=frame, after=after_us, since=self._cursor.clock.now_us))
+            return True
+        if self._cursor.sources.moves.elsewhere(state.account):
             self._hold(state, Hold(frame=frame, after=after_us, since=self._cursor.clock.now_us))
             return True
         late = self._cursor.completeness.late_cut(1000 * policy.stale_input_hold_ms)
@@ -106,13 +110,16 @@ class Holds:
 
     def due(self) -> list[AccountState]:
         """The held accounts that need not wait any longer, by name."""
-        stale_us = 1000 * self._portfolio.parameters.policy.stale_input_hold_ms
+        policy, elsewhere = self._portfolio.parameters.policy, self._cursor.sources.moves.elsewhere
+        stale_us, hold_us = 1000 * policy.stale_input_hold_ms, 1000 * policy.incomplete_hold_ms
         clock_us = self._cursor.clock.now_us
         late = self._cursor.completeness.late_cut(stale_us)
         due = []
         for state in self._held():
             hold = state.held
             assert hold is not None
+            if clock_us - hold.since < hold_us and elsewhere(state.account):
+                continue
             is_caused_by_mark = hold.progress >= 0
             if self._cursor.completeness.has(hold.frame, hold.after, hold.progress) or (
                 is_caused_by_mark and (late is None or clock_us - hold.since >= stale_us)

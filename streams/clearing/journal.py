@@ -16,6 +16,7 @@ from streams.clearing.clock import ShardClock
 from streams.clearing.completeness import Completeness
 from streams.clearing.unreached import Unreached
 from streams.feeds import gaps
+from streams.feeds.moves import Moves
 from streams.feeds.sources import ALL_EVERY, Sources
 
 COMMAND_NAMES_BYTES_MAX = 300_000
@@ -52,7 +53,7 @@ class Cursor:
         self.unread = 0
         self.awaited = AwaitedMarks()
         self.unreached = Unreached()
-        self.sources = Sources()
+        self.sources = Sources(moves=Moves(shard))
         self.marks_now = 0
         self.held = 0
         self.completeness = Completeness(shard)
@@ -100,10 +101,12 @@ class Cursor:
         """Suspend the shard, for one reason more if it is suspended."""
         self.suspension = gaps.suspended(self.suspension, reason, self.clock.now_us)
 
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """The sources of which something is missing, and those that nobody waits for any more."""
-        return tuple(sorted({*self.sources.missing, *self.completeness.left_out}))
+    def left_out_of(self, account: str) -> tuple[str, ...]:
+        """The sources of which something is missing, or that nobody waits for any more, or of which rows of an account
+        that is about to go come to another shard."""
+        sources = self.sources
+        left_out = {*sources.missing, *self.completeness.left_out, *sources.moves.elsewhere(account)}
+        return tuple(sorted(left_out))
 
     def skip_marks(self, offset: int) -> None:
         """Count the mark record at ``offset`` and all before it as walked."""
@@ -172,6 +175,7 @@ class Cursor:
             logs=self.logs or UNSET,
             gone=self.gone or UNSET,
             suspension=self.suspension or UNSET,
+            moves=self.sources.moves.record(),
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
@@ -198,13 +202,12 @@ class Cursor:
         """
         self.sequence += 1
         named = _first_names(commands)
-        events_first, marks_first, parameters_first, progress_first = self._committed
-        self._committed, self.held = self._places(), held
-        turns, self._turns = tuple(self._turns), []
+        (events_first, marks_first, parameters_first, progress_first), self._committed = self._committed, self._places()
         self.close_batch()
-        batches, self._batches = tuple(self._batches), []
-        before = batches[0] if batches else None
-        self.unread, self.gone = 0, {}
+        turns, batches = tuple(self._turns), tuple(self._batches)
+        self._turns, self._batches, before = [], [], next(iter(batches), None)
+        self.unread, self.gone, self.held = 0, {}, held
+        self.sources.moves.forget_floors(self.sources.next)
         self._tells_all = self.sources.told_at < 0 or self.sequence % ALL_EVERY == 0
         return JournalRecord(
             kind="commit",
@@ -242,6 +245,7 @@ class Cursor:
             lost=dict(sorted(self.sources.lost.items())),
             logs=(self._tells_all and self.logs) or UNSET,
             suspension=self.suspension or UNSET,
+            moves=self.sources.moves.record(),
         )
 
     def committed(self, offset: int) -> None:

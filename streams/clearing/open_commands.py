@@ -38,6 +38,12 @@ class OpenCommands:
         self._accounts.agenda.overdue.discard(group.row)
         self._outbox.changed.add(state.account)
 
+    def let_go(self, state: AccountState) -> None:
+        """The account is another shard's from now on, and its commands with it."""
+        for group in state.groups.values():
+            for order in () if group.command is None else group.command.orders:
+                self.orders.pop(order.order_id, None)
+
     def expire(self, clock_us: int) -> set[int]:
         """The rows whose command has expired, until they have been decided again."""
         overdue = self._accounts.agenda.overdue

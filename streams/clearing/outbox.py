@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from schemas.messages import Alert, LiquidationCommand
+from schemas.messages import Alert, EventFrame, LiquidationCommand
 from schemas.types import CROSS, AlertKind, shard_account
 from streams.clearing.account import AccountState
 from streams.clearing.journal import Cursor
@@ -30,7 +30,8 @@ class UnappliedEvent:
 
 
 class Outbox:
-    """Collects a shard's output until it is committed. ``changed`` names the accounts whose rows must be written."""
+    """Collects a shard's output until it is committed. ``changed`` names the accounts whose rows must be written,
+    ``gone`` those of other shards by now whose rows must go; ``frames`` are for other shards, each with its number."""
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -38,15 +39,18 @@ class Outbox:
         self.commands: list[LiquidationCommand] = []
         self.alerts: list[Alert] = []
         self.unapplied: list[UnappliedEvent] = []
+        self.gone: set[str] = set()
+        self.frames: list[tuple[int, EventFrame]] = []
 
     @property
     def is_empty(self) -> bool:
-        return not (self.changed or self.commands or self.alerts or self.unapplied)
+        return not (self.changed or self.commands or self.alerts or self.unapplied or self.gone or self.frames)
 
     def clear(self) -> None:
         """Begin anew: whoever commits has what was collected."""
         self.changed.clear()
-        self.commands, self.alerts, self.unapplied = [], [], []
+        self.gone.clear()
+        self.commands, self.alerts, self.unapplied, self.frames = [], [], [], []
 
     def alert(
         self,

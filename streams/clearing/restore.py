@@ -39,6 +39,7 @@ from streams.clearing.shard import Shard
 from streams.errors import BrokerError, InputError, ShardError
 from streams.feeds.journal import JournalEnd, journal_end
 from streams.feeds.marks import first_needed, read_marks
+from streams.feeds.moves import Moves
 from streams.feeds.parameters import ParameterStep, parameter_steps
 from streams.feeds.sources import Sources, sources_as_of
 from streams.logs import event
@@ -160,7 +161,11 @@ class ShardRestorer:
             shard_id, events_next=max(committed, 0), marks_next=self._marks_next(), parameters_next=parameters_next
         )
         if last is None:
-            return self._survey.stand(shard_id, None, first, marks_now=first.marks.next), -1, Sources()
+            return (
+                self._survey.stand(shard_id, None, first, marks_now=first.marks.next),
+                -1,
+                Sources(moves=Moves(shard_id)),
+            )
         record, offset = stand(last, committed, first), last.last.offset()
         record = self._survey.stand(shard_id, last.record, record, marks_now=first.marks.next)
         return record, offset, sources_as_of(self._reader, last.record, offset, record.events.next)

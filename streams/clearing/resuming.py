@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from schemas.codec import encode
 from schemas.messages import EventFrame, JournalRecord, Resumption
-from schemas.partitioning import shard_of
+from schemas.partitioning import home_of
 from schemas.topics import EVENTS
 from schemas.types import is_identifier
 from streams.broker.kafka import Kafka
-from streams.broker.layout import require_shards
+from streams.broker.layout import require_layout
 from streams.errors import OperatorError
 from streams.feeds.journal import journal_end
 from streams.feeds.reasons import checked_reason
@@ -43,7 +43,8 @@ def resume(kafka: Kafka, account: str | None, reason: str) -> Resumed:
     Not of a shard of which it is known that it lacks records of the exchange: they come first, or are said to be lost.
 
     Raises:
-        OperatorError: the reason is none or too long, or there can be no such account. Nothing is written.
+        OperatorError: the reason is none or too long, there can be no such account, or accounts are moving from shard
+            to shard, so that it is not known which has this one. Nothing is written.
         BrokerError: Kafka does not answer, or does not take it.
     """
     reason = checked_reason(reason, "they may be liquidated again")
@@ -76,7 +77,12 @@ def resume(kafka: Kafka, account: str | None, reason: str) -> Resumed:
 def _last_records(kafka: Kafka, account: str | None) -> dict[int, JournalRecord | None]:
     """The last record of the journal of the account's shard, or of every shard."""
     with kafka.log_reader(_CLIENT_ID) as reader:
-        shards = require_shards(reader)
-        chosen = range(shards) if account is None else [shard_of(account, shards)]
+        layout = require_layout(reader)
+        if account is not None and layout.is_moving:
+            raise OperatorError(
+                f"accounts are moving from {layout.shards} to {layout.target} shards, and {account} may be in either: "
+                "resume it when that is done (margin-clearing status), or every account with --all"
+            )
+        chosen = range(layout.shards_used) if account is None else [home_of(account, layout.spread)]
         ends = {shard: journal_end(reader, shard) for shard in chosen}
     return {shard: None if end is None else end.record for shard, end in ends.items()}

@@ -6,10 +6,11 @@ bytes: that is what makes a replay, a simulation and an audit possible. What it 
 part of the work is a module of its own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import UNSET
 
 from schemas.messages import Alert, EventFrame, JournalRecord, LiquidationCommand, MarkFrame, RouterProgress
 from schemas.topics import EVENTS, MARKS
@@ -29,6 +30,7 @@ from streams.clearing.outbox import Outbox, UnappliedEvent
 from streams.clearing.plain_rows import PlainRows
 from streams.clearing.postings import Postings
 from streams.clearing.progress_walk import ProgressWalk
+from streams.clearing.relocation import Relocation
 from streams.clearing.suspensions import ShardSuspensions
 from streams.clearing.undecided import UndecidedWatch
 from streams.feeds.sources import Sources
@@ -41,13 +43,15 @@ from streams.margin.portfolio import Portfolio
 
 @dataclass(slots=True)
 class Output:
-    """Everything to commit at once. ``rows`` holds each changed account's row (None: tombstone)."""
+    """Everything to commit at once. ``rows`` holds each changed account's row (None: tombstone), ``frames`` what other
+    shards are told, each with its number."""
 
     journal: JournalRecord
     rows: dict[str, bytes | None] = field(default_factory=dict)
     commands: list[LiquidationCommand] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     unapplied: list[UnappliedEvent] = field(default_factory=list)
+    frames: list[tuple[int, EventFrame]] = field(default_factory=list)
 
 
 class Shard:
@@ -77,6 +81,8 @@ class Shard:
         )
         self._suspensions = ShardSuspensions(self.cursor, self._accounts, self._outbox)
         self._candidates = Candidates(self.portfolio, self._accounts, index)
+        self._relocation = Relocation(self.cursor, self.portfolio, self._accounts, self._commands, self._candidates,
+                                      self._events, self._held_back, self._outbox)  # fmt: skip
         self._decisions = Decisions(
             self.cursor,
             self.portfolio,
@@ -158,8 +164,8 @@ class Shard:
 
     @property
     def has_told(self) -> bool:
-        """Whether an alert or a dead letter is waiting to be committed."""
-        return bool(self._outbox.alerts or self._outbox.unapplied)
+        """Whether an alert, a dead letter or a frame for another shard is waiting to be committed."""
+        return bool(self._outbox.alerts or self._outbox.unapplied or self._outbox.frames)
 
     @property
     def unreached(self) -> dict[str, int]:
@@ -182,7 +188,12 @@ class Shard:
         self._undecided.resume()
 
     def restore(self, account: str, row: bytes) -> None:
-        """Restore an account from its last row; one that cannot be read is kept as it is, and its account suspended."""
+        """Restore an account from its last row; one that cannot be read is kept as it is, and its account suspended.
+
+        That of an account that has been sent to another shard is only kept until that has it.
+        """
+        if self._relocation.keeps_away(account):
+            return
         state = self._accounts.restore(account, row)
         for group in state.groups.values():
             if group.command is not None:
@@ -191,10 +202,12 @@ class Shard:
         self.cursor.unreached.count(state)
 
     def restore_all(self, rows: Mapping[str, bytes], step: int) -> Iterator[None]:
-        """Restore accounts that are not there yet from their last rows; yields after each ``step`` of them."""
+        """Restore accounts that are not there yet, as :meth:`restore`; yields after each ``step`` of them."""
         plain, restore_plain = PlainRows(self.portfolio.ledger, rows), self._accounts.restore_plain
         self._candidates.outdate()
         for count, account in enumerate(sorted(rows)):
+            if self._relocation.keeps_away(account):
+                continue
             if not restore_plain(account, rows[account], plain):
                 self.restore(account, rows[account])
             if count % step == 0:
@@ -279,11 +292,13 @@ class Shard:
         else:
             if appended != UNSTAMPED:
                 self.cursor.clock.advance(frame.time, appended, self._marks.skew_us)
-            self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
+            if frame.arrival is UNSET and frame.arrived is UNSET:  # else its time is that of another shard's inputs
+                self._watch_clock("events", f"{EVENTS}[{self.shard}] offset {offset}", frame.time, appended)
             self.cursor.completeness.hear(self.clock_us)
-        self._events.apply(offset, self.cursor.sources.admit(frame))
+        self._events.apply(offset, self.cursor.sources.admit(frame, offset))
         self._outbox.alert_shard_of(self.cursor.sources.take_told())
         self._suspensions.apply(frame)
+        self._relocation.apply(offset)
 
     def decide_touched(self, *, everything: bool = False) -> None:
         """Decide the groups that events touched (or, after a parameter change, all of them) at the current marks."""
@@ -370,8 +385,10 @@ class Shard:
             rows[account] = row = written(account)
             if row is None:
                 self._accounts.forget(account)
+        rows.update(dict.fromkeys(sorted(self._outbox.gone)))
         if with_open_interest:
-            self.cursor.unreached.set_notional(self._at_stake())
+            concerned = [states[account] for account in self.cursor.unreached.accounts]
+            self.cursor.unreached.set_notional(_at_stake(self.portfolio, concerned))
         else:
             self.cursor.unreached.set_notional(self.cursor.unreached.notional)
         outbox = self._outbox
@@ -382,22 +399,22 @@ class Shard:
             commands=[command.command_id for command in outbox.commands],
             open_interest=_open_interest(self.portfolio) if with_open_interest else None,
         )
-        output = Output(journal, rows, outbox.commands, outbox.alerts, outbox.unapplied)
+        output = Output(journal, rows, outbox.commands, outbox.alerts, outbox.unapplied, outbox.frames)
         outbox.clear()
         return output
 
-    def _at_stake(self) -> dict[str, str]:
-        """What the groups of each kind that liquidation does not reach hold in positions and owe, at the last prices,
-        in the unit of account."""
-        rows: dict[str, set[int]] = {}
-        for account in self.cursor.unreached.accounts:
-            state = self.accounts[account]
-            for group in state.groups.values():
-                if state.suspended:
-                    rows.setdefault("suspended", set()).add(group.row)
-                if (kind := group.unreached_kind) is not None:
-                    rows.setdefault(kind, set()).add(group.row)
-        return {kind: format_decimal(self.portfolio.worth_at_stake(as_rows(rows[kind]))) for kind in sorted(rows)}
+
+def _at_stake(portfolio: Portfolio, states: Iterable[AccountState]) -> dict[str, str]:
+    """What the groups of each kind that liquidation does not reach hold in positions and owe, at the last prices, in
+    the unit of account; ``states`` are the accounts that have any."""
+    rows: dict[str, set[int]] = {}
+    for state in states:
+        for group in state.groups.values():
+            if state.suspended:
+                rows.setdefault("suspended", set()).add(group.row)
+            if (kind := group.unreached_kind) is not None:
+                rows.setdefault(kind, set()).add(group.row)
+    return {kind: format_decimal(portfolio.worth_at_stake(as_rows(rows[kind]))) for kind in sorted(rows)}
 
 
 def _open_interest(portfolio: Portfolio) -> dict[str, str]:

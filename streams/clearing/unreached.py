@@ -54,6 +54,11 @@ class Unreached:
         else:
             self._by_account[state.account] = now
 
+    def forget(self, account: str) -> None:
+        """The account is another shard's from now on."""
+        for index, less in enumerate(self._by_account.pop(account, _NONE)):
+            self._totals[index] -= less
+
     def totals(self) -> dict[str, int]:
         """What there is of each kind, those of which there is none left out."""
         return {kind: total for kind, total in zip(KINDS, self._totals, strict=True) if total}

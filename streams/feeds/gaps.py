@@ -58,11 +58,17 @@ def find_gaps(
             gaps[topic] = LogGap(kind="made_anew", first=at, next=goes_on)
         elif topic in stands and at > log.end:
             gaps[topic] = LogGap(kind="cut_off", first=at, next=log.end if topic != MARKS else marks_now)
-        elif topic in (EVENTS, MARKS) and at < log.first:
-            gaps[topic] = LogGap(kind="deleted", first=at, next=log.first)
+        elif topic in (EVENTS, MARKS) and (needed := _early(record, at) if topic == EVENTS else at) < log.first:
+            gaps[topic] = LogGap(kind="deleted", first=needed, next=max(at, log.first))
         elif topic in (ACCOUNTS, PARAMETERS) and log.first > (0 if seen is None else seen.first):
             gaps[topic] = LogGap(kind="deleted", first=0 if seen is None else seen.first, next=log.first)
     return gaps
+
+
+def _early(record: JournalRecord, at: int) -> int:
+    """The first event frame that a shard needs: one that it has had, if it has rows that came before their accounts."""
+    early = record.moves.early if record.moves else None
+    return at if early is None else min(at, early.offset)
 
 
 def present_logs(logs: Log, shard: int, topic_ids: Mapping[str, str]) -> dict[str, PresentLog]:
@@ -107,8 +113,11 @@ def standing_after(record: JournalRecord, gaps: Mapping[str, LogGap], shard: int
     events, marks, parameters, rules_next, marks_full = (
         record.events, record.marks, record.parameters, record.rules_next, record.marks_full,
     )  # fmt: skip
+    moves = record.moves
     if (gap := gaps.get(EVENTS)) is not None:
         events = Range(first=gap.next, next=gap.next)
+        if moves and moves.early is not None:
+            moves = replace(moves, early=None)  # what came before its accounts is gone with the frames
     if (gap := gaps.get(MARKS)) is not None:
         marks, marks_full = Range(first=gap.next, next=gap.next), -1
     if (gap := gaps.get(PARAMETERS)) is not None and gap.kind != "deleted":
@@ -125,6 +134,7 @@ def standing_after(record: JournalRecord, gaps: Mapping[str, LogGap], shard: int
         parameters=parameters,
         rules_next=rules_next,
         marks_full=marks_full,
+        moves=moves,
         gone={**(record.gone or {}), **gaps},
         **({} if suspension is None else {"suspension": suspension}),
     )

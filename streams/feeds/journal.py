@@ -15,6 +15,7 @@ from schemas.messages import JournalRecord
 from schemas.topics import JOURNAL
 from streams.broker import config
 from streams.broker.kafka import Kafka
+from streams.broker.layout import require_layout
 from streams.broker.missing import MissingPartitions
 from streams.broker.reader import poll_records
 from streams.broker.records import Log, Record
@@ -102,11 +103,17 @@ def _end_of(records: Iterator[Record], shard: int) -> JournalEnd | None:
 
 
 class JournalFollower:
-    """Follows the journals of all shards from their ends on; never in a group."""
+    """Follows the journals of all shards from their ends on, and of those that are added from the beginning; never in a
+    group."""
 
-    def __init__(self, kafka: Kafka, client_id: str, shards: int) -> None:
+    def __init__(self, kafka: Kafka, client_id: str) -> None:
         with kafka.log_reader(client_id) as reader:
-            places = [TopicPartition(JOURNAL, shard, reader.watermarks(JOURNAL, shard)[1]) for shard in range(shards)]
+            self._layout = kafka.layout_follower(client_id, require_layout(reader))
+            self._layout.start(reader)
+            self.shards = self._layout.layout.shards_used
+            places = [
+                TopicPartition(JOURNAL, shard, reader.watermarks(JOURNAL, shard)[1]) for shard in range(self.shards)
+            ]
         self._watch = kafka.places.watch()
         self._consumer = kafka.clients.consumer(
             config.reader(kafka.settings.kafka, client_id)
@@ -122,6 +129,10 @@ class JournalFollower:
         Raises:
             BrokerError: the broker refuses for good.
         """
+        if (layout := self._layout.poll()) is not None and layout.shards_used > self.shards:
+            added = range(self.shards, layout.shards_used)
+            self._consumer.incremental_assign([TopicPartition(JOURNAL, shard, 0) for shard in added])
+            self.shards = layout.shards_used
         records = list(poll_records(self._consumer, 0, _RECORDS_MAX, self._watch, missing=self._missing))
         self._missing.look(self._consumer)
         for entry in map(journal_entry, records):
@@ -129,5 +140,6 @@ class JournalFollower:
                 yield entry.record.shard, entry.record.open_interest
 
     def close(self) -> None:
+        self._layout.close()
         self._consumer.close()
         self._watch.forget_all()

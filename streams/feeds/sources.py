@@ -4,7 +4,7 @@ A source is one partition of one topic; a topic that was made anew under its nam
 records of its sources it covers, so whatever is routed twice is dropped row by row, by the offset each row came from.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from schemas.topics import EVENTS, TRADES, TRANSFERS
 from schemas.types import AlertKind
 from streams.broker.records import Log
 from streams.feeds.journal import read_journal
+from streams.feeds.moves import Moves
 
 ALL_EVERY = 1000
 """Every so many records of a journal, one names all sources; the others name those that moved."""
@@ -39,7 +40,8 @@ class Sources:
     where the shard stands in the sources that are missing.
 
     ``told_at`` is the offset of the last journal record that names all sources (-1: none does). ``are_followed``: one
-    of them is a partition of a topic that has an id, so routers say how far they are in it.
+    of them is a partition of a topic that has an id, so routers say how far they are in it. ``moves`` says which rows
+    are the shard's while accounts move between shards.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Sources:
         told_at: int = -1,
         missing: Mapping[str, int] | None = None,
         lost: Mapping[str, Lost] | None = None,
+        moves: Moves | None = None,
     ) -> None:
+        self.moves = moves or Moves(-1)
         self.next: dict[str, int] = dict(next_offsets or {})
         self.missing: dict[str, int] = dict(missing or {})
         self.lost: dict[str, Lost] = dict(lost or {})
@@ -61,23 +65,44 @@ class Sources:
         self.stuck: dict[tuple[str, str], dict[int, int]] = {}
         self.resume(self.next)
 
-    def admit(self, frame: EventFrame) -> EventFrame:
-        """``frame`` without the rows that the shard has had or that do not follow what it has had.
+    def admit(self, frame: EventFrame, offset: int = -1) -> EventFrame:
+        """``frame``, at ``offset``, without the rows that the shard has had, that do not follow what it has had, or
+        that are another shard's.
 
         What is applied of it counts as had from here on. A repaired frame says where its rows came from, and covers
         nothing: it is sent by hand, to be applied.
         """
+        moves = self.moves
+        if not moves.may_concern(frame):
+            return self._without_repeats(frame, self._take)
+        before = moves.before(offset, self.next, self.missing) if moves.may_begin(frame) else None
+
+        def take(source: SourceRange) -> int:
+            name = source_name(source)
+            if moves.is_outdated(name, frame):
+                return _ALL
+            is_first = moves.confirms(name, frame)
+            had = self._take(source)
+            if is_first and had != _ALL:
+                moves.confirm(name, frame, had, source.first)
+                self.next[name] = source.first  # all from here on is told again, as this layout says
+                self._moved.add(name)
+            return had
+
+        return moves.apply(offset, frame, self._without_repeats(frame, take), before)
+
+    def _without_repeats(self, frame: EventFrame, take: Callable[[SourceRange], int]) -> EventFrame:
         if frame.repaired or not frame.sources:
             return frame
-        had = [self._take(source) for source in frame.sources]
+        had = [take(source) for source in frame.sources]
         if all(source.first >= offset for source, offset in zip(frame.sources, had, strict=True)):
             return frame
         return _without(frame, had)
 
     def resume(self, next_offsets: Mapping[str, int]) -> None:
-        """Stand at ``next_offsets`` or beyond; a journal says so already."""
+        """Stand at ``next_offsets``, which a journal says."""
         for name, offset in next_offsets.items():
-            self.next[name] = max(offset, self.next.get(name, 0))
+            self.next[name] = offset
             self._know(name)
         self._find_stuck()
 
@@ -205,9 +230,20 @@ def sources_as_of(logs: Log, record: JournalRecord | None, end: int, events_next
                 is_whole, known_next = False, before
     sources.resume(record.sources)
     _admit_all(sources, logs, record.shard, known_next, record.events.next)
-    known = Sources(sources.next, sources.told_at, record.missing, record.lost)
+    known = Sources(sources.next, sources.told_at, record.missing, record.lost, Moves(record.shard, record.moves))
     _admit_all(known, logs, record.shard, record.events.next, events_next)
+    _recall_early(known.moves, logs, record.shard, record.events.next)
     return known
+
+
+def _recall_early(moves: Moves, logs: Log, shard: int, events_next: int) -> None:
+    """Read again the rows that came before their accounts: no row of an account keeps them."""
+    early = moves.early
+    if early is None or early.offset >= events_next:
+        return
+    then = Sources(early.next, missing=early.missing, moves=Moves(shard, early.moves))
+    _admit_all(then, logs, shard, early.offset, events_next)
+    moves.early_rows, moves.parts = then.moves.early_rows, then.moves.parts
 
 
 def _admit_all(sources: Sources, logs: Log, shard: int, first: int, end: int) -> None:
@@ -215,8 +251,10 @@ def _admit_all(sources: Sources, logs: Log, shard: int, first: int, end: int) ->
     if first < end:
         for message in logs.read_range(EVENTS, shard, first, end):
             with suppress(DecodeError):  # it went to the dead letters as a whole
-                sources.admit(_EVENT_FRAME(message.value()))
+                sources.admit(_EVENT_FRAME(message.value()), message.offset())
     sources.take_told()
+    sources.moves.take_come()
+    sources.moves.take_acknowledged()
 
 
 def _without(frame: EventFrame, had: list[int]) -> EventFrame:

@@ -16,10 +16,13 @@ from streams.memory.kafka import MemoryKafka, memory_redis
 from streams.memory.oracle import MemoryOracle
 from streams.memory.redis import Server
 from streams.memory.scheduler import Process, VirtualEvent
+from streams.rescaling.rescaling import Rescaling, drive
 from streams.routing.router import Router
 from streams.settings import Settings
 from streams.tables.tables import Connect
 from streams.watchdog import Watchdog
+
+RESCALER = "rescaler"
 
 RESTART_US = 1_000_000
 """So long after its end a process is started again."""
@@ -58,6 +61,12 @@ class Deployment:
         for worker in self.workers.values():
             worker.end()
 
+    def rescale(self, shards: int) -> None:
+        """Have a process change the number of shards; it is started again until that is done."""
+        number = sum(role == RESCALER for role, _ in self.workers)
+        worker = self.workers[RESCALER, number] = Worker(self, RESCALER, number, shards)
+        worker.start()
+
     def watch(self, process: Process) -> None:
         """Let the groups expel the process when its session has timed out."""
         for group in self.cluster.groups.values():
@@ -76,7 +85,8 @@ class Deployment:
 class Worker:
     """One deployed process."""
 
-    def __init__(self, deployment: Deployment, role: str, number: int) -> None:
+    def __init__(self, deployment: Deployment, role: str, number: int, shards: int = 0) -> None:
+        self._shards = shards
         self._deployment = deployment
         self._role = role
         self._number = number
@@ -141,6 +151,15 @@ class Worker:
         kafka = deployment.kafka(process)
         if self._role == "engine":
             return lambda: Engine.build(kafka, stop, Watchdog(), deployment.redis(process)).run()
+        if self._role == RESCALER:
+            return lambda: self._rescale(kafka)
         if self._role == "router":
             return lambda: Router.build(kafka, stop, Watchdog()).run()
         return MemoryOracle(kafka, deployment.cluster, self._price_places).run
+
+    def _rescale(self, kafka: MemoryKafka) -> None:
+        rescaling = Rescaling(kafka, self._shards)
+        rescaling.begin(rescaling.plan())
+        drive(rescaling, kafka.runtime, lambda _: None)
+        rescaling.close()
+        self._ended = True

@@ -72,7 +72,7 @@ class GroupCoordinator:
         self.members: dict[str, Member] = {}
         self.generation = 0
         self.session_us = 0
-        self._partitions = partitions
+        self._partitions = dict(partitions)
         self._preparing = False
         self._phase = 0
         self._numbers = 0
@@ -140,6 +140,12 @@ class GroupCoordinator:
         assigned = {place for member in self.members.values() for place in member.assignment}
         topics = {topic for client in self._clients() for topic in client.topics}
         return sorted({(topic, number) for topic in topics for number in self._numbers_of(topic)} - assigned)
+
+    def grow(self, topic: str, count: int) -> None:
+        """A topic has more partitions by now: its members see that and join again."""
+        self._partitions[topic] = count
+        if self.members:
+            self.rebalance()
 
     def rebalance(self) -> None:
         """What an operator brings about by stopping a member for longer than its session."""

@@ -6,7 +6,6 @@ from typing import Any, cast
 import redis
 from confluent_kafka import Consumer, Producer
 
-from schemas.topics import EVENTS
 from streams.broker.admin import Topics
 from streams.broker.clients import Clients
 from streams.broker.ends import EndOffsets, Ends
@@ -60,8 +59,7 @@ class MemoryKafka(Kafka):
     def topics(self, group_id: str) -> Topics:
         self._process.call("topics")
         return Topics(
-            {topic: len(partitions) for topic, partitions in self._cluster.topics.items()},
-            len(self._cluster.topics[EVENTS]),
+            {topic: len(partitions) for topic, partitions in self._cluster.topics.items()}, self._cluster.layout
         )
 
     def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:
@@ -69,6 +67,10 @@ class MemoryKafka(Kafka):
 
     def topic_watch(self, client_id: str, topics: Sequence[str]) -> TopicWatch:
         return MemoryTopicWatch(self._cluster, self._process, topics)
+
+    def add_partitions(self, counts: Mapping[str, int]) -> None:
+        self._process.call("add partitions")
+        self._cluster.add_partitions(counts)
 
     def cluster_id(self) -> str:
         return self._cluster.name

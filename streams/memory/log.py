@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from schemas.codec import encode
+from schemas.codec import Decoder, encode
 from schemas.messages import ShardLayout
 from schemas.partitioning import partition_of
 from schemas.topics import EVENTS, LAYOUT, all_topics
@@ -18,6 +18,7 @@ from streams.broker.layout import LAYOUT_KEY
 from streams.memory.groups import GroupCoordinator
 from streams.memory.scheduler import EPOCH_US, Scheduler
 
+_LAYOUT = Decoder[ShardLayout](ShardLayout)
 _partition_of = lru_cache(maxsize=10_000)(partition_of)
 
 Place = tuple[str, int]
@@ -162,14 +163,19 @@ class _Identity:
 class Cluster:
     """The brokers, with the cluster id ``name``.
 
-    ``on_decided`` is told of every transaction when its coordinator has decided it. ``append_time`` are the topics
-    whose records get the brokers' time (``message.timestamp.type``), those of the contract at first.
+    ``on_decided`` is told of every transaction when its coordinator has decided it. ``shards`` is over how many shards
+    accounts are spread at first, if not over all partitions of their topics. ``append_time`` are the topics whose
+    records get the brokers' time (``message.timestamp.type``), those of the contract at first.
     """
 
     name = "in-memory"
 
     def __init__(
-        self, scheduler: Scheduler, partitions: Mapping[str, int], on_decided: Callable[[Transaction], None]
+        self,
+        scheduler: Scheduler,
+        partitions: Mapping[str, int],
+        on_decided: Callable[[Transaction], None],
+        shards: int | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.topics = {
@@ -186,7 +192,7 @@ class Cluster:
         self._on_decided = on_decided
         self._made_anew: dict[str, int] = {}
         if LAYOUT in partitions and EVENTS in partitions:
-            layout = ShardLayout(shards=partitions[EVENTS], time=EPOCH_US)
+            layout = ShardLayout(shards=shards or partitions[EVENTS], time=EPOCH_US)
             Cluster._append(self, self.topics[LAYOUT][0], LAYOUT_KEY, encode(layout), None, None)  # nobody waits yet
 
     def group(self, name: str) -> GroupCoordinator:
@@ -212,6 +218,20 @@ class Cluster:
         """The id of a topic, which tells it from another that had its name."""
         anew = self._made_anew.get(topic, 0)
         return f"id-of-{topic}" + (f"-{anew}" if anew else "")
+
+    def add_partitions(self, counts: Mapping[str, int]) -> None:
+        """Give topics more partitions, so that they have ``counts``."""
+        for topic, count in counts.items():
+            held = self.topics[topic]
+            held += [Partition(topic, number) for number in range(len(held), count)]
+            for group in self.groups.values():
+                group.grow(topic, len(held))
+
+    @property
+    def layout(self) -> ShardLayout:
+        """How accounts are spread over shards, as the last record of that topic says."""
+        records = self.topics[LAYOUT][0].records
+        return _LAYOUT(next(record.value for record in reversed(records) if record.readable))
 
     def make_anew(self, topic: str) -> None:
         """Delete a topic and create it again, with as many partitions. Nobody may be in a transaction there."""

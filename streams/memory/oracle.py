@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, TopicPartition
 
-from schemas.topics import JOURNAL, MARKS, ORACLE, PRICES
+from schemas.topics import MARKS, ORACLE, PRICES
 from streams.broker import config
 from streams.broker.kafka import Kafka
 from streams.broker.reader import poll_batch
@@ -39,8 +39,7 @@ class MemoryOracle:
             LeadershipLost: another process publishes now.
         """
         leadership = Leadership(self._kafka)
-        shards = len(self._cluster.topics[JOURNAL])
-        with open_publisher(self._kafka, leadership, shards, BrokerOffset()) as publisher:
+        with open_publisher(self._kafka, leadership, BrokerOffset()) as publisher:
             while not leadership.poll():
                 self._kafka.runtime.sleep(_LEADERSHIP_POLL_S)
             publisher.claim()

@@ -29,6 +29,7 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
+from schemas.messages import ShardLayout
 from schemas.topics import MARKS, all_topics
 from streams.errors import ScenarioError
 from streams.memory.brokers import VisibleCluster, VisibleRecord
@@ -198,6 +199,16 @@ class Pipeline:
         if ms < 0:
             raise ScenarioError(f"time does not go back by {-ms} ms")
         self.run_until(self._scheduler.now + microseconds(ms, "ms"))
+
+    def rescale(self, shards: int) -> None:
+        """Have the accounts spread over ``shards`` from now on; it goes on while time passes (process ``rescaler:0``,
+        the next one ``rescaler:1``)."""
+        self._deployment.rescale(shards)
+
+    @property
+    def layout(self) -> ShardLayout:
+        """How accounts are spread over shards."""
+        return self._cluster.layout
 
     # --- what goes wrong ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from streams.memory.scenario_file import (
     ClockError,
     Delete,
     Freeze,
+    Rescale,
     ScenarioLine,
     ScenarioScript,
     read_scenario,
@@ -110,6 +111,9 @@ def _let_happen(pipeline: Pipeline, line: ScenarioLine) -> None:
         return
     if isinstance(what, Delete):
         pipeline.delete(what.topic)
+        return
+    if isinstance(what, Rescale):
+        pipeline.rescale(what.shards)
         return
     worker = str(what.worker)
     if isinstance(what, Freeze):

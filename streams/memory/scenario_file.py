@@ -14,6 +14,7 @@ from streams.memory.given_records import FieldError, GivenRecord, decoded_json, 
 
 AT_MS_MAX = 86_400_000
 """A scenario may last a day of virtual time."""
+SHARDS_MAX = 64
 WORKERS_MAX = 64
 """So many processes of a role at most."""
 
@@ -23,6 +24,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "kill": ("at_ms", "kill"),
     "clock": ("at_ms", "clock", "ahead_ms"),
     "delete": ("at_ms", "delete"),
+    "rescale": ("at_ms", "rescale"),
 }
 """What a line of each kind may have, by the field that says its kind."""
 
@@ -68,7 +70,14 @@ class Delete:
     topic: str
 
 
-Happening = GivenRecord | Freeze | Kill | ClockError | Delete
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """The number of shards begins to be changed."""
+
+    shards: int
+
+
+Happening = GivenRecord | Freeze | Kill | ClockError | Delete | Rescale
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,11 @@ def _happening(kind: str, fields: Mapping[str, Any], at_us: int, partitions: Map
         if not isinstance(fields[kind], str) or fields[kind] not in partitions:
             raise FieldError(kind, f"there is no topic {fields[kind]!r:.60}")
         return Delete(fields[kind])
+    if kind == "rescale":
+        shards = fields[kind]
+        if type(shards) is not int or not 1 <= shards <= SHARDS_MAX:
+            raise FieldError(kind, f"must be a number of shards from 1 to {SHARDS_MAX}, got {shards!r:.60}")
+        return Rescale(shards)
     worker = _worker(fields[kind], kind)
     if kind == "kill":
         return Kill(worker)
@@ -194,7 +208,7 @@ def _worker(text: Any, field: str) -> WorkerName:
 def _worker_counts(numbered: list[tuple[int, ScenarioLine]], given: Mapping[str, int | None]) -> dict[str, int]:
     named: dict[str, int] = {}
     for _, line in numbered:
-        if not isinstance(line.what, GivenRecord | Delete):
+        if not isinstance(line.what, GivenRecord | Delete | Rescale):
             worker = line.what.worker
             named[worker.role] = max(named.get(worker.role, 0), worker.number)
     return {role: named.get(role, 0) + 1 if count is None else count for role, count in given.items()}
@@ -205,7 +219,7 @@ def _require_workers(
 ) -> None:
     for number, line in numbered:
         what = line.what
-        if isinstance(what, GivenRecord | Delete) or what.worker.number < counts[what.worker.role]:
+        if isinstance(what, GivenRecord | Delete | Rescale) or what.worker.number < counts[what.worker.role]:
             continue
         role, field = what.worker.role, {Freeze: "freeze", Kill: "kill", ClockError: "clock"}[type(what)]
         known = f"there is {role}:0" if counts[role] == 1 else f"there are {role}:0 to {role}:{counts[role] - 1}"

@@ -47,9 +47,8 @@ _SILENCE_FAUST = ("faust", "mode", "aiokafka", "asyncio")
 class Oracle:
     """One oracle process: stands by, publishes, and ends when it is told to or anything fails."""
 
-    def __init__(self, kafka: Kafka, shards: int, stop: Event, watchdog: Watchdog) -> None:
+    def __init__(self, kafka: Kafka, stop: Event, watchdog: Watchdog) -> None:
         self._kafka = kafka
-        self._shards = shards
         self._stop = stop
         self._watchdog = watchdog
         self._leadership = Leadership(kafka)
@@ -63,13 +62,14 @@ class Oracle:
 
     @classmethod
     def build(cls, kafka: Kafka, stop: Event, watchdog: Watchdog) -> Self:
-        """An oracle for the shards of ``kafka``.
+        """An oracle of ``kafka``.
 
         Raises:
             TopicError: the topics are not as the contract has them. BrokerError: Kafka does not answer.
         """
         watchdog.beat(_HEART, "starting")
-        return cls(kafka, kafka.topics(kafka.settings.oracle.app_id).shards, stop, watchdog)
+        kafka.topics(kafka.settings.oracle.app_id)
+        return cls(kafka, stop, watchdog)
 
     def run(self) -> None:
         """Stand by, publish, and leave when told to.
@@ -116,7 +116,6 @@ class Oracle:
         with open_publisher(
             self._kafka,
             self._leadership,
-            self._shards,
             self._offset,
             lambda: self._watchdog.beat(_HEART, "reading parameters"),
         ) as publisher:

@@ -87,7 +87,8 @@ class ScaleBook:
             )
 
     def observe_open_interest(self, shard: int, quantities: Mapping[str, str]) -> None:
-        """Take in the quantity of a shard's long positions by symbol."""
+        """Take in the quantity of a shard's long positions by symbol; there may be more shards than at first."""
+        self._shards = max(self._shards, shard + 1)
         self._open_interest[shard] = quantities
 
     def step(self, marks: Sequence[Mark], clock: int) -> None:

@@ -17,7 +17,7 @@ from streams.oracle.publisher import Publisher, Right
 
 @contextmanager
 def open_publisher(
-    kafka: Kafka, right: Right, shards: int, offset: BrokerOffset, on_progress: Callable[[], object] = lambda: None
+    kafka: Kafka, right: Right, offset: BrokerOffset, on_progress: Callable[[], object] = lambda: None
 ) -> Iterator[Publisher]:
     """A publisher that follows parameters and journals, the parameters caught up with their topic.
 
@@ -28,7 +28,7 @@ def open_publisher(
     """
     settings, app_id = kafka.settings, kafka.settings.oracle.app_id
     with (
-        closing(JournalFollower(kafka, f"{app_id}-journals", shards)) as journals,
+        closing(JournalFollower(kafka, f"{app_id}-journals")) as journals,
         closing(ParameterFeed(kafka.follower(app_id, PARAMETERS))) as parameters,
     ):
         parameters.restart()
@@ -42,7 +42,7 @@ def open_publisher(
             parameters.catch_up(reader, add)
         yield Publisher(
             heartbeat_ms=settings.oracle.heartbeat_ms,
-            shards=shards,
+            shards=journals.shards,
             right=right,
             parameters=parameters,
             journals=journals,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from schemas.codec import encode
@@ -19,13 +20,14 @@ from schemas.messages import (
     FillColumns,
     LiquidationReport,
     SourceRange,
+    Spread,
     Suspension,
     Trade,
     TradeSide,
     Transfer,
     rows_of,
 )
-from schemas.partitioning import shard_of
+from schemas.partitioning import home_of
 from schemas.types import CROSS
 
 FRAME_BYTES_MAX = 900_000
@@ -55,7 +57,18 @@ class ShardFrames:
 
     def __init__(self, shards: int) -> None:
         self._shards = [_ShardRows() for _ in range(shards)]
+        self._spread = Spread(version=0, shards=shards, target=shards)
         self._home: dict[str, _ShardRows] = {}
+
+    def spread_over(self, spread: Spread, shards: int) -> None:
+        """What is added from now on goes where ``spread`` says, to ``shards`` altogether."""
+        for rows in self._shards:
+            rows.route_by(spread)
+        for _ in range(len(self._shards), shards):
+            self._shards.append(_ShardRows())
+            self._shards[-1].route_by(spread)
+        self._spread = spread
+        self._home.clear()
 
     def add_trade(self, trade: Trade, source: Source, offset: int) -> None:
         """Both sides of a trade, the taker's first: the buyer's quantity positive, the seller's negative."""
@@ -138,7 +151,7 @@ class ShardFrames:
         if home is None:
             if len(self._home) >= ACCOUNTS_REMEMBERED_MAX:
                 self._home.clear()
-            home = self._home[account] = self._shards[shard_of(account, len(self._shards))]
+            home = self._home[account] = self._shards[home_of(account, self._spread)]
         return home
 
 
@@ -149,9 +162,10 @@ class _ShardRows:
     it is cut: until then they are one list, row by row, because a column for each value costs more than the values.
     """
 
-    __slots__ = ("_fills", "_indexes", "_next", "full", "open", "rows", "told")
+    __slots__ = ("_fills", "_indexes", "_next", "_spread", "full", "open", "rows", "told")
 
     def __init__(self) -> None:
+        self._spread: Spread | UnsetType = UNSET
         self.full: list[EventFrame] = []
         self.open = EventFrame(time=0)
         self.rows = 0
@@ -159,6 +173,16 @@ class _ShardRows:
         self._next: list[int] = []
         self._fills: list[Any] = []
         self.told: dict[Source, int] = {}
+
+    def route_by(self, spread: Spread) -> None:
+        """What comes from now on is routed by ``spread``, and says so."""
+        if self._indexes:
+            self._cut()
+        self._spread = spread
+        self.open = self._new()
+
+    def _new(self) -> EventFrame:
+        return EventFrame(time=0, spread=self._spread)
 
     def reserve(self, rows: int) -> None:
         """Have the open frame take ``rows`` more."""
@@ -202,7 +226,7 @@ class _ShardRows:
             next=source.first,
             lost=reason,
         )
-        self.full.append(EventFrame(time=0, sources=[said]))
+        self.full.append(EventFrame(time=0, sources=[said], spread=self._spread))
         self.told[source] = source.first
 
     def take(self) -> list[EventFrame]:
@@ -231,7 +255,7 @@ class _ShardRows:
             setattr(columns, name, self._fills[number :: len(_FILL_COLUMNS)])
         self._fills.clear()
         self.full.append(self.open)
-        self.open = EventFrame(time=0)
+        self.open = self._new()
         self.rows = 0
 
 
@@ -263,7 +287,7 @@ def _encoded(frame: EventFrame) -> Iterator[bytes]:
 
 def _slice(frame: EventFrame, first: int, end: int) -> EventFrame:
     """The rows ``[first, end)`` of ``frame``, counted in the order in which the engine applies them."""
-    part = EventFrame(time=frame.time, repaired=frame.repaired)
+    part = EventFrame(time=frame.time, repaired=frame.repaired, spread=frame.spread)
     count = len(frame.suspensions)
     part.suspensions = frame.suspensions[first : max(end, 0)]
     for kind in ROW_KINDS:

@@ -51,6 +51,10 @@ class ProgressTeller:
         """A frame to ``shard`` is acknowledged."""
         self.frames[shard] = max(offset, self.frames[shard])
 
+    def grow(self, shards: int) -> None:
+        """There are ``shards`` by now."""
+        self.frames += [-1] * (shards - len(self.frames))
+
     def close(self) -> None:
         """Let go of it; what is not acknowledged may be written or not."""
         self._producer.close()

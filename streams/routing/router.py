@@ -24,7 +24,6 @@ If any of this fails, everything in memory is forgotten and read again from Kafk
 import logging
 from collections.abc import Mapping
 from functools import partial
-from math import inf
 from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
@@ -43,8 +42,10 @@ from streams.errors import BrokerError, NoAnswer, NotDelivered, ProducerFenced, 
 from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
+from streams.routing.collecting import Collector
 from streams.routing.ownership import Owned, Ownership
 from streams.routing.progress import ProgressTeller
+from streams.routing.routed_layout import RoutedLayout
 from streams.routing.split import Counts, RefusedRecord, Splitter
 from streams.routing.trade_ids import SymbolMoved
 from streams.runtime import Event
@@ -56,7 +57,6 @@ log = logging.getLogger(__name__)
 
 _LOOP = "router"
 _IDLE_POLL_S = 0.1
-_RECORDS_PER_POLL = 1_000
 _FAILURES_MAX = 10
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 2.0
@@ -80,8 +80,7 @@ class Router:
         self._client_id = f"{settings.router.group_id}-{kafka.worker}"
         self._clock = MachineClock(kafka.runtime.time_ns)
         self._failures = 0
-        self._shards = topics.shards
-        self._splitter = Splitter(self._shards, topic_ids)
+        self._splitter = Splitter(topics.shards, topic_ids)
         # Only we read the frames and the memory; dead letters are stored without compression by their topics.
         self._new_writer = partial(
             kafka.idempotent_producer, f"{self._client_id}-frames", compression="lz4", linger_ms=_WRITE_LINGER_MS
@@ -102,8 +101,9 @@ class Router:
             self._topics.ids[ROUTER],
         )
         self._progress = ProgressTeller(kafka, self._client_id, topics, topic_ids)
-        self._batch: list[Record] = []
-        self._batched_at = -inf
+        follower = kafka.layout_follower(self._client_id, topics.layout)
+        self._layout = RoutedLayout(follower, self._splitter, self._progress)
+        self._collector = Collector(settings.router, kafka.runtime)
         self._ends: dict[tuple[str, int], int] = {}
         self._failed: BrokerError | None = None
         self._group = RejoiningConsumer(
@@ -148,14 +148,21 @@ class Router:
 
     def join(self) -> None:
         """Join the group; :meth:`cycle` takes what it assigns."""
+        self._layout.start(self._reader)
         self._group.subscribe(list(INPUTS), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
-        event(log, logging.INFO, "router_started", shards=self._shards, transactional_id=self._client_id)
+        event(
+            log,
+            logging.INFO,
+            "router_started",
+            shards=self._layout.shards,
+            transactional_id=self._client_id,
+        )
 
     def _close(self) -> None:
         self._beat("leaving the group")
         self._group.leave(self._settings.service.instance_id, self._settings.kafka.handover_s)
         self._beat("closing the producers")
-        for part in (self._writer, self._producer, self._progress, self._reader, self._topics):
+        for part in (self._writer, self._producer, self._progress, self._reader, self._layout, self._topics):
             part.close()
         self._watchdog.forget(_LOOP)
         event(log, logging.INFO, "router_stopped")
@@ -182,11 +189,15 @@ class Router:
         self._beat("collecting a batch")
         self._group.require_member()
         self._topics.check()
+        self._layout.look()
         batch = self.collect()
         try:
             if (failed := self._failed) is not None:
                 self._failed = None
                 raise failed
+            if self._layout.is_unconfirmed:
+                self._beat("confirming the layout")
+                self._commit(confirms=True)
             self._beat("splitting a batch")
             self._route(batch)
             self._pass_ends()
@@ -201,22 +212,9 @@ class Router:
 
     def collect(self) -> list[Record]:
         """Records for one batch. Partitions may come and go while it is collected (:meth:`_drop`)."""
-        router = self._settings.router
         self._ends.clear()
         self._ownership.look_again()
-        size, left, until = 0, self._progress.wait_s(_IDLE_POLL_S), self._batched_at + router.linger_ms / 1000
-        while True:
-            before = len(self._batch)
-            room = min(_RECORDS_PER_POLL, router.batch_records_max - before)
-            for message in self._group.poll(left, room, self._on_end):
-                self._batch.append(message)
-                size += len(message.value() or b"")
-            left = max(0.0, until - (now := self._runtime.monotonic()))
-            is_full = len(self._batch) >= router.batch_records_max or size >= 1024 * router.batch_kbytes_max
-            if not self._batch or is_full or (not left and len(self._batch) < before + room):
-                self._batched_at = now if self._batch else self._batched_at
-                batch, self._batch = self._batch, []
-                return batch
+        return self._collector.collect(self._group, self._progress.wait_s(_IDLE_POLL_S), self._on_end)
 
     def _on_end(self, topic: str, partition: int, offset: int) -> None:
         self._ends[topic, partition] = offset
@@ -302,16 +300,19 @@ class Router:
         for owned in stopped:
             seek(self._group.consumer, owned.to_commit(), self._timeout_s, self._runtime)
 
-    def _commit(self) -> None:
+    def _commit(self, *, confirms: bool = False) -> None:
         """Commit how far the partitions are routed, with the memory of trade ids, once every shard knows.
+
+        If it ``confirms``, all partitions, and that they are routed by the newest layout from here on.
 
         Raises:
             NotDelivered: something was not acknowledged. TransactionAborted, ProducerFenced: nothing is committed, or
             nobody knows whether.
         """
         self._last_commit = self._runtime.monotonic()
-        moved = [owned for owned in self._ownership.all() if owned.must_commit]
+        moved = [owned for owned in self._ownership.all() if confirms or owned.must_commit]
         if not moved:
+            self._layout.confirm_nothing(owned=len(self._ownership))
             return
         self._tell_lost()
         for owned in moved:
@@ -324,9 +325,13 @@ class Router:
         for owned in moved:
             for partition, key, row in owned.rows_to_write():
                 producer.produce(ROUTER, row, key=key, partition=partition)
+        if confirms:
+            self._layout.produce(producer, moved, self._clock.now_us())
         producer.send_offsets([owned.to_commit() for owned in moved], group_metadata(self._group.consumer))
         producer.commit()
         metrics.COMMITS.observe(self._runtime.monotonic() - started)
+        if confirms:
+            self._layout.confirmed()
         for owned in moved:
             owned.note_committed()
         self._failures = 0
@@ -348,6 +353,7 @@ class Router:
 
     def _begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Own ``partitions``; each with the offset at which it goes on."""
+        self._layout.begin(self._reader)
         places = self._ownership.begin(consumer, partitions)
         for place in places:
             self._splitter.begin(place.topic, place.partition, place.offset)
@@ -379,7 +385,7 @@ class Router:
         """
         self._ownership.drop(partitions)
         gone = {(place.topic, place.partition) for place in partitions}
-        self._batch = [message for message in self._batch if (message.topic(), message.partition()) not in gone]
+        self._collector.drop(gone)
         self._ends = {place: end for place, end in self._ends.items() if place not in gone}
 
     def _recover(self, error: BrokerError) -> None:

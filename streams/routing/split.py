@@ -4,11 +4,11 @@ Pure, so the whole of what the router does to a record can be tested without a b
 transactions are the router's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import LiquidationReport, Suspension, Trade, Transfer
+from schemas.messages import EventFrame, LiquidationReport, SourceRange, Spread, Suspension, Trade, Transfer
 from schemas.topics import TRADES, TRANSFERS
 from streams.routing.concerned import Concerned, concerned
 from streams.routing.frames import ShardFrames, Source
@@ -68,6 +68,19 @@ class Splitter:
         if (before := self._sources.get((topic, partition))) is not None:
             self._frames.drop(before)
         self._sources[topic, partition] = Source(topic, self._topic_ids.get(topic, ""), partition, first)
+
+    def spread_over(self, spread: Spread, shards: int) -> None:
+        """What is added from now on goes to the shards that ``spread`` says, of ``shards`` altogether."""
+        self._frames.spread_over(spread, shards)
+
+    def confirmation(self, spread: Spread, places: Iterable[tuple[str, int, int]], time_us: int) -> EventFrame:
+        """The frame that says of ``places`` (topic, partition, next offset) that they are routed by ``spread``."""
+        sources = [
+            SourceRange(topic=topic, topic_id=self._sources[topic, partition].topic_id, partition=partition,
+                        first=offset, next=offset)
+            for topic, partition, offset in places
+        ]  # fmt: skip
+        return EventFrame(time=time_us, sources=sources, spread=spread, confirmed=True)
 
     def tell_lost(self, topic: str, partition: int, reason: str) -> None:
         """Let every shard know that what lies before the place where a partition begins, and was not told, never will

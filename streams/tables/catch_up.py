@@ -6,6 +6,7 @@ Owns the decision whether the table's rows can be built upon; writing is the tab
 import logging
 from collections.abc import Generator, Iterable, Iterator
 
+from schemas.messages import ShardLayout
 from streams.broker.kafka import Kafka
 from streams.broker.records import Record
 from streams.errors import TableError
@@ -21,7 +22,9 @@ TOMBSTONES_KEPT_MS = 12 * 3_600_000
 (``delete.retention.ms`` is a day unless it was changed)."""
 
 
-def catch_up(table: AccountTable, kafka: Kafka, shard: int, token: int) -> Generator[int, None, None]:
+def catch_up(
+    table: AccountTable, kafka: Kafka, layout: ShardLayout, shard: int, token: int
+) -> Generator[int, None, None]:
     """Open the table and bring it to the changelog's end, a step at a time; yields the stamp reached after each.
 
     Everything committed before the first step is in the table after the last one.
@@ -32,7 +35,7 @@ def catch_up(table: AccountTable, kafka: Kafka, shard: int, token: int) -> Gener
     """
     started = kafka.runtime.monotonic()
     state = table.open(shard, token)
-    table.publish_layout()
+    table.publish_layout(layout)
     with kafka.log_reader("margin-tables") as reader:
         as_of_ms = kafka.runtime.time_ns() // 1_000_000
         low, end = reader.watermarks(table.topic, shard)

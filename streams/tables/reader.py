@@ -27,11 +27,20 @@ _MARK = Decoder[Mark](Mark)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where accounts are: ``shard = murmur2(account) % shards``; rows are copies of ``topic`` in that Kafka cluster."""
+    """Where accounts are: ``shard = murmur2(account) % shards``, or ``% target`` already while that number is changed.
+
+    ``used`` is how many tables there are. Rows are copies of ``topic`` in that Kafka cluster.
+    """
 
     shards: int
+    target: int
+    used: int
     topic: str
     cluster_id: str
+
+    def homes(self, account: str) -> list[int]:
+        """The shards that an account may be in. It is in the last one before it leaves the first."""
+        return [shard_of(account, count) for count in dict.fromkeys((self.shards, self.target))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +79,22 @@ class TableReader:
         Raises:
             TableError: Redis does not answer, or no engine has ever written to it.
         """
-        cluster, topic, shards = self._run(lambda: self._redis.hmget(LAYOUT, ["cluster", "topic", "shards"]))
+        names = ["cluster", "topic", "shards", "target", "used"]
+        cluster, topic, shards, target, used = self._run(lambda: self._redis.hmget(LAYOUT, names))
         if shards is None:
             raise TableError("Redis holds no tables; has an engine run against it? check MARGIN_REDIS__URL")
-        return Layout(int(shards), (topic or b"").decode(), (cluster or b"").decode())
+        count = int(shards)
+        return Layout(
+            count, int(target or count), int(used or count), (topic or b"").decode(), (cluster or b"").decode()
+        )
 
     def shards(self) -> int:
-        """The number of shards that accounts are spread over.
+        """The number of shards that have accounts, or have had some.
 
         Raises:
             TableError: Redis does not answer, or no engine has ever written to it.
         """
-        return self.read_layout().shards
+        return self.read_layout().used
 
     def table_meta(self, shard: int) -> TableMeta | None:
         """Where the table of ``shard`` stands, or None if there is none.
@@ -102,7 +115,14 @@ class TableReader:
         Raises:
             TableError: Redis does not answer, or its tables are missing, being built or unreadable.
         """
-        shard = shard_of(account, self.shards())
+        homes = self.read_layout().homes(account)
+        # One that moves between two looks was in the first before, or is in the last after.
+        for shard in homes if len(homes) == 1 else (homes[-1], homes[0], homes[-1]):
+            if (row := self._find_in(shard, account)) is not None:
+                return row
+        return None
+
+    def _find_in(self, shard: int, account: str) -> AccountRow | None:
         with self._redis.pipeline(transaction=True) as both:
             both.hget(accounts_key(shard), account)
             both.hmget(meta_key(shard), ["stamp", "building"])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import redis
 
+from schemas.messages import ShardLayout
 from schemas.topics import ACCOUNTS, JOURNAL
 from streams.broker.kafka import Kafka
 from streams.settings import RedisSettings
@@ -15,15 +16,16 @@ Connect = Callable[[RedisSettings, int], redis.Redis]
 
 
 class Tables:
-    """The tables of the settings' Redis as copies of ``topic``, which has ``shards`` partitions, in ``kafka``."""
+    """The tables of the settings' Redis as copies of ``topic``, in which accounts lie as ``layout`` says, in
+    ``kafka``."""
 
     def __init__(
-        self, kafka: Kafka, cluster_id: str, shards: int, *, topic: str = ACCOUNTS, connect: Connect = connect
+        self, kafka: Kafka, cluster_id: str, layout: ShardLayout, *, topic: str = ACCOUNTS, connect: Connect = connect
     ) -> None:
         self.kafka = kafka
         self.topic = topic
         self._cluster_id = cluster_id
-        self.shards = shards
+        self.layout = layout
         self._connect = connect
 
     def connected(self, *, attempts: int = 2, on_call: Callable[[], object] = lambda: None) -> AccountTable:
@@ -37,7 +39,7 @@ class Tables:
         return AccountTable(
             self._connect(redis_settings, attempts),
             self._cluster_id,
-            self.shards,
+            self.layout.founded or self.layout.shards,
             topic=self.topic,
             topic_id=f"{ids[self.topic]}/{ids[JOURNAL]}",
             on_call=on_call,

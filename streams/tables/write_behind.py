@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter, Gauge
 
 from schemas.codec import encode
-from schemas.messages import Mark
+from schemas.messages import Mark, ShardLayout
 from streams.errors import BrokerError, TableError, TableFenced
 from streams.logs import event
 from streams.tables.catch_up import KAFKA_SILENCE_S, catch_up
@@ -73,6 +73,7 @@ class TableWriter:
         self._wake = runtime.condition()
         self._shards: dict[int, _Shard] = {}
         self._marks: dict[str, bytes] = {}
+        self._has_layout = False
         self._steps: tuple[_Shard, Generator[int, None, None]] | None = None
         self._closing = runtime.event()
         self._deadline = float("inf")
@@ -103,6 +104,13 @@ class TableWriter:
             waiting.stamp, waiting.as_of_ms = stamp, self._now_ms()
             waiting.rows.update(rows)
             self._bound_backlog()
+            self._wake.notify_all()
+
+    def submit_layout(self, layout: ShardLayout) -> None:
+        """Hand over how accounts are spread over shards; it is told with the next write, if it is another."""
+        with self._wake:
+            self._has_layout = self._has_layout or layout.spread != self._tables.layout.spread
+            self._tables.layout = layout
             self._wake.notify_all()
 
     def submit_marks(self, marks: Iterable[Mark]) -> None:
@@ -197,7 +205,11 @@ class TableWriter:
             return not self._closing.is_set() or (self._has_rows() and self._runtime.monotonic() < self._deadline)
 
     def _has_rows(self) -> bool:
-        return bool(self._marks) or any(shard.rows and shard.current for shard in self._shards.values())
+        return (
+            self._has_layout
+            or bool(self._marks)
+            or any(shard.rows and shard.current for shard in self._shards.values())
+        )
 
     def _is_behind(self) -> bool:
         return any(not (shard.current or shard.lost) for shard in self._shards.values())
@@ -211,6 +223,7 @@ class TableWriter:
         self._beat("connecting")
         self._measure()
         table = self._connected_table()
+        self._write_layout(table)
         self._write_marks(table)
         with self._wake:
             owned = list(self._shards.items())
@@ -234,6 +247,16 @@ class TableWriter:
             SHARDS_BEHIND.set(sum(not shard.current for shard in shards))
             oldest = min((shard.waiting_since for shard in shards if shard.rows or not shard.current), default=None)
         LAG.set(0.0 if oldest is None else self._runtime.monotonic() - oldest)
+
+    def _write_layout(self, table: AccountTable) -> None:
+        if self._has_layout:
+            with self._wake:
+                self._has_layout, layout = False, self._tables.layout
+            try:
+                table.publish_layout(layout)
+            except TableError:
+                self._has_layout = True
+                raise
 
     def _write_marks(self, table: AccountTable) -> None:
         with self._wake:
@@ -283,7 +306,7 @@ class TableWriter:
         with self._wake:
             shard.rows = {}  # they are in the changelog, before the end that is read next
             shard.behind, shard.catching_up = False, True
-        self._steps = (shard, catch_up(table, self._tables.kafka, number, shard.token))
+        self._steps = (shard, catch_up(table, self._tables.kafka, self._tables.layout, number, shard.token))
 
     def _step(self, shard: _Shard) -> None:
         assert self._steps is not None

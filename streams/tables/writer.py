@@ -15,6 +15,7 @@ from typing import Any
 
 import redis
 
+from schemas.messages import ShardLayout
 from schemas.topics import ACCOUNTS
 from streams.errors import TableError, TableFenced
 from streams.runtime import SYSTEM, Runtime
@@ -61,7 +62,8 @@ class ShardTable:
 class AccountTable:
     """The tables of all shards in one Redis, as copies of one log. Owns ``client``. Not thread-safe.
 
-    ``topic_id`` tells a topic from one of the same name that was created anew. ``on_call`` is called before each call
+    ``shards`` is over how many shards accounts were spread at first: with those it is another log. ``topic_id`` tells a
+    topic from one of the same name that was created anew. ``on_call`` is called before each call
     of Redis.
     """
 
@@ -84,15 +86,18 @@ class AccountTable:
         self._open_script = self._redis.register_script(script_text("open.lua"))
         self._write_script = self._redis.register_script(script_text("write.lua"))
 
-    def publish_layout(self) -> None:
-        """Tell readers how accounts are spread: ``shard = murmur2(account) % shards``.
+    def publish_layout(self, layout: ShardLayout) -> None:
+        """Tell readers how accounts are spread: ``shard = murmur2(account) % shards``, or ``% target`` already.
 
         Raises:
             TableError: Redis does not answer or refuses.
         """
-        cluster, topic, _, shards = self._log
-        layout = ["cluster", cluster, "topic", topic, "shards", shards, "partitioner", "murmur2"]
-        self._run(lambda: self._redis.hset(LAYOUT, items=layout))
+        cluster, topic, _, _ = self._log
+        spread = layout.spread
+        items: list[str | int] = ["cluster", cluster, "topic", topic, "shards", spread.shards, "partitioner", "murmur2"]
+        if spread.version:
+            items += ["target", spread.target, "used", layout.shards_used]
+        self._run(lambda: self._redis.hset(LAYOUT, items=items))
 
     def open(self, shard: int, token: int) -> TableState:
         """Fence every older owner out and return where the table stands. To be repeated after ``LOST``.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schemas.messages import ShardLayout
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, EVENTS, LAYOUT
-from streams.broker.layout import KEYS_LOOKED_AT, LAYOUT_KEY, read_layout, require_shards, spread_over
+from streams.broker.layout import KEYS_LOOKED_AT, LAYOUT_KEY, read_layout, require_shards, spread_clauses, spread_over
 from streams.errors import TopicError
 from streams.memory.scheduler import EPOCH_US
 from tests.given_log import GivenLog
@@ -83,3 +83,21 @@ def test_few_rows_that_fit_several_numbers_are_in_their_shards_by_each() -> None
         said = spread_over(log, counts, wanted=shards)
         assert [shard_of(account, said) for account in accounts] == [shard_of(account, shards) for account in accounts]
     assert len(accounts) < KEYS_LOOKED_AT
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (ShardLayout(shards=4, time=1), "accounts are spread over 4 shards"),
+        (
+            ShardLayout(shards=4, time=1, version=2, target=6, used=6),
+            "accounts are spread over 4 shards; they are moving to 6",
+        ),
+        (
+            ShardLayout(shards=4, time=1, version=9, target=4, used=6),
+            "accounts are spread over 4 shards; shards 4 to 5 have had accounts and stay, empty",
+        ),
+    ],
+)  # fmt: skip
+def test_it_is_said_in_words(layout: ShardLayout, said: str) -> None:
+    assert "; ".join(spread_clauses(layout)) == said

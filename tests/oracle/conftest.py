@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from schemas.topics import EVENTS, JOURNAL, MARKS, PARAMETERS
+from schemas.topics import EVENTS, JOURNAL, LAYOUT, MARKS, PARAMETERS
 from streams.memory.kafka import MemoryKafka
 from streams.memory.log import Cluster
 from streams.memory.scheduler import Process, Scheduler
@@ -59,5 +59,5 @@ class Machines:
 @pytest.fixture
 def machines() -> Machines:
     scheduler = Scheduler(seed=7)
-    partitions = {MARKS: 1, PARAMETERS: 1, JOURNAL: SHARDS, EVENTS: SHARDS}
+    partitions = {MARKS: 1, PARAMETERS: 1, LAYOUT: 1, JOURNAL: SHARDS, EVENTS: SHARDS}
     return Machines(scheduler, Cluster(scheduler, partitions, lambda _: None), load({}))

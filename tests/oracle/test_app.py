@@ -12,7 +12,7 @@ from streams.oracle.app import Oracle
 from streams.oracle.leadership import Leadership
 from streams.runtime import Event
 from streams.watchdog import Watchdog
-from tests.oracle.conftest import SHARDS, Machines
+from tests.oracle.conftest import Machines
 from tests.oracle.test_leadership import Candidate
 
 
@@ -32,7 +32,7 @@ class StandBy:
 
     def _run(self, kafka: MemoryKafka) -> None:
         self.stop = kafka.runtime.event()
-        self.oracle = Oracle(kafka, SHARDS, self.stop, Watchdog())
+        self.oracle = Oracle(kafka, self.stop, Watchdog())
         self.oracle.run()
         self.ended = True
 

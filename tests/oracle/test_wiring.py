@@ -36,7 +36,7 @@ def publish(machines: Machines, body: Callable[[MemoryKafka, Publisher], None]) 
 
     def run(kafka: MemoryKafka) -> None:
         leadership = Leadership(kafka)
-        with open_publisher(kafka, leadership, SHARDS, BrokerOffset()) as publisher:
+        with open_publisher(kafka, leadership, BrokerOffset()) as publisher:
             while not leadership.poll():
                 kafka.runtime.sleep(0.1)
             publisher.claim()

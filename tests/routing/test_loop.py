@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
+from schemas.messages import ShardLayout
 from schemas.topics import EVENTS, INPUTS, TRADES, TRANSFERS
 from streams.broker.admin import Topics
 from streams.broker.kafka import Kafka
@@ -103,7 +104,7 @@ class Stub:
         self.places = Places()
 
     def topics(self, _: str) -> Topics:
-        return Topics({EVENTS: 4} | dict.fromkeys(INPUTS, 1), 4)
+        return Topics({EVENTS: 4} | dict.fromkeys(INPUTS, 1), ShardLayout(shards=4, time=0))
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(topics, "an-id")
@@ -118,6 +119,9 @@ class Stub:
 
     def end_offsets(self, *_: Any) -> SimpleNamespace:
         return SimpleNamespace(is_asked=False)
+
+    def layout_follower(self, _: str, layout: ShardLayout) -> SimpleNamespace:
+        return SimpleNamespace(layout=layout, poll=lambda: None, catch_up=lambda _: None, start=lambda _: None)
 
     def log_reader(self, *_: Any) -> EmptyLogs:
         return EmptyLogs()

@@ -11,6 +11,7 @@ from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from infra.local.valkey import ValkeyServer
+from schemas.messages import ShardLayout
 from streams.broker.kafka import Kafka
 from streams.broker.producer import TransactionalProducer
 from streams.settings import RedisSettings, Settings, load
@@ -127,7 +128,7 @@ def new_writer(settings: Settings, valkey: ValkeyServer) -> Iterator[Callable[..
             {"kafka.bootstrap_servers": settings.kafka.bootstrap_servers, "redis.url": valkey.url}
             | {name.replace("__", "."): value for name, value in overrides.items()},
         )
-        started.append(TableWriter(Tables(Kafka(own), "cluster", 2, topic=changelog.topic)))
+        started.append(TableWriter(Tables(Kafka(own), "cluster", ShardLayout(shards=2, time=0), topic=changelog.topic)))
         started[-1].start()
         return started[-1]
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
+from schemas.messages import ShardLayout
 from streams.errors import TableError, TableFenced
 from streams.settings import RedisSettings
 from streams.tables import writer as writer_module
@@ -91,7 +92,7 @@ def test_a_plain_client_reads_the_changelogs_bytes(table: AccountTable, client: 
 
 
 def test_the_layout_says_where_an_account_is(table: AccountTable, client: redis.Redis) -> None:
-    table.publish_layout()
+    table.publish_layout(ShardLayout(shards=4, time=0))
     assert client.hgetall(LAYOUT) == {
         b"cluster": b"cluster",
         b"topic": b"margin.accounts.v1",
