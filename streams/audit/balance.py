@@ -1,4 +1,7 @@
-"""Whether every unit of money is where the inputs say: shard by shard, and all shards against the exchange's topics."""
+"""Whether every unit of money is where the inputs say: shard by shard, or all together where accounts have gone from
+one to another, and all shards against the exchange's topics."""
+
+from collections.abc import Iterable, Mapping
 
 from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
@@ -22,7 +25,8 @@ from streams.margin.fixed_point import format_decimal
 class MoneyCheck:
     """Adds the money up; what is wrong, or cannot be added up, goes to ``findings``.
 
-    In this order: :meth:`read_assets`; :meth:`add_shard` of every shard; :meth:`compare_with_exchange`.
+    In this order: :meth:`read_assets`; :meth:`add_shard` of every shard; :meth:`compare_together`;
+    :meth:`compare_with_exchange`.
     """
 
     def __init__(self, log: Log, findings: Findings, progress: Progress) -> None:
@@ -30,6 +34,7 @@ class MoneyCheck:
         self._assets: dict[str, str] | None = None
         self._held: list[Sums] = []
         self._routed, self._repaired = Flows(), Flows()
+        self._applied, self._have_moved = Flows(), False
 
     def read_assets(self) -> None:
         """Learn what each symbol is settled in; if that is not known, nothing is added up."""
@@ -38,8 +43,12 @@ class MoneyCheck:
         except AuditError as error:
             self._findings.note(str(error))
 
-    def add_shard(self, shard: int, events_next: int, rows: dict[str, bytes]) -> None:
-        """Compare what the accounts of ``rows`` hold with what the frames below ``events_next`` moved."""
+    def add_shard(self, shard: int, events_next: int, rows: Mapping[str, bytes], *, may_have_moved: bool) -> None:
+        """Compare what the accounts of ``rows`` hold with what the frames below ``events_next`` moved.
+
+        ``may_have_moved``: accounts may have gone from it to others or come from them; then the sums are compared over
+        all shards together.
+        """
         if self._assets is None:
             return
         if self._log.watermarks(EVENTS, shard)[0]:
@@ -57,16 +66,45 @@ class MoneyCheck:
         except KeyError as error:
             self._findings.note(f"{PARAMETERS} names no instrument {error}: money is not added up")
             return
-        routed, repaired = flows_of_frames(self._log, shard, events_next, self._assets)
+        routed, repaired, waiting = flows_of_frames(self._log, shard, events_next, self._assets)
         applied = Flows()
         applied.add(routed)
         applied.add(repaired)
+        applied.add(waiting, -1)
         applied.add(flows_unapplied(self._log, shard, events_next, self._assets), -1)
         applied.add(flows_held_back(rows.values(), self._assets), -1)
-        compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
+        if not may_have_moved:
+            compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
+        self._have_moved = self._have_moved or may_have_moved
+        self._applied.add(applied)
         self._held.append(held)
         self._routed.add(routed)
         self._repaired.add(repaired)
+
+    def compare_together(self, shards: int, in_flight: Iterable[bytes], *, moved_meanwhile: bool) -> None:
+        """Compare the sums of all ``shards`` where accounts have gone from one to another. ``in_flight`` are the rows
+        of accounts that have been sent and are in no other shard yet; ``moved_meanwhile``: accounts went while the
+        shards were looked at, so they may be missing or there twice."""
+        if self._assets is None or not self._have_moved or len(self._held) < shards:
+            return
+        if moved_meanwhile:
+            self._findings.note("accounts went from shard to shard while their money was added up: it is not compared")
+            return
+        rows = list(in_flight)
+        self._applied.add(flows_held_back(rows, self._assets), -1)
+        try:
+            held = held_by(rows, self._assets)[0]
+        except KeyError as error:
+            self._findings.note(f"{PARAMETERS} names no instrument {error}: money is not added up")
+            return
+        self._held.append(held)
+        whole = Flows()
+        for sums in self._held:
+            whole.add(Flows(transfers=sums))
+        compare("the accounts of all shards hold", self._applied.held(), whole.transfers, self._findings)
+        self._findings.facts.append(
+            "accounts have gone from shard to shard: what they hold is compared over all shards together"
+        )
 
     def compare_with_exchange(self, shards: int, *, resting: bool) -> None:
         """At rest, the frames of all ``shards`` are the exchange's records, and every trade has both its sides.

@@ -19,7 +19,7 @@ from streams.audit.decision import Decision, GroupSnapshot, decision_of, order_t
 from streams.audit.findings import bytes_differ
 from streams.audit.outputs import row_of
 from streams.audit.progress import Progress, silent
-from streams.audit.replay import marks_needed
+from streams.audit.replay import events_needed, marks_needed
 from streams.audit.rerun import Rerun
 from streams.broker.records import Log
 from streams.clearing.shard import Output
@@ -175,7 +175,7 @@ class _Explainer:
         if before is None or before.record is None:
             return [f"{JOURNAL}[{shard}]@{record.previous}, the record before the commit, is gone"]
         events_low, marks_low = self._log.watermarks(EVENTS, shard)[0], self._log.watermarks(MARKS, 0)[0]
-        if marks_needed(before.record) < marks_low or before.record.events.next < events_low:
+        if marks_needed(before.record) < marks_low or events_needed(before.record) < events_low:
             self._notes.append(
                 f"{MARKS} begins at offset {marks_low} and {EVENTS}[{shard}] at {events_low}: the inputs of the "
                 "decision are gone, only the command's own evidence is left"

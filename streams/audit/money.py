@@ -3,7 +3,8 @@
 A fill moves ``quantity * price`` from one account's position cash to the other's and takes a fee out of both; nothing
 but transfers brings money in. So the balances and position cash of a shard, and what is held back until parameters
 admit it, are what its frames say, exactly and at every commit; and over all shards, once both sides of every trade have
-arrived, transfers less fees.
+arrived, transfers less fees. An account that goes from shard to shard takes its money along, which no frame of a router
+says: then the sums hold over all shards together.
 """
 
 from collections import defaultdict
@@ -16,10 +17,12 @@ from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, EventFrame, Trade, Transfer
 from schemas.topics import EVENTS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
+from streams.audit.sent_frames import rows_in
 from streams.broker.letter_counts import letter_identity, place_of
 from streams.broker.records import Log
 from streams.clearing.transfers import TransferSequences, Verdict
 from streams.errors import AuditError, ContradictionError, RepairError
+from streams.feeds.moves import Come, Moves
 from streams.feeds.parameters import parameter_steps
 from streams.feeds.sources import Sources
 from streams.margin.fixed_point import EXACT, format_decimal
@@ -81,20 +84,28 @@ def settle_assets(log: Log) -> dict[str, str]:
     return assets
 
 
-def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> tuple[Flows, Flows]:
-    """What the frames of ``shard`` below offset ``end`` say was moved: those of routers, and those that somebody has
-    repaired. A repeated transfer moves nothing, nor does a row that was there before.
+def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -> tuple[Flows, Flows, Flows]:
+    """What the frames of ``shard`` below offset ``end`` say was moved: those of routers, those that somebody has
+    repaired, and what of the first waits for its accounts, which are still to come from another shard. A repeated
+    transfer moves nothing, nor does a row that was there before, or is another shard's.
 
     A symbol that no parameter record names has no settle asset and is left out.
     """
-    routed, repaired, come, sources = Flows(), Flows(), dict[str, _Come](), Sources()
+    routed, repaired, come, sources = Flows(), Flows(), dict[str, _Come](), Sources(moves=Moves(shard))
     refused: set[tuple[int, str, int]] | None = None
     with localcontext(EXACT):
         for message in log.read_range(EVENTS, shard, 0, end):
             try:
-                frame = sources.admit(_EVENT_FRAME(message.value()))
+                frame = sources.admit(_EVENT_FRAME(message.value()), message.offset())
             except DecodeError:
                 continue  # it went to the dead letters as a whole
+            if sources.moves.is_due(sources.missing):
+                sources.moves.leave()  # whenever it is done: no row of theirs comes to this shard any more
+            for accounts in sources.moves.take_come():
+                _remember(come, accounts)
+                for _, early in accounts.early:
+                    _add_fills(routed, early, assets)
+                    _add_transfers(routed, early, come)
             _add_fills(repaired if frame.repaired else routed, frame, assets)
             if not frame.repaired:
                 _add_transfers(routed, frame, come)
@@ -104,7 +115,29 @@ def flows_of_frames(log: Log, shard: int, end: int, assets: Mapping[str, str]) -
             for account, sequence in zip(frame.transfers.account, frame.transfers.sequence, strict=True):
                 if (message.offset(), account, sequence) not in refused:
                     come.setdefault(account, _Come()).count(sequence)
-    return routed, repaired
+        waiting = Flows()
+        for _, early in sources.moves.early_rows:
+            _add_fills(waiting, early, assets)
+            _add_transfers(waiting, early, {})
+    routed.add(waiting)
+    return routed, repaired, waiting
+
+
+def _remember(come: dict[str, "_Come"], accounts: Come) -> None:
+    """Which transfers of accounts that come from another shard have come to them there."""
+    for part in accounts.parts:
+        for account, data in rows_in(part).items():
+            row = _ROW(data)
+            come[account] = _Come(_sequences(row), _sequences(row))
+            for deferred in row.deferred:
+                for sequence in deferred.frame.transfers.sequence:
+                    come[account].count(sequence)
+
+
+def _sequences(row: AccountRow) -> TransferSequences:
+    """The transfers that an account remembers to have come."""
+    gaps = [(gap.first, gap.next) for gap in row.transfer_gaps]
+    return TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps)
 
 
 def _refused_repairs(log: Log, shard: int) -> set[tuple[int, str, int]]:
@@ -130,8 +163,7 @@ def flows_held_back(rows: Iterable[bytes], assets: Mapping[str, str]) -> Flows:
                 flows.transfers[parked.asset] += Decimal(parked.amount)
             for fill in row.waiting_fills:
                 _add_fill(flows, assets, fill.symbol, fill.quantity, fill.price, fill.fee)
-            gaps = [(gap.first, gap.next) for gap in row.transfer_gaps]
-            come = {row.account: _Come(TransferSequences(row.transfer_sequence, max(0, row.transfer_floor), gaps))}
+            come = {row.account: _Come(_sequences(row))}
             for deferred in row.deferred:
                 _add_transfers(flows, deferred.frame, come)
                 _add_fills(flows, deferred.frame, assets)
@@ -209,8 +241,8 @@ class _Come:
 
     __slots__ = ("every", "remembered")
 
-    def __init__(self, remembered: TransferSequences | None = None) -> None:
-        self.every, self.remembered = TransferSequences(), remembered or TransferSequences()
+    def __init__(self, remembered: TransferSequences | None = None, every: TransferSequences | None = None) -> None:
+        self.every, self.remembered = every or TransferSequences(), remembered or TransferSequences()
 
     def count(self, sequence: int) -> tuple[bool, Verdict]:
         """Whether it has never come before, and what its account thinks."""

@@ -3,7 +3,8 @@
 What the topics hold is compared with what the journals name and what the rows count. The topics are read before and
 after the journals: what was there before must be in a journal, what is in a journal must be there after.
 
-A topic may get more partitions: an account's numbers then go on in another one, where its key belongs from then on.
+A topic may get more partitions: an account's numbers then go on in another one, where its key belongs from then on. And
+an account may go to another shard: its numbers then go on in the journal of that one.
 """
 
 from collections.abc import Iterator
@@ -95,8 +96,13 @@ class NumberCheck:
         self._log, self._findings = log, findings
         self._commands = NumberedTopic(COMMANDS, ":")
         self._alerts = NumberedTopic(ALERTS, ":alert:")
-        self._issued: Numbers = {}
-        """The commands that the journals name."""
+        self._issued: dict[int, Numbers] = {}
+        """The last commands without a gap that the journal of each shard names."""
+        self._issued_before: dict[str, list[tuple[int, int]]] = {}
+        """Of accounts that may have moved: those before a gap, which the journal of another shard may fill."""
+        self._moved: set[str] = set()
+        """The accounts whose commands are named by journals of shards whose accounts have moved."""
+        self._all_whole = True
         self._unnamed = 0
         """The commands that they count and do not name."""
         self._last_command: dict[str, int] = {}
@@ -112,34 +118,68 @@ class NumberCheck:
     def in_journal(self, record: JournalRecord, *, whole: bool) -> Iterator[str]:
         """Add the commands that a journal record names; what is wrong with them. ``whole``: the journal is uncut."""
         self._unnamed += max(0, record.command_count - len(record.commands))
+        self._all_whole = self._all_whole and whole
+        issued = self._issued.setdefault(record.shard, {})
         for command in record.commands:
-            account, _, number = command.rpartition(":")
-            first = whole and account not in self._issued and int(number or 0) != 1
-            fault = _add_number(self._issued, account, int(number or 0))
-            if first:
-                fault = f"the first of its account, and not number 1: {int(number or 0) - 1} are missing"
+            account, _, text = command.rpartition(":")
+            number, before = int(text or 0), issued.get(account)
+            fault = _add_number(issued, account, number)
+            if record.moves and (before is None or number > before[1]):
+                self._moved.add(account)
+                if before is not None and fault:
+                    self._issued_before.setdefault(account, []).append(before)
+                    issued[account] = (number, number)
+                continue
+            if whole and before is None and number != 1:
+                fault = f"the first of its account, and not number 1: {number - 1} are missing"
             if fault and not self._unnamed:
                 yield f"command {command}: {fault}"
 
     def in_row(self, account: str, row: AccountRow) -> None:
         """Note what an account's row counts."""
         if row.liquidation_sequence:
-            self._last_command[account] = row.liquidation_sequence
+            self._last_command[account] = max(row.liquidation_sequence, self._last_command.get(account, 0))
         if row.alert_sequence:
-            self._last_alert[account] = row.alert_sequence
+            self._last_alert[account] = max(row.alert_sequence, self._last_alert.get(account, 0))
 
     def alerted(self, account: str, number: int) -> None:
         """Note the last alert of ``account``, which has no row."""
         self._last_alert[account] = number
 
-    def compare(self) -> None:
-        """Read the topics on; then what the journals and rows say was issued, against what they hold."""
+    def compare(self, *, moved_meanwhile: bool = False) -> None:
+        """Read the topics on; then what the journals and rows say was issued, against what they hold.
+
+        ``moved_meanwhile``: accounts went from shard to shard between the looks at those, so their rows may be older
+        or newer than the journals, and nothing is compared that needs both.
+        """
         for numbered in (self._commands, self._alerts):
             self._read(numbered)
         commands, alerts = map(self._joined, (self._commands, self._alerts))
-        self._compare_last("the journal names command", self._commands, commands, _lasts(self._issued), self._unnamed)
+        if moved_meanwhile:
+            return
+        issued = self._joined_journals()
+        self._compare_last("the journal names command", self._commands, commands, _lasts(issued), self._unnamed)
         self._compare_last("the account's row counts command", self._commands, commands, self._last_command)
         self._compare_last("the account's row counts alert", self._alerts, alerts, self._last_alert)
+
+    def _joined_journals(self) -> Numbers:
+        """The commands of each account that the journals of all shards name; what is wrong with their order."""
+        runs: dict[str, list[tuple[int, int]]] = {}
+        for numbers in self._issued.values():
+            for account, run in numbers.items():
+                runs.setdefault(account, []).append(run)
+        for account, before in self._issued_before.items():
+            runs[account] += before
+        joined: Numbers = {}
+        for account, parts in runs.items():
+            parts.sort()
+            joined[account] = (parts[0][0], max(last for _, last in parts))
+            faults = [_wrong_after(last, first) for (_, last), (first, _) in pairwise(parts)]
+            if self._all_whole and account in self._moved and parts[0][0] != 1:
+                faults.append(f"the first is number {parts[0][0]}")
+            for fault in filter(None, () if self._unnamed else faults):
+                self._findings.differ(f"the commands of {account} in the journals of all shards: {fault}", JOURNAL)
+        return joined
 
     def _joined(self, numbered: NumberedTopic) -> Numbers:
         numbers, faults = numbered.joined()

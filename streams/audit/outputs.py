@@ -6,10 +6,15 @@ in the journal, and what is in the journal must be in the topic after.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
+from schemas.codec import DecodeError, Decoder
+from schemas.messages import ShardLayout
 from schemas.partitioning import shard_of
-from schemas.topics import ACCOUNTS
+from schemas.topics import ACCOUNTS, COMMANDS
 from schemas.types import RESERVED_ACCOUNTS, shard_account
 from streams.audit.findings import Findings, bytes_differ
 from streams.audit.log import Tape
@@ -31,11 +36,46 @@ def digest_of(data: bytes | None) -> bytes:
     return hashlib.blake2b(data or b"", digest_size=16).digest()
 
 
-class CommittedIndex:
-    """The records of one shard in ``liquidation.commands.v1`` or ``margin.alerts.v1`` by id."""
+class _Place(msgspec.Struct):
+    shard: int = -1
 
-    def __init__(self, log: Log, topic: str, shard: int, shards: int) -> None:
-        self._log, self.topic, self._shard, self._shards = log, topic, shard, shards
+
+class _Issued(msgspec.Struct):
+    evidence: _Place = msgspec.field(default_factory=_Place)
+
+
+_ISSUED = Decoder[_Issued](_Issued)
+
+
+def may_be_of(shard: int, topic: str, layout: ShardLayout) -> Callable[[Record], bool]:
+    """Whether a record of commands or alerts may be one of ``shard``.
+
+    Once accounts have moved between shards, a command says which shard gave it, and an alert does not: those of all
+    accounts may be.
+    """
+
+    def is_at_home(record: Record) -> bool:
+        key = record.key_shown
+        if key.startswith(RESERVED_ACCOUNTS):
+            return key == shard_account(shard)
+        return bool(layout.version) or shard_of(key, layout.shards) == shard
+
+    def is_issued_here(record: Record) -> bool:
+        try:
+            said = _ISSUED(record.value()).evidence.shard
+        except DecodeError:
+            return is_at_home(record)
+        return said == shard
+
+    return is_issued_here if topic == COMMANDS and layout.version else is_at_home
+
+
+class CommittedIndex:
+    """The records in ``liquidation.commands.v1`` or ``margin.alerts.v1`` that ``is_ours`` says may be of one shard, by
+    id."""
+
+    def __init__(self, log: Log, topic: str, is_ours: Callable[[Record], bool]) -> None:
+        self._log, self.topic, self._is_ours = log, topic, is_ours
         self._next: list[int] = []
         self.lows: list[int] = []
         self._find_partitions()
@@ -51,10 +91,8 @@ class CommittedIndex:
             self._next[partition] = end
 
     def _add(self, message: Record, partition: int, findings: Findings, late: bool) -> None:
-        offset, key = message.offset(), message.key_shown
-        if key != shard_account(self._shard) and (
-            key.startswith(RESERVED_ACCOUNTS) or shard_of(key, self._shards) != self._shard
-        ):
+        offset = message.offset()
+        if not self._is_ours(message):
             return
         name = message.header("ce_id")
         if not name:

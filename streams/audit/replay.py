@@ -11,23 +11,25 @@ from typing import Any
 
 import msgspec
 
-from schemas.codec import DecodeError, Decoder, encode
-from schemas.messages import AccountRow, JournalRecord
+from schemas.codec import DecodeError, encode
+from schemas.messages import JournalRecord
+from schemas.partitioning import home_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from schemas.types import shard_account
 from streams.audit.findings import Findings, bytes_differ
-from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows
+from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows, may_be_of
+from streams.audit.presence import Presence, numbers_in
 from streams.audit.progress import Progress, silent
 from streams.audit.rerun import Rerun
-from streams.broker.layout import require_shards
+from streams.audit.sent_frames import FramesOfShard, SentFrames, rows_in
+from streams.broker.layout import require_layout, require_shards
 from streams.broker.records import Log
 from streams.clearing.shard import Output
 from streams.errors import AuditError
 from streams.feeds.journal import JournalEntry, read_journal
 from streams.feeds.marks import first_needed
+from streams.feeds.moves import Moves
 from streams.feeds.parameters import ParameterHistory
-
-_ROW = Decoder[AccountRow](AccountRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,54 +59,86 @@ def replay_shards(
     log: Log, shard: int | None, *, first: int | None = None, last: int | None = None, progress: Progress = silent
 ) -> list[Replayed]:
     """:func:`replay` of one shard, or of every shard."""
-    shards = range(require_shards(log)) if shard is None else [shard]
-    return [replay(log, number, first=first, last=last, progress=progress) for number in shards]
+    shards, frames = range(require_shards(log)) if shard is None else [shard], SentFrames(log)
+    return [replay(log, number, first=first, last=last, progress=progress, frames=frames) for number in shards]
 
 
 def replay(
-    log: Log, shard: int, *, first: int | None = None, last: int | None = None, progress: Progress = silent
+    log: Log,
+    shard: int,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    progress: Progress = silent,
+    frames: SentFrames | None = None,
 ) -> Replayed:
     """Replay the journal of ``shard`` from sequence ``first`` to ``last``, both included (None: all there is).
+
+    ``frames`` are those that shards have written for each other, as far as they have been read for another shard.
 
     Raises:
         AuditError: there is no such shard or record, or the logs do not hold what it takes to begin.
         BrokerError: Kafka does not answer.
     """
-    return _Replay(log, shard, first, last, progress).run()
+    frames = frames or SentFrames(log)
+    try:
+        return _Replay(log, shard, first, last, progress, frames).run()
+    except _FirstMove:  # accounts that came were not looked for
+        return _Replay(log, shard, first, last, progress, frames).run()
+
+
+class _FirstMove(Exception):
+    """The number of shards has begun to be changed for the first time, since the layout was read."""
 
 
 class _Replay:
-    def __init__(self, log: Log, shard: int, first: int | None, last: int | None, progress: Progress) -> None:
-        shards = require_shards(log)
-        if not 0 <= shard < shards:
-            raise AuditError(f"there is no shard {shard}: there are the shards 0 to {shards - 1}")
+    def __init__(
+        self,
+        log: Log,
+        shard: int,
+        first: int | None,
+        last: int | None,
+        progress: Progress,
+        frames: SentFrames,
+    ) -> None:
+        self._layout = layout = require_layout(log)
+        if not 0 <= shard < layout.shards_used:
+            raise AuditError(f"there is no shard {shard}: there are the shards 0 to {layout.shards_used - 1}")
         if first is not None and last is not None and first > last:
             raise AuditError(f"sequence {first} comes after {last}: nothing is between them")
         self._log, self._shard, self._first, self._last, self._progress = log, shard, first, last, progress
         self._findings = Findings(counts=Counter(dict.fromkeys(("journal records", "commands", "alerts", "rows"), 0)))
-        self._commands = CommittedIndex(log, COMMANDS, shard, shards)
-        self._alerts = CommittedIndex(log, ALERTS, shard, shards)
-        self._numbers: dict[str, tuple[int, int]] = {}
-        """The last command and alert number of an account when its state became known."""
+        self._commands = CommittedIndex(log, COMMANDS, may_be_of(shard, COMMANDS, layout))
+        self._alerts = CommittedIndex(log, ALERTS, may_be_of(shard, ALERTS, layout))
+        self._frames = FramesOfShard(frames, shard)
+        self._presence = Presence()
 
     def run(self) -> Replayed:
         outputs = (self._commands, self._alerts)
         for index in outputs:
             self._progress(f"reading {index.topic}", 0, 0)
             index.read(self._findings)
+        if self._layout.version:
+            self._progress(f"reading {EVENTS}", 0, 0)
+            self._frames.read(self._layout.shards_used)
         low, self._end = self._log.watermarks(JOURNAL, self._shard)
         for index in outputs:
             index.read(self._findings, late=True)
+        layout = require_layout(self._log)
+        if layout.version and not self._layout.version:
+            raise _FirstMove
+        if layout.version:
+            self._frames.read(layout.shards_used, late=True)
         start = find_start(self._log, self._shard, low, self._end, self._first)
         self._parameters = ParameterHistory(self._log)
         self._say_what_is_gone(start)
         self._rows = CommittedRows(self._log, self._shard, self._findings)
         self._known: set[str] | None = None if start.complete else set()
-        self._rerun = Rerun(self._log, self._shard, self._parameters, known=self._known)
+        self._rerun = Rerun(self._log, self._shard, self._parameters, known=self._known, learns=True)
         self._begin(start)
         first, last = self._run_on(start)
         self._findings.counts["rows compacted away"] = self._rows.conclude()
-        self._name_what_is_left(last)
+        self._name_what_is_left(start)
         return Replayed(self._shard, first, last, self._findings)
 
     # --- beginning ---------------------------------------------------------------------------------------------------
@@ -130,18 +164,18 @@ class _Replay:
                 rows[row.account] = row.value
         if self._known is not None:
             self._known.update(rows)
+        moves = Moves(self._shard, start.record.moves)
         for account, data in rows.items():
-            self._note_numbers(account, data)
-        self._numbers[shard_account(self._shard)] = (0, start.record.alert_sequence)
+            if not (moves.sent and moves.has_left(account)):
+                self._note_numbers(account, data)
+        self._presence.comes(shard_account(self._shard), (0, start.record.alert_sequence))
         self._rerun.begin(start.record, start.entry.offset, rows)
 
     def _note_numbers(self, account: str, row: bytes) -> None:
         try:
-            known = _ROW(row)
+            self._presence.comes(account, numbers_in(row))
         except DecodeError as error:
             self._findings.differ(f"account {account}: its row cannot be read: {error}", ACCOUNTS, self._shard)
-            return
-        self._numbers[account] = (known.liquidation_sequence, known.alert_sequence)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -232,6 +266,9 @@ class _Replay:
         for alert in output.alerts:
             if self._known is None or alert.account != shard_account(self._shard):
                 self._alerts.compare(alert.alert_id, encode(alert), findings)
+        for to, frame in output.frames:
+            self._frames.compare(to, frame, findings, self._known)
+        self._note_presence(output)
         findings.counts["commands"] += len(output.commands)
         findings.counts["alerts"] += len(output.alerts)
         rows: dict[str, CommittedRow] = {}
@@ -256,6 +293,23 @@ class _Replay:
                 )
         return stray + [row for row in rows.values() if not self._became_known(row, findings)]
 
+    def _note_presence(self, output: Output) -> None:
+        """Note which accounts came with a commit, and which left."""
+        for _, frame in output.frames:
+            if frame.arrived:
+                for part in self._rerun.arrivals:
+                    if part.spread == frame.arrived.spread:
+                        for account, row in rows_in(part).items():
+                            self._note_numbers(account, row)
+                self._rerun.arrivals.clear()
+        for account, changed in output.rows.items():
+            if changed is not None:
+                self._presence.comes(account, (0, 0))
+        for _, frame in output.frames:
+            if frame.arrival:
+                for account, row in rows_in(frame.arrival).items():
+                    self._presence.leaves(account, row)
+
     def _became_known(self, row: CommittedRow, findings: Findings) -> bool:
         """Whether this is the first row of an account that was not known until now."""
         if self._known is None or row.account in self._known:
@@ -268,21 +322,27 @@ class _Replay:
 
     # --- what is left ------------------------------------------------------------------------------------------------
 
-    def _name_what_is_left(self, last: int) -> None:
-        """Commands and alerts in the topics that the replay did not give, though it went over their numbers."""
+    def _name_what_is_left(self, start: Start) -> None:
+        """Commands, alerts and frames in the topics that the replay did not give, though it went over their numbers."""
+        if self._last is None:
+            self._frames.conclude(start.record.moves or None, self._findings)
         for kind, index in enumerate((self._commands, self._alerts)):
             for name, record in index.unmatched.items():
                 account, _, number = name.rpartition(":")
                 account = account.removesuffix(":alert") if index is self._alerts else account
                 if self._known is not None and account not in self._known:
-                    self._findings.counts[f"{index.topic} records not comparable"] += 1
+                    here = self._is_here(account)
+                    self._findings.counts[f"{index.topic} records not comparable"] += here
                 elif not record.late and number.isdigit() and self._is_covered(account, int(number), kind):
                     self._findings.differ(
                         f"{name} does not follow from the journal", index.topic, record.partition, record.offset
                     )
 
     def _is_covered(self, account: str, number: int, kind: int) -> bool:
-        if number <= self._numbers.get(account, (0, 0))[kind]:
+        was_there = self._presence.covers(account, number, kind)
+        if was_there is None:
+            was_there = kind == 0 or self._is_here(account)
+        if not was_there:
             return False
         if self._last is None:
             return True
@@ -291,6 +351,13 @@ class _Replay:
         state = self._rerun.shard.accounts.get(account)
         reached = (0, 0) if state is None else (state.liquidation_sequence, state.alert_sequence)
         return number <= reached[kind]
+
+    def _is_here(self, account: str) -> bool:
+        """Whether an account that was never seen in the shard would be in this one."""
+        layout = self._layout
+        return account == shard_account(self._shard) or (
+            not layout.is_moving and home_of(account, layout.spread) == self._shard
+        )
 
 
 def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> Start:
@@ -311,7 +378,7 @@ def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> 
         if before is not None and record.sequence >= before and seen is not None:
             break
         seen = record
-        if record.events.next >= events_low and marks_needed(record) >= marks_low:
+        if events_needed(record) >= events_low and marks_needed(record) >= marks_low:
             start = Start(entry, record, complete=record.sequence == 1)
             if start.complete or before is None:
                 break
@@ -330,6 +397,12 @@ def find_start(log: Log, shard: int, low: int, end: int, before: int | None) -> 
 def marks_needed(record: JournalRecord) -> int:
     """The first mark record that must be there to go on after ``record``."""
     return first_needed(record.marks_full, record.marks.next)
+
+
+def events_needed(record: JournalRecord) -> int:
+    """The first event frame that must be there to go on after ``record``."""
+    early = record.moves.early if record.moves else None
+    return record.events.next if early is None else min(record.events.next, early.offset)
 
 
 def _first_sequence(log: Log, shard: int, low: int, end: int) -> int:

@@ -14,16 +14,22 @@ import msgspec
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import (
+    ROW_KINDS,
+    Arrival,
+    Arrived,
     Batch,
     Columns,
+    Departure,
     EventFrame,
     JournalRecord,
     Mark,
     MarkFrame,
     Resumption,
     SourceRange,
+    Spread,
     rows_of,
 )
+from schemas.partitioning import place_of
 from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
@@ -34,6 +40,7 @@ from streams.errors import InputError
 from streams.feeds.gaps import logs_as_of, standing_after
 from streams.feeds.journal import read_journal
 from streams.feeds.marks import mark_records, read_marks
+from streams.feeds.moves import NOT_MOVED, Moves
 from streams.feeds.parameters import ParameterHistory
 from streams.feeds.progress import progress_records
 from streams.feeds.sources import sources_as_of
@@ -47,6 +54,11 @@ class _FrameTime(msgspec.Struct):
     repaired: bool = False
     sources: list[SourceRange] = []
     resumptions: tuple[Resumption, ...] | msgspec.UnsetType = msgspec.UNSET
+    spread: Spread | msgspec.UnsetType = msgspec.UNSET
+    confirmed: bool | msgspec.UnsetType = msgspec.UNSET
+    departure: Departure | msgspec.UnsetType = msgspec.UNSET
+    arrival: Arrival | msgspec.UnsetType = msgspec.UNSET
+    arrived: Arrived | msgspec.UnsetType = msgspec.UNSET
 
 
 _EVENT_FRAME = Decoder[EventFrame](EventFrame)
@@ -57,7 +69,8 @@ class Rerun:
     """One shard run again.
 
     ``known``, if given, are the accounts whose state is known; events of any other account are left out until
-    :meth:`adopt` makes it known. Accounts do not touch each other, so the known ones come out as they did.
+    :meth:`adopt` makes it known. Accounts do not touch each other, so the known ones come out as they did. With
+    ``learns`` those become known that come from another shard while it is run: nothing of them is from before.
 
     ``observe`` is called after every step that may have decided something, with the kind and offset of its input.
     ``marks`` holds the last mark of each symbol and the offset of its frame.
@@ -70,16 +83,20 @@ class Rerun:
         parameters: ParameterHistory,
         *,
         known: set[str] | None = None,
+        learns: bool = False,
         observe: Callable[[str, int], None] = lambda kind, offset: None,
     ) -> None:
         self._log, self._id, self._parameters = log, shard, parameters
         self._known = known
+        self._arrivals_known = _ArrivalsKnown(shard, known) if known is not None and learns else None
         self._observe = observe
         self.shard = Shard(shard)
         self.rows: dict[str, bytes] = {}
         self.marks: dict[str, tuple[int, Mark]] = {}
         self.lost: list[int] = []
         """Offsets of event frames that the journal names and the log does not hold."""
+        self.arrivals: list[Arrival] = []
+        """What has come of accounts from other shards; whoever has seen to it takes it away."""
         self._last: tuple[JournalRecord, int] | None = None
         self._events: Tape | None = None
         self._marks: Tape | None = None
@@ -88,10 +105,11 @@ class Rerun:
     def begin(self, record: JournalRecord, offset: int, rows: Mapping[str, bytes]) -> None:
         """Stand where ``record``, at ``offset`` of the journal, left the shard, with ``rows`` as of then."""
         self.rows = dict(rows)
-        if record.kind == "claim":
-            self.claim(record, offset)
-            return
         self._restore(record, offset)
+        moves = self.shard.cursor.sources.moves
+        self.arrivals = list(moves.parts)
+        if self._arrivals_known is not None:
+            self._arrivals_known.begin(moves)
 
     def expected_claim(self, record: JournalRecord) -> JournalRecord:
         """The claim that must follow the last record, with the worker that ``record`` names."""
@@ -250,24 +268,31 @@ class Rerun:
         return True
 
     def _frame(self, data: bytes | None) -> EventFrame:
-        if self._known is None:
-            return _EVENT_FRAME(data)
-        if len(self._known) == 1 and data is not None and next(iter(self._known)).encode() not in data:
-            clock = _FRAME_TIME(data)
-            return EventFrame(
-                time=clock.time, repaired=clock.repaired, sources=clock.sources, resumptions=clock.resumptions
+        known = self._known
+        if known is None:
+            frame = _EVENT_FRAME(data)
+        elif self._arrivals_known is None and data is not None and _names_one_other(known, data):
+            said = _FRAME_TIME(data)
+            arrival = said.arrival and _of_arrival(said.arrival, known)
+            frame = EventFrame(
+                time=said.time,
+                repaired=said.repaired,
+                sources=said.sources,
+                resumptions=said.resumptions,
+                spread=said.spread,
+                confirmed=said.confirmed,
+                departure=said.departure,
+                arrival=arrival,
+                arrived=said.arrived,
             )
-        frame = _EVENT_FRAME(data)
-        return EventFrame(
-            time=frame.time,
-            repaired=frame.repaired,
-            transfers=_of_accounts(frame.transfers, self._known),
-            fills=_of_accounts(frame.fills, self._known),
-            reports=_of_accounts(frame.reports, self._known),
-            suspensions=[suspension for suspension in frame.suspensions if suspension.account in self._known],
-            sources=frame.sources,
-            resumptions=frame.resumptions,
-        )
+        else:
+            whole = _EVENT_FRAME(data)
+            if self._arrivals_known is not None:
+                self._arrivals_known.hear(whole)
+            frame = _of_known(whole, known)
+        if frame.arrival is not msgspec.UNSET:
+            self.arrivals.append(frame.arrival)
+        return frame
 
 
 def _batches_of(record: JournalRecord) -> Sequence[Batch]:
@@ -279,5 +304,89 @@ def _batches_of(record: JournalRecord) -> Sequence[Batch]:
     return (Batch(marks=marks, progress=progress, parameters=record.parameters.next, events=record.events.next),)
 
 
+class _ArrivalsKnown:
+    """Makes the accounts known that come to a shard whole, from the first of their rows on."""
+
+    def __init__(self, shard: int, known: set[str]) -> None:
+        self._shard, self._known = shard, known
+        self._arrived: dict[Spread, int] = {}
+        """By numbers of shards, from and to: the accounts of later steps than this one come whole."""
+        self._spread = NOT_MOVED
+
+    def begin(self, moves: Moves) -> None:
+        """Nothing is known of those that have come by now, but of those that are on their way."""
+        self._spread = moves.spread
+        self._arrived = {moves.spread: moves.arrived}
+        for _, early in moves.early_rows:
+            self._learn(early)
+        for part in moves.parts:
+            self._known.update(part.rows, part.packed)
+
+    def hear(self, frame: EventFrame) -> None:
+        """Take note of what the next frame says."""
+        for word in (frame.departure, frame.arrival):
+            if word is not msgspec.UNSET:
+                self._hear(word.spread)
+        if frame.spread is not msgspec.UNSET:
+            self._hear(frame.spread)
+        if self._arrived:
+            self._learn(frame)
+
+    def _hear(self, spread: Spread) -> None:
+        known = self._spread
+        if spread.version > known.version:
+            if (spread.shards, spread.target) != (known.shards, known.target):
+                self._arrived[spread] = 0
+            self._spread = spread
+
+    def _learn(self, frame: EventFrame) -> None:
+        names = {account for kind in ROW_KINDS for account in getattr(frame, kind).account}
+        names |= {suspension.account for suspension in frame.suspensions}
+        if frame.arrival is not msgspec.UNSET:
+            names.update(frame.arrival.rows, frame.arrival.packed)
+        self._known.update(name for name in names - self._known if self._comes_whole(name))
+
+    def _comes_whole(self, account: str) -> bool:
+        for spread, arrived in self._arrived.items():
+            _, new, step = place_of(account, spread)
+            if new == self._shard and step > arrived:
+                return True
+        return False
+
+
+def _names_one_other(known: set[str], data: bytes) -> bool:
+    """Whether the one account that is known is not in a frame."""
+    return len(known) == 1 and next(iter(known)).encode() not in data
+
+
+def _of_known(frame: EventFrame, accounts: set[str]) -> EventFrame:
+    """What a frame says of ``accounts``, and of the shard."""
+    return EventFrame(
+        time=frame.time,
+        repaired=frame.repaired,
+        transfers=_of_accounts(frame.transfers, accounts),
+        fills=_of_accounts(frame.fills, accounts),
+        reports=_of_accounts(frame.reports, accounts),
+        suspensions=[suspension for suspension in frame.suspensions if suspension.account in accounts],
+        sources=frame.sources,
+        resumptions=frame.resumptions,
+        spread=frame.spread,
+        confirmed=frame.confirmed,
+        departure=frame.departure,
+        arrival=frame.arrival and _of_arrival(frame.arrival, accounts),
+        arrived=frame.arrived,
+    )
+
+
 def _of_accounts(columns: Columns, accounts: set[str]) -> Columns:
     return rows_of(columns, (index for index, account in enumerate(columns.account) if account in accounts))
+
+
+def _of_arrival(arrival: Arrival, accounts: set[str]) -> Arrival:
+    """What has come of ``accounts``; it stays one part of as many."""
+    return msgspec.structs.replace(
+        arrival,
+        incomplete=tuple(account for account in arrival.incomplete if account in accounts),
+        rows={account: row for account, row in arrival.rows.items() if account in accounts},
+        packed={account: row for account, row in arrival.packed.items() if account in accounts},
+    )

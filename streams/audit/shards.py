@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import AccountRow, JournalRecord, LogGap
-from schemas.partitioning import shard_of
+from schemas.messages import AccountRow, JournalRecord, LogGap, ShardLayout
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PARAMETERS
 from schemas.types import shard_account
 from streams.audit.findings import Findings
@@ -17,6 +18,7 @@ from streams.audit.tables import TableCheck, TableSnapshot
 from streams.broker.records import Log
 from streams.clearing.unreached import unreached_of
 from streams.feeds.gaps import gaps_of, gone_sentences, suspension_sentences, untaken_sentences
+from streams.feeds.holders import Holder
 from streams.feeds.journal import JournalEntry, read_journal
 from streams.feeds.progress import behind_sentences
 from streams.feeds.sources import missing_sentences
@@ -28,15 +30,16 @@ _ROW = Decoder[AccountRow](AccountRow)
 
 
 class ShardCheck:
-    """One shard of ``shards``; what is wrong goes to ``findings``.
+    """One shard of those of ``layout``; what is wrong goes to ``findings``.
 
-    ``last`` is its journal's last record, ``lag`` how many frames its engine has not applied.
+    ``last`` is its journal's last record, ``lag`` how many frames its engine has not applied; ``kept`` are the rows, as
+    of that record, of accounts that it has sent to another shard, which has not said yet that it has them.
     """
 
     def __init__(
         self,
         shard: int,
-        shards: int,
+        layout: ShardLayout,
         log: Log,
         groups: Groups,
         tables: TableCheck,
@@ -45,10 +48,11 @@ class ShardCheck:
         progress: Progress,
         topic_ids: Mapping[str, str],
     ) -> None:
-        self.shard, self._shards = shard, shards
+        self.shard, self._layout = shard, layout
         self._topic_ids = topic_ids
         self.last: JournalRecord | None = None
         self.lag = 0
+        self.kept: dict[str, bytes] = {}
         self._log, self._groups, self._backlog = log, groups, Backlog(log, groups)
         self._tables, self._numbers = tables, numbers
         self._findings, self._progress = findings, progress
@@ -57,14 +61,16 @@ class ShardCheck:
         self._gone: dict[str, LogGap] = {}
 
     def run(self) -> dict[str, bytes]:
-        """Compare everything; the accounts' rows as of the journal's last record."""
+        """Compare everything; the rows of the shard's accounts as of the journal's last record."""
         in_redis = self._tables.read(self.shard)
         self._read_journal()
         rows, row_end = self._read_rows(in_redis)
         if in_redis is not None:
             self._tables.await_rows(self.shard, row_end, self._claims)
         self._compare_offsets()
-        self._read_row_numbers(rows)
+        self._keep_apart(rows)
+        self._findings.counts["accounts"] += len(rows)
+        self.read_row_numbers(rows)
         self._count_unreached(rows)
         if self.last is not None and self.last.alert_sequence:
             self._numbers.alerted(shard_account(self.shard), self.last.alert_sequence)
@@ -126,6 +132,7 @@ class ShardCheck:
         The table is compared on the way.
         """
         rows: dict[str, bytes] = {}
+        always = None if self.last is not None and self.last.moves else Holder(self.shard, self._layout, msgspec.UNSET)
         low, end = self._log.watermarks(ACCOUNTS, self.shard)
         last_sequence, row_end = -1 if self.last is None else self.last.sequence, 0
         for message in self._log.read_range(ACCOUNTS, self.shard, low, end):
@@ -138,15 +145,16 @@ class ShardCheck:
                 table.add(row.account, row.value, offset)
             if row.sequence > last_sequence:
                 continue
-            if (home := shard_of(row.account, self._shards)) != self.shard:
-                self._findings.differ(f"account {row.account} belongs to shard {home}", ACCOUNTS, self.shard, offset)
+            if always is not None and always.holding(row.account) != "own":
+                self._findings.differ(
+                    f"account {row.account} belongs to shard {always.home(row.account)}", ACCOUNTS, self.shard, offset
+                )
             if row.value is None:
                 rows.pop(row.account, None)
             else:
                 rows[row.account] = row.value
             if not offset % 4096:
                 self._progress(f"changelog of shard {self.shard}", offset - low, end - low)
-        self._findings.counts["accounts"] += len(rows)
         if table is not None:
             for account in table.differing():
                 self._findings.differ(
@@ -156,7 +164,28 @@ class ShardCheck:
                 )
         return rows, row_end
 
-    def _read_row_numbers(self, rows: dict[str, bytes]) -> None:
+    def _keep_apart(self, rows: dict[str, bytes]) -> None:
+        """Of a shard whose accounts may move: take the rows apart of those that it has sent away, and name those that
+        are not there any more or not there yet."""
+        if self.last is None or not self.last.moves:
+            return
+        holder = Holder(self.shard, self._layout, self.last.moves)
+        for account in list(rows):
+            holding = holder.holding(account)
+            if holding == "kept":
+                self.kept[account] = rows.pop(account)
+            elif holding == "other":
+                home = holder.home(account)
+                where = f"belongs to shard {home}" if home != self.shard else "is still to come from another shard"
+                self._findings.differ(
+                    f"account {account} has a row and {where}, by the journal up to sequence {self.last.sequence}",
+                    ACCOUNTS,
+                    self.shard,
+                )
+                del rows[account]
+
+    def read_row_numbers(self, rows: dict[str, bytes]) -> None:
+        """Take in what ``rows`` count, and leave those out that are none."""
         for account, data in list(rows.items()):
             try:
                 row = _ROW(data)

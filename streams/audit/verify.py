@@ -4,23 +4,28 @@ Everything moves while it is looked at, so each comparison is made against a mom
 before a journal's end was read must be in the journal, what is in the journal must be in the topic afterwards; the rows
 and the money of a shard are those as of its journal's last record; a row in Redis must be one that the changelog held
 somewhere between the table's stamp before and after it was read. Logs are streamed; what is kept is one row per account
-of one shard, and a few numbers an account.
+of one shard, and a few numbers an account. Of accounts that go from shard to shard meanwhile, only what one shard says
+is compared.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
+from schemas.messages import ShardLayout
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS
 from streams.audit.balance import MoneyCheck
 from streams.audit.findings import Findings
 from streams.audit.groups import Backlog, Groups, KafkaGroups
 from streams.audit.log import CLIENT, KafkaLog
+from streams.audit.moved import InFlight, MoveCheck, ShardLook
 from streams.audit.numbers import NumberCheck
 from streams.audit.progress import Progress, silent
+from streams.audit.sent_frames import SentFrames
 from streams.audit.shards import ShardCheck
 from streams.audit.tables import TableCheck, TableSource
 from streams.broker.admin import admin_client, ensure_topics, topic_ids
 from streams.broker.kafka import Kafka
-from streams.broker.layout import require_shards
+from streams.broker.layout import require_layout
 from streams.broker.letter_counts import LETTER_TOPICS, count_letters, letter_lines, reason_of
 from streams.broker.records import Log, Record
 from streams.feeds.gaps import KNOWN
@@ -31,6 +36,7 @@ TABLES_TIMEOUT_S = 20.0
 """How long the tables may take, altogether, to be whole and to reach where the changelog stood."""
 
 _TIMEOUT_S = 30.0
+_LOOK_AGAIN_S = 0.25
 
 
 def verify_deployment(settings: Settings, progress: Progress = silent) -> Findings:
@@ -41,19 +47,36 @@ def verify_deployment(settings: Settings, progress: Progress = silent) -> Findin
     """
     admin = admin_client(settings)
     report = ensure_topics(settings, create=False, client_id=CLIENT)
-    faults, shards = report.wrong, report.shards
-    if shards is None or any("is missing" in fault for fault in faults):
+    faults = report.wrong
+    if report.layout is None or any("is missing" in fault for fault in faults):
         findings = Findings()
         for fault in faults:
             findings.differ(fault)
         return findings
     cluster = admin.list_topics(timeout=_TIMEOUT_S).cluster_id or ""
     with KafkaLog(Kafka(settings)) as log, TableReader(settings.redis) as tables:
-        layout = tables.read_layout()
-        if layout != (wanted := Layout(shards, ACCOUNTS, cluster)):
-            faults.append(f"Redis says where accounts are by {layout}; it must be {wanted}")
+        faults += layout_faults(tables.read_layout, lambda: require_layout(log), cluster)
         ids = topic_ids(settings, KNOWN)
         return verify(log, tables, KafkaGroups(settings), faults, progress, topic_ids=ids)
+
+
+def layout_faults(
+    in_redis: Callable[[], Layout], in_kafka: Callable[[], ShardLayout], cluster_id: str, patience_s: float = 5.0
+) -> list[str]:
+    """Whether Redis says as Kafka does where accounts are, within ``patience_s`` of a change.
+
+    Raises:
+        BrokerError: Kafka does not answer. TableError: Redis does not answer, or holds no tables.
+    """
+    while True:
+        layout = in_kafka()
+        wanted = Layout(layout.spread.shards, layout.spread.target, layout.shards_used, ACCOUNTS, cluster_id)
+        if (said := in_redis()) == wanted:
+            return []
+        if patience_s <= 0:
+            return [f"Redis says where accounts are by {said}; it must be {wanted}"]
+        time.sleep(_LOOK_AGAIN_S)
+        patience_s -= _LOOK_AGAIN_S
 
 
 def verify(
@@ -93,12 +116,13 @@ class _Verification:
         self._backlog = Backlog(log, groups)
         self._numbers = NumberCheck(log, findings)
         self._money = MoneyCheck(log, findings, progress)
-        shards = require_shards(log)
-        _look_at_unused(log, shards, findings)
+        self._layout = layout = require_layout(log)
+        self._frames = SentFrames(log)
+        _look_at_unused(log, layout, findings)
         in_redis = TableCheck(tables, findings, tables_timeout_s)
         self._shards = [
-            ShardCheck(shard, shards, log, groups, in_redis, self._numbers, findings, progress, topic_ids)
-            for shard in range(shards)
+            ShardCheck(shard, layout, log, groups, in_redis, self._numbers, findings, progress, topic_ids)
+            for shard in range(layout.shards_used)
         ]
 
     def run(self, topic_faults: Sequence[str]) -> Findings:
@@ -108,15 +132,35 @@ class _Verification:
         resting = self._backlog.to_route() == 0
         self._money.read_assets()
         for shard in self._shards:
-            rows = shard.run()
-            if shard.last is not None:
-                self._money.add_shard(shard.shard, shard.last.events.next, rows)
-        self._numbers.compare()
+            self._look_at_shard(shard)
+        moved = self._look_at_moves()
+        self._numbers.compare(moved_meanwhile=moved.moved_meanwhile)
         _look_at_letters(self._log, self._findings)
         resting = resting and self._backlog.to_route() == 0 and not any(shard.lag for shard in self._shards)
+        in_flight = (row for rows in moved.rows.values() for row in rows.values())
+        self._money.compare_together(len(self._shards), in_flight, moved_meanwhile=moved.moved_meanwhile)
         self._money.compare_with_exchange(len(self._shards), resting=resting)
         self._tell()
         return self._findings
+
+    def _look_at_shard(self, shard: ShardCheck) -> None:
+        rows = shard.run()
+        if shard.last is None:
+            return
+        self._money.add_shard(shard.shard, shard.last.events.next, rows, may_have_moved=bool(shard.last.moves))
+
+    def _look_at_moves(self) -> InFlight:
+        """Of accounts that go from shard to shard; those that are in none but by what it keeps are counted there."""
+        if not any(shard.last is not None and shard.last.moves for shard in self._shards):
+            return InFlight({})
+        self._frames.read(len(self._shards))  # what the shards had sent by then is there
+        looks = {shard.shard: ShardLook(shard.last, shard.kept) for shard in self._shards}
+        in_flight = MoveCheck(self._log, self._layout, looks, self._frames, self._findings).run()
+        for shard in self._shards:
+            if (rows := in_flight.rows.get(shard.shard)) is not None:
+                shard.read_row_numbers(rows)
+                self._findings.counts["accounts"] += len(rows)
+        return in_flight
 
     def _tell(self) -> None:
         behind = [f"shard {shard} by {state.lag:,}" for shard, state in enumerate(self._shards) if state.lag]
@@ -135,11 +179,13 @@ class _Verification:
             )
 
 
-def _look_at_unused(log: Log, shards: int, findings: Findings) -> None:
+def _look_at_unused(log: Log, layout: ShardLayout, findings: Findings) -> None:
     """Partitions beyond those of the shards are nobody's: nothing may be in them."""
+    shards = layout.shards_used
     for topic in (EVENTS, ACCOUNTS, JOURNAL):
         for partition in range(shards, log.partitions(topic)):
-            if log.watermarks(topic, partition)[1]:
+            # There may be more shards since the layout was read.
+            if log.watermarks(topic, partition)[1] and require_layout(log).shards_used <= partition:
                 findings.differ(f"accounts are spread over {shards} shards, and it holds records", topic, partition)
 
 

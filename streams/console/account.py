@@ -11,12 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from schemas.messages import AccountRow, GroupRow
-from schemas.partitioning import shard_of
-from streams.broker.layout import require_shards
+from schemas.messages import AccountRow, GroupRow, JournalRecord
+from streams.broker.layout import require_layout
 from streams.broker.reader import LogReader
 from streams.console.parameters import read_parameters
 from streams.errors import InputError
+from streams.feeds.holders import has_come, shards_to_ask
 from streams.feeds.journal import journal_end
 from streams.margin.fixed_point import format_decimal
 from streams.margin.group import Group, Position
@@ -92,11 +92,24 @@ def read_account(settings: Settings, account: str) -> AccountView | None:
 
 
 def _shard_suspension(reader: LogReader, row: AccountRow) -> str:
-    end = journal_end(reader, shard_of(row.account, require_shards(reader)))
-    suspension = None if end is None or end.record is None else end.record.suspension or None
+    record = _shard_record(reader, row.account)
+    suspension = None if record is None else record.suspension or None
     if suspension is None or suspension.lifted or (row.resumed or 0) >= suspension.number:
         return ""
     return "; ".join(suspension.reasons)
+
+
+def _shard_record(reader: LogReader, account: str) -> JournalRecord | None:
+    """The last record of the journal of the shard that has the account: of an old and a new one, of the new one once it
+    says so."""
+    layout = require_layout(reader)
+    old, *new = shards_to_ask(account, layout)
+    for shard in (*new, old):
+        end = journal_end(reader, shard)
+        record = None if end is None else end.record
+        if shard == old or (record is not None and has_come(account, layout, record.moves)):
+            return record
+    return None
 
 
 def show_account(console: Console, view: AccountView) -> None:

@@ -9,7 +9,7 @@ from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup
 from streams.broker.letter_counts import LetterCounts
 from streams.console.figures import age
-from streams.console.status import Lag, MarksStatus, ShardStatus, Status, place_name
+from streams.console.status import Lag, MarksStatus, Moving, ShardStatus, Status, place_name
 from streams.console.waiting import FirstWaiting, waiting_sentences
 from streams.feeds.gaps import suspension_sentences, untaken_sentences
 from streams.feeds.journal import HOSTS
@@ -50,6 +50,7 @@ def judge(status: Status, settings: Settings) -> list[str]:
             for fault in _judge_shard(shard, settings)
         ),
         *_judge_tables(status),
+        *(_moving_sentences(status) if _stands(status.moving, settings) else ()),
         *(fault for counts in status.letters for fault in _judge_letters(counts)),
     ]
 
@@ -61,7 +62,27 @@ def _is_unread(status: Status, topic: str, partition: int) -> bool:
 
 def advise(status: Status, settings: Settings) -> list[str]:
     """How to look at what is no fault of itself but may be somebody's, and at what was not looked at."""
-    return [advice for counts in status.letters for advice in _advise_letters(counts, settings)]
+    letters = [advice for counts in status.letters for advice in _advise_letters(counts, settings)]
+    return letters if _stands(status.moving, settings) else [*_moving_sentences(status), *letters]
+
+
+def _stands(moving: Moving | None, settings: Settings) -> bool:
+    """Whether a step of a change of the number of shards takes longer than anything may stand."""
+    return moving is not None and moving.age_ms > settings.service.stands_ms
+
+
+def _moving_sentences(status: Status) -> Iterator[str]:
+    """That accounts are on their way to another number of shards, what they wait for, and what to do."""
+    moving = status.moving
+    if moving is None:
+        return
+    yield (
+        f"Accounts are moving from {moving.shards} to {moving.target} shards; step {moving.step} of {moving.steps} "
+        f"began {age(moving.age_ms)} ago. `margin-clearing rescale --shards {moving.target} --yes` goes on with it, if "
+        "nothing does, and says what it waits for."
+    )
+    for shard in status.shards:
+        yield from shard.departing
 
 
 def _advise_letters(counts: LetterCounts, settings: Settings) -> Iterator[str]:

@@ -25,7 +25,13 @@ def show_status(console: Console, status: Status, faults: list[str], advice: Seq
     console.print(line(f"out of reach: {_unreached_line(status.shards)}"))
     console.print(line(f"to route: {behind:,} records of {len(status.inputs)} partitions"))
     console.print()
-    table = Table("shard", "worker", "claim", "sequence", "journal", "lag", "table stamp", "behind", "age", box=None)
+    if (moving := status.moving) is not None:
+        how_far = f"step {moving.step} of {moving.steps}"
+        console.print(line(f"accounts are moving from {moving.shards} to {moving.target} shards: {how_far}"))
+        console.print()
+    table = Table(
+        "shard", "worker", "claim", "sequence", "journal", "events/s", "lag", "table stamp", "behind", "age", box=None
+    )
     for shard in status.shards:
         meta = shard.table
         table.add_row(
@@ -35,6 +41,7 @@ def show_status(console: Console, status: Status, faults: list[str], advice: Seq
                 _text(shard.claim),
                 _text(shard.sequence),
                 age(shard.journal_age_ms),
+                "-" if shard.load is None else f"{shard.load.events_per_s:,.0f}",
                 f"{shard.lag.records:,}",
                 "-" if meta is None else f"{meta.stamp}{' building' if meta.building else ''}",
                 "-" if meta is None else f"{shard.table_behind:,}",

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from schemas.messages import Behind, JournalRecord, LogGap, Lost, ShardSuspension
+import msgspec
+
+from schemas.messages import Behind, JournalRecord, LogGap, Lost, ShardLayout, ShardSuspension
+from schemas.partitioning import steps_of
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS, JOURNAL, MARKS, PARAMETERS, PROGRESS
 from schemas.types import Uncounted
 from streams.broker.admin import ConsumerGroup, group_state, require_topics, topic_ids
@@ -20,7 +23,8 @@ from streams.console.parameters import read_parameters
 from streams.console.waiting import FirstWaiting, first_waiting
 from streams.errors import BrokerError, TableError, UnreadableError
 from streams.feeds.gaps import KNOWN, gaps_of
-from streams.feeds.journal import JournalEnd, journal_end
+from streams.feeds.holders import departure_sentences
+from streams.feeds.journal import JournalEnd, journal_end, read_journal
 from streams.feeds.marks import last_full_frame
 from streams.settings import Settings
 from streams.tables.reader import TableMeta, TableReader
@@ -29,6 +33,9 @@ COUNTED_MAX = 1_000
 """Up to so many offsets behind, what is behind is counted; beyond, control records count too."""
 LETTER_OFFSETS_MAX = 10_000
 """The dead letters at so many of the last offsets of each dead-letter topic are counted."""
+LOAD_OFFSETS = 100
+"""What a shard does a second is known from so many of the last offsets of its journal."""
+_LOAD_US_MIN = 100_000
 _CLIENT_ID = "margin-status"
 _SILENCE_S = 2.0
 
@@ -48,6 +55,21 @@ class Lag:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a shard did in ``seconds`` by its own clock: how many offsets it went on in its events (markers of
+    transactions take some), how many rows it wrote, how many commands it gave."""
+
+    seconds: float
+    events: int
+    rows: int
+    commands: int
+
+    @property
+    def events_per_s(self) -> float:
+        return self.events / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStatus:
     """A shard: its member of the group, its journal's last record, its lag, and its table (``behind`` rows of it).
 
@@ -58,7 +80,9 @@ class ShardStatus:
     microseconds. ``behind``: the sources that the shard waits for or has ceased to wait for, ``held``: how many
     accounts wait for them. ``missing``: the sources of which it lacks something, with the offset at which
     their frames go on; ``lost``: what it goes on without, by an operator's word. ``suspension``: the last one of the
-    shard as a whole; ``gaps``: what is gone of our own topics that its journal does not tell of yet.
+    shard as a whole; ``gaps``: what is gone of our own topics that its journal does not tell of yet. ``load``: what it
+    has done lately, None if its journal does not say. ``departing``: what the accounts wait for that are to go to
+    another shard, a sentence each.
     """
 
     shard: int
@@ -83,6 +107,19 @@ class ShardStatus:
     lost: dict[str, Lost] = field(default_factory=dict)
     suspension: ShardSuspension | None = None
     gaps: dict[str, LogGap] = field(default_factory=dict)
+    load: Load | None = None
+    departing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """Accounts are on their way from ``shards`` to ``target`` shards: ``step`` of ``steps`` began ``age_ms`` ago."""
+
+    shards: int
+    target: int
+    step: int
+    steps: int
+    age_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +141,7 @@ class Status:
     ``redis_problem`` is why there is nothing of Redis, if so. ``letters`` are the dead letters of each topic.
     ``walked`` are the first records of the topics that every engine walks which some shard has not walked.
     ``unreadable`` says of each partition that had to be read for this, and can be read at no time, where and why.
+    ``moving``: how far it is, if the number of shards is being changed.
     """
 
     engines: ConsumerGroup
@@ -117,6 +155,7 @@ class Status:
     letters: tuple[LetterCounts, ...] = ()
     walked: tuple[FirstWaiting, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
+    moving: Moving | None = None
 
     @property
     def untold(self) -> tuple[UntoldLetters, ...]:
@@ -129,7 +168,8 @@ class Status:
         for group in ("engines", "routers", "oracles"):
             offsets = plain[group]["committed"].items()
             plain[group]["committed"] = {f"{topic}[{partition}]": offset for (topic, partition), offset in offsets}
-        return plain
+        values: dict[str, Any] = msgspec.to_builtins(plain)
+        return values
 
 
 def read_status(settings: Settings) -> Status:
@@ -171,7 +211,40 @@ def read_status(settings: Settings) -> Status:
         letters,
         walked,
         unreadable.places,
+        moving_of(topics.layout, _now_ms()),
     )
+
+
+def moving_of(layout: ShardLayout, now_ms: int) -> Moving | None:
+    """How far the change of the number of shards is; None if it is not being changed."""
+    spread = layout.spread
+    if not layout.is_moving:
+        return None
+    steps = steps_of(spread)
+    done = sum(step <= spread.step for step in steps)
+    return Moving(spread.shards, spread.target, done, len(steps), now_ms - layout.time // 1000)
+
+
+def load_of(records: Sequence[JournalRecord]) -> Load | None:
+    """What a shard did from the first to the last of ``records``; None if they are too few or too close together."""
+    if len(records) < 2 or (span_us := records[-1].clock - records[0].clock) < _LOAD_US_MIN:
+        return None
+    commits = [record for record in records[1:] if record.kind == "commit"]
+    return Load(
+        seconds=span_us / 1e6,
+        events=max(0, records[-1].events.next - records[0].events.next),
+        rows=sum(record.accounts for record in commits),
+        commands=sum(max(record.command_count, len(record.commands)) for record in commits),
+    )
+
+
+def _load(reader: LogReader, shard: int) -> Load | None:
+    low, end = reader.watermarks(JOURNAL, shard)
+    try:
+        entries = list(read_journal(reader, shard, max(low, end - LOAD_OFFSETS), end))
+    except UnreadableError:
+        return None
+    return load_of([entry.record for entry in entries if entry.record is not None])
 
 
 class _Unreadable:
@@ -256,6 +329,8 @@ def _shard(
         lost={} if record is None else record.lost,
         suspension=None if record is None else record.suspension or None,
         gaps=gaps,
+        load=None if record is None else _load(reader, number),
+        departing=() if record is None else tuple(departure_sentences(f"Shard {number}", record)),
     )
 
 

@@ -70,7 +70,7 @@ def test_the_log_is_replayed_to_the_byte_and_its_money_is_added_up(script: Scrip
     route_twice(script)
     replayed = script.replayed()
     assert not replayed.findings.differences
-    flows, _ = script.audit(lambda log: flows_of_frames(log, 0, script.committed(), {SYMBOL: "USDC"}))
+    flows, _, _ = script.audit(lambda log: flows_of_frames(log, 0, script.committed(), {SYMBOL: "USDC"}))
     assert str(flows.transfers["USDC"]) == "3000"
     assert str(flows.quantity[SYMBOL]) == "0.5"
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from schemas import headers
 from schemas.codec import encode
-from schemas.messages import EventFrame, SourceRange, Trade, TradeSide, Transfer, TransferColumns
+from schemas.messages import EventFrame, ShardLayout, SourceRange, Trade, TradeSide, Transfer, TransferColumns
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, PRICES, TRADES, TRANSFERS
 from streams.audit.findings import Findings
-from streams.audit.verify import verify
+from streams.audit.verify import layout_faults, verify
 from streams.broker.dead_letters import is_untold
 from streams.broker.records import Log
 from streams.errors import BrokerError
 from streams.memory.log import LogRecord
-from streams.tables.reader import TableMeta
+from streams.tables.reader import Layout, TableMeta
 from tests.audit.scripts import Script, alter, drop, played, value
 from tests.audit.test_replay import STEPS, Step
 from tests.clearing.engine_bench import SYMBOL
@@ -491,3 +491,12 @@ def test_whatever_an_engine_did_passes(steps: list[Step]) -> None:
         assert [d.offset for d in findings.differences if "is no frame" in d.what] == [r.offset for r in garbage]
         assert len(findings.differences) == len(garbage)
         assert findings.counts["accounts"] >= 2
+
+
+def test_redis_says_where_accounts_are_as_kafka_does_soon_after_it_has_changed() -> None:
+    moving = ShardLayout(shards=2, time=1, version=3, target=3, step=1, used=3, founded=2)
+    old, new = Layout(2, 2, 2, ACCOUNTS, "c"), Layout(2, 3, 3, ACCOUNTS, "c")
+    looks = iter([old, new])
+    assert layout_faults(lambda: next(looks), lambda: moving, "c") == []
+    (fault,) = layout_faults(lambda: old, lambda: moving, "c", patience_s=0)
+    assert fault == f"Redis says where accounts are by {old}; it must be {new}"

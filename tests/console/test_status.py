@@ -1,5 +1,6 @@
 """What ``margin-clearing status`` says is wrong: each fault of a deployment in one sentence, nothing of a sound one."""
 
+import json
 from dataclasses import replace
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from schemas.messages import LogGap, ShardSuspension
+from schemas.messages import JournalRecord, LogGap, Range, ShardLayout, ShardSuspension
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL, MARKS, PRICES, TRADES
 from streams.broker.admin import ConsumerGroup, GroupMember
 from streams.broker.dead_letters import UntoldLetters
@@ -16,7 +17,7 @@ from streams.broker.reader import LogReader
 from streams.console import status as status_module
 from streams.console.judgement import advise, judge
 from streams.console.show import show_status
-from streams.console.status import Lag, MarksStatus, ShardStatus, Status
+from streams.console.status import Lag, Load, MarksStatus, Moving, ShardStatus, Status, load_of, moving_of
 from streams.errors import UnreadableError
 from streams.settings import Settings
 from streams.tables.reader import TableMeta
@@ -282,3 +283,61 @@ def test_what_is_gone_is_said_before_an_engine_has_found_it() -> None:
     assert events.startswith(
         "Shard 0: the records 5 to 8 of margin.events.v1[0] were deleted before this shard had them"
     )
+
+
+MOVING = Moving(shards=4, target=7, step=2, steps=6, age_ms=500)
+
+
+def test_accounts_that_move_are_said_with_what_goes_on_with_it_and_what_they_wait_for() -> None:
+    status = replace(SOUND, moving=MOVING, shards=(shard(0, departing=("Shard 0: they wait.",)), shard(1, "b")))
+    assert "accounts are moving from 4 to 7 shards: step 2 of 6\n" in shown(status)
+    advice, waits = advise(status, SETTINGS)
+    assert "`margin-clearing rescale --shards 7 --yes` goes on with it" in advice
+    assert waits == "Shard 0: they wait."
+    assert judge(status, SETTINGS) == []
+
+
+def test_a_step_that_stands_is_a_fault() -> None:
+    status = replace(SOUND, moving=replace(MOVING, age_ms=SETTINGS.service.stands_ms + 1))
+    (fault,) = judge(status, SETTINGS)
+    assert "step 2 of 6 began" in fault
+    assert advise(status, SETTINGS) == []
+
+
+def test_how_far_a_change_is_counts_the_steps_in_which_anybody_moves() -> None:
+    change = ShardLayout(shards=4, time=1_000_000, version=3, target=6, step=2, used=6, founded=4)
+    assert moving_of(change, now_ms=1_500) == Moving(4, 6, 1, 2, 500)
+    assert moving_of(ShardLayout(shards=4, time=1), now_ms=5) is None
+
+
+def _journal(clock_ms: int, events: int, accounts: int, **fields: Any) -> JournalRecord:
+    values: dict[str, Any] = {"kind": "commit", "shard": 0, "claim": 0, "sequence": 1, "previous": 0} | fields
+    nothing = Range(first=0, next=0)
+    return JournalRecord(
+        events=Range(first=0, next=events), marks=nothing, parameters=nothing, clock=1000 * clock_ms,
+        accounts=accounts, **values,
+    )  # fmt: skip
+
+
+def test_the_load_of_a_shard_is_what_its_last_commits_did() -> None:
+    records = [
+        _journal(1_000, 10, 99),
+        _journal(1_500, 40, 20, commands=("a:1",)),
+        _journal(2_000, 40, 0, kind="claim"),
+        _journal(3_000, 110, 30, commands=("a:2",), command_count=400),
+    ]
+    load = load_of(records)
+    assert load == Load(seconds=2.0, events=100, rows=50, commands=401)
+    assert load.events_per_s == 50
+    assert load_of(records[:1]) is None
+    assert load_of([records[0], _journal(1_001, 900, 5)]) is None, "too close together to say"
+    assert " 50 " in shown(replace(SOUND, shards=(shard(0, load=load), shard(1, "b"))))
+
+
+def test_its_json_says_what_shards_do_and_what_suspends_them() -> None:
+    suspension = ShardSuspension(number=2, since=1, reasons=("events were deleted",))
+    first = shard(0, load=Load(2.0, 100, 50, 1), suspension=suspension)
+    plain = json.loads(json.dumps(replace(SOUND, moving=MOVING, shards=(first, shard(1, "b"))).as_json()))
+    assert plain["moving"] == {"shards": 4, "target": 7, "step": 2, "steps": 6, "age_ms": 500}
+    assert plain["shards"][0]["load"]["events"] == 100
+    assert plain["shards"][0]["suspension"]["reasons"] == ["events were deleted"]
