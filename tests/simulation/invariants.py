@@ -6,18 +6,18 @@ often it was tried, or what failed meanwhile.
 
 # ruff: noqa: B023 - what an invariant says is put into words at once or never
 
+import copy
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
-from functools import lru_cache
 from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
-from schemas import partitioning
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import (
     AccountRow,
@@ -28,14 +28,18 @@ from schemas.messages import (
     JournalRecord,
     LiquidationCommand,
     RouterProgress,
+    ShardLayout,
+    Spread,
 )
 from schemas.parameters import PolicyParameters
+from schemas.partitioning import moves_at
 from schemas.topics import (
     ACCOUNTS,
     ALERTS,
     COMMANDS,
     EVENTS,
     JOURNAL,
+    LAYOUT,
     MARKS,
     PARAMETERS,
     PROGRESS,
@@ -46,10 +50,12 @@ from schemas.topics import (
     dead_letter_topic,
 )
 from schemas.types import RESERVED_ACCOUNTS, shard_account
-from streams.clearing.account import WITHOUT_ORDERS
+from streams.clearing.account import WITHOUT_ORDERS, unpacked
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
 from streams.feeds.marks import first_needed
+from streams.feeds.moves import Moves
+from streams.feeds.sources import Sources
 from streams.margin.group import Group, Position
 from streams.margin.health import evaluate
 from streams.margin.parameters import RiskParameters
@@ -59,8 +65,9 @@ from streams.memory.scheduler import EPOCH_US, Scheduler, Violation
 from streams.routing.committed_at import CommittedAt
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
-from tests.simulation.ledger import Ledger
-from tests.simulation.repeats import Told, events_of, without_repeats
+from tests.simulation.homes import Holdings, Homes, Move, home_of
+from tests.simulation.ledger import Ledger, Letter, Luggage
+from tests.simulation.repeats import Place, Told, events_of, version_of, without_repeats
 from tests.simulation.workload import NEWCOMERS, Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
@@ -82,10 +89,7 @@ _JOURNAL = Decoder[JournalRecord](JournalRecord)
 _PROGRESS = Decoder[RouterProgress](RouterProgress)
 _IDS = Decoder[_LastId](_LastId)
 
-shard_of = lru_cache(maxsize=10_000)(partitioning.shard_of)
-
-Letter = tuple[str, int, int]
-"""Topic, partition and offset of a record in the dead letters."""
+_LAYOUT = Decoder[ShardLayout](ShardLayout)
 
 
 def require(holds: bool, invariant: str, detail: Callable[[], str] = str) -> None:
@@ -103,7 +107,19 @@ class Watch:
 
     def __init__(self, scheduler: Scheduler, partitions: dict[str, int], server: Server) -> None:
         self.cluster = Cluster(scheduler, partitions, self.on_decided)
-        self.shards = [ShardTruth(number, self) for number in range(partitions[EVENTS])]
+        self.founded = partitions[EVENTS]
+        self.homes = Homes(self.founded)
+        self.on_their_way: dict[Move, dict[str, Luggage]] = {}
+        """What the accounts have that are on their way."""
+        self.sequences: dict[str, int] = {}
+        """The number of each account's last command."""
+        self.due: dict[str, set[Letter]] = {}
+        """The records that must count in each account, of those that routers have committed."""
+        self.shards: list[ShardTruth] = []
+        self._told: list[Told] = []
+        self._followed: dict[Place, ShardLayout] = {}
+        """By which layout each input partition is confirmed to be routed, if not by the first."""
+        self._grow()
         self.routed: dict[tuple[str, int], int] = {}
         self.on_command: Callable[[Any], None] = lambda _: None
         self.commands: set[str] = set()
@@ -113,7 +129,6 @@ class Watch:
         """The kinds of alerts that each account has had."""
         self._alerts: set[str] = set()
         self._scanned: dict[Partition, int] = {}
-        self._told: list[Told] = [{} for _ in self.shards]
         self._events: dict[Letter, Counter[tuple[Any, ...]]] = {}
         """What the shards have been told of each record that is not committed yet."""
         self._trade_ids: dict[tuple[int, str], int] = {}
@@ -121,13 +136,18 @@ class Watch:
         self._scheduler = scheduler
         self._server = server
         self._rules: list[RiskParameters] = [RiskParameters.empty()]
-        self._mark_rows: set[bytes] = set()
-        self._marks_seen = 0
-        server.on_write, server.on_token = self.on_redis_write, self.on_token
+        tables = TableWatch(self, scheduler, server)
+        server.on_write, server.on_token = tables.on_write, tables.on_token
 
     @property
     def now_us(self) -> int:
         return self._scheduler.now
+
+    def _grow(self) -> None:
+        """Shards come, and none goes."""
+        for number in range(len(self.shards), len(self.cluster.topics[EVENTS])):
+            self.shards.append(ShardTruth(number, self))
+            self._told.append(Told(is_founder=number < self.founded))
 
     # --- transactions ------------------------------------------------------------------------------------------------
 
@@ -142,6 +162,7 @@ class Watch:
             self._scheduler.fail(violation)
 
     def _check(self, txn: Transaction) -> None:
+        self._grow()
         by_topic: dict[str, list[tuple[Partition, LogRecord]]] = {}
         digest = self._scheduler.digest
         for partition, record in txn.records:
@@ -158,6 +179,8 @@ class Watch:
             self._check_offsets_are_ours(txn.metadata[ROUTER_GROUP])
         elif groups == {ENGINE_GROUP}:
             self._check_engine(txn.offsets[ENGINE_GROUP], by_topic)
+        elif not groups and set(by_topic) == {LAYOUT}:
+            self._check_layout()
         else:
             require(False, "what is committed is committed with the offsets it follows from", lambda: txn.producer)
 
@@ -180,9 +203,10 @@ class Watch:
             first = self.routed.get(place, 0)
             require(end >= first, "a router that is late commits nothing", lambda: f"{place} {first} {end}")
             self.routed[place] = end
-            for told in self._told:
+            layout = self._followed.get(place)
+            for told in self._told[: self.founded if layout is None else layout.shards_used]:
                 require(
-                    told.get(place, 0) >= end, "every shard knows what is committed", lambda: f"{place} {end} {told}"
+                    told.knows(place, end), "every shard knows what is committed", lambda: f"{place} {end} {told.next}"
                 )
             for record in self.cluster.topics[place[0]][place[1]].records[first:end]:
                 self._check_routed(*place, record)
@@ -192,6 +216,48 @@ class Watch:
         }
         touched = {place: last for place, last in self._trade_ids.items() if before.get(place) != last}
         require(memories == touched, "the memory of trade ids is that of the log", lambda: f"{memories} {touched}")
+        self._check_confirmed(offsets, by_topic.get(EVENTS, ()))
+
+    def _check_confirmed(self, offsets: dict[Place, int], frames: Iterable[tuple[Partition, LogRecord]]) -> None:
+        """By which layout a router goes on, it says to all shards, from where it is, of every partition it commits."""
+        told: dict[int, set[Place]] = {}
+        layouts = {version_of_layout(layout): layout for layout in self._layouts()}
+        for partition, record in frames:
+            frame = _FRAME(record.value)
+            places = {(source.topic, source.partition): (source.first, source.next) for source in frame.sources}
+            is_confirmation = frame.confirmed is True and not events_of(frame)
+            is_confirmation &= all(offsets.get(place) == first == end for place, (first, end) in places.items())
+            layout = layouts.get(version_of(frame))
+            is_confirmation &= layout is not None and layout.spread == frame.spread
+            require(
+                is_confirmation, "a router's transaction tells shards by which layout it goes on", lambda: str(frame)
+            )
+            assert layout is not None
+            told.setdefault(partition.number, set()).update(places)
+            without_repeats(frame, self._told[partition.number])
+            for place in places:
+                before = self._followed.get(place)
+                is_newer = before is None or version_of_layout(before) <= version_of_layout(layout)
+                require(is_newer, "nobody goes back to an older layout", lambda: f"{place} {before} {layout}")
+        if told:
+            assert layout is not None
+            all_told = told == {shard: set(offsets) for shard in range(layout.shards_used)}
+            require(all_told, "every shard is told by which layout its rows are routed", lambda: f"{told} {layout}")
+            self._followed.update(dict.fromkeys(offsets, layout))
+
+    def _check_layout(self) -> None:
+        """Whoever changes the number of shards goes on from the layout that stands."""
+        versions = [version_of_layout(layout) for layout in self._layouts()]
+        require(versions == list(range(len(versions))), "the layout never goes back", lambda: str(versions))
+
+    def _layouts(self) -> Iterable[ShardLayout]:
+        return (_LAYOUT(record.value) for record in self.cluster.topics[LAYOUT][0].committed())
+
+    def _spread(self, version: int) -> Spread:
+        """The spread of a version of the layout."""
+        if version:
+            return next(layout.spread for layout in self._layouts() if version_of_layout(layout) == version)
+        return Spread(version=0, shards=self.founded, target=self.founded)
 
     def _check_offsets_are_ours(self, texts: dict[tuple[str, int], str]) -> None:
         """An offset that does not say which topic it is of is taken by no router."""
@@ -201,32 +267,40 @@ class Watch:
             require(is_ours, "what a router commits says that a router committed it", lambda: f"{place} {text!r}")
 
     def _check_routed(self, topic: str, number: int, record: LogRecord) -> None:
-        expected: Counter[tuple[Any, ...]] = Counter()
+        """What a record means has been told once by the layout that is followed where it is; what has been told of it
+        by layouts before, which counts only as far as it came in time, is nothing else."""
         if record.decoded is None or isinstance(record.decoded, Refused):
             letter = (topic, number, record.offset)
             require(letter in self.letters, "what cannot be read is in the dead letters", lambda: str(letter))
-            for account in record.decoded.accounts if record.decoded else ():
-                to = shard_of(account, len(self.shards))
-                expected[to, "suspension", account, topic, number, record.offset] += 1
+            accounts = record.decoded.accounts if record.decoded else ()
+            means = [("suspension", account, topic, number, record.offset) for account in accounts]
         else:
-            self._expect(expected, topic, number, record.decoded)
+            means = list(self._meaning(topic, number, record.decoded))
+        for _, account, *_ in means:
+            self.due.setdefault(account, set()).add((topic, number, record.offset))
         events = self._events.pop((topic, number, record.offset), Counter())
-        require(
-            events == expected,
-            "every trade, transfer, report and suspension is routed to its shard, and counts once",
-            lambda: f"missing {expected - events}, too many {events - expected}",
-        )
+        layout = self._followed.get((topic, number))
+        followed = 0 if layout is None else version_of_layout(layout)
+        for version in {followed: None} | dict.fromkeys(sorted({version for version, *_ in events})):
+            spread = self._spread(version)
+            told = Counter({event: count for event, count in events.items() if event[0] == version})
+            expected = Counter((version, home_of(event[1], spread), *event) for event in means)
+            require(
+                told == expected if version == followed else version < followed and told <= expected,
+                "every trade, transfer, report and suspension is routed to its shard, and counts once",
+                lambda: f"by {spread}, followed {followed}: missing {expected - told}, too many {told - expected}",
+            )
 
     def _scan(self) -> None:
         """Read what routers have written outside of transactions since the last time."""
         for number, partition in enumerate(self.cluster.topics[EVENTS]):
             for record in partition.records[self._scanned.get(partition, 0) :]:
-                if record.control:
+                if record.control or record.txn is not None:
                     continue
                 with suppress(DecodeError):
                     frame = without_repeats(_FRAME(record.value), self._told[number])
                     for place, event in events_of(frame):
-                        self._events.setdefault(place, Counter())[number, *event] += 1
+                        self._events.setdefault(place, Counter())[version_of(frame), number, *event] += 1
             self._scanned[partition] = partition.end
         for topic in (TRADES, TRANSFERS, REPORTS):
             (partition,) = self.cluster.topics[dead_letter_topic(topic)]
@@ -234,26 +308,20 @@ class Watch:
                 self.letters.update(self._letters_of({partition.topic: [(partition, record)]}))
             self._scanned[partition] = partition.end
 
-    def _expect(self, expected: Counter[tuple[Any, ...]], topic: str, number: int, message: Any) -> None:
-        count = len(self.shards)
+    def _meaning(self, topic: str, number: int, message: Any) -> Iterable[tuple[Any, ...]]:
+        """The events that a message means."""
         if topic == TRANSFERS:
-            to = shard_of(message.account, count)
-            expected[
-                to, "transfer", message.account, message.margin, message.asset, message.amount, message.sequence
-            ] += 1
+            yield "transfer", message.account, message.margin, message.asset, message.amount, message.sequence
         elif topic != TRADES:
-            to = shard_of(message.account, count)
-            expected[to, "report", message.order_id, message.status, message.filled_quantity] += 1
-        else:
-            if message.trade_id <= self._trade_ids.get((number, message.symbol), -1):
-                return
+            yield "report", message.account, message.order_id, message.status, message.filled_quantity
+        elif message.trade_id > self._trade_ids.get((number, message.symbol), -1):
             self._trade_ids[number, message.symbol] = message.trade_id
             taker_buys = message.aggressor_side == "buy"
             for side, buys in ((message.taker, taker_buys), (message.maker, not taker_buys)):
                 quantity = message.quantity if buys else f"-{message.quantity}"
                 margin = "cross" if side.margin == "cross" else message.symbol
                 fill = (side.account, margin, message.symbol, quantity, message.price, side.fee, side.order_id)
-                expected[shard_of(side.account, count), "fill", *fill, message.trade_id] += 1
+                yield "fill", *fill, message.trade_id
 
     # --- the engine --------------------------------------------------------------------------------------------------
 
@@ -261,12 +329,21 @@ class Watch:
         self, offsets: dict[tuple[str, int], int], by_topic: dict[str, list[tuple[Partition, LogRecord]]]
     ) -> None:
         committed = {number: Committed() for number in range(len(self.shards))}
+        accounts = {
+            (record.key or b"").decode() for topic in (COMMANDS, ALERTS) for _, record in by_topic.get(topic, ())
+        }
+        homes = {account: self.homes.of(account) for account in accounts}
+        for partition, record in by_topic.get(EVENTS, ()):
+            committed[self._note_move(partition, record)].frames.append((partition.number, record))
         for partition, record in by_topic.get(JOURNAL, ()):
             committed[partition.number].journals.append(record)
         for partition, record in by_topic.get(ACCOUNTS, ()):
             account = (record.key or b"").decode()
-            own = partition.number == shard_of(account, len(self.shards))
-            require(own, "a row is in its account's shard", lambda: account)
+            next_event = offsets.get((EVENTS, partition.number), 0)
+            own = self.homes.of(account) == partition.number or (
+                record.value is None and self.homes.may_forget(account, partition.number, next_event)
+            )
+            require(own, "a row is in its account's shard", lambda: f"{account} in shard {partition.number}")
             committed[partition.number].rows.append((account, record))
         for topic, ids in ((COMMANDS, self.commands), (ALERTS, self._alerts)):
             for _, record in by_topic.get(topic, ()):
@@ -275,7 +352,7 @@ class Watch:
                     self.repeated += 1
                 require(identifier not in ids, f"an id is in {topic} once", lambda: identifier)
                 ids.add(identifier)
-                home = committed[self._home((record.key or b"").decode())]
+                home = committed[self._home((record.key or b"").decode(), homes)]
                 (home.commands if topic == COMMANDS else home.alerts).append(record)
                 if topic == COMMANDS:
                     self._check_complete(_COMMAND(record.value))
@@ -286,7 +363,7 @@ class Watch:
             committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
         for number, given in committed.items():
             offset = offsets.get((EVENTS, number))
-            if given.journals or offset is not None or given.rows or given.commands or given.alerts:
+            if given.journals or offset is not None or given.rows or given.commands or given.alerts or given.frames:
                 self.shards[number].commit(given, offset)
 
     @staticmethod
@@ -298,10 +375,37 @@ class Watch:
             lambda: command.command_id,
         )
 
-    def _home(self, account: str) -> int:
-        """The shard that an account, or what stands for one, is of."""
+    def _note_move(self, partition: Partition, record: LogRecord) -> int:
+        """Accounts go, or have come, as a frame of an engine says; the shard that says so."""
+        frame = _FRAME(record.value)
+        arrival, arrived = frame.arrival or None, frame.arrived or None
+        is_bare = not frame.sources and not events_of(frame) and (arrival is None) != (arrived is None)
+        require(is_bare, "an engine tells other shards of accounts that go or come", lambda: str(frame))
+        if arrival is not None:
+            move = Move.of(arrival.spread, arrival.origin, partition.number)
+            require(self._moves(move), "accounts are sent to where they belong", lambda: str(frame))
+            if arrival.part == 0:
+                self.homes.send(move)
+            return arrival.origin
+        assert arrived is not None
+        move = Move.of(arrived.spread, partition.number, arrived.shard)
+        self.homes.arrive(move, record.offset)
+        return arrived.shard
+
+    @staticmethod
+    def _moves(move: Move) -> bool:
+        """Whether accounts move so at that step, if there are any."""
+        return (move.origin, move.to) in moves_at(move.spread.step, move.spread)
+
+    def _home(self, account: str, homes: dict[str, int | None]) -> int:
+        """The shard that decides an account, or what stands for one, in a transaction before which ``homes`` had them:
+        one that goes, before it does, one that comes, after that."""
         if not account.startswith(RESERVED_ACCOUNTS):
-            return shard_of(account, len(self.shards))
+            before = homes[account]
+            home = self.homes.of(account) if before is None else before
+            require(home is not None, "nobody decides an account that is on its way", lambda: account)
+            assert home is not None
+            return home
         return next(number for number in range(len(self.shards)) if account == shard_account(number))
 
     def rules(self, end: int) -> RiskParameters:
@@ -315,39 +419,6 @@ class Watch:
                 self._rules.append(self._rules[-1])
         return self._rules[end]
 
-    # --- Redis -------------------------------------------------------------------------------------------------------
-
-    def on_redis_write(self, key: bytes) -> None:
-        """Check the table that was written."""
-        try:
-            if key == REDIS_MARKS.encode():
-                self._check_marks()
-            for truth in self.shards:
-                if key == truth.meta_key:
-                    truth.check_table(self._server)
-        except Violation as violation:
-            self._scheduler.fail(violation)
-
-    def on_token(self, key: bytes, token: int, before: int | None) -> None:
-        """Check the token of a writer that the table lets in."""
-        try:
-            require(before is None or token >= before, "a table's token never goes back", lambda: f"{token} {before}")
-            for truth in self.shards:
-                if key == truth.meta_key:
-                    claimed = token in truth.claims
-                    require(claimed, "a table's token is the offset of a committed claim", lambda: str(token))
-        except Violation as violation:
-            self._scheduler.fail(violation)
-
-    def _check_marks(self) -> None:
-        records = self.cluster.topics[MARKS][0].records
-        for record in records[self._marks_seen :]:
-            if record.decoded is not None:
-                self._mark_rows.update(encode(mark) for mark in record.decoded.marks)
-        self._marks_seen = len(records)
-        for row in self._server.hashes.get(REDIS_MARKS.encode(), {}).values():
-            require(row in self._mark_rows, "the marks in Redis are those of the log", row.decode)
-
     # --- at the end --------------------------------------------------------------------------------------------------
 
     def check_end(self) -> None:
@@ -358,6 +429,7 @@ class Watch:
     def unsettled(self, marks_end: int) -> str | None:
         """What is still to be done, when nothing comes in any more and nothing goes wrong; marks up to ``marks_end``
         must have been walked."""
+        self._grow()
         for (topic, number), end in self._inputs():
             if self.routed.get((topic, number), 0) < end:
                 return f"{topic}[{number}] is routed to {self.routed.get((topic, number), 0)} of {end}"
@@ -366,41 +438,105 @@ class Watch:
                 return left
         return None
 
-    def check_settled(self) -> None:
-        """Check what holds when everything has settled."""
-        quantities: Counter[str] = Counter()
-        cash = transferred = fees = Decimal(0)
-        for truth in self.shards:
-            for row in truth.decoded_rows():
-                for group in row.groups:
-                    cash += truth.add_up(group, quantities)
-            transferred += truth.ledger.transferred
-            fees += truth.ledger.fees
-        if not any(any(truth.ledger.waiting.values()) for truth in self.shards):
-            require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
-            require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
-        for topic in (PARAMETERS, MARKS):
-            self._check_letters(topic)
-        for truth in self.shards:
-            truth.check_reach(self.told)
-
-    def _check_letters(self, topic: str) -> None:
-        """What nobody can read in the logs that every worker reads is in the dead letters, from the first claim on."""
-        journals = self.shards[0].journals
-        first, end = (
-            (journals[0].marks.first, journals[-1].marks.next)
-            if topic == MARKS
-            else (journals[0].parameters.first, journals[-1].parameters.next)
-        )
-        for record in self.cluster.topics[topic][0].records[first:end]:
-            if record.decoded is None:
-                there = (topic, 0, record.offset) in self.letters
-                require(there, "what cannot be read is in the dead letters", lambda: f"{topic} {record.offset}")
-
     def _inputs(self) -> Iterable[tuple[tuple[str, int], int]]:
         for topic in (TRADES, TRANSFERS, REPORTS):
             for partition in self.cluster.topics[topic]:
                 yield (topic, partition.number), partition.end
+
+
+class TableWatch:
+    """Sees every write to Redis, and every writer that it lets in."""
+
+    def __init__(self, watch: Watch, scheduler: Scheduler, server: Server) -> None:
+        self._watch = watch
+        self._scheduler = scheduler
+        self._server = server
+        self._mark_rows: set[bytes] = set()
+        self._marks_seen = 0
+
+    def on_write(self, key: bytes) -> None:
+        """Check the table that was written."""
+        try:
+            if key == REDIS_MARKS.encode():
+                self._check_marks()
+            for truth in self._watch.shards:
+                if key == truth.meta_key:
+                    truth.check_table(self._server)
+        except Violation as violation:
+            self._scheduler.fail(violation)
+
+    def on_token(self, key: bytes, token: int, before: int | None) -> None:
+        """Check the token of a writer that the table lets in."""
+        try:
+            require(before is None or token >= before, "a table's token never goes back", lambda: f"{token} {before}")
+            for truth in self._watch.shards:
+                if key == truth.meta_key:
+                    claimed = token in truth.claims
+                    require(claimed, "a table's token is the offset of a committed claim", lambda: str(token))
+        except Violation as violation:
+            self._scheduler.fail(violation)
+
+    def _check_marks(self) -> None:
+        records = self._watch.cluster.topics[MARKS][0].records
+        for record in records[self._marks_seen :]:
+            if record.decoded is not None:
+                self._mark_rows.update(encode(mark) for mark in record.decoded.marks)
+        self._marks_seen = len(records)
+        for row in self._server.hashes.get(REDIS_MARKS.encode(), {}).values():
+            require(row in self._mark_rows, "the marks in Redis are those of the log", row.decode)
+
+
+def check_settled(watch: Watch) -> None:
+    """Check what holds when everything has settled."""
+    quantities: Counter[str] = Counter()
+    cash = transferred = fees = Decimal(0)
+    for truth in watch.shards:
+        for row in truth.decoded_rows():
+            for group in row.groups:
+                cash += truth.add_up(group, quantities)
+        transferred += truth.ledger.transferred
+        fees += truth.ledger.fees
+    if not any(any(truth.ledger.waiting.values()) for truth in watch.shards):
+        require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
+        require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
+    for topic in (PARAMETERS, MARKS):
+        _check_letters(watch, topic)
+    for truth in watch.shards:
+        truth.check_reach(watch.told)
+    _check_places(watch)
+
+
+def _check_places(watch: Watch) -> None:
+    """Every account is in one shard, which the layout names, and has had every record that concerns it."""
+    layout = watch.cluster.layout
+    require(not layout.is_moving and not watch.on_their_way, "nobody is on the way in the end", lambda: str(layout))
+    had: dict[str, set[Letter]] = {}
+    for truth in watch.shards:
+        for account, places in truth.ledger.had.items():
+            require(account not in had, "an account is in one shard", lambda: account)
+            had[account] = places
+        for row in truth.decoded_rows():
+            home = home_of(row.account, layout.spread)
+            require(home == truth.number, "every row is in the shard that the layout names", lambda: f"{row}")
+    require(
+        had == watch.due,
+        "every record counts in every account that it concerns",
+        lambda: str([(name, watch.due.get(name, set()) ^ had.get(name, set())) for name in {**had, **watch.due}]),
+    )
+
+
+def _check_letters(watch: Watch, topic: str) -> None:
+    """What nobody can read in the logs that every worker reads is in the dead letters, from the first claim on."""
+    journals = watch.shards[0].journals
+    first, end = (
+        (journals[0].marks.first, journals[-1].marks.next)
+        if topic == MARKS
+        else (journals[0].parameters.first, journals[-1].parameters.next)
+    )
+    for record in watch.cluster.topics[topic][0].records[first:end]:
+        if record.decoded is None:
+            there = (topic, 0, record.offset) in watch.letters
+            require(there, "what cannot be read is in the dead letters", lambda: f"{topic} {record.offset}")
 
 
 class Committed:
@@ -412,6 +548,8 @@ class Committed:
         self.commands: list[LogRecord] = []
         self.alerts: list[LogRecord] = []
         self.letters: list[LogRecord] = []
+        self.frames: list[tuple[int, LogRecord]] = []
+        """For other shards, each with its number."""
 
 
 class ShardTruth:
@@ -423,13 +561,17 @@ class ShardTruth:
         self.claims: set[int] = set()
         self.journals: list[JournalRecord] = []
         self.rows: dict[str, list[tuple[int, bytes | None]]] = {}
-        self.ledger = Ledger()
+        self._holdings = Holdings(number, watch.founded)
+        self.ledger = Ledger(self._holdings.has)
         self.evicted = False
         self._journal_offset = -1
         self._replay = Shard(number)
         self._watch = watch
-        self._told: Told = {}
-        self._sequences: dict[str, int] = {}
+        self._told = Told(is_founder=number < watch.founded)
+        self._departure: tuple[Move, int, set[Place]] | None = None
+        """Accounts that are to go, by which version of the layout, and which input partitions must be routed by it."""
+        self._gone: dict[Move, tuple[dict[str, Luggage], RiskParameters]] = {}
+        """Accounts that have gone since the last commit, and the parameters in force then."""
         self._refused: list[bytes | None] = []
         self._appended_us = 0
 
@@ -489,7 +631,11 @@ class ShardTruth:
 
     def _claim(self, journal: JournalRecord, offset: int, given: Committed) -> None:
         still = journal.events.first == journal.events.next and journal.marks.first == journal.marks.next
-        require(still and not given.rows and not given.commands, "a claim changes nothing", lambda: str(journal))
+        require(
+            still and not (given.rows or given.commands or given.frames),
+            "a claim changes nothing",
+            lambda: str(journal),
+        )
         self.claims.add(offset)
         if not self.journals:
             self._begin(journal)
@@ -500,7 +646,7 @@ class ShardTruth:
         rules = self._watch.rules(journal.parameters.next)
         self._replay = Shard(self.number, rules)
         self.ledger.learn(rules)
-        self._replay.resume(journal)
+        self._replay.resume(journal, sources=Sources(journal.sources, moves=Moves(self.number, journal.moves)))
         marks = self._watch.cluster.topics[MARKS][0].records
         for record in marks[first_needed(journal.marks_full, journal.marks.next) : journal.marks.next]:
             if record.decoded is not None:
@@ -521,6 +667,11 @@ class ShardTruth:
                 [*(letter.frame for letter in output.unapplied), *self._refused],
                 [r.value for r in given.letters],
             ),
+            (
+                "frames for other shards",
+                sorted(((other, encode(frame)) for other, frame in output.frames), key=itemgetter(0)),
+                sorted(((other, record.value) for other, record in given.frames), key=itemgetter(0)),
+            ),
             ("journal", encode(output.journal), written.value),
         ]
         for what, replayed, committed in pairs:
@@ -529,6 +680,7 @@ class ShardTruth:
                 f"a replay of the journal gives the same {what}",
                 lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
+        self._check_gone(given)
         for account, record in given.rows:
             row = None if record.value is None else _ROW(record.value)
             require(
@@ -536,6 +688,43 @@ class ShardTruth:
                 "every trade and transfer is applied exactly once",
                 lambda: str(differs),
             )
+
+    def _check_gone(self, given: Committed) -> None:
+        """Accounts go once every input partition is routed by the layout that sends them, each with what it holds, and
+        with where that ends."""
+        arrivals = [arrival for _, record in given.frames if (arrival := _FRAME(record.value).arrival)]
+        sent = {
+            Move.of(arrival.spread, arrival.origin, other)
+            for other, record in given.frames
+            if (arrival := _FRAME(record.value).arrival)
+        }
+        require(
+            sent == self._gone.keys(),
+            "accounts are sent away when all their rows come by the layout that sends them",
+            lambda: f"shard {self.number}: sent {sent}, to be sent {list(self._gone)}",
+        )
+        for move, (luggage, rules) in self._gone.items():
+            rows: dict[str, AccountRow] = {}
+            for arrival in arrivals:
+                rows |= {account: _ROW(row.encode()) for account, row in arrival.rows.items()}
+                rows |= {account: _ROW(unpacked(row)) for account, row in arrival.packed.items()}
+            then = Ledger()
+            then.learn(rules)
+            then.take_in(copy.deepcopy(luggage))
+            for account in sorted({*luggage, *rows}):
+                differs = then.differs(account, rows.get(account))
+                require(differs is None, "an account goes with what it holds", lambda: str(differs))
+            beyond = {account: more for arrival in arrivals for account, more in arrival.beyond.items()}
+            late = [
+                (account, topic, number, offset)
+                for account, taken in luggage.items()
+                for floors in [_by_place(arrivals[0].floors) | _by_place(beyond.get(account, {}))]
+                for topic, number, offset in sorted(taken.had)
+                if offset >= floors.get((topic, number), 0)
+            ]
+            require(not late, "what an account has had lies before the floors that it goes with", lambda: str(late))
+            self._watch.on_their_way[move] = luggage
+        self._gone = {}
 
     def _replayed(self, journal: JournalRecord) -> Output:
         shard = self._replay
@@ -572,6 +761,7 @@ class ShardTruth:
                 self._appended_us = max(self._appended_us, 1000 * record.time_ms)
                 shard.apply_events(record.offset, frame, 1000 * record.time_ms)
                 self.ledger.apply(without_repeats(frame, self._told))
+                self._note_moves(frame)
             shard.decide_touched()
 
     def _walk(self, marks_end: int, progress_end: int) -> None:
@@ -584,6 +774,25 @@ class ShardTruth:
         for record in topics[PROGRESS][0].records[shard.cursor.progress_next : progress_end]:
             shard.apply_progress(record.offset, _PROGRESS(record.value), 1000 * record.time_ms)
 
+    def _note_moves(self, frame: EventFrame) -> None:
+        """Let accounts go, and take them in, when all that says so has come."""
+        if departure := frame.departure:
+            move = Move.of(departure.spread, self.number, departure.to)
+            if not self._holdings.knows(move):
+                sources = set(_by_place(dict.fromkeys(departure.sources, 0)))
+                self._departure = move, departure.spread.version, sources
+        if self._departure is not None:
+            move, version, places = self._departure
+            if all(self._told.versions.get(place, 0) >= version for place in places):
+                self._gone[move] = self.ledger.let_go(move.takes), self.ledger.rules
+                self._holdings.add(move)
+                self._departure = None
+        arrival = frame.arrival
+        if arrival and arrival.part == arrival.parts - 1:
+            move = Move.of(arrival.spread, arrival.origin, self.number)
+            self._holdings.add(move)
+            self.ledger.take_in(self._watch.on_their_way.pop(move))
+
     @staticmethod
     def _frame(record: LogRecord) -> EventFrame:
         if record.decoded is None:
@@ -592,9 +801,10 @@ class ShardTruth:
 
     def _see_command(self, record: LogRecord) -> None:
         command = _COMMAND(record.value)
-        last = self._sequences.get(command.account, 0)
+        sequences = self._watch.sequences
+        last = sequences.get(command.account, 0)
         require(command.sequence == last + 1, "an account's commands have no gap", lambda: command.command_id)
-        self._sequences[command.account] = command.sequence
+        sequences[command.account] = command.sequence
         self._watch.on_command(command)
 
     # --- Redis -------------------------------------------------------------------------------------------------------
@@ -630,8 +840,12 @@ class ShardTruth:
         return [_ROW(history[-1][1]) for history in self.rows.values() if history[-1][1] is not None]
 
     def check_rows(self) -> None:
-        """The last rows equal the fold, accounts without a row included."""
-        last = {row.account: row for row in self.decoded_rows()}
+        """The last rows equal the fold, accounts without a row included; those that have left and are not forgotten yet
+        are no more of the shard's."""
+        left = {row.account for row in self.decoded_rows() if not self._holdings.has(row.account)}
+        strays = [account for account in sorted(left) if not self._watch.homes.is_on_its_way(account, self.number)]
+        require(not strays, "a row is in its account's shard", lambda: f"shard {self.number}: {strays}")
+        last = {row.account: row for row in self.decoded_rows() if row.account not in left}
         for account in sorted(last.keys() | self.ledger.accounts):
             differs = self.ledger.differs(account, last.get(account))
             require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
@@ -688,6 +902,16 @@ class ShardTruth:
         if server.hashes.get(self.accounts_key, {}) == truth and int(meta.get(b"stamp", -1)) >= end:
             return None if b"building" not in meta else f"the table of shard {self.number} is being built"
         return f"the table of shard {self.number} is not its changelog: {meta}, changelog to {end}"
+
+
+def _by_place(offsets: Mapping[str, int]) -> dict[Place, int]:
+    """Offsets by source as offsets by input partition."""
+    return {(topic, int(number)): offset for name, offset in offsets.items() for topic, number, _ in [name.split(":")]}
+
+
+def version_of_layout(layout: ShardLayout) -> int:
+    """Its number; the first one has none."""
+    return layout.spread.version
 
 
 def _difference(replayed: Any, committed: Any) -> str:

@@ -2,14 +2,19 @@
 
 It knows the rules of what has to wait: a transfer or fill that the parameters do not admit waits for those that do, and
 so does a fill behind one of the same symbol and group.
+
+An account that goes to another shard takes what is here of it along: every record that it has had, so that none counts
+twice wherever it is told again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from schemas.messages import AccountRow, EventFrame
 from streams.margin.parameters import RiskParameters
+from tests.simulation.repeats import events_of
 
 _ZERO = Decimal(0)
 
@@ -17,6 +22,9 @@ Transfer = tuple[str, str, Decimal]
 """Margin group, asset, amount."""
 Fill = tuple[str, str, Decimal, Decimal, Decimal]
 """Margin group, symbol, quantity, price, fee."""
+Letter = tuple[str, int, int]
+"""Topic, partition and offset of a record."""
+Event = tuple[Letter, tuple[Any, ...]]
 
 
 @dataclass(slots=True)
@@ -30,10 +38,26 @@ class Held:
         self.balances[asset] = self.balances.get(asset, _ZERO) + amount
 
 
-class Ledger:
-    """The accounts of one shard under the parameters last learnt. Every instrument settles in USDC."""
+@dataclass(slots=True)
+class Luggage:
+    """What an account takes along to another shard."""
 
-    def __init__(self) -> None:
+    come: set[int]
+    groups: dict[str, Held]
+    parked: list[Transfer]
+    waiting: list[Fill]
+    suspended: int
+    had: set[Letter]
+
+
+class Ledger:
+    """The accounts of one shard under the parameters last learnt. Every instrument settles in USDC.
+
+    ``has`` says which accounts the shard has now. What comes of others is kept until they come.
+    """
+
+    def __init__(self, has: Callable[[str], bool] = lambda _: True) -> None:
+        self._has = has
         self._rules = RiskParameters.empty()
         self._come: dict[str, set[int]] = {}
         self.groups: dict[str, dict[str, Held]] = {}
@@ -41,7 +65,16 @@ class Ledger:
         self.waiting: dict[str, list[Fill]] = {}
         self.suspended: dict[str, int] = {}
         """How many records that could not be read have named each account."""
+        self.had: dict[str, set[Letter]] = {}
+        """The records that count in each account."""
+        self._early: list[list[Event]] = []
+        """By frame, what came of accounts that are not here."""
         self.transferred = self.fees = _ZERO
+
+    @property
+    def rules(self) -> RiskParameters:
+        """The parameters in force."""
+        return self._rules
 
     @property
     def accounts(self) -> set[str]:
@@ -51,32 +84,80 @@ class Ledger:
     def learn(self, rules: RiskParameters) -> None:
         """Put ``rules`` in force and apply what waited for them."""
         self._rules = rules
-        for account in self.parked:
-            parked, self.parked[account] = self.parked[account], []
-            for transfer in parked:
-                self._transfer(account, *transfer)
-        for account in self.waiting:
-            waiting, self.waiting[account] = self.waiting[account], []
-            for fill in waiting:
-                self._fill(account, *fill)
+        for account in {**self.parked, **self.waiting}:
+            self._apply_waiting(account)
+
+    def _apply_waiting(self, account: str) -> None:
+        parked, self.parked[account] = self.parked.get(account, []), []
+        for transfer in parked:
+            self._transfer(account, *transfer)
+        waiting, self.waiting[account] = self.waiting.get(account, []), []
+        for fill in waiting:
+            self._fill(account, *fill)
 
     def apply(self, frame: EventFrame) -> None:
         """A frame: suspensions, transfers, then fills."""
-        for suspension in frame.suspensions:
-            self.suspended[suspension.account] = self.suspended.get(suspension.account, 0) + 1
-        transfers, fills = frame.transfers, frame.fills
-        for account, sequence, margin, asset, amount in zip(
-            transfers.account, transfers.sequence, transfers.margin, transfers.asset, transfers.amount, strict=True
-        ):
+        self._apply_once(events_of(frame))
+
+    def _apply_once(self, events: list[Event]) -> None:
+        """The events of one frame: a record that an account has had does not count again."""
+        had: list[tuple[str, Letter]] = []
+        early: list[Event] = []
+        for place, (kind, account, *values) in events:
+            if not self._has(account):
+                early.append((place, (kind, account, *values)))
+            elif place not in self.had.get(account, ()):
+                had.append((account, place))
+                self._apply(kind, account, values)
+        for account, place in had:
+            self.had.setdefault(account, set()).add(place)
+        if early:
+            self._early.append(early)
+
+    def _apply(self, kind: str, account: str, values: list[Any]) -> None:
+        if kind == "suspension":
+            self.suspended[account] = self.suspended.get(account, 0) + 1
+        elif kind == "transfer":
+            margin, asset, amount, sequence = values
             come = self._come.setdefault(account, set())
             if sequence not in come:
                 come.add(sequence)
                 self._transfer(account, margin, asset, Decimal(amount))
-        for account, margin, symbol, *numbers in zip(
-            fills.account, fills.margin, fills.symbol, fills.quantity, fills.price, fills.fee, strict=True
-        ):
-            quantity, price, fee = map(Decimal, numbers)
-            self._fill(account, margin, symbol, quantity, price, fee)
+        elif kind == "fill":
+            margin, symbol, quantity, price, fee, *_ = values
+            self._fill(account, margin, symbol, Decimal(quantity), Decimal(price), Decimal(fee))
+
+    # --- accounts that go and come -----------------------------------------------------------------------------------
+
+    def let_go(self, goes: Callable[[str], bool]) -> dict[str, Luggage]:
+        """The accounts that go, each with what it takes along."""
+        return {
+            account: Luggage(
+                self._come.pop(account, set()),
+                self.groups.pop(account, {}),
+                self.parked.pop(account, []),
+                self.waiting.pop(account, []),
+                self.suspended.pop(account, 0),
+                self.had.pop(account, set()),
+            )
+            for account in sorted({*self.accounts, *self.had})
+            if goes(account)
+        }
+
+    def take_in(self, accounts: dict[str, Luggage]) -> None:
+        """Accounts have come: what they wait for may be known here, and what came before them counts now."""
+        for account, luggage in accounts.items():
+            self._come[account], self.groups[account] = luggage.come, luggage.groups
+            self.parked[account], self.waiting[account] = luggage.parked, luggage.waiting
+            self.had[account] = luggage.had
+            if luggage.suspended:
+                self.suspended[account] = luggage.suspended
+            self._apply_waiting(account)
+        early, self._early = self._early, []
+        for events in early:
+            self._apply_once(events)
+
+    # --- one account -------------------------------------------------------------------------------------------------
 
     def _transfer(self, account: str, margin: str, asset: str, amount: Decimal) -> None:
         if asset not in self._rules.assets or not (margin == "cross" or margin in self._rules.instruments):
@@ -116,7 +197,7 @@ class Ledger:
     def _with_deferred(self, row: AccountRow) -> Any:
         """What the account would have if what its row defers were applied."""
         ledger = Ledger()
-        ledger._rules = self._rules
+        ledger.learn(self._rules)
         gaps = {sequence for gap in row.transfer_gaps for sequence in range(gap.first, gap.next)}
         come = self._come.get(row.account, set())
         ledger._come[row.account] = {s for s in come if s <= row.transfer_sequence and s not in gaps}
@@ -127,7 +208,8 @@ class Ledger:
         }
         _, ledger.parked[row.account], ledger.waiting[row.account], ledger.suspended[row.account], _ = _said(row)
         for deferred in row.deferred:
-            ledger.apply(deferred.frame)
+            for _, (kind, account, *values) in events_of(deferred.frame):
+                ledger._apply(kind, account, values)
         return ledger._state(row.account)
 
     def _state(self, account: str) -> Any:

@@ -15,9 +15,11 @@ import streams.clearing.accounts as accounts_module
 import streams.clearing.clock as clock_module
 import streams.clearing.inbox as inbox_module
 import streams.clearing.restore as restore_module
+import streams.feeds.sources as sources_module
 import streams.routing.router as router_module
 from schemas.topics import ACCOUNTS, ROUTER
 from streams.broker import producer as producer_module
+from streams.broker.layout import require_layout
 from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import poll_batch
 from streams.clearing.account import AccountState
@@ -29,12 +31,17 @@ from streams.clearing.engine import Engine
 from streams.clearing.held_back import HeldBack
 from streams.clearing.holds import Holds
 from streams.clearing.inbox import Inbox
+from streams.clearing.relocation import Relocation
 from streams.clearing.restore import ShardRestorer
 from streams.clearing.shard import Shard
 from streams.clearing.transfers import TransferSequences
+from streams.feeds.moves import Moves
+from streams.feeds.sources import Sources
 from streams.memory.redis import Server
+from streams.rescaling.rescaling import Rescaling
 from streams.routing.frames import ShardFrames
 from streams.routing.ownership import Owned
+from streams.routing.routed_layout import RoutedLayout
 from streams.routing.trade_ids import SymbolMemory, TradeIds
 from tests.simulation.scenario import Mode
 
@@ -43,7 +50,7 @@ from tests.simulation.scenario import Mode
 class Mutation:
     """A bug. ``seeds``: within so many it must be found, by an invariant whose text contains one of ``found_by``.
 
-    ``rates`` makes the faults frequent that bring it out.
+    ``rates`` makes the faults frequent that bring it out. ``rescaled``: only in seeds that change the number of shards.
     """
 
     name: str
@@ -52,17 +59,18 @@ class Mutation:
     seeds: int = 100
     mode: Mode = "safety"
     rates: Mapping[str, float] = field(default_factory=dict)
+    rescaled: bool = False
 
 
 MUTATIONS: list[Mutation] = []
 
 
 def _mutation(
-    *found_by: str, seeds: int = 100, mode: Mode = "safety", **rates: float
+    *found_by: str, seeds: int = 100, mode: Mode = "safety", rescaled: bool = False, **rates: float
 ) -> Callable[[Callable[[], Iterator[None]]], Any]:
     def register(function: Callable[[], Iterator[None]]) -> Any:
         put_in = contextmanager(function)
-        MUTATIONS.append(Mutation(function.__name__, put_in, found_by, seeds, mode, rates))
+        MUTATIONS.append(Mutation(function.__name__, put_in, found_by, seeds, mode, rates, rescaled))
         return put_in
 
     return register
@@ -83,6 +91,16 @@ def _replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
 
 _JOURNAL = ("the journal is contiguous", "the journal's ranges adjoin", "the committed offset is the journal's")
 _REPLAY = ("a replay of the journal gives the same", "applied exactly once")
+_MOVED = (
+    *_REPLAY,
+    "counts once",
+    "every record counts in every account",
+    "a row is in its account's shard",
+    "an account goes with what it holds",
+    "lies before the floors",
+    "accounts are sent away when",
+)
+"""What shows that accounts that move have been spoilt."""
 _REDIS = ("Redis is neither ahead of Kafka nor torn",)
 
 
@@ -418,3 +436,143 @@ def groups_are_decided_by_row() -> Iterator[None]:
         yield
     finally:
         del accounts_module.sorted  # type: ignore[attr-defined]
+
+
+# --- accounts that move from shard to shard --------------------------------------------------------------------------
+
+
+@_mutation("a layout is followed once that is confirmed", "and counts once", rescaled=True)
+def a_router_routes_by_a_layout_that_it_has_not_confirmed() -> Iterator[None]:
+    """One that has been replaced tells shards of a layout that its successor has not reached."""
+    look = RoutedLayout.look
+
+    def _look(self: RoutedLayout) -> None:
+        look(self)
+        if self.is_unconfirmed:
+            self.confirmed()
+
+    with _replaced((RoutedLayout, "look", _look)):
+        yield
+
+
+@_mutation("every shard is told by which layout", "a layout is followed", "and counts once", rescaled=True)
+def a_router_confirms_to_the_shards_that_it_knows() -> Iterator[None]:
+    """Shards that have just been added do not hear from where on they are told everything."""
+    produce = RoutedLayout.produce
+
+    def _produce(self: RoutedLayout, producer: Any, all_owned: Any, time_us: int) -> None:
+        known = len(self._progress.frames)
+
+        class Some:
+            def produce(self, topic: str, value: bytes, *, partition: int) -> None:
+                if partition < known:
+                    producer.produce(topic, value, partition=partition)
+
+        produce(self, Some(), all_owned, time_us)  # type: ignore[arg-type]
+
+    with _replaced((RoutedLayout, "produce", _produce)):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True, seeds=600, mode="liveness", buffer_full=0.3)
+def what_a_replaced_router_sends_is_believed() -> Iterator[None]:
+    """Rows are told by a layout that is not followed any more."""
+    with _replaced((Moves, "is_outdated", lambda *_: False)):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True, seeds=300, mode="liveness")
+def floors_are_forgotten() -> Iterator[None]:
+    """Rows that are in accounts already when they come are applied again."""
+    take = Moves._take
+
+    def forget(self: Moves, *arguments: Any) -> None:
+        take(self, *arguments)
+        self._floors.clear()
+
+    with _replaced((Moves, "_take", forget)):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True, seeds=300, mode="liveness")
+def a_cut_is_what_the_source_had_been_told_to_in_the_end() -> Iterator[None]:
+    """Accounts go with offsets up to which rows have come, but to the other shard."""
+    known: dict[Moves, dict[str, int]] = {}
+    admit, leave = Sources.admit, Moves.leave
+
+    def _admit(self: Sources, frame: Any, offset: int = -1) -> Any:
+        admitted = admit(self, frame, offset)
+        known[self.moves] = self.next
+        return admitted
+
+    def _leave(self: Moves) -> dict[str, int]:
+        return {name: known[self].get(name, cut) for name, cut in leave(self).items()}
+
+    with _replaced((Sources, "admit", _admit), (Moves, "leave", _leave)):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True, seeds=300)
+def early_rows_are_not_read_again() -> Iterator[None]:
+    """What came before its account is lost when the shard has another owner."""
+    with _replaced((sources_module, "_recall_early", lambda *_: None)):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True)
+def accounts_go_before_all_sources_are_confirmed() -> Iterator[None]:
+    """Rows of them still come to the shard that they have left."""
+    with _replaced((Moves, "waits_for", lambda *_: [])):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True, seeds=300)
+def the_old_shard_goes_on_deciding_after_a_restart() -> Iterator[None]:
+    """The rows of accounts that have gone are still in its changelog."""
+    with _replaced((Moves, "has_left", lambda *_: False)):
+        yield
+
+
+@_mutation(
+    "no command lacks what was acknowledged before its account's last event", rescaled=True, seeds=600, mode="liveness"
+)
+def an_account_is_decided_without_what_comes_to_its_next_shard() -> Iterator[None]:
+    """A deposit that is routed by the next layout is missing where a trade came by this one."""
+    with _replaced((Moves, "elsewhere", lambda *_: [])):
+        yield
+
+
+@_mutation(*_MOVED, rescaled=True, seeds=300, mode="liveness")
+def rows_stay_where_their_account_has_left() -> Iterator[None]:
+    """Two shards have a row of it for ever."""
+    with _replaced((Moves, "take_acknowledged", lambda self: setattr(self, "_acknowledged", False))):
+        yield
+
+
+@_mutation(
+    "no command lacks what was acknowledged before its account's last event", rescaled=True, seeds=600, mode="liveness"
+)
+def a_held_account_is_decided_where_it_comes() -> Iterator[None]:
+    """The next shard does not wait for what the account lacks."""
+    begin = Relocation._begin_anew
+
+    def let_go(self: Relocation, state: AccountState, *arguments: Any, **more: Any) -> None:
+        begin(self, state, *arguments, **more)
+        state.held = None
+        self._accounts.held.discard(state.account)
+
+    with _replaced((Relocation, "_begin_anew", let_go)):
+        yield
+
+
+@_mutation("the layout never goes back", "everything settles", rescaled=True, seeds=400, mode="liveness")
+def whoever_stood_still_writes_an_older_layout() -> Iterator[None]:
+    """Two change the number of shards and do not know of each other."""
+
+    def take_over(self: Rescaling) -> None:
+        self._writer = self._kafka.transactional_producer(f"margin-rescale-{self._kafka.worker}")
+        self._writer.init()
+        self.layout = require_layout(self._reader)
+
+    with _replaced((Rescaling, "_take_over", take_over)):
+        yield

@@ -4,25 +4,70 @@ from typing import Any
 
 import msgspec
 
-from schemas.messages import EventFrame
+from schemas.messages import EventFrame, Spread
 from streams.memory.scheduler import Violation
 
-Told = dict[tuple[str, int], int]
-"""Up to which offset of each input partition a shard has been told."""
+Place = tuple[str, int]
+"""Topic and partition."""
+_NOTHING_OF_IT = 2**63
+"""Beyond every offset."""
+
+
+class Told:
+    """What one shard has been told of each input partition: by which layout, and up to which offset.
+
+    Where a partition is confirmed to be routed by another layout, all from there on is told again by that one, and what
+    is still told by one before it says nothing. ``is_founder``: the shard has been there from the first record on;
+    others are told from the offsets on that are confirmed.
+    """
+
+    def __init__(self, *, is_founder: bool) -> None:
+        self.versions: dict[Place, int] = {}
+        self.next: dict[Place, int] = {}
+        self._is_founder = is_founder
+
+    def knows(self, place: Place, end: int) -> bool:
+        """Whether it knows everything of ``place`` below ``end``."""
+        return self.next.get(place, 0) >= end
+
+    def take(self, place: Place, version: int, first: int, end: int, *, confirmed: bool) -> int:
+        """Take in a range; the offset below which its rows have been there before, or say nothing.
+
+        Raises:
+            Violation: it begins beyond what has been told, or by a layout of which nobody has said that it is followed.
+        """
+        known = self.versions.get(place, 0)
+        if version < known or (version > known and first == end and not confirmed):
+            return _NOTHING_OF_IT
+        had = self.next.get(place, 0 if self._is_founder else first)
+        if first > had:
+            raise Violation(f"a frame begins where its shard has been told: {place} {first}, told {had}")
+        if version > known:
+            if not confirmed:
+                raise Violation(f"a layout is followed once that is confirmed: {place} by {version}, confirmed {known}")
+            self.versions[place], self.next[place] = version, first
+            return had
+        self.next[place] = max(had, end)
+        return had
+
+
+def version_of(frame: EventFrame) -> int:
+    """The version of the layout by which the rows of ``frame`` were routed."""
+    return frame.spread.version if isinstance(frame.spread, Spread) else 0
 
 
 def without_repeats(frame: EventFrame, told: Told) -> EventFrame:
     """``frame`` without its repeated rows; ``told`` goes on.
 
     Raises:
-        Violation: the frame begins beyond what has been told.
+        Violation: as :meth:`Told.take`.
     """
     places = [(source.topic, source.partition) for source in frame.sources]
-    had = [told.get(place, 0) for place in places]
-    for source, place, before in zip(frame.sources, places, had, strict=True):
-        if source.first > before:
-            raise Violation(f"a frame begins where its shard has been told: {source}, told {before}")
-        told[place] = max(before, source.next)
+    version, confirmed = version_of(frame), frame.confirmed is True
+    had = [
+        told.take(place, version, source.first, source.next, confirmed=confirmed)
+        for source, place in zip(frame.sources, places, strict=True)
+    ]
     floor = dict(zip(places, had, strict=True))
     kept: dict[str, Any] = {
         "suspensions": [s for s in frame.suspensions if s.offset >= floor.get((s.topic, s.partition), 0)]
@@ -45,7 +90,7 @@ def events_of(frame: EventFrame) -> list[tuple[tuple[str, int, int], tuple[Any, 
     for kind, columns, values in (
         ("transfer", t, (t.account, t.margin, t.asset, t.amount, t.sequence)),
         ("fill", f, (f.account, f.margin, f.symbol, f.quantity, f.price, f.fee, f.order_id, f.trade_id)),
-        ("report", r, (r.order_id, r.status, r.filled_quantity)),
+        ("report", r, (r.account, r.order_id, r.status, r.filled_quantity)),
     ):
         for source, offset, *row in zip(columns.source, columns.source_offset, *values, strict=True):
             place = frame.sources[source]

@@ -19,6 +19,10 @@ BUSY_US = {"safety": 1_200_000, "liveness": 800_000}
 SETTLE_US = 12_000_000
 """How long everything may take to settle when nothing goes wrong any more: some times the longest seen."""
 
+RESCALED = 1 / 3
+"""The share of seeds in which the number of shards is changed."""
+SHARDS_MAX = 8
+
 _RATES = {
     "crash_call": (0.0002, 0.002),
     "crash_commit": (0.005, 0.08),
@@ -58,12 +62,14 @@ EVENTS_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One deployed process of a role; a static one has an instance id. ``starts_us``: when it joins."""
+    """One deployed process of a role; a static one has an instance id. ``starts_us``: when it joins. ``shards``: to how
+    many a rescaler changes their number."""
 
-    role: Literal["router", "engine"]
+    role: Literal["router", "engine", "rescaler"]
     name: str
     static: bool
     starts_us: int
+    shards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +99,64 @@ class Scenario:
     faults: tuple[Fault, ...]
     busy_us: int
 
+    @property
+    def is_rescaled(self) -> bool:
+        """Whether the number of shards changes."""
+        return any(slot.role == "rescaler" for slot in self.slots)
+
     @classmethod
     def draw(cls, seed: int, mode: Mode) -> "Scenario":
         """The scenario of a seed."""
         random = Random(2 * seed + MODES.index(mode))
         shards = random.choice((1, 2, 2, 3))
-        busy_us = BUSY_US[mode]
+        rescalers, busy_us, constants, more = _rescaling(Random(f"{seed} {mode} rescaling"), shards, BUSY_US[mode])
         return cls(
             seed=seed,
             mode=mode,
             partitions={"trades": random.choice((1, 2, 3)), "any": random.choice((1, 2))},
             shards=shards,
-            slots=_slots(random),
+            slots=_slots(random) + rescalers,
             settings=_settings(random, shards),
-            constants=_constants(random),
+            constants=_constants(random) | constants,
             rates=_rates(random),
             skew_us=random.choice((0, 0, 2_000, 100_000, 1_000_000)),
             wrong_clocks_us=random.choice(((), (), (), WRONG_CLOCKS_US)),
-            faults=_faults(random, busy_us),
+            faults=tuple(sorted((*_faults(random, busy_us), *more), key=lambda fault: fault.at_us)),
             busy_us=busy_us,
         )
+
+
+def _rescaling(random: Random, shards: int, busy_us: int) -> tuple[tuple[Slot, ...], int, dict[str, Any], list[Fault]]:
+    """Of a third of the seeds: who changes the number of shards, for how long the seed is busy then, constants that let
+    accounts come in several parts, and what happens to processes meanwhile.
+
+    Its draws are its own, so that the other seeds are what they would be without it.
+    """
+    if random.random() >= RESCALED:
+        return (), busy_us, {}, []
+    busy_us = int(busy_us * random.choice((1, 1.5, 2, 3)))
+    slots: list[Slot] = []
+    for number in range(random.choice((1, 1, 2))):
+        shards = random.choice([count for count in range(1, SHARDS_MAX + 1) if count != shards])
+        starts_us = (
+            random.randrange(busy_us // 2) if not slots else slots[-1].starts_us + random.randrange(busy_us // 2)
+        )
+        slots.append(Slot("rescaler", f"rescaler-{number}", False, starts_us, shards))
+    constants = {
+        "streams.clearing.relocation.ROWS_PER_PART_MAX": random.choice((1, 3, 5_000)),
+        "streams.rescaling.rescaling.ACCOUNTS_AT_ONCE": random.choice((3, 20_000)),
+        "streams.clearing.relocation.ROW_CHARACTERS_MAX": random.choice((300, 250_000)),
+    }
+    faults = [
+        Fault(
+            random.randrange(slots[0].starts_us, busy_us),
+            random.choice(("kill", "freeze", "replace", "cut")),
+            random.random(),
+            random.random(),
+        )
+        for _ in range(random.choice((0, 4, 8)))
+    ]
+    return tuple(slots), busy_us, constants, faults
 
 
 def _slots(random: Random) -> tuple[Slot, ...]:

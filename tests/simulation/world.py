@@ -16,15 +16,18 @@ from streams.memory.clients import FakeProducer
 from streams.memory.kafka import MemoryKafka, memory_redis
 from streams.memory.redis import Server
 from streams.memory.scheduler import Process, Scheduler, Violation, VirtualEvent
+from streams.rescaling.rescaling import Rescaling, drive
 from streams.routing.router import Router
 from streams.watchdog import Watchdog
-from tests.simulation.invariants import Watch
+from tests.simulation.invariants import Watch, check_settled
 from tests.simulation.production import remembered_parameters, with_constants
 from tests.simulation.scenario import SETTLE_US, Fault, Mode, Scenario, Slot
 from tests.simulation.workload import Workload
 
 STEPS_MAX = 400_000
 TRACE_LINES = 60
+LOOK_S = 0.02
+"""How often whoever changes the number of shards looks whether it can go on."""
 
 
 @dataclass(slots=True)
@@ -165,12 +168,15 @@ class World:
             scheduler.run(scheduler.now + 50_000, STEPS_MAX)
             self._attend()
         self.settled_us = scheduler.now - self.scenario.busy_us
-        self.watch.check_settled()
+        check_settled(self.watch)
 
     def _left(self, marks_end: int) -> str | None:
         """What is still to be done."""
         if self.workload.executing:
             return f"{self.workload.executing} commands are being executed"
+        for deployed in self.slots:
+            if deployed.slot.role == "rescaler" and not deployed.is_done:
+                return f"{deployed.slot.name} is not done: {self.cluster.layout}"
         return self.watch.unsettled(marks_end)
 
     def _attend(self) -> None:
@@ -180,6 +186,12 @@ class World:
                 self.scheduler.note("world", f"{group.name}: nobody has {group.unowned()}")
                 self.attended += 1
                 group.rebalance()
+
+    def may_start(self, deployed: "Deployed") -> bool:
+        """Whether ``deployed`` does not wait for another: one change of the number of shards comes after the other."""
+        if deployed.slot.role != "rescaler":
+            return True
+        return all(other.is_done for other in self.slots[: self.slots.index(deployed)] if other.slot.role == "rescaler")
 
     def _running(self) -> list[Process]:
         return [deployed.process for deployed in self.slots if deployed.process is not None]
@@ -273,17 +285,23 @@ class World:
 
 
 class Deployed:
-    """One deployed process: started again whenever it ends, as a supervisor does."""
+    """One deployed process: started again whenever it ends, as a supervisor does, unless its work ``is_done``."""
 
     def __init__(self, world: World, slot: Slot) -> None:
         self.slot = slot
         self._world = world
         self._starts = 0
+        self.is_done = False
         self.process: Process | None = None
         self._stop: VirtualEvent | None = None
 
     def start(self) -> None:
         """Start the process, unless it runs."""
+        if self.is_done:
+            return
+        if not self._world.may_start(self):
+            self._world.scheduler.after(20_000, self.start)
+            return
         if self.process is not None and not self.process.dead:
             return
         self._starts += 1
@@ -297,6 +315,8 @@ class Deployed:
             kafka = MemoryKafka(settings, world.cluster, process, world.rates)
             if slot.role == "router":
                 Router.build(kafka, stop, Watchdog()).run()
+            elif slot.role == "rescaler":
+                self._rescale(kafka)
             else:
                 redis = memory_redis(world.redis, process, world.rates)
                 Engine.build(kafka, stop, Watchdog(), redis).run()
@@ -307,6 +327,14 @@ class Deployed:
 
         process = world.spawn(f"{slot.name}.{self._starts}", body, ended)
         self.process = process
+
+    def _rescale(self, kafka: MemoryKafka) -> None:
+        """Change the number of shards, or go on with that."""
+        rescaling = Rescaling(kafka, self.slot.shards)
+        rescaling.begin(rescaling.plan())
+        drive(rescaling, kafka.runtime, lambda _: None, look_s=LOOK_S)
+        rescaling.close()
+        self.is_done = True
 
     def _settings(self) -> Any:
         settings = self._world.scenario.settings
