@@ -1,7 +1,5 @@
 """Rounds of the faults of three brokers: what each has done to the pipeline, measured, and the verdict at the end."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,14 +7,12 @@ from dataclasses import dataclass, field
 import orjson
 
 from infra.local.errors import LocalStackError
-from infra.local.stack import child_environment
 from tests.faults.broker_faults import BROKER_FAULTS, BrokerFault, BrokerStrike
 from tests.faults.fleet import Ended
-from tests.faults.pipeline import NotInTime, Pipeline, running
+from tests.faults.pipeline import NotInTime, running
 from tests.faults.rounds import Result, Round, Run, Say
 
 BROKERS = 3
-_REPLAY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +104,6 @@ class BrokerRun(Run):
             if node.running:
                 node.resume()
         self._pipeline.cluster.start()
-
-    def finish(self) -> Result:
-        """As of one broker, and every journal is run again from the logs."""
-        result = super().finish()
-        if (difference := replayed(self._pipeline)) is not None:
-            result.problems.append(f"replay: {difference}")
-        return result
-
-
-def replayed(pipeline: Pipeline) -> str | None:
-    """Run every journal again from the logs; what differs, if anything does."""
-    environment = child_environment({"MARGIN_KAFKA__BOOTSTRAP_SERVERS": pipeline.cluster.bootstrap_servers})
-    done = subprocess.run(
-        [sys.executable, "-m", "streams.cli", "replay"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=_REPLAY_S,
-        check=False,
-    )
-    return None if done.returncode == 0 else f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 def play_brokers(names: Sequence[str], seed: int, say: Say) -> Result:

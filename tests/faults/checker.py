@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any
 
 from schemas import topics
-from schemas.partitioning import shard_of
 from streams.demo.frames import first_rows, of_account
 from streams.demo.reference import (
     MarkLog,
@@ -25,6 +24,7 @@ from streams.demo.reference import (
     symbols_needed,
 )
 from tests.faults.load import NAMED_BY_POISON
+from tests.faults.moved import MovedLedger, ShardProgress
 from tests.faults.records import RunRecords, TopicRecord
 
 Differences = list[str]
@@ -36,7 +36,10 @@ WITHOUT_ORDERS = {"insolvent", "unsellable", "undecided"}
 
 
 def every_trade_is_routed_once(records: RunRecords) -> Differences:
-    """The fills in the frames are the two sides of every trade whose id rose, each in its account's shard."""
+    """The fills in the frames are the two sides of every trade whose id rose, each in its account's shard.
+
+    While accounts move, a fill may come to the shard that its account leaves and to the one that it goes to.
+    """
     expected: Counter[tuple[Any, ...]] = Counter()
     last: dict[str, int] = {}
     for _, trade in records.readable(topics.TRADES):
@@ -46,7 +49,7 @@ def every_trade_is_routed_once(records: RunRecords) -> Differences:
         for side, buys in (("taker", "buy"), ("maker", "sell")):
             quantity = Decimal(trade["quantity"]) * (1 if trade["aggressor_side"] == buys else -1)
             account = trade[side]["account"]
-            expected[shard_of(account, records.shards), account, trade["symbol"], trade["trade_id"], quantity] += 1
+            expected[account, trade["symbol"], trade["trade_id"], quantity] += 1
     routed: Counter[tuple[Any, ...]] = Counter()
     for record, frame in _frames(records):
         fills = frame["fills"]
@@ -54,7 +57,7 @@ def every_trade_is_routed_once(records: RunRecords) -> Differences:
             fills["account"], fills["symbol"], fills["trade_id"], fills["quantity"], strict=True
         ):
             routed[record.partition, account, symbol, number, Decimal(quantity)] += 1
-    return _unequal("fill", expected, routed)
+    return _misrouted(records, "fill", expected, routed)
 
 
 def every_transfer_and_report_is_routed_once(records: RunRecords) -> Differences:
@@ -63,13 +66,30 @@ def every_transfer_and_report_is_routed_once(records: RunRecords) -> Differences
     for topic, kind, name in ((topics.TRANSFERS, "transfers", "sequence"), (topics.REPORTS, "reports", "order_id")):
         expected: Counter[tuple[Any, ...]] = Counter()
         for _, value in records.readable(topic):
-            expected[shard_of(value["account"], records.shards), value["account"], value[name]] += 1
+            expected[value["account"], value[name]] += 1
         routed: Counter[tuple[Any, ...]] = Counter()
         for record, frame in _frames(records):
             for account, number in zip(frame[kind]["account"], frame[kind][name], strict=True):
                 routed[record.partition, account, number] += 1
-        differences += _unequal(kind, expected, routed)
+        differences += _misrouted(records, kind, expected, routed)
     return differences
+
+
+def _misrouted(
+    records: RunRecords, what: str, expected: Counter[tuple[Any, ...]], routed: Counter[tuple[Any, ...]]
+) -> Differences:
+    """What is not in the frames of its account's shard; ``routed`` begins with the shard, both go on with the account.
+
+    Where accounts have moved it must be in the frames of a shard that its account has belonged to, and may be in
+    several; that it is applied once, the ledger says.
+    """
+    if not records.has_moved:
+        return _unequal(what, Counter({(records.home(row[0]), *row): n for row, n in expected.items()}), routed)
+    found = {row[1:] for row in routed if row[0] in records.homes(row[1])}
+    lost = [f"{what} {row}: lost" for row in expected if row not in found]
+    return lost + [
+        f"{what} {row}: made up" for row in routed if row[1:] not in expected or row[0] not in records.homes(row[1])
+    ]
 
 
 def ledger_equals_recomputation(records: RunRecords) -> Differences:
@@ -146,6 +166,8 @@ def groups_have_read_everything(records: RunRecords) -> Differences:
 
 def _has_events(frame: Any) -> bool:
     kinds = ("transfers", "fills", "reports")
+    if any(frame.get(word) for word in ("departure", "arrival", "arrived")):
+        return True
     return bool(frame.get("suspensions")) or any(frame[kind]["account"] for kind in kinds if kind in frame)
 
 
@@ -187,6 +209,7 @@ def every_command_is_justified(records: RunRecords) -> Differences:
     """At the offsets of its evidence the group was below maintenance at live marks, with the figures it states."""
     differences: Differences = []
     parameters = _parameters(records)
+    moved = MovedLedger(records, parameters.as_of(LAST)) if records.has_moved else None
     commands: dict[int, list[Any]] = defaultdict(list)
     for _, command in records.readable(topics.COMMANDS):
         commands[command["evidence"]["shard"]].append(command)
@@ -194,13 +217,19 @@ def every_command_is_justified(records: RunRecords) -> Differences:
         issued.sort(key=lambda c: (c["evidence"]["events_offset"], c["evidence"]["marks_offset"]))
         # The marks may be walked back between two batches, so they are taken anew from one sorted list.
         marks = _MarksAsOf(records, sorted({command["evidence"]["marks_offset"] for command in issued}))
-        ledger = ShardLedger(records, shard, parameters)
+        ledger, progress = ShardLedger(records, shard, parameters), ShardProgress(records, shard)
         for command in issued:
             evidence = command["evidence"]
-            ledger.walk_to(evidence["events_offset"])
-            if shard_of(command["account"], records.shards) != shard:
+            if shard not in records.homes(command["account"]):
                 differences.append(f"{command['command_id']}: shard {shard} is not its account's")
-            group = ledger.group(command)
+            if moved is None:
+                ledger.walk_to(evidence["events_offset"])
+                group = ledger.group(command)
+            else:
+                progress.walk_to(evidence["events_offset"])
+                if progress.is_behind(command["account"]) and not evidence.get("left_out"):
+                    differences.append(f"{command['command_id']}: by then its rows went to its next shard, unsaid")
+                group = moved.group(command, progress.applied(command["account"]))
             differences += _unjustified(command, group, marks, parameters)
     return differences
 
@@ -330,13 +359,22 @@ def journal_accounts_for_every_row(records: RunRecords) -> Differences:
 
 
 def redis_equals_changelog(records: RunRecords) -> Differences:
-    """Redis holds every account's last row byte for byte and nothing else, under the token of the last claim."""
-    rows = records.rows()
-    tables = {account: row for table in records.tables.values() for account, row in table.items()}
+    """Redis holds every account's last row byte for byte and nothing else, under the token of the last claim.
+
+    Both have a row of an account in its shard only.
+    """
+    rows = records.rows_by_place()
+    tables = {(shard, account): row for shard, table in records.tables.items() for account, row in table.items()}
     differences = [
-        f"{account}: Redis {tables.get(account)!r:.200}, changelog {rows.get(account)!r:.200}"
-        for account in sorted({*rows, *tables})
-        if rows.get(account) != tables.get(account)
+        f"{account} in shard {shard}: Redis {tables.get((shard, account))!r:.200}, "
+        f"changelog {rows.get((shard, account))!r:.200}"
+        for shard, account in sorted({*rows, *tables})
+        if rows.get((shard, account)) != tables.get((shard, account))
+    ]
+    differences += [
+        f"{account}: shard {shard} has its row, and its shard is {home}"
+        for shard, account in sorted({*rows, *tables})
+        if shard != (home := records.home(account))
     ]
     for shard in range(records.shards):
         claims = [
@@ -347,12 +385,15 @@ def redis_equals_changelog(records: RunRecords) -> Differences:
             differences.append(f"shard {shard}: Redis has token {meta.get('token')}, the last claims are {claims[-2:]}")
         if "building" in meta or "writing" in meta:
             differences.append(f"shard {shard}: its table is being built or written: {meta}")
-        differences += [
-            f"{account} is in the table of shard {shard}"
-            for account in records.tables.get(shard, {})
-            if shard_of(account, records.shards) != shard
-        ]
     return differences
+
+
+def every_account_has_arrived(records: RunRecords) -> Differences:
+    """No account is on its way to another shard, and the layouts came one after the other."""
+    versions = [layout.spread.version for layout in records.layouts]
+    differences = [f"the layouts have versions {versions}"] if versions != list(range(len(versions))) else []
+    last = records.layouts[-1]
+    return differences + ([f"accounts are still on their way: {last}"] if last.is_moving else [])
 
 
 CHECKS: dict[str, Callable[[RunRecords], Differences]] = {
@@ -371,6 +412,7 @@ CHECKS: dict[str, Callable[[RunRecords], Differences]] = {
         journal_is_contiguous,
         journal_accounts_for_every_row,
         redis_equals_changelog,
+        every_account_has_arrived,
     )
 }
 
@@ -450,9 +492,13 @@ class ShardLedger:
 
 
 def _frames(records: RunRecords) -> Iterator[tuple[TopicRecord, Any]]:
-    """The frames of every shard without the rows that were told before."""
+    """The frames of every shard without the rows that were told before.
+
+    Where accounts have moved, rows are told again by another layout, and all are given.
+    """
     for shard in range(records.shards):
-        yield from first_rows(records.readable(topics.EVENTS, shard))
+        frames = records.readable(topics.EVENTS, shard)
+        yield from frames if records.has_moved else first_rows(frames)
 
 
 class _MarksAsOf:

@@ -38,6 +38,7 @@ Kind = Literal[
     "cut",
     "cut_all",
     "delay",
+    "rescale",
 ]
 At = Literal["request", "response"]
 
@@ -55,6 +56,8 @@ class Fault:
     api: int | None = None
     at: At = "request"
     times: int = 1
+    whom: str = ""
+    """Who is struck while the number of shards changes (:mod:`tests.faults.rescale_strikes`)."""
     refused_by: str = ""
     """What a zombie's log must say once it goes on."""
     short: bool = False
@@ -69,7 +72,7 @@ class Fault:
             whoever_leads = self.role == "oracle" and self.kind != "kill_at_random"
             if self.kind in ("kill_at_point", "kill_while_starting", "kill_at_random", "zombie") and not whoever_leads:
                 parts.append(self.membership)
-        parts += [self.point.replace("_", "-")] if self.point else []
+        parts += [named.replace("_", "-") for named in (self.point, self.whom) if named]
         parts += [f"{_API_NAMES[self.api]}-{self.at}"] if self.api is not None else []
         parts += [str(self.passes)] if self.passes > 1 else []
         parts += [str(self.times)] if self.kind == "churn" else []
@@ -214,6 +217,15 @@ _SERVERS = [
     Fault(kind="redis_client_pause", seconds=2.0),
 ]
 
-ROWS = (*_kills(), *_zombies(), *_network(), *_CHURN, *_SERVERS)
+_RESCALES = [
+    Fault(kind="rescale", whom=whom, short=whom == "sender_and_command")
+    for whom in (
+        *("nobody", "command", "router", "sender", "receiver", "sender_and_command", "guest", "kafka", "redis"),
+        *("stopped_router", "stopped_sender", "all_connections"),
+    )
+]
+"""As many as bring the number of shards back to the first one, four times."""
+
+ROWS = (*_kills(), *_zombies(), *_network(), *_CHURN, *_SERVERS, *_RESCALES)
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in ROWS}
 SHORT = [name for name, fault in FAULTS.items() if fault.short]

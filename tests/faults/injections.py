@@ -19,6 +19,7 @@ from tests.faults.fleet import KILLED, Worker
 from tests.faults.pipeline import NotInTime, Pipeline
 from tests.faults.points import Orders
 from tests.faults.proxy import JOIN_GROUP, Rule
+from tests.faults.rescale_strikes import rescale
 
 INJECTED_WITHIN_S = 120.0
 TAKEN_OVER_WITHIN_S = 120.0
@@ -380,4 +381,5 @@ INJECTIONS: dict[Kind, Callable[[Strike], str]] = {
     "cut": _cut,
     "cut_all": _cut_all,
     "delay": _cut,
+    "rescale": rescale,
 }

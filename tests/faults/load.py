@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -59,14 +60,13 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def canaries(shards: int) -> list[str]:
-    """One account in each shard."""
-    by_shard: dict[int, str] = {}
-    for number in itertools.count():
-        by_shard.setdefault(shard_of(name := f"canary-{number}", shards), name)
-        if len(by_shard) == shards:
-            return [by_shard[shard] for shard in range(shards)]
-    raise AssertionError("unreachable")
+def canaries(numbers: Sequence[int]) -> list[str]:
+    """Accounts of which each shard has one, or some, with each of the ``numbers`` of shards."""
+    found: list[str] = []
+    names = (f"canary-{number}" for number in itertools.count())
+    for wanted in range(max(numbers)):
+        found.append(next(name for name in names if all(shard_of(name, n) == wanted % n for n in numbers)))
+    return found
 
 
 def parameters(version: int = 1) -> list[tuple[str, dict[str, Any]]]:
@@ -108,7 +108,7 @@ class Load:
     given it.
     """
 
-    def __init__(self, kafka: KafkaSettings, shards: int, partitions: int, seed: int) -> None:
+    def __init__(self, kafka: KafkaSettings, shards: Sequence[int], partitions: int, seed: int) -> None:
         self.sent = 0
         self.commands_seen = 0
         self.commands_read = SilenceMeter()
@@ -119,7 +119,6 @@ class Load:
         self._producer = Producer(config.producer(kafka, "faults-exchange") | NO_NEWS | UNTIL_IT_IS_BACK)
         self._consumer = Consumer(config.reader(kafka, "faults-execution") | {"enable.partition.eof": False} | NO_NEWS)
         self._consumer.assign([TopicPartition(topics.COMMANDS, partition, 0) for partition in range(partitions)])
-        self._shards = shards
         self._prices = dict(SYMBOLS)
         self._trade_ids = dict.fromkeys(SYMBOLS, 0)
         self._price_sequences: dict[tuple[str, str], int] = defaultdict(int)

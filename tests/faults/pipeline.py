@@ -24,6 +24,9 @@ from infra.local.ports import free_port
 from infra.local.process import TemporaryFolder
 from infra.local.valkey import ValkeyServer
 from schemas import topics
+from schemas.codec import Decoder
+from schemas.messages import ShardLayout
+from schemas.partitioning import home_of
 from streams.broker import config
 from streams.broker.admin import ensure_topics
 from streams.settings import Settings, load
@@ -35,6 +38,8 @@ from tests.faults.records import unrouted
 from tests.faults.silence import SilenceMeter
 
 SHARDS = 4
+NUMBERS_OF_SHARDS = (SHARDS, 7, 16)
+"""Those that a run may have, one after the other and round again."""
 PARTITIONS = 3
 SESSION_TIMEOUT_S = 3.0
 TRANSACTION_TIMEOUT_S = 4.0
@@ -52,6 +57,7 @@ _SHORT_TIMEOUTS = {
 """With one broker, so that rounds are short. Three are about how long those of production take to see a failure."""
 
 _LOOK_S = 0.05
+_LAYOUT = Decoder[ShardLayout](ShardLayout)
 
 
 class NotInTime(Exception):
@@ -68,6 +74,10 @@ class Tail:
         self._consumer.assign(
             [TopicPartition(topic, number, 0) for topic, count in partitions.items() for number in range(count)]
         )
+
+    def follow(self, topic: str, partitions: range) -> None:
+        """Read these, too, from their beginning."""
+        self._consumer.incremental_assign([TopicPartition(topic, number, 0) for number in partitions])
 
     def read(self, timeout_s: float = 0.0) -> list[Message]:
         return [message for message in self._consumer.consume(5000, timeout=timeout_s) if message.error() is None]
@@ -104,20 +114,17 @@ class Pipeline:
             "topics.replication_factor": brokers,
         }
         self.settings = load({}, overrides)
-        self.fleet = Fleet(
-            folder,
-            {
-                "MARGIN_KAFKA__BOOTSTRAP_SERVERS": self._one.for_workers if self._one else addresses.bootstrap_servers,
-                "MARGIN_REDIS__URL": self.valkey.url,
-                "MARGIN_REDIS__TIMEOUT_MS": "500",
-                "MARGIN_ENGINE__JOURNAL_INTERVAL_MS": "1000",
-            }
-            | (_SHORT_TIMEOUTS if brokers == 1 else {}),
-        )
+        self.environment = {
+            "MARGIN_KAFKA__BOOTSTRAP_SERVERS": self._one.for_workers if self._one else addresses.bootstrap_servers,
+            "MARGIN_REDIS__URL": self.valkey.url,
+        }
+        engines = {"MARGIN_REDIS__TIMEOUT_MS": "500", "MARGIN_ENGINE__JOURNAL_INTERVAL_MS": "1000"}
+        self.fleet = Fleet(folder, self.environment | engines | (_SHORT_TIMEOUTS if brokers == 1 else {}))
         self._seed = seed
-        self._rows: dict[str, tuple[dict[str, Any], bytes]] = {}
+        self._rows: dict[tuple[int, str], tuple[dict[str, Any], bytes]] = {}
         self._beat_us = 0
         self.claims: dict[int, tuple[int, str]] = {}
+        self.layout = ShardLayout(shards=SHARDS, time=0)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -168,9 +175,10 @@ class Pipeline:
         self.redis = redis.Redis.from_url(self.valkey.url, socket_timeout=2, socket_connect_timeout=2)
         self._open.callback(self.redis.close)
         self.admin = self._new_admin()
-        self._tail = Tail(self.settings, {topics.ACCOUNTS: SHARDS, topics.JOURNAL: SHARDS, topics.MARKS: 1})
+        followed = {topics.ACCOUNTS: SHARDS, topics.JOURNAL: SHARDS, topics.MARKS: 1, topics.LAYOUT: 1}
+        self._tail = Tail(self.settings, followed)
         self._open.callback(self._tail.close)
-        self.load = Load(self.settings.kafka, SHARDS, PARTITIONS, self._seed)
+        self.load = Load(self.settings.kafka, NUMBERS_OF_SHARDS, PARTITIONS, self._seed)
         self.load.publish_parameters()
         roles: tuple[Role, ...] = ("router", "oracle", "engine")
         for role in roles:
@@ -191,8 +199,11 @@ class Pipeline:
         """Take in what has been committed, and bring back who has ended."""
         for message in self._tail.read(_LOOK_S):
             value = message.value()
-            if message.topic() == topics.ACCOUNTS and value is not None:
-                self._rows[(message.key() or b"").decode()] = orjson.loads(value), value
+            if message.topic() == topics.LAYOUT:
+                self._follow(_LAYOUT(value or b""))
+            elif message.topic() == topics.ACCOUNTS:
+                place = message.partition() or 0, (message.key() or b"").decode()
+                self._rows[place] = (orjson.loads(value), value) if value is not None else ({}, b"")
             elif message.topic() == topics.JOURNAL and value is not None:
                 record = orjson.loads(value)
                 if record["kind"] == "claim":
@@ -202,6 +213,14 @@ class Pipeline:
                 with contextlib.suppress(orjson.JSONDecodeError):
                     self._beat_us = max(self._beat_us, orjson.loads(value)["time"])
         self.load.check()
+
+    def _follow(self, layout: ShardLayout) -> None:
+        """Look at the shards that have been added, too."""
+        added = range(self.layout.shards_used, layout.shards_used)
+        if added:
+            self._tail.follow(topics.ACCOUNTS, added)
+            self._tail.follow(topics.JOURNAL, added)
+        self.layout = layout
 
     def wait(
         self, condition: Callable[[], bool], what: str, timeout_s: float = RECOVERY_S, *, bring_back: bool = True
@@ -235,11 +254,12 @@ class Pipeline:
 
     def _missing(self, number: int, since_us: int) -> list[str]:
         missing = [] if self._beat_us > since_us else ["marks"]
-        for shard, account in enumerate(self.load.canaries):
-            row, data = self._rows.get(account, ({}, b""))
+        for account in self.load.canaries:
+            shard = home_of(account, self.layout.spread)
+            row, data = self._rows.get((shard, account), ({}, b""))
             held = {p["symbol"]: p["quantity"] for group in row.get("groups", ()) for p in group["positions"]}
             if row.get("transfer_sequence", -1) < number:
-                missing.append(f"the transfer to shard {shard}")
+                missing.append(f"the transfer to {account} in shard {shard}")
             elif Decimal(held.get(symbol := self.load.canary_symbols[account], "0")) < self.load.canary_holds(number):
                 missing.append(f"the trade of {symbol} in shard {shard}")
             elif self._in_redis(shard, account) != data:
@@ -255,8 +275,9 @@ class Pipeline:
 
     def has_opened_tables(self) -> bool:
         """Whether every table in Redis is under the token of its shard's last claim."""
-        tokens = [self.redis.hget(meta_key(shard), "token") for shard in range(SHARDS)]
-        return tokens == [str(self.claims[shard][0]).encode() for shard in range(SHARDS)]
+        shards = range(self.layout.shards_used)
+        tokens = [self.redis.hget(meta_key(shard), "token") for shard in shards]
+        return tokens == [str(self.claims[shard][0]).encode() for shard in shards]
 
     def await_settled(self, timeout_s: float = RECOVERY_S) -> None:
         """Wait until every worker takes orders and is a member of its group at rest, with something to do.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -9,7 +10,11 @@ import redis
 from confluent_kafka import Consumer, TopicPartition
 
 from schemas import topics
+from schemas.codec import Decoder
+from schemas.messages import ShardLayout
+from schemas.partitioning import home_of, shard_of
 from streams.broker import config
+from streams.broker.layout import require_layout
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
 from streams.settings import Settings
@@ -18,6 +23,8 @@ from tests.faults.load import POISON
 
 Place = tuple[str, int]
 """Topic and partition."""
+
+_LAYOUT = Decoder[ShardLayout](ShardLayout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class TopicRecord:
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes] = field(default_factory=dict)
+    appended_ms: int = 0
 
     @property
     def is_poison(self) -> bool:
@@ -41,7 +49,7 @@ class TopicRecord:
 
 @dataclass
 class RunRecords:
-    """What one run left behind."""
+    """What one run left behind. ``shards`` counts those that have ever had accounts."""
 
     shards: int
     logs: dict[str, list[TopicRecord]] = field(default_factory=dict)
@@ -59,25 +67,54 @@ class RunRecords:
         """The records that are not poison, with their JSON."""
         return ((record, record.json()) for record in self.of(topic, partition) if not record.is_poison)
 
-    def rows(self) -> dict[str, bytes]:
-        """Every account's last row in the changelog."""
-        rows: dict[str, bytes] = {}
+    @cached_property
+    def layouts(self) -> list[ShardLayout]:
+        """Over which shards accounts were spread, one layout after the other; the last is that of the end."""
+        written = [_LAYOUT(record.value or b"") for record in self.of(topics.LAYOUT)]
+        return written or [ShardLayout(shards=self.shards, time=0)]
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the number of shards has ever been changed."""
+        return self.layouts[-1].spread.version > 0
+
+    def home(self, account: str) -> int:
+        """The shard of ``account`` at the end."""
+        return home_of(account, self.layouts[-1].spread)
+
+    def homes(self, account: str) -> set[int]:
+        """The shards that ``account`` may ever have belonged to."""
+        return {shard_of(account, count) for count in self._counts}
+
+    @cached_property
+    def _counts(self) -> set[int]:
+        return {count for layout in self.layouts for count in (layout.shards, layout.spread.target)}
+
+    def rows_by_place(self) -> dict[tuple[int, str], bytes]:
+        """The last row of every account in every partition of the changelog that has one of it."""
+        rows: dict[tuple[int, str], bytes] = {}
         for record in self.of(topics.ACCOUNTS):
-            account = (record.key or b"").decode()
+            place = record.partition, (record.key or b"").decode()
             if record.value is None:
-                rows.pop(account, None)
+                rows.pop(place, None)
             else:
-                rows[account] = record.value
+                rows[place] = record.value
         return rows
+
+    def rows(self) -> dict[str, bytes]:
+        """Every account's last row in the changelog, of the shard that it belongs to if several have one."""
+        places = self.rows_by_place()
+        ordered = sorted(places, key=lambda place: place[0] == self.home(place[1]))
+        return {account: places[shard, account] for shard, account in ordered}
 
 
 def collect(settings: Settings) -> RunRecords:
     """Read it all back."""
-    records = RunRecords(settings.topics.shards)
     with LogReader(settings.kafka, "faults-checker") as reader:
+        records = RunRecords(require_layout(reader).shards_used)
         for topic in topics.all_topics():
             records.logs[topic.name] = [
-                TopicRecord(partition, m.offset() or 0, _bytes(m.key()), m.value(), _headers(m))
+                TopicRecord(partition, m.offset() or 0, _bytes(m.key()), m.value(), _headers(m), m.timestamp()[1])
                 for partition in range(reader.partitions(topic.name))
                 for m in reader.read_range(topic.name, partition, 0)
             ]

@@ -369,6 +369,10 @@ def put_a_row_into_the_wrong_table(records: RunRecords) -> None:
     records.tables[1][MAKER] = records.tables[0].pop(MAKER)
 
 
+def leave_accounts_on_their_way(records: RunRecords) -> None:
+    records.logs[topics.LAYOUT] = [record(0, {"shards": SHARDS, "time": 1, "target": SHARDS + 1, "step": 0})]
+
+
 Tamper = Callable[[RunRecords], None]
 TAMPERED: dict[str, list[Tamper]] = {
     "every_trade_is_routed_once": [lose_a_fill, route_a_trade_twice, route_a_trade_to_another_shard],
@@ -415,6 +419,7 @@ TAMPERED: dict[str, list[Tamper]] = {
         leave_a_table_half_built,
         put_a_row_into_the_wrong_table,
     ],
+    "every_account_has_arrived": [leave_accounts_on_their_way],
 }
 CASES = [(check, tamper) for check, tampers in TAMPERED.items() for tamper in tampers]
 

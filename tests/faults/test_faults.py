@@ -10,7 +10,8 @@ import pytest
 from tests.faults.clean import assert_clean
 from tests.faults.faults import FAULTS, ROWS, SHORT, Fault
 from tests.faults.injections import INJECTIONS
-from tests.faults.pipeline import running
+from tests.faults.pipeline import NUMBERS_OF_SHARDS, running
+from tests.faults.rescale_strikes import STRIKES
 from tests.faults.rounds import Run, schedule
 
 SEED = 1
@@ -63,6 +64,12 @@ def test_workers_die_at_every_point_of_a_commit() -> None:
         "after_redis_write",
     }
     assert {point for role, point in killed if role == "oracle"} >= {"before_send", "after_send"}
+
+
+def test_whoever_moves_accounts_dies_while_they_move_and_a_full_run_ends_with_as_many_shards_as_it_began() -> None:
+    rows = list(rows_of("rescale"))
+    assert {fault.whom for fault in rows} == STRIKES.keys()
+    assert len(rows) % len(NUMBERS_OF_SHARDS) == 0
 
 
 def test_a_schedule_is_drawn_from_the_seed_and_has_every_fault_before_any_comes_again() -> None:

@@ -16,7 +16,7 @@ from tests.security.marks import assert_untold
 from tests.security.servers import REDIS_READER, REDIS_USER, Servers
 from tests.security.ways import by_certificate, by_certificate_in_options, by_password, over_socket, over_tls
 
-WHO = (*ROLES, "topics", "tools", "accept offset")
+WHO = (*ROLES, "topics", "tools", "accept offset", "rescale")
 
 
 def each_its_own_user(servers: Servers) -> dict[str, dict[str, str]]:
@@ -54,6 +54,11 @@ def test_every_role_and_tool_works_through(door: str, servers: Servers, tmp_path
         exchange.list_symbol()
         _trade_until_liquidated(exchange, fleet, variables["tools"])
         _ask_every_tool(exchange, variables["tools"])
+        _await_well(variables["tools"])
+        for shards in ("3", "2"):
+            moved = tool(variables["rescale"], "rescale", "--shards", shards, "--yes")
+            assert moved.returncode == 0, moved.stdout + moved.stderr
+            assert_untold(moved.stdout + moved.stderr, "rescale")
         _await_well(variables["tools"])
         _check_oracle_table(servers, exchange)
         for role in fleet.roles.values():
