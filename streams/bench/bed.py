@@ -35,6 +35,7 @@ WAIT_S = 300.0
 STILL_S_MAX = 8.0
 _POLL_S = 0.1
 _CALL_S = 30.0
+_TAIL = 20
 
 Progress = Callable[[str], None]
 Outgoing = tuple[str, bytes | None, bytes, int]
@@ -232,8 +233,17 @@ class Bed:
         """
         self._await_committed(self.settings.engine.group_id, EVENTS, "all frames to be applied")
 
+    def _record_ends(self, topic: str) -> list[int]:
+        """The offsets behind the last record of each partition: what ends a transaction there is none."""
+        ends: list[int] = []
+        for partition, end in enumerate(self.ends(topic)):
+            with LogReader(self.settings.kafka, CLIENT) as reader:
+                last = [record.offset() for record in reader.read_range(topic, partition, max(0, end - _TAIL), end)]
+            ends.append(last[-1] + 1 if last else max(0, end - _TAIL))
+        return ends
+
     def _await_committed(self, group: str, topic: str, what: str) -> None:
-        ends = self.ends(topic)
+        ends = self._record_ends(topic)
         self.wait_for(lambda: self.has_committed(group, topic, ends), what)
 
     def _close(self) -> None:

@@ -52,7 +52,7 @@ _OF_PEERS: tuple[Column, ...] = (
 
 def add_to(bench: typer.Typer) -> None:
     """Add these commands to the group."""
-    for command in (fills, router, latency, pipeline, oracle, peers, restore, memory):
+    for command in (fills, router, latency, pipeline, oracle, peers, restore, rescale, memory):
         bench.command()(command)
 
 
@@ -394,6 +394,42 @@ def restore(
         )
         _show(f"a shard of {accounts:,} accounts", runs, columns, as_json, unit="")
         _say(f"ok     {accounts:,} rows are what was written, after each")
+
+
+def rescale(
+    accounts: Annotated[int, typer.Option(min=40, max=10_000_000, help="Accounts, of three positions each")] = 100_000,
+    first: Annotated[int, typer.Option("--from", min=1, max=64, help="Shards at first")] = 4,
+    target: Annotated[int, typer.Option("--to", min=1, max=64, help="Shards in the end")] = 7,
+    trades_per_s: Annotated[int, typer.Option(min=10, max=100_000, help="Trades a second meanwhile")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Measure for how long accounts are not decided while they move to another number of shards.
+
+    Needs nothing: it starts a Kafka and a Valkey of its own, a router and an engine, and removes them. Trades go on
+    meanwhile. Prints for each pair of shards how many accounts went and the time from the commit with which the old one
+    sends them away to that with which the new one has them, by the broker's clock, and how long all took. The
+    run ends with a check: every account has one row, in the shard that it is in by then, with every trade in it.
+
+    Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
+    server that cannot be had.
+
+    \b
+    Example:
+      margin-clearing bench rescale --accounts 20000 --from 4 --to 7
+    """
+    from streams.bench.rescale import bench_rescale
+
+    with _checked(as_json):
+        run = bench_rescale(accounts, first, target, trades_per_s=trades_per_s, progress=_say)
+        columns = (
+            ("step", "step", ",d"),
+            ("from", "pair", ""),
+            ("accounts", "accounts", ",d"),
+            ("pause, ms", "pause_ms", ",.0f"),
+        )
+        title = f"{run.moved:,} of {accounts:,} accounts in {run.seconds:,.1f} s"
+        _show(title, run.pauses, columns, as_json, unit="")
+        _say(f"ok     {accounts:,} accounts are where they belong, with every trade")
 
 
 def memory(
