@@ -85,8 +85,8 @@ def _misrouted(
     """
     if not records.has_moved:
         return _unequal(what, Counter({(records.home(row[0]), *row): n for row, n in expected.items()}), routed)
-    found = {row[1:] for row in routed if row[0] in records.homes(row[1])}
-    lost = [f"{what} {row}: lost" for row in expected if row not in found]
+    at_home = {row[1:] for row in routed if row[0] in records.homes(row[1])}
+    lost = [f"{what} {row}: lost" for row in expected if row not in at_home]
     return lost + [
         f"{what} {row}: made up" for row in routed if row[1:] not in expected or row[0] not in records.homes(row[1])
     ]

@@ -62,11 +62,11 @@ def now_us() -> int:
 
 def canaries(numbers: Sequence[int]) -> list[str]:
     """Accounts of which each shard has one, or some, with each of the ``numbers`` of shards."""
-    found: list[str] = []
+    chosen: list[str] = []
     names = (f"canary-{number}" for number in itertools.count())
     for wanted in range(max(numbers)):
-        found.append(next(name for name in names if all(shard_of(name, n) == wanted % n for n in numbers)))
-    return found
+        chosen.append(next(name for name in names if all(shard_of(name, n) == wanted % n for n in numbers)))
+    return chosen
 
 
 def parameters(version: int = 1) -> list[tuple[str, dict[str, Any]]]:

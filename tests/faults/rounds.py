@@ -173,15 +173,15 @@ def verified(pipeline: Pipeline, records: RunRecords) -> str:
     """
     done = _audit(pipeline, "verify", "--json")
     try:
-        found = json.loads(done.stdout)
+        verdict = json.loads(done.stdout)
     except ValueError:
         return f"verify ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     letters = dead_letter_topic(EVENTS)
-    if found["differences_found"] == len(records.of(letters)):
+    if verdict["differences_found"] == len(records.of(letters)):
         return ""
-    others = [difference for difference in found["differences"] if difference["topic"] != letters]
+    others = [difference for difference in verdict["differences"] if difference["topic"] != letters]
     return (
-        f"verify: {found['differences_found']} differences, {len(records.of(letters))} of unreadable frames: {others}"
+        f"verify: {verdict['differences_found']} differences, {len(records.of(letters))} of unreadable frames: {others}"
     )
 
 
