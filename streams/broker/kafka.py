@@ -18,11 +18,13 @@ from streams.broker.ends import EndOffsets, KafkaEndOffsets
 from streams.broker.layout import LayoutFollower
 from streams.broker.places import Places
 from streams.broker.producer import IdempotentProducer, TransactionalProducer
-from streams.broker.reader import Follower, LogReader
+from streams.broker.reader import FETCH_WAIT_MS, Follower, LogReader
 from streams.broker.topic_watch import KafkaTopicWatch, TopicWatch
 from streams.settings import Settings
 
 _ANSWER_S_MAX = 30.0
+_RARELY_MS = 500
+"""Where there is something once in a month the broker need not be asked 50 times a second."""
 
 
 class Kafka:
@@ -75,15 +77,23 @@ class Kafka:
         """A reader of any log by offset."""
         return LogReader(self.settings.kafka, client_id, on_progress=on_progress, clients=self.clients)
 
-    def follower(self, client_id: str, topic: str, partition: int = 0) -> Follower:
+    def follower(
+        self, client_id: str, topic: str, partition: int = 0, *, fetch_wait_ms: int = FETCH_WAIT_MS
+    ) -> Follower:
         """A reader that follows one partition."""
         return Follower(
-            self.settings.kafka, client_id, topic, partition, clients=self.clients, watch=self.places.watch()
+            self.settings.kafka,
+            client_id,
+            topic,
+            partition,
+            fetch_wait_ms=fetch_wait_ms,
+            clients=self.clients,
+            watch=self.places.watch(),
         )
 
     def layout_follower(self, client_id: str, layout: ShardLayout) -> LayoutFollower:
         """Follows how accounts are spread over shards; ``layout`` is what is known."""
-        return LayoutFollower(self.follower(client_id, LAYOUT), layout)
+        return LayoutFollower(self.follower(client_id, LAYOUT, fetch_wait_ms=_RARELY_MS), layout)
 
     def topics(self, group_id: str) -> Topics:
         """The topics of the contract, as a process of ``group_id`` may read them.

@@ -25,6 +25,7 @@ from streams.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
+FETCH_WAIT_MS = 20
 _LOOK_AGAIN_S = 0.05
 _MISSING_S = 2.0
 """So long a partition may be unknown to every broker that is asked before it is said not to exist."""
@@ -272,7 +273,10 @@ class _Errors:
 
 
 class Follower:
-    """Follows one partition from an offset on; never in a group, never commits."""
+    """Follows one partition from an offset on; never in a group, never commits.
+
+    ``fetch_wait_ms`` is how long the broker holds an answer back while there is nothing: it is asked anew as often.
+    """
 
     def __init__(
         self,
@@ -281,13 +285,17 @@ class Follower:
         topic: str,
         partition: int = 0,
         *,
+        fetch_wait_ms: int = FETCH_WAIT_MS,
         clients: Clients = CLIENTS,
         watch: PlaceWatch | None = None,
     ) -> None:
         self._watch = PlaceWatch(clients.runtime) if watch is None else watch
         self.topic, self.partition = topic, partition
         self._clients = clients
-        self._properties = config.reader(kafka, client_id) | {"enable.partition.eof": False, "fetch.wait.max.ms": 20}
+        self._properties = config.reader(kafka, client_id) | {
+            "enable.partition.eof": False,
+            "fetch.wait.max.ms": fetch_wait_ms,
+        }
         self._place: int | None = None
         self._open()
 
