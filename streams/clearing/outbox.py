@@ -31,7 +31,8 @@ class UnappliedEvent:
 
 class Outbox:
     """Collects a shard's output until it is committed. ``changed`` names the accounts whose rows must be written,
-    ``gone`` those of other shards by now whose rows must go; ``frames`` are for other shards, each with its number."""
+    ``settled`` holds the last rows here of accounts of other shards by now (None: it must go); ``frames`` are for other
+    shards, each with its number."""
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -39,17 +40,17 @@ class Outbox:
         self.commands: list[LiquidationCommand] = []
         self.alerts: list[Alert] = []
         self.unapplied: list[UnappliedEvent] = []
-        self.gone: set[str] = set()
+        self.settled: dict[str, bytes | None] = {}
         self.frames: list[tuple[int, EventFrame]] = []
 
     @property
     def is_empty(self) -> bool:
-        return not (self.changed or self.commands or self.alerts or self.unapplied or self.gone or self.frames)
+        return not (self.changed or self.commands or self.alerts or self.unapplied or self.settled or self.frames)
 
     def clear(self) -> None:
         """Begin anew: whoever commits has what was collected."""
         self.changed.clear()
-        self.gone.clear()
+        self.settled.clear()
         self.commands, self.alerts, self.unapplied, self.frames = [], [], [], []
 
     def alert(

@@ -80,7 +80,7 @@ class Relocation:
             self._take_in(offset, come)
         if moves.take_acknowledged():
             event(log, logging.INFO, "accounts_moved", shard=self._cursor.shard, accounts=len(self.departed))
-            self._outbox.gone |= self.departed
+            self._outbox.settled.update(dict.fromkeys(self.departed))
             self.departed = set()
         sources, suspension = self._cursor.sources, self._cursor.suspension
         is_suspended = suspension is not None and not suspension.lifted
@@ -97,8 +97,11 @@ class Relocation:
         names = sorted(account for account in by_name if moves.is_departing(account))
         incomplete = self._incomplete(names)
         for account in names:
-            if (row := self._accounts.row(account)) is not None:
+            row = self._accounts.row(account)
+            if row is not None:
                 rows[account] = row.decode()
+            if account in self._outbox.changed:  # what is kept until the other shard has it is the row as it is sent
+                self._outbox.settled[account] = row
         parts, floors = list(_parts(rows)), moves.leave()
         for number, part in enumerate(parts):
             arrival = Arrival(
@@ -122,7 +125,7 @@ class Relocation:
             self._accounts.remove(account)
             cursor.unreached.forget(account)
             self._outbox.changed.discard(account)
-        self.departed = set(names)
+        self.departed = set(rows)
         self._candidates.outdate()
         event(log, logging.INFO, "accounts_sent", shard=cursor.shard, to=departure.to, accounts=len(names))
 

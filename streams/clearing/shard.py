@@ -385,7 +385,7 @@ class Shard:
             rows[account] = row = written(account)
             if row is None:
                 self._accounts.forget(account)
-        rows.update(dict.fromkeys(sorted(self._outbox.gone)))
+        rows.update(sorted(self._outbox.settled.items()))
         if with_open_interest:
             concerned = [states[account] for account in self.cursor.unreached.accounts]
             self.cursor.unreached.set_notional(_at_stake(self.portfolio, concerned))

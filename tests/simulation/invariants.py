@@ -333,6 +333,9 @@ class Watch:
             (record.key or b"").decode() for topic in (COMMANDS, ALERTS) for _, record in by_topic.get(topic, ())
         }
         homes = {account: self.homes.of(account) for account in accounts}
+        keys = {(record.key or b"").decode() for _, record in by_topic.get(ACCOUNTS, ())}
+        before = {account: self.homes.of(account) for account in keys}
+        sent = dict(row for _, record in by_topic.get(EVENTS, ()) for row in _rows_sent(_FRAME(record.value)))
         for partition, record in by_topic.get(EVENTS, ()):
             committed[self._note_move(partition, record)].frames.append((partition.number, record))
         for partition, record in by_topic.get(JOURNAL, ()):
@@ -343,6 +346,9 @@ class Watch:
             own = self.homes.of(account) == partition.number or (
                 record.value is None and self.homes.may_forget(account, partition.number, next_event)
             )
+            if not own and before[account] == partition.number:  # it is sent with this commit, and kept as it is sent
+                own = record.value == sent.get(account)
+                committed[partition.number].kept.add(account)
             require(own, "a row is in its account's shard", lambda: f"{account} in shard {partition.number}")
             committed[partition.number].rows.append((account, record))
         for topic, ids in ((COMMANDS, self.commands), (ALERTS, self._alerts)):
@@ -442,6 +448,13 @@ class Watch:
         for topic in (TRADES, TRANSFERS, REPORTS):
             for partition in self.cluster.topics[topic]:
                 yield (topic, partition.number), partition.end
+
+
+def _rows_sent(frame: EventFrame) -> Iterable[tuple[str, bytes]]:
+    """The rows of the accounts that a frame takes to another shard."""
+    if frame.arrival:
+        yield from ((account, row.encode()) for account, row in frame.arrival.rows.items())
+        yield from ((account, unpacked(row)) for account, row in frame.arrival.packed.items())
 
 
 class TableWatch:
@@ -545,6 +558,8 @@ class Committed:
     def __init__(self) -> None:
         self.journals: list[LogRecord] = []
         self.rows: list[tuple[str, LogRecord]] = []
+        self.kept: set[str] = set()
+        """The accounts of rows that are only kept until another shard has them."""
         self.commands: list[LogRecord] = []
         self.alerts: list[LogRecord] = []
         self.letters: list[LogRecord] = []
@@ -682,6 +697,8 @@ class ShardTruth:
             )
         self._check_gone(given)
         for account, record in given.rows:
+            if account in given.kept:
+                continue
             row = None if record.value is None else _ROW(record.value)
             require(
                 (differs := self.ledger.differs(account, row)) is None,
