@@ -328,8 +328,8 @@ def a_symbol_without_a_mark_is_forgotten_at_a_restart() -> Iterator[None]:
     """Whoever takes the shard counts anew how long a mark has been missing."""
     resume = Shard.resume
 
-    def forget(self: Shard, *arguments: Any) -> None:
-        resume(self, *arguments)
+    def forget(self: Shard, *arguments: Any, **named: Any) -> None:
+        resume(self, *arguments, **named)
         self.cursor.awaited.resume({}, ())
 
     with _replaced((Shard, "resume", forget)):
@@ -409,8 +409,8 @@ def a_shards_clock_goes_back() -> Iterator[None]:
     """A restored shard knows the marks' time, but not that of the events it has seen."""
     resume = Shard.resume
 
-    def forget(self: Shard, *arguments: Any) -> None:
-        resume(self, *arguments)
+    def forget(self: Shard, *arguments: Any, **named: Any) -> None:
+        resume(self, *arguments, **named)
         self.cursor.clock.now_us = 0
 
     with _replaced((Shard, "resume", forget)):
@@ -530,15 +530,6 @@ def accounts_go_before_all_sources_are_confirmed() -> Iterator[None]:
 def the_old_shard_goes_on_deciding_after_a_restart() -> Iterator[None]:
     """The rows of accounts that have gone are still in its changelog."""
     with _replaced((Moves, "has_left", lambda *_: False)):
-        yield
-
-
-@_mutation(
-    "no command lacks what was acknowledged before its account's last event", rescaled=True, seeds=600, mode="liveness"
-)
-def an_account_is_decided_without_what_comes_to_its_next_shard() -> Iterator[None]:
-    """A deposit that is routed by the next layout is missing where a trade came by this one."""
-    with _replaced((Moves, "elsewhere", lambda *_: [])):
         yield
 
 
