@@ -73,6 +73,13 @@ def test_oracle() -> None:
 
 
 @pytest.mark.long
+def test_rescale() -> None:
+    pauses = measured("rescale", "--accounts", "60", "--from", "2", "--to", "3", "--trades-per-s", "20")
+    assert {pause["step"] for pause in pauses} == {1, 2}
+    assert sum(pause["accounts"] for pause in pauses) <= 60
+
+
+@pytest.mark.long
 def test_restore() -> None:
     runs = measured("restore", "--accounts", "50")
     assert [each["source"] for each in runs] == ["changelog", "Redis"]
