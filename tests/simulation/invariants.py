@@ -566,6 +566,10 @@ class Committed:
         self.frames: list[tuple[int, LogRecord]] = []
         """For other shards, each with its number."""
 
+    def own_rows(self) -> Iterable[tuple[str, LogRecord]]:
+        """The rows of accounts that are the shard's."""
+        return ((account, record) for account, record in self.rows if account not in self.kept)
+
 
 class ShardTruth:
     """What a shard's log says so far, and a shard that follows the journal and was never without an owner."""
@@ -696,9 +700,7 @@ class ShardTruth:
                 lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
         self._check_gone(given)
-        for account, record in given.rows:
-            if account in given.kept:
-                continue
+        for account, record in given.own_rows():
             row = None if record.value is None else _ROW(record.value)
             require(
                 (differs := self.ledger.differs(account, row)) is None,
