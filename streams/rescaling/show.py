@@ -7,7 +7,7 @@ from streams.rescaling.rescaling import RescalePlan, Rescaling, drive
 from streams.runtime import SYSTEM, Runtime
 
 ACCOUNTS_PER_S, STEP_S = 5_000, 2.0
-"""How many accounts move a second, and what each step takes besides: a million in 279 s, on two cores with the broker."""
+"""How many accounts move a second, and what a step takes besides: a million in 279 s, on two cores with the broker."""
 AWAY_PER_S, AWAY_S = 10_000, 0.5
 """So many accounts of a step are sent and taken in a second, and what that takes besides: 1.1 s at p50 there, 2.6 s at
 most."""
