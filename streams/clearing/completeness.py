@@ -20,7 +20,8 @@ import numpy.typing as npt
 from schemas.messages import Behind, RouterProgress
 from schemas.topics import PROGRESS
 from streams.feeds.progress import frame_of
-from streams.feeds.sources import Told, name_of
+from streams.feeds.source_names import name_of
+from streams.feeds.sources import Told
 
 Topic = tuple[str, str]
 """A topic's name and id."""

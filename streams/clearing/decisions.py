@@ -16,7 +16,7 @@ from streams.clearing.journal import Cursor
 from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import REASON_MAX, Outbox
-from streams.feeds.sources import source_name
+from streams.feeds.source_names import source_name
 from streams.margin.fixed_point import format_decimal
 from streams.margin.health import Health, evaluate, symbols_of
 from streams.margin.levels import margin_call_level

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.messages import EventFrame, FillColumns, OwedEvents, SourceRange, TransferColumns
-from streams.feeds.sources import source_name
+from streams.feeds.source_names import source_name
 
 PLACES_MAX = 256
 """Records of which an account remembers that it owes events of them; the events of further ones are only counted."""

@@ -34,12 +34,12 @@ from schemas.messages import (
     EventFrame,
     Floor,
     ShardMoves,
-    SourceRange,
     Spread,
     Suspension,
     rows_of,
 )
 from schemas.partitioning import home_of, place_of
+from streams.feeds.source_names import name_of, source_name
 
 NOT_MOVED = Spread(version=0, shards=1, target=1)
 """What a shard knows whose frames have named no layout: whatever comes to it is its own."""
@@ -318,9 +318,7 @@ class Moves:
 
     def holds(self, account: str) -> bool:
         """Whether an account is here now, if it is anywhere."""
-        old, new, step = _place_of(account, self.spread)
-        is_to_come = new == self._shard and step > self.arrived
-        return self._shard in (old, new) and not is_to_come and not self._is_sent(old, new, step)
+        return self._whose(account) is _OURS
 
     def take_strays(self) -> list[str]:
         """The accounts that are not here of which a repaired event has come, since the last call."""
@@ -329,7 +327,7 @@ class Moves:
 
     def _rows(self, frame: EventFrame) -> tuple[EventFrame, EventFrame | None]:
         """The rows of a frame that are the shard's now, and those that will be, if there are any."""
-        names = [_name(source) for source in frame.sources]
+        names = [source_name(source) for source in frame.sources]
         now: dict[str, Any] = {}
         later: dict[str, Any] = {}
         for kind in ROW_KINDS:
@@ -350,16 +348,19 @@ class Moves:
         return ours, EventFrame(time=frame.time, sources=frame.sources, **later) if later else None
 
     def _verdict(self, account: str, source: str, offset: int) -> str:
-        spread, shard = self.spread, self._shard
-        old, new, step = _place_of(account, spread)
-        if new == shard and step > self.arrived:
-            return _EARLY
-        if shard not in (old, new) or self._is_sent(old, new, step):
-            return _NOT_OURS
+        if (whose := self._whose(account)) is not _OURS:
+            return whose
         for key, offsets in self._floors.items():
             if offset < offsets.get(source, 0) and self._is_of(account, *key):
                 return _NOT_OURS
         return _OURS
+
+    def _whose(self, account: str) -> str:
+        """Whose an account is, whatever has been had of its rows."""
+        old, new, step = _place_of(account, self.spread)
+        if new == self._shard and step > self.arrived:
+            return _EARLY
+        return _NOT_OURS if self._shard not in (old, new) or self._is_sent(old, new, step) else _OURS
 
     def _is_of(self, account: str, kind: str, spread: Spread, only: str) -> bool:
         """Whether a floor is one of ``account``."""
@@ -384,16 +385,11 @@ def _version(frame: EventFrame) -> int:
     return 0 if isinstance(frame.spread, msgspec.UnsetType) else frame.spread.version
 
 
-def _name(source: SourceRange) -> str:
-    """What journals call the source of a range."""
-    return f"{source.topic}:{source.partition}:{source.topic_id}"
-
-
 def _source_of(suspension: Suspension, frame: EventFrame) -> str:
     """The source of the record that has suspended an account."""
     for source in frame.sources:
         if (source.topic, source.partition) == (suspension.topic, suspension.partition):
-            return _name(source)
+            return source_name(source)
     return ""
 
 
@@ -423,4 +419,4 @@ def _by_topic(numbers: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
 def _by_source(lists: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
     for name, held in lists.items():
         topic, topic_id = name.split(":", 1)
-        yield from ((f"{topic}:{number}:{topic_id}", each) for number, each in enumerate(held) if each >= 0)
+        yield from ((name_of(topic, topic_id, number), each) for number, each in enumerate(held) if each >= 0)

@@ -17,6 +17,7 @@ from schemas.types import AlertKind
 from streams.broker.records import Log
 from streams.feeds.journal import read_journal
 from streams.feeds.moves import Moves
+from streams.feeds.source_names import source_name
 
 ALL_EVERY = 1000
 """Every so many records of a journal, one names all sources; the others name those that moved."""
@@ -195,16 +196,6 @@ class Sources:
         for name in self.missing:
             topic, partition, topic_id = name.split(":", 2)
             self.stuck.setdefault((topic, topic_id), {})[int(partition)] = self.next.get(name, 0)
-
-
-def source_name(source: SourceRange) -> str:
-    """What journals call the source of a range."""
-    return name_of(source.topic, source.topic_id, source.partition)
-
-
-def name_of(topic: str, topic_id: str, partition: int) -> str:
-    """``topic:partition:topic id``, as journals name a source."""
-    return f"{topic}:{partition}:{topic_id}"
 
 
 def sources_as_of(logs: Log, record: JournalRecord | None, end: int, events_next: int) -> Sources:

@@ -32,7 +32,8 @@ from streams.broker.reader import LogReader
 from streams.errors import OperatorError
 from streams.feeds.journal import journal_end
 from streams.feeds.moves import Moves
-from streams.feeds.sources import missing_sentences, name_of
+from streams.feeds.source_names import name_of
+from streams.feeds.sources import missing_sentences
 from streams.runtime import Runtime
 
 SHARDS_MAX = 1024

@@ -29,7 +29,8 @@ from schemas.partitioning import home_of, moves_at, shard_of, steps_of
 from schemas.topics import EVENTS, TRANSFERS
 from streams.clearing.journal import first_record
 from streams.feeds.moves import Moves
-from streams.feeds.sources import Sources, name_of, sources_as_of
+from streams.feeds.source_names import name_of
+from streams.feeds.sources import Sources, sources_as_of
 from tests.given_log import GivenLog
 from tests.properties import examples
 
