@@ -3,10 +3,12 @@
 A name may hold what a terminal obeys (escape sequences), what turns the reading around (bidi overrides), what cannot be
 seen (zero-width marks) or what ends a line. All of it is shown as Python writes it in a string (``\\x1b``, ``\\u202e``,
 ``\\n``), and so is a backslash (``\\\\``): two different texts are never shown alike for what they hold of these.
+Of many names the first few are shown, and how many more there are.
 """
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _PLAIN = re.compile(r"[ !-\[\]-~]*")
 
@@ -23,6 +25,12 @@ def visible_lines(text: str) -> str:
     return "".join(
         character if character in "\n\\" else _visible(character) for character in text.replace("\r\n", "\n")
     )
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first ``most`` of ``names``, and how many there are besides."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _visible(character: str) -> str:

@@ -17,6 +17,7 @@ from streams.feeds.progress import behind_sentences
 from streams.feeds.sources import missing_sentences
 from streams.feeds.unreached import unreached_sentences
 from streams.settings import Settings
+from streams.visible import some_of
 
 _NAMED_MAX = 5
 _UNHEARD: dict[Uncounted, str] = {
@@ -220,8 +221,8 @@ def _judge_shard(shard: ShardStatus, settings: Settings) -> Iterator[str]:
         yield f"{name}: {sentence}"
     if shard.not_live:
         yield (
-            f"{name} waits for live marks of {_some(shard.not_live)}: groups that hold them are liquidated only if "
-            "they are below their requirement whatever those are worth; bring their sources back."
+            f"{name} waits for live marks of {some_of(shard.not_live, _NAMED_MAX)}: groups that hold them are "
+            "liquidated only if they are below their requirement whatever those are worth; bring their sources back."
         )
     if shard.not_adopted is not None:
         yield (
@@ -290,11 +291,6 @@ def _judge_tables(status: Status) -> Iterator[str]:
                 f"{name} is held by claim {meta.token}, newer than the journal's {shard.claim}: {JOURNAL} was deleted "
                 "and created anew, or another cluster writes to this Redis; delete the table, its engine builds it."
             )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
-    return ", ".join(names[:_NAMED_MAX]) + more
 
 
 def _time(time_us: int) -> str:

@@ -4,7 +4,7 @@ The layout says where accounts are to be; a shard's journal says which of them i
 and for what that waits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 from msgspec import UnsetType
@@ -12,8 +12,7 @@ from msgspec import UnsetType
 from schemas.messages import JournalRecord, ShardLayout, ShardMoves, Spread
 from schemas.partitioning import home_of, place_of, shard_of
 from streams.feeds.moves import Moves
-
-_NAMED_MAX = 3
+from streams.visible import some_of
 
 Holding = Literal["own", "kept", "other"]
 """``own``: the shard decides the account. ``kept``: it has sent the account away, and its row stays until the other
@@ -98,16 +97,11 @@ def departure_sentences(name: str, record: JournalRecord) -> Iterator[str]:
     moves = Moves(record.shard, record.moves)
     unrouted = [source for source in moves.waits_for(record.missing) if source not in record.missing]
     if lacking := [source for source in departure.sources if source in record.missing]:
-        yield f"{name}: {accounts} wait for what is missing of {_some(lacking)}."
+        yield f"{name}: {accounts} wait for what is missing of {some_of(lacking)}."
     if unrouted:
         versions = sorted({moves.versions.get(source, 0) for source in unrouted})
         yield (
-            f"{name}: {accounts} wait until routers confirm that they route {_some(unrouted)} by version "
+            f"{name}: {accounts} wait until routers confirm that they route {some_of(unrouted)} by version "
             f"{departure.spread.version} of the layout, not {' or '.join(map(str, versions))}: see whether routers own "
             "those partitions, all of this version of margin-clearing."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
-    return ", ".join(names[:_NAMED_MAX]) + more

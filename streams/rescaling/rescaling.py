@@ -35,12 +35,12 @@ from streams.feeds.moves import Moves
 from streams.feeds.source_names import name_of
 from streams.feeds.sources import missing_sentences
 from streams.runtime import Runtime
+from streams.visible import some_of
 
 SHARDS_MAX = 1024
 ACCOUNTS_AT_ONCE, PARTS_MAX = 20_000, 256
 """About how many accounts move at a step at most, all shards together."""
 _CLIENT_ID = "margin-rescale"
-_NAMED_MAX = 3
 _SHARD_TOPICS = (EVENTS, ACCOUNTS, JOURNAL)
 
 
@@ -279,7 +279,7 @@ class Rescaling:
         waiting = [name for name in sources if known.get(name, -1) < self.layout.spread.version]
         if not waiting:
             return []
-        return [f"shard {shard}: no router has confirmed yet that it routes by the new layout: {_named(waiting)}"]
+        return [f"shard {shard}: no router has confirmed yet that it routes by the new layout: {some_of(waiting)}"]
 
     def _waits_for_departure(self, old: int, new: int, moves: ShardMoves | None) -> list[str]:
         where, record = f"accounts of shard {old} that go to shard {new}", self._record(old)
@@ -290,7 +290,7 @@ class Rescaling:
         if record is not None and record.suspension and not record.suspension.lifted:
             return [f"{where}: shard {old} is suspended; see `margin-clearing resume`"]
         missing = {} if record is None else record.missing
-        return [f"{where}: not routed by the new layout yet: {_named(Moves(old, moves).waits_for(missing))}"]
+        return [f"{where}: not routed by the new layout yet: {some_of(Moves(old, moves).waits_for(missing))}"]
 
     def _moves(self, shard: int) -> ShardMoves | None:
         """What the journal of a shard says of moves, of the present layout or one before it in the same change."""
@@ -324,8 +324,3 @@ def drive(rescaling: Rescaling, runtime: Runtime, say: Callable[[list[str]], obj
         say(waits)
         if waits:
             runtime.sleep(look_s)
-
-
-def _named(sources: list[str]) -> str:
-    more = len(sources) - _NAMED_MAX
-    return ", ".join(sources[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
