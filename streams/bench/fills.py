@@ -24,6 +24,7 @@ from streams.bench.cpu import CpuMeter
 from streams.bench.errors import BenchDiffers, BenchError
 from streams.bench.market import DrawnExchange, Traders, parameters
 from streams.broker.admin import topic_ids
+from streams.feeds.account_rows import live_rows
 from streams.routing.split import Splitter
 from streams.routing.trade_ids import TradeIds
 
@@ -140,15 +141,8 @@ class Frames:
 
 
 def account_rows(bed: Bed) -> dict[str, Any]:
-    """The last row of each account in the changelog, as JSON."""
-    rows: dict[str, Any] = {}
-    for record in bed.read(ACCOUNTS):
-        account, value = (record.key() or b"").decode(), record.value()
-        if value is None:
-            rows.pop(account, None)
-        else:
-            rows[account] = orjson.loads(value)
-    return rows
+    """The row of each account in the changelog, as JSON; nobody is on the way to another shard."""
+    return {account: orjson.loads(row) for (_, account), row in live_rows(bed.read(ACCOUNTS)).items()}
 
 
 def written(bed: Bed, topic: str, first: list[int]) -> tuple[int, int]:

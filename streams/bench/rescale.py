@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import orjson
 from confluent_kafka import Producer
 
 from schemas.codec import Decoder, encode
@@ -21,8 +20,10 @@ from streams.bench.beat import Beat
 from streams.bench.bed import Bed, Progress
 from streams.bench.books import Books
 from streams.bench.errors import BenchDiffers
+from streams.bench.fills import account_rows
 from streams.bench.market import DrawnExchange, Traders, parameters
 from streams.broker.kafka import Kafka
+from streams.feeds.account_rows import live_rows
 from streams.rescaling.rescaling import RescalePlan, Rescaling, drive
 from streams.runtime import SYSTEM
 
@@ -103,7 +104,7 @@ def bench_rescale(
             bed.await_routed()
             bed.await_applied()
         progress("every row is compared")
-        if wrong := _wrong_places(bed, target) or books.differences(_rows(bed)):
+        if wrong := _wrong_places(bed, target) or books.differences(account_rows(bed)):
             raise BenchDiffers("rescale", wrong)
         return RescaleTimes(sum(plan.accounts.values()), seconds, list(_pauses(bed, plan)))
 
@@ -120,26 +121,10 @@ def _rescale(bed: Bed, target: int) -> RescalePlan:
     return plan
 
 
-def _live(bed: Bed) -> dict[tuple[int, str], bytes]:
-    """The rows that stand, by partition and account."""
-    rows: dict[tuple[int, str], bytes] = {}
-    for record in bed.read(ACCOUNTS):
-        place, value = (record.partition(), record.key_text or ""), record.value()
-        if value is None:
-            rows.pop(place, None)
-        else:
-            rows[place] = value
-    return rows
-
-
-def _rows(bed: Bed) -> dict[str, object]:
-    return {account: orjson.loads(row) for (_, account), row in _live(bed).items()}
-
-
 def _wrong_places(bed: Bed, target: int) -> list[str]:
     return [
         f"{account} has a row in shard {shard} and not in {shard_of(account, target)}"
-        for shard, account in _live(bed)
+        for shard, account in live_rows(bed.read(ACCOUNTS))
         if shard != shard_of(account, target)
     ]
 

@@ -7,10 +7,13 @@ from typing import Any
 import orjson
 
 from schemas import topics
+from schemas.messages import Spread
+from streams.broker.layout import require_layout
 from streams.broker.reader import LogReader
 from streams.broker.records import Record
 from streams.demo.frames import first_rows
 from streams.demo.reference import ParameterLog, decoded
+from streams.feeds.account_rows import by_account, live_rows
 from streams.settings import Settings
 from streams.tables.reader import TableReader
 
@@ -80,14 +83,20 @@ def read_run_records(settings: Settings, starts: Starts, prefix: str) -> RunReco
             first = max(0, start - MARKS_BEFORE) if topic == topics.MARKS else start
             for message in reader.read_range(topic, partition, first):
                 messages.setdefault(topic, []).append((partition, message))
-    _sort_out(records, messages)
+        spread = require_layout(reader).spread
+    _sort_out(records, messages, spread)
     with TableReader(settings.redis) as tables:
-        for shard in range(tables.shards()):
-            records.tables |= {name: row for name, row in tables.accounts(shard) if name.startswith(prefix)}
+        held = {
+            (shard, name): row
+            for shard in range(tables.shards())
+            for name, row in tables.accounts(shard)
+            if name.startswith(prefix)
+        }
+    records.tables = by_account(held, spread)
     return records
 
 
-def _sort_out(records: RunRecords, messages: dict[str, list[tuple[int, Record]]]) -> None:
+def _sort_out(records: RunRecords, messages: dict[str, list[tuple[int, Record]]], spread: Spread) -> None:
     def values(topic: str) -> Iterator[tuple[int, Record, Any]]:
         for partition, message in messages.get(topic, []):
             try:
@@ -114,10 +123,5 @@ def _sort_out(records: RunRecords, messages: dict[str, list[tuple[int, Record]]]
         (message.offset(), value | {"appended": 1000 * message.timestamp()[1]})
         for _, message, value in values(topics.MARKS)
     ]
-    for _, message in messages.get(topics.ACCOUNTS, []):
-        account, row = (message.key() or b"").decode(), message.value()
-        if is_ours(account):
-            if row is None:
-                records.rows.pop(account, None)
-            else:
-                records.rows[account] = bytes(row)
+    live = by_account(live_rows(message for _, message in messages.get(topics.ACCOUNTS, [])), spread)
+    records.rows = {account: row for account, row in live.items() if is_ours(account)}
