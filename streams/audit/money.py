@@ -17,9 +17,9 @@ from schemas.codec import DecodeError, Decoder
 from schemas.messages import AccountRow, EventFrame, Trade, Transfer
 from schemas.topics import EVENTS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
-from streams.audit.sent_frames import rows_in
 from streams.broker.letter_counts import letter_identity, place_of
 from streams.broker.records import Log
+from streams.clearing.relocation import rows_in
 from streams.clearing.transfers import TransferSequences, Verdict
 from streams.errors import AuditError, ContradictionError, RepairError
 from streams.feeds.moves import Come, Moves

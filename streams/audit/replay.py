@@ -21,9 +21,10 @@ from streams.audit.outputs import CommittedIndex, CommittedRow, CommittedRows, m
 from streams.audit.presence import Presence, numbers_in
 from streams.audit.progress import Progress, silent
 from streams.audit.rerun import Rerun
-from streams.audit.sent_frames import FramesOfShard, SentFrames, rows_in
+from streams.audit.sent_frames import FramesOfShard, SentFrames
 from streams.broker.layout import require_layout, require_shards
 from streams.broker.records import Log
+from streams.clearing.relocation import rows_in
 from streams.clearing.shard import Output
 from streams.errors import AuditError
 from streams.feeds.journal import JournalEntry, read_journal

@@ -16,7 +16,7 @@ from schemas.topics import EVENTS
 from streams.audit.findings import Findings, bytes_differ
 from streams.audit.outputs import digest_of
 from streams.broker.records import Log, Record
-from streams.clearing.account import unpacked
+from streams.clearing.relocation import rows_in
 
 _WORDS = (b'"arrival":', b'"arrived":')
 
@@ -50,12 +50,6 @@ class SentFrame:
     digest: bytes
     arrival: Arrival | None
     rows: Mapping[str, bytes]
-
-
-def rows_in(arrival: Arrival) -> dict[str, bytes]:
-    """The accounts' rows that come with a frame."""
-    rows = {account: row.encode() for account, row in arrival.rows.items()}
-    return rows | {account: unpacked(row) for account, row in arrival.packed.items()}
 
 
 def sent_frame(to: int, frame: EventFrame, offset: int, data: bytes) -> SentFrame | None:

@@ -147,8 +147,7 @@ class Relocation:
     def _take_in(self, offset: int, come: Come) -> None:
         origin, spread = come.parts[0].origin, come.parts[0].spread
         for part in come.parts:
-            rows = {account: row.encode() for account, row in part.rows.items()}
-            rows |= {account: unpacked(row) for account, row in part.packed.items()}
+            rows = rows_in(part)
             plain, incomplete = PlainRows(self._portfolio.ledger, rows), set(part.incomplete)
             for account in sorted(rows):
                 self._take_in_one(account, rows[account], plain)
@@ -190,6 +189,16 @@ class Relocation:
         state.parked = [replace(event, offset=offset) for event in state.parked]
         state.waiting_fills = [replace(event, offset=offset) for event in state.waiting_fills]
         state.deferred = [DeferredEvent(offset=offset, frame=event.frame) for event in state.deferred]
+
+
+def rows_in(arrival: Arrival) -> dict[str, bytes]:
+    """The accounts' rows that come with a frame.
+
+    Raises:
+        InputError: one of them is packed as no engine packs it.
+    """
+    rows = {account: row.encode() for account, row in arrival.rows.items()}
+    return rows | {account: unpacked(row) for account, row in arrival.packed.items()}
 
 
 def _parts(rows: dict[str, str]) -> Iterator[dict[str, str]]:

@@ -50,7 +50,8 @@ from schemas.topics import (
     dead_letter_topic,
 )
 from schemas.types import RESERVED_ACCOUNTS, shard_account
-from streams.clearing.account import WITHOUT_ORDERS, unpacked
+from streams.clearing.account import WITHOUT_ORDERS
+from streams.clearing.relocation import rows_in
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
 from streams.feeds.marks import first_needed
@@ -335,7 +336,8 @@ class Watch:
         homes = {account: self.homes.of(account) for account in accounts}
         keys = {(record.key or b"").decode() for _, record in by_topic.get(ACCOUNTS, ())}
         before = {account: self.homes.of(account) for account in keys}
-        sent = dict(row for _, record in by_topic.get(EVENTS, ()) for row in _rows_sent(_FRAME(record.value)))
+        frames = (_FRAME(record.value) for _, record in by_topic.get(EVENTS, ()))
+        sent = {account: row for frame in frames if frame.arrival for account, row in rows_in(frame.arrival).items()}
         for partition, record in by_topic.get(EVENTS, ()):
             committed[self._note_move(partition, record)].frames.append((partition.number, record))
         for partition, record in by_topic.get(JOURNAL, ()):
@@ -448,13 +450,6 @@ class Watch:
         for topic in (TRADES, TRANSFERS, REPORTS):
             for partition in self.cluster.topics[topic]:
                 yield (topic, partition.number), partition.end
-
-
-def _rows_sent(frame: EventFrame) -> Iterable[tuple[str, bytes]]:
-    """The rows of the accounts that a frame takes to another shard."""
-    if frame.arrival:
-        yield from ((account, row.encode()) for account, row in frame.arrival.rows.items())
-        yield from ((account, unpacked(row)) for account, row in frame.arrival.packed.items())
 
 
 class TableWatch:
@@ -725,8 +720,7 @@ class ShardTruth:
         for move, (luggage, rules) in self._gone.items():
             rows: dict[str, AccountRow] = {}
             for arrival in arrivals:
-                rows |= {account: _ROW(row.encode()) for account, row in arrival.rows.items()}
-                rows |= {account: _ROW(unpacked(row)) for account, row in arrival.packed.items()}
+                rows |= {account: _ROW(row) for account, row in rows_in(arrival).items()}
             then = Ledger()
             then.learn(rules)
             then.take_in(copy.deepcopy(luggage))
