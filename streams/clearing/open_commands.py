@@ -27,6 +27,12 @@ class OpenCommands:
         self._accounts.agenda.watched.add(group.row)
         heapq.heappush(self._expiries, (command.expires_at, command.command_id, group.row))
 
+    def restore(self, state: AccountState) -> None:
+        """The commands that an account's row has are out."""
+        for group in state.groups.values():
+            if group.command is not None:
+                self.open(state, group, group.command)
+
     def end(self, state: AccountState, group: GroupState) -> None:
         """Forget the group's command, if it has one."""
         if group.command is None:

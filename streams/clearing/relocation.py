@@ -150,7 +150,8 @@ class Relocation:
             rows = rows_in(part)
             plain, incomplete = PlainRows(self._portfolio.ledger, rows), set(part.incomplete)
             for account in sorted(rows):
-                self._take_in_one(account, rows[account], plain)
+                if not self._accounts.restore_plain(account, rows[account], plain):
+                    self._commands.restore(self._accounts.restore(account, rows[account]))
                 state = self._accounts.by_name[account]
                 self._begin_anew(state, offset, part, is_incomplete=account in incomplete)
                 if account in self._accounts.holding_back:  # the parameters that it waits for may be known here
@@ -165,14 +166,6 @@ class Relocation:
         event(log, logging.INFO, "accounts_taken_in", shard=self._cursor.shard, origin=origin, accounts=count)
         arrived = Arrived(spread=spread, shard=self._cursor.shard)
         self._outbox.frames.append((origin, EventFrame(time=self._cursor.clock.now_us, arrived=arrived)))
-
-    def _take_in_one(self, account: str, row: bytes, plain: PlainRows) -> None:
-        if self._accounts.restore_plain(account, row, plain):
-            return
-        state = self._accounts.restore(account, row)
-        for group in state.groups.values():
-            if group.command is not None:
-                self._commands.open(state, group, group.command)
 
     def _begin_anew(self, state: AccountState, offset: int, part: Arrival, *, is_incomplete: bool) -> None:
         """Put what the account has of the old shard's offsets into terms of this one, where it came at ``offset``."""

@@ -195,9 +195,7 @@ class Shard:
         if self._relocation.keeps_away(account):
             return
         state = self._accounts.restore(account, row)
-        for group in state.groups.values():
-            if group.command is not None:
-                self._commands.open(state, group, group.command)
+        self._commands.restore(state)
         self._candidates.outdate()
         self.cursor.unreached.count(state)
 
