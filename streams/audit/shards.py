@@ -214,7 +214,7 @@ class ShardCheck:
             left_out = {name: behind for name, behind in self.last.behind.items() if behind.left_out}
             self._findings.unreached += behind_sentences(f"shard {self.shard}", left_out)
             self._findings.unreached += missing_sentences(f"shard {self.shard}", self.last.missing, self.last.lost)
-            self._findings.unreached += suspension_sentences(f"shard {self.shard}", self.last.suspension or None)
+            self._findings.unreached += suspension_sentences(f"shard {self.shard}", self.last.suspension)
         self._findings.unreached += gone_sentences(self.shard, self._gone)
         untold = gaps_of(self._log, self.last, self.shard, self._topic_ids)
         self._findings.unreached += untaken_sentences(f"shard {self.shard}", self.shard, untold)

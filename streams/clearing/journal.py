@@ -94,8 +94,8 @@ class Cursor:
     def suspends(self, resumed: int) -> bool:
         """Whether the shard is suspended, and with it an account for which its suspensions up to ``resumed`` have been
         lifted."""
-        suspension = self.suspension
-        return suspension is not None and not suspension.lifted and resumed < suspension.number
+        suspension = gaps.standing(self.suspension)
+        return suspension is not None and resumed < suspension.number
 
     def suspend(self, reason: str) -> None:
         """Suspend the shard, for one reason more if it is suspended."""

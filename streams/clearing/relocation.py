@@ -21,6 +21,7 @@ from streams.clearing.journal import Cursor
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox
 from streams.clearing.plain_rows import PlainRows
+from streams.feeds.gaps import standing
 from streams.feeds.moves import Come
 from streams.logs import event
 from streams.margin.portfolio import Portfolio
@@ -82,9 +83,8 @@ class Relocation:
             event(log, logging.INFO, "accounts_moved", shard=self._cursor.shard, accounts=len(self.departed))
             self._outbox.settled.update(dict.fromkeys(self.departed))
             self.departed = set()
-        sources, suspension = self._cursor.sources, self._cursor.suspension
-        is_suspended = suspension is not None and not suspension.lifted
-        if moves.departure is not None and not is_suspended and moves.is_due(sources.missing):
+        is_suspended = standing(self._cursor.suspension) is not None
+        if moves.departure is not None and not is_suspended and moves.is_due(self._cursor.sources.missing):
             self._send_away()
 
     # --- away --------------------------------------------------------------------------------------------------------

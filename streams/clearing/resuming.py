@@ -14,6 +14,7 @@ from schemas.types import is_identifier
 from streams.broker.kafka import Kafka
 from streams.broker.layout import require_layout
 from streams.errors import OperatorError
+from streams.feeds.gaps import standing
 from streams.feeds.journal import journal_end
 from streams.feeds.reasons import checked_reason
 from streams.feeds.sources import missing_sentences
@@ -53,8 +54,8 @@ def resume(kafka: Kafka, account: str | None, reason: str) -> Resumed:
     done, words = Resumed(), dict[int, Resumption]()
     time_us = kafka.runtime.time_ns() // 1000
     for shard, record in _last_records(kafka, account).items():
-        suspension = None if record is None else record.suspension or None
-        if record is None or suspension is None or suspension.lifted:
+        suspension = None if record is None else standing(record.suspension)
+        if record is None or suspension is None:
             done.needless.append(f"shard {shard} is not suspended")
             continue
         if record.missing:

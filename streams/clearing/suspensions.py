@@ -6,7 +6,7 @@ from streams.clearing.account import AccountState
 from streams.clearing.accounts import Accounts
 from streams.clearing.journal import Cursor
 from streams.clearing.outbox import REASON_MAX, Outbox
-from streams.feeds.gaps import gap_sentence, resumed, suspends
+from streams.feeds.gaps import gap_sentence, resumed, standing, suspends
 
 
 class ShardSuspensions:
@@ -27,8 +27,7 @@ class ShardSuspensions:
             self._tell()
 
     def _tell(self) -> None:
-        suspension = self._cursor.suspension
-        if suspension is not None and not suspension.lifted:
+        if (suspension := standing(self._cursor.suspension)) is not None:
             reason = f"suspension {suspension.number}, of every account: {suspension.reasons[-1]}"
             self._outbox.alert_shard("suspended", reason)
 
@@ -41,9 +40,9 @@ class ShardSuspensions:
         if lost:
             self._tell()
         for word in frame.resumptions or ():
-            suspension = self._cursor.suspension
-            if suspension is None or suspension.lifted or suspension.number != word.suspension:
-                now = "not suspended" if suspension is None or suspension.lifted else f"in {suspension.number}"
+            suspension = standing(self._cursor.suspension)
+            if suspension is None or suspension.number != word.suspension:
+                now = "not suspended" if suspension is None else f"in {suspension.number}"
                 self._outbox.alert_shard(
                     "repair_refused", f"suspension {word.suspension} was to be lifted, and the shard is {now}"
                 )

@@ -16,6 +16,7 @@ from streams.broker.layout import require_layout
 from streams.broker.reader import LogReader
 from streams.console.parameters import read_parameters
 from streams.errors import InputError
+from streams.feeds.gaps import standing
 from streams.feeds.holders import has_come, shards_to_ask
 from streams.feeds.journal import journal_end
 from streams.margin.fixed_point import format_decimal
@@ -93,8 +94,8 @@ def read_account(settings: Settings, account: str) -> AccountView | None:
 
 def _shard_suspension(reader: LogReader, row: AccountRow) -> str:
     record = _shard_record(reader, row.account)
-    suspension = None if record is None else record.suspension or None
-    if suspension is None or suspension.lifted or (row.resumed or 0) >= suspension.number:
+    suspension = None if record is None else standing(record.suspension)
+    if suspension is None or (row.resumed or 0) >= suspension.number:
         return ""
     return "; ".join(suspension.reasons)
 

@@ -9,6 +9,7 @@ the engine then does about its accounts is the engine's business.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from msgspec import UnsetType
 from msgspec.structs import replace
 
 from schemas.messages import JournalRecord, LogGap, LogSeen, Range, ShardSuspension
@@ -140,12 +141,18 @@ def standing_after(record: JournalRecord, gaps: Mapping[str, LogGap], shard: int
     )
 
 
+def standing(last: ShardSuspension | UnsetType | None) -> ShardSuspension | None:
+    """The suspension that a shard is in, of which ``last`` is the last; None if it has none or that has been lifted."""
+    return last if last and not last.lifted else None
+
+
 def suspended(before: ShardSuspension | None, reason: str, now_us: int) -> ShardSuspension:
     """The suspension of a shard for one reason more, after the last one that it had."""
     reason = reason[:_REASON_CHARACTERS_MAX]
-    if before is None or before.lifted:
-        return ShardSuspension(number=1 if before is None else before.number + 1, since=now_us, reasons=(reason,))
-    return replace(before, number=before.number + 1, reasons=(*before.reasons, reason)[-_REASONS_MAX:])
+    number = 1 if before is None else before.number + 1
+    if (now := standing(before)) is None:
+        return ShardSuspension(number=number, since=now_us, reasons=(reason,))
+    return replace(now, number=number, reasons=(*now.reasons, reason)[-_REASONS_MAX:])
 
 
 def resumed(before: ShardSuspension, reason: str) -> ShardSuspension:
@@ -202,9 +209,9 @@ def gap_sentence(topic: str, shard: int, gap: LogGap) -> str:
     return f"the records {gap.first} to {gap.next - 1} of {where} {what}{accepted}"
 
 
-def suspension_sentences(shard: str, suspension: ShardSuspension | None) -> Iterator[str]:
+def suspension_sentences(shard: str, last: ShardSuspension | UnsetType | None) -> Iterator[str]:
     """That a shard is suspended and what to do, if it is."""
-    if suspension is None or suspension.lifted:
+    if (suspension := standing(last)) is None:
         return
     yield (
         f"{shard}: every account is suspended, nobody is liquidated ({'; '.join(suspension.reasons)}): check its "

@@ -11,6 +11,7 @@ from msgspec import UnsetType
 
 from schemas.messages import JournalRecord, ShardLayout, ShardMoves, Spread
 from schemas.partitioning import home_of, place_of, shard_of
+from streams.feeds.gaps import standing
 from streams.feeds.moves import Moves
 from streams.visible import some_of
 
@@ -89,7 +90,7 @@ def departure_sentences(name: str, record: JournalRecord) -> Iterator[str]:
             "see whether an engine owns that shard and applies its frames."
         )
         return
-    if record.suspension and not record.suspension.lifted:
+    if standing(record.suspension):
         yield (
             f"{name} is suspended, and sends nobody away meanwhile: {accounts} wait for its end (margin-clearing "
             "resume --all --reason TEXT)."

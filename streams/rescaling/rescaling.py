@@ -30,6 +30,7 @@ from streams.broker.layout import LAYOUT_KEY, require_layout
 from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import LogReader
 from streams.errors import OperatorError
+from streams.feeds.gaps import standing
 from streams.feeds.journal import journal_end
 from streams.feeds.moves import Moves
 from streams.feeds.source_names import name_of
@@ -131,7 +132,7 @@ class Rescaling:
             if record is None:
                 faults.append(f"{name} has no journal that can be read: no engine has ever had it")
                 continue
-            if record.suspension and not record.suspension.lifted:
+            if standing(record.suspension):
                 faults.append(
                     f"{name} is suspended, and a suspended shard sends nobody away: see `margin-clearing resume`"
                 )
@@ -287,7 +288,7 @@ class Rescaling:
             return [f"{where}: shard {old} has not been told yet (does an engine run that has it?)"]
         if moves.sent:
             return [f"{where} are on their way (does an engine run that has shard {new}?)"]
-        if record is not None and record.suspension and not record.suspension.lifted:
+        if record is not None and standing(record.suspension):
             return [f"{where}: shard {old} is suspended; see `margin-clearing resume`"]
         missing = {} if record is None else record.missing
         return [f"{where}: not routed by the new layout yet: {some_of(Moves(old, moves).waits_for(missing))}"]
