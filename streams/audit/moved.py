@@ -16,8 +16,8 @@ from streams.audit.findings import Findings
 from streams.audit.sent_frames import FrameName, SentFrame, SentFrames
 from streams.broker.layout import require_layout
 from streams.broker.records import Log
-from streams.feeds.holders import has_sent
 from streams.feeds.journal import journal_end
+from streams.feeds.moves import Holding, holding_at
 
 NumbersOfShards = tuple[int, int]
 """From how many shards to how many."""
@@ -92,22 +92,22 @@ class MoveCheck:
 
     def _look_at_pair(self, old: int, new: int, spread: Spread, in_flight: InFlight) -> None:
         """The accounts of a step are in one of two shards."""
-        has_left, is_sent = _left(self._looks[old].moves, spread)
+        holding = _holding(self._looks[old].moves, spread)
         has_come = _arrived(self._looks[new].moves, spread)
         what = f"the accounts of step {spread.step} of {spread.shards} to {spread.target} shards"
-        if has_come and not (has_left or is_sent):
-            if any(_left(self._moves_now(old), spread)):
+        if has_come and holding == "own":
+            if _holding(self._moves_now(old), spread) != "own":
                 self._note_moved(old, new, in_flight)
             else:
                 self._findings.differ(f"shard {new} has {what}, and shard {old} has not sent them", JOURNAL, old)
-        elif has_left and not has_come:
+        elif holding == "other" and not has_come:
             if _arrived(self._moves_now(new), spread):
                 self._note_moved(old, new, in_flight)
             else:
                 self._findings.differ(
                     f"shard {old} has given {what} away, and shard {new} has not got them", JOURNAL, new
                 )
-        elif is_sent and not has_come:
+        elif holding == "kept" and not has_come:
             in_flight.rows[old] = self._rows_sent(old)
 
     def _rows_sent(self, shard: int) -> dict[str, bytes]:
@@ -191,7 +191,9 @@ class MoveCheck:
     def _look_at_word(self, name: FrameName, sent: SentFrame) -> None:
         look = self._looks.get(name.to)
         record = None if look is None else look.record
-        if record is not None and record.events.next > sent.offset and not _left(record.moves or None, name.spread)[0]:
+        if record is None or record.events.next <= sent.offset:
+            return
+        if _holding(record.moves or None, name.spread) != "other":
             self._findings.differ(
                 f"{name}: sequence {record.sequence} of shard {name.to} has it behind it and keeps their rows",
                 JOURNAL,
@@ -218,13 +220,11 @@ class MoveCheck:
             )
 
 
-def _left(moves: ShardMoves | None, spread: Spread) -> tuple[bool, bool]:
-    """Whether a shard's accounts of the step of ``spread`` are another's for good, and whether they have been sent."""
+def _holding(moves: ShardMoves | None, spread: Spread) -> Holding:
+    """What a shard still has of its accounts that go to another one with the step of ``spread``."""
     if moves is None or (moves.spread.version < spread.version and not _is_same(moves.spread, spread)):
-        return False, False
-    if not _is_same(moves.spread, spread):
-        return True, False
-    return spread.step <= moves.left, has_sent(moves, spread.step)
+        return "own"
+    return holding_at(moves, spread.step) if _is_same(moves.spread, spread) else "other"
 
 
 def _arrived(moves: ShardMoves | None, spread: Spread) -> bool:

@@ -17,6 +17,7 @@ from streams.audit.findings import Findings, bytes_differ
 from streams.audit.outputs import digest_of
 from streams.broker.records import Log, Record
 from streams.clearing.relocation import rows_in
+from streams.feeds.moves import holding_at
 
 _WORDS = (b'"arrival":', b'"arrived":')
 
@@ -198,6 +199,4 @@ def _is_before(name: FrameName, began: ShardMoves | None) -> bool:
         return True
     if name.kind == "arrived":
         return name.spread.step <= began.arrived
-    departure = began.departure
-    is_sent = began.sent and departure is not None and departure.spread.step >= name.spread.step
-    return name.spread.step <= began.left or is_sent
+    return holding_at(began, name.spread.step) != "own"

@@ -5,19 +5,14 @@ and for what that waits.
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 from msgspec import UnsetType
 
 from schemas.messages import JournalRecord, ShardLayout, ShardMoves, Spread
 from schemas.partitioning import home_of, place_of, shard_of
 from streams.feeds.gaps import standing
-from streams.feeds.moves import Moves
+from streams.feeds.moves import Holding, Moves, holding_at
 from streams.visible import some_of
-
-Holding = Literal["own", "kept", "other"]
-"""``own``: the shard decides the account. ``kept``: it has sent the account away, and its row stays until the other
-shard has it. ``other``: it is another shard's."""
 
 
 class Holder:
@@ -39,24 +34,12 @@ class Holder:
         if not step:
             return "own" if old == shard else "other"
         if old == shard:
-            return _left(self._moves, step)
+            return holding_at(self._moves, step)
         return "own" if new == shard and step <= self._moves.arrived else "other"
 
     def home(self, account: str) -> int:
         """Where the account's rows are routed to, by the last layout of which the shard knows."""
         return home_of(account, self.spread)
-
-
-def _left(moves: ShardMoves, step: int) -> Holding:
-    """What a shard has of the accounts of a step that leave it."""
-    if step <= moves.left:
-        return "other"
-    return "kept" if has_sent(moves, step) else "own"
-
-
-def has_sent(moves: ShardMoves, step: int) -> bool:
-    """Whether the accounts of ``step`` have been sent away, and the other shard has not said yet that it has them."""
-    return moves.sent and moves.departure is not None and moves.departure.spread.step == step > moves.left
 
 
 def shards_to_ask(account: str, layout: ShardLayout) -> list[int]:

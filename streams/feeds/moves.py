@@ -45,6 +45,10 @@ NOT_MOVED = Spread(version=0, shards=1, target=1)
 """What a shard knows whose frames have named no layout: whatever comes to it is its own."""
 
 _NOTHING_YET = ShardMoves(spread=NOT_MOVED)
+Holding = Literal["own", "kept", "other"]
+"""``own``: the shard decides the account. ``kept``: it has sent the account away, and its row stays until the other
+shard has it. ``other``: it is another shard's."""
+
 _OURS, _EARLY, _NOT_OURS = "ours", "early", "not ours"
 
 _place_of = lru_cache(maxsize=100_000)(place_of)
@@ -59,6 +63,14 @@ class Come:
 
     parts: list[Arrival]
     early: list[tuple[int, EventFrame]]
+
+
+def holding_at(moves: "ShardMoves | Moves", step: int) -> Holding:
+    """What a shard still has of its accounts that go to another one with a step of the change that ``moves`` are of."""
+    if step <= moves.left:
+        return "other"
+    departure = moves.departure
+    return "kept" if moves.sent and departure is not None and departure.spread.step == step else "own"
 
 
 class Moves:
@@ -237,7 +249,8 @@ class Moves:
 
     def has_left(self, account: str) -> bool:
         """Whether an account has been sent away."""
-        return self._is_sent(*_place_of(account, self.spread))
+        old, _, step = _place_of(account, self.spread)
+        return self._is_sent(old, step)
 
     def elsewhere(self, account: str) -> list[str]:
         """The sources of which a shard may lack what comes of an account that it has: the account is about to go, and
@@ -245,7 +258,7 @@ class Moves:
         if not self.is_moving or not self._cuts:
             return []
         old, _, step = _place_of(account, self.spread)
-        if not step or step != self.spread.step or old != self._shard or self._is_sent(old, 0, step):
+        if not step or step != self.spread.step or old != self._shard or self._is_sent(old, step):
             return []
         return sorted(self._cuts)
 
@@ -255,10 +268,8 @@ class Moves:
         old, _, step = _place_of(account, self.spread)
         return old == self._shard and step == self.departure.spread.step
 
-    def _is_sent(self, old: int, _: int, step: int) -> bool:
-        if not step or old != self._shard:
-            return False
-        return step <= self.left or (self.sent and self.departure is not None and step == self.departure.spread.step)
+    def _is_sent(self, old: int, step: int) -> bool:
+        return step > 0 and old == self._shard and holding_at(self, step) != "own"
 
     # --- accounts that come ------------------------------------------------------------------------------------------
 
@@ -360,7 +371,7 @@ class Moves:
         old, new, step = _place_of(account, self.spread)
         if new == self._shard and step > self.arrived:
             return _EARLY
-        return _NOT_OURS if self._shard not in (old, new) or self._is_sent(old, new, step) else _OURS
+        return _NOT_OURS if self._shard not in (old, new) or self._is_sent(old, step) else _OURS
 
     def _is_of(self, account: str, kind: str, spread: Spread, only: str) -> bool:
         """Whether a floor is one of ``account``."""
