@@ -31,6 +31,7 @@ from streams.broker.producer import TransactionalProducer
 from streams.broker.reader import LogReader
 from streams.errors import OperatorError
 from streams.feeds.gaps import standing
+from streams.feeds.holders import departure_sentences
 from streams.feeds.journal import journal_end
 from streams.feeds.moves import Moves
 from streams.feeds.source_names import name_of
@@ -283,15 +284,11 @@ class Rescaling:
         return [f"shard {shard}: no router has confirmed yet that it routes by the new layout: {some_of(waiting)}"]
 
     def _waits_for_departure(self, old: int, new: int, moves: ShardMoves | None) -> list[str]:
-        where, record = f"accounts of shard {old} that go to shard {new}", self._record(old)
-        if moves is None or moves.departure is None:
-            return [f"{where}: shard {old} has not been told yet (does an engine run that has it?)"]
-        if moves.sent:
-            return [f"{where} are on their way (does an engine run that has shard {new}?)"]
-        if record is not None and standing(record.suspension):
-            return [f"{where}: shard {old} is suspended; see `margin-clearing resume`"]
-        missing = {} if record is None else record.missing
-        return [f"{where}: not routed by the new layout yet: {some_of(Moves(old, moves).waits_for(missing))}"]
+        """What the accounts wait for that are still to go from one shard to the other: one sentence at least."""
+        name, record = f"shard {old}", self._record(old)
+        if record is None or moves is None or moves.departure is None:
+            return [f"{name} has not been told yet to send accounts to shard {new} (does an engine run that has it?)"]
+        return list(departure_sentences(name, record)) or [f"{name} is about to send accounts to shard {new}"]
 
     def _moves(self, shard: int) -> ShardMoves | None:
         """What the journal of a shard says of moves, of the present layout or one before it in the same change."""

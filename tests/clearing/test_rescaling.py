@@ -270,6 +270,38 @@ def test_a_plan_counts_accounts_that_have_come_back_to_a_shard(monkeypatch: pyte
     assert [plan.rows for plan in plans] == [len(NAMES) + 1] * 3
 
 
+def test_it_is_said_what_the_accounts_of_a_step_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[int, set[str]] = defaultdict(set)
+    advance = Rescaling.advance
+
+    def advanced(rescaling: Rescaling) -> list[str]:
+        step, waits = rescaling.layout.spread.step, advance(rescaling)
+        said[step].update(waits)
+        return waits
+
+    monkeypatch.setattr(Rescaling, "advance", advanced)
+    with Pipeline(shards=SHARDS, partitions=3, routers=2, engines=2) as pipeline:
+        exchange = Exchange(pipeline, Random(1))
+        for _ in range(20):
+            exchange.go_on()
+        pipeline.rescale(5)
+        for step, worker in enumerate(("engine:0", "router:0"), 1):
+            while pipeline.layout.step != step:
+                assert pipeline.now_ms < 60_000
+                pipeline.advance(1)
+            pipeline.freeze(worker, 3_000)
+        for _ in range(200):
+            exchange.rest()
+        exchange.check(5)
+    assert "shard 4: no engine has taken it yet (is there one of this version that runs?)" in said[0]
+    untold = "shard 0 has not been told yet to send accounts to shard 1 (does an engine run that has it?)"
+    sent = "shard 0 has sent the accounts that go to shard 1 with step 1, and shard 1 has not said yet"
+    assert untold in said[1]
+    assert any(wait.startswith(sent) for wait in said[1])
+    unrouted = "shard 0: the accounts that go to shard 2 with step 2 wait until routers confirm that they route "
+    assert any(wait.startswith(unrouted) for wait in said[2])
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_nothing_is_lost_or_done_twice_whatever_ends_or_stands_still(seed: int) -> None:
     run(100 + seed, [7, 3], faults=0.05)
