@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from msgspec import UNSET
 from msgspec.structs import replace
 
 from schemas.codec import encode
@@ -265,35 +264,34 @@ class Rescaling:
         if not spread.step:
             sources = self._sources()
             return [wait for shard in range(self.layout.shards_used) for wait in self._waits_for(shard, sources)]
-        waits: list[str] = []
-        for old, new in moves_at(spread.step, spread):
-            moves = self._moves(old)
-            if moves is None or moves.left < spread.step:
-                waits += self._waits_for_departure(old, new, moves)
-        return waits
+        return [wait for old, new in moves_at(spread.step, spread) for wait in self._waits_for_departure(old, new)]
 
     def _waits_for(self, shard: int, sources: list[str]) -> list[str]:
         """What keeps a shard from being ready: it has no owner yet, or does not know that routers have the layout."""
-        if self._record(shard) is None:
+        record = self._record(shard)
+        if record is None:
             return [f"shard {shard}: no engine has taken it yet (is there one of this version that runs?)"]
-        moves = self._moves(shard)
+        moves = self._moves(record)
         known = {} if moves is None else Moves(shard, moves).versions
         waiting = [name for name in sources if known.get(name, -1) < self.layout.spread.version]
         if not waiting:
             return []
         return [f"shard {shard}: no router has confirmed yet that it routes by the new layout: {some_of(waiting)}"]
 
-    def _waits_for_departure(self, old: int, new: int, moves: ShardMoves | None) -> list[str]:
-        """What the accounts wait for that are still to go from one shard to the other: one sentence at least."""
+    def _waits_for_departure(self, old: int, new: int) -> list[str]:
+        """What the accounts of the step wait for that go from one shard to the other: one sentence at least until those
+        have come."""
         name, record = f"shard {old}", self._record(old)
+        moves = None if record is None else self._moves(record)
+        if moves is not None and moves.left >= self.layout.spread.step:
+            return []
         if record is None or moves is None or moves.departure is None:
             return [f"{name} has not been told yet to send accounts to shard {new} (does an engine run that has it?)"]
         return list(departure_sentences(name, record)) or [f"{name} is about to send accounts to shard {new}"]
 
-    def _moves(self, shard: int) -> ShardMoves | None:
-        """What the journal of a shard says of moves, of the present layout or one before it in the same change."""
-        record, spread = self._record(shard), self.layout.spread
-        moves = None if record is None or record.moves is UNSET else record.moves
+    def _moves(self, record: JournalRecord) -> ShardMoves | None:
+        """What a shard's journal says of moves, of the present layout or one before it in the same change."""
+        moves, spread = record.moves or None, self.layout.spread
         if moves is None or (moves.spread.shards, moves.spread.target) != (spread.shards, spread.target):
             return None
         return moves
