@@ -8,16 +8,15 @@ import msgspec
 from msgspec.structs import replace
 
 from schemas.codec import encode
-from schemas.messages import Departure, EventFrame, ShardLayout, SourceRange, Spread, Trade, TradeSide, Transfer
+from schemas.messages import Departure, EventFrame, ShardLayout, SourceRange, Spread
 from schemas.partitioning import home_of, moves_at, place_of, steps_of
-from schemas.topics import EVENTS, INPUTS, LAYOUT, TRADES, TRANSFERS
+from schemas.topics import EVENTS, INPUTS, LAYOUT, TRANSFERS
 from streams.broker.layout import LAYOUT_KEY
 from streams.memory.scheduler import EPOCH_US
-from tests.audit.scripts import Script
-from tests.clearing.engine_bench import SYMBOL
+from tests.audit.scripts import Market
 
 
-class MovingMarket(Script):
+class MovingMarket(Market):
     """Accounts are spread over ``first`` shards at first, and there may be ``most``. Every frame says where its rows
     come from."""
 
@@ -108,8 +107,7 @@ class MovingMarket(Script):
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
-    def home(self, account: str, topic: str = "") -> int:
-        """Where the routers of ``topic`` send the account's rows."""
+    def home(self, account: str, topic: str) -> int:
         spread = self._ahead.get(topic, self.spread_routed)
         return home_of(account, spread or replace(self.layout, target=msgspec.UNSET).spread)
 
@@ -125,34 +123,6 @@ class MovingMarket(Script):
             frame = replace(frame, spread=spread)
         if shard < len(self.shards):
             super().events(frame, shard, stamped=stamped)
-
-    def deposit(self, account: str, amount: str) -> None:
-        self.transfer(account, amount, shard=self.home(account, TRANSFERS))
-        record = Transfer(
-            transfer_id=f"t{self.sequence}",
-            account=account,
-            asset="USDC",
-            amount=amount,
-            sequence=self.sequence,
-            event_time=self.now_us,
-        )
-        self.cluster.append(TRANSFERS, account.encode(), encode(record))
-
-    def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
-        for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
-            self.fill(account, signed, price, order_id=order_id, shard=self.home(account, TRADES))
-        side: dict[str, Any] = {"order_id": order_id, "fee": self.fee}
-        record = Trade(
-            trade_id=self.trade_id,
-            symbol=SYMBOL,
-            price=price,
-            quantity=quantity,
-            aggressor_side="buy",
-            maker=TradeSide(account=seller, **side),
-            taker=TradeSide(account=buyer, **side),
-            event_time=self.now_us,
-        )
-        self.cluster.append(TRADES, SYMBOL.encode(), encode(record))
 
     def frames_with(self, word: str, shard: int) -> list[Any]:
         """The records of a shard's events that say ``word``."""

@@ -18,8 +18,12 @@ from schemas.messages import (
     SourceRange,
     Suspension,
     TopicProgress,
+    Trade,
+    TradeSide,
+    Transfer,
 )  # fmt: skip
 from schemas.parameters import AssetParameters, OracleParameters, Parameter, PolicyParameters
+from schemas.partitioning import shard_of
 from schemas.topics import EVENTS, INPUTS, MARKS, PROGRESS, REPORTS, TRADES, TRANSFERS
 from schemas.types import MarkStatus, ReportStatus
 from streams.audit.explain import Explanation, explain
@@ -250,6 +254,42 @@ class Script(Bench):
     def explained(self, command_id: str) -> Explanation:
         """What an audit finds that explains a command."""
         return self.audit(lambda log: explain(log, command_id))
+
+
+class Market(Script):
+    """A script whose inputs are also in the exchange's topics, as a router would have split them."""
+
+    def home(self, account: str, topic: str) -> int:
+        """Where the routers of ``topic`` send the account's rows."""
+        return shard_of(account, len(self.cluster.topics[EVENTS]))
+
+    def deposit(self, account: str, amount: str) -> None:
+        self.transfer(account, amount, shard=self.home(account, TRANSFERS))
+        record = Transfer(
+            transfer_id=f"t{self.sequence}",
+            account=account,
+            asset="USDC",
+            amount=amount,
+            sequence=self.sequence,
+            event_time=self.now_us,
+        )
+        self.cluster.append(TRANSFERS, account.encode(), encode(record))
+
+    def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
+        for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
+            self.fill(account, signed, price, order_id=order_id, shard=self.home(account, TRADES))
+        side: dict[str, Any] = {"order_id": order_id, "fee": self.fee}
+        record = Trade(
+            trade_id=self.trade_id,
+            symbol=SYMBOL,
+            price=price,
+            quantity=quantity,
+            aggressor_side="buy",
+            maker=TradeSide(account=seller, **side),
+            taker=TradeSide(account=buyer, **side),
+            event_time=self.now_us,
+        )
+        self.cluster.append(TRADES, SYMBOL.encode(), encode(record))
 
 
 def value(record: LogRecord) -> bytes:

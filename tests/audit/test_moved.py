@@ -84,15 +84,21 @@ def go_on_trading(market: MovingMarket) -> None:
     market.settle()
 
 
-def begun(market: MovingMarket, step: int = 1) -> None:
-    """The layout names a step, and the old shards have been told; the engine has not looked yet."""
+def announced(market: MovingMarket) -> None:
+    """The layout names three shards, and everybody knows it."""
     market.change(target=3)
     market.running.cycle(5)
     market.learn()
     market.settle()
-    market.change(target=3, step=step)
+
+
+def begun(market: MovingMarket, *topics: str) -> None:
+    """The layout names the first step, the routers of ``topics`` (none: of all) know it, and the old shards have been
+    told; the engine has not looked yet."""
+    announced(market)
+    market.change(target=3, step=1)
     market.running.cycle(2)
-    market.learn()
+    market.learn(*topics)
     market.depart()
 
 
@@ -150,14 +156,7 @@ def test_at_every_commit_on_the_way_everything_adds_up(market: MovingMarket) -> 
 
 
 def test_rows_that_come_before_their_account_count_when_it_has_come(market: MovingMarket) -> None:
-    market.change(target=3)
-    market.running.cycle(5)
-    market.learn()
-    market.settle()
-    market.change(target=3, step=1)
-    market.running.cycle(2)
-    market.learn(TRANSFERS)
-    market.depart()
+    begun(market, TRANSFERS)
     market.deposit(FIRST_STEP[0], "7")
     market.settle()
     assert market.stands(1).moves.early is not None  # type: ignore[union-attr]
@@ -196,10 +195,7 @@ def test_who_moves_back_is_followed_as_well(market: MovingMarket) -> None:
 
 
 def test_accounts_that_move_between_two_looks_are_said_and_no_difference(market: MovingMarket) -> None:
-    market.change(target=3)
-    market.running.cycle(5)
-    market.learn()
-    market.settle()
+    announced(market)
 
     class Moving(ChangelogTables):
         """Accounts go when the second shard is looked at, for the first time."""
@@ -360,14 +356,7 @@ def test_an_alert_that_the_old_shard_could_not_give_is_named_once(market: Moving
 
 
 def test_trades_that_are_not_confirmed_keep_accounts_and_are_no_difference(market: MovingMarket) -> None:
-    market.change(target=3)
-    market.running.cycle(5)
-    market.learn()
-    market.settle()
-    market.change(target=3, step=1)
-    market.running.cycle(2)
-    market.learn(TRADES)
-    market.depart()
+    begun(market, TRADES)
     market.settle()
     moves = market.stands(0).moves
     assert moves

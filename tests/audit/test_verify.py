@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas import headers
 from schemas.codec import encode
-from schemas.messages import EventFrame, ShardLayout, SourceRange, Trade, TradeSide, Transfer, TransferColumns
+from schemas.messages import EventFrame, ShardLayout, SourceRange, Transfer, TransferColumns
 from schemas.partitioning import shard_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, PARAMETERS, PRICES, TRADES, TRANSFERS
 from streams.audit.findings import Findings
@@ -22,48 +21,12 @@ from streams.broker.records import Log
 from streams.errors import BrokerError
 from streams.memory.log import LogRecord
 from streams.tables.reader import Layout, TableMeta
-from tests.audit.scripts import Script, alter, drop, played, value
+from tests.audit.scripts import Market, Script, alter, drop, played, value
 from tests.audit.test_replay import STEPS, Step
-from tests.clearing.engine_bench import SYMBOL
 from tests.properties import examples
 
 SHARDS = 2
 ACCOUNTS_HELD = ("alice", "bob", "carol", "dave")
-
-
-class Market(Script):
-    """A script whose inputs are also in the exchange's topics, as a router would have split them."""
-
-    def __init__(self) -> None:
-        super().__init__(shards=SHARDS)
-
-    def deposit(self, account: str, amount: str) -> None:
-        self.transfer(account, amount, shard=shard_of(account, SHARDS))
-        record = Transfer(
-            transfer_id=f"t{self.sequence}",
-            account=account,
-            asset="USDC",
-            amount=amount,
-            sequence=self.sequence,
-            event_time=self.now_us,
-        )
-        self.cluster.append(TRANSFERS, account.encode(), encode(record))
-
-    def trade(self, buyer: str, seller: str, quantity: str, price: str, order_id: str = "o") -> None:
-        for account, signed in ((buyer, quantity), (seller, f"-{quantity}")):
-            self.fill(account, signed, price, order_id=order_id, shard=shard_of(account, SHARDS))
-        side: dict[str, Any] = {"order_id": order_id, "fee": "0.01"}
-        record = Trade(
-            trade_id=self.trade_id,
-            symbol=SYMBOL,
-            price=price,
-            quantity=quantity,
-            aggressor_side="buy",
-            maker=TradeSide(account=seller, **side),
-            taker=TradeSide(account=buyer, **side),
-            event_time=self.now_us,
-        )
-        self.cluster.append(TRADES, SYMBOL.encode(), encode(record))
 
 
 @dataclass
@@ -125,7 +88,7 @@ class Deployment:
 @pytest.fixture
 def deployment() -> Iterator[Deployment]:
     """Four accounts on two shards, a liquidation that was filled, and an engine that was restarted."""
-    with Market() as market:
+    with Market(shards=SHARDS) as market:
         market.begin()
         _liquidate(market)
         assert {shard_of(account, SHARDS) for account in ACCOUNTS_HELD} == {0, 1}
