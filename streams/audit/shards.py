@@ -17,7 +17,7 @@ from streams.audit.progress import Progress
 from streams.audit.tables import TableCheck, TableSnapshot
 from streams.broker.records import Log
 from streams.clearing.unreached import unreached_of
-from streams.feeds.gaps import gaps_of, gone_sentences, suspension_sentences, untaken_sentences
+from streams.feeds.gaps import gaps_of, gone_sentences, last_record, suspension_sentences, untaken_sentences
 from streams.feeds.holders import Holder
 from streams.feeds.journal import JournalEntry, read_journal
 from streams.feeds.progress import behind_sentences
@@ -33,7 +33,8 @@ class ShardCheck:
     """One shard of those of ``layout``; what is wrong goes to ``findings``.
 
     ``last`` is its journal's last record, ``lag`` how many frames its engine has not applied; ``kept`` are the rows, as
-    of that record, of accounts that it has sent to another shard, which has not said yet that it has them.
+    of that record, of accounts that it has sent to another shard, which has not said yet that it has them. One that
+    ``is_new`` has nothing to compare.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ShardCheck:
         self.shard, self._layout = shard, layout
         self._topic_ids = topic_ids
         self.last: JournalRecord | None = None
+        self.is_new = False
         self.lag = 0
         self.kept: dict[str, bytes] = {}
         self._log, self._groups, self._backlog = log, groups, Backlog(log, groups)
@@ -62,6 +64,10 @@ class ShardCheck:
 
     def run(self) -> dict[str, bytes]:
         """Compare everything; the rows of the shard's accounts as of the journal's last record."""
+        self.is_new = self._is_new()
+        if self.is_new:
+            self._findings.facts.append(f"shard {self.shard} has been added, and no engine has taken it yet")
+            return {}
         in_redis = self._tables.read(self.shard)
         self._read_journal()
         rows, row_end = self._read_rows(in_redis)
@@ -75,6 +81,14 @@ class ShardCheck:
         if self.last is not None and self.last.alert_sequence:
             self._numbers.alerted(shard_account(self.shard), self.last.alert_sequence)
         return rows
+
+    def _is_new(self) -> bool:
+        """Whether the layout has added the shard and sends no accounts there yet, and no engine has taken it so far."""
+        if self.shard < self._layout.shards or self._layout.step:
+            return False
+        own = ACCOUNTS, JOURNAL
+        is_whole = not any(self._log.watermarks(topic, self.shard)[0] for topic in own)
+        return is_whole and all(last_record(self._log, topic, self.shard) is None for topic in own)
 
     def _read_journal(self) -> None:
         low, end = self._log.watermarks(JOURNAL, self.shard)

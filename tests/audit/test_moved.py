@@ -194,6 +194,24 @@ def test_who_moves_back_is_followed_as_well(market: MovingMarket) -> None:
     assert verified(market).counts["accounts"] == len(EVERYBODY)
 
 
+def test_a_shard_that_has_been_added_need_not_be_taken_before_accounts_go_there(market: MovingMarket) -> None:
+    said = "shard 2 has been added, and no engine has taken it yet"
+    market.change(target=3)
+    findings = verified(market)
+    assert any("USDC in all accounts: transfers" in fact for fact in findings.facts)
+    market.learn()  # which tells the new shard of the layout
+    told = verified(market)
+    market.change(target=2)
+    called_off = verified(market)
+    for looked in (findings, told, called_off):
+        assert (looked.differences, looked.unreached) == ([], [])
+        assert said in looked.facts
+    market.settle()
+    taken = verified(market)
+    assert taken.differences == []
+    assert said not in taken.facts
+
+
 def test_accounts_that_move_between_two_looks_are_said_and_no_difference(market: MovingMarket) -> None:
     announced(market)
 
@@ -336,6 +354,13 @@ def test_frames_of_the_old_shard_are_compared(
     change(market)
     said = replay_differences(market)
     assert any(named in difference and f"{EVENTS}[1]" in difference for difference in said), said
+
+
+def test_a_shard_that_nobody_has_taken_is_named_once_accounts_go_there(market: MovingMarket) -> None:
+    market.change(target=3)
+    market.change(target=3, step=1)
+    said = differences(market)
+    assert "margin.journal.v1[2] the journal is empty: no engine has ever taken the shard" in said
 
 
 def test_accounts_that_no_journal_sent_are_named(market: MovingMarket) -> None:

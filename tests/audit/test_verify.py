@@ -43,6 +43,8 @@ class ChangelogTables:
         if shard in self.first_looks:
             return self.first_looks.pop(shard)
         claims = [record.offset for record in self.script.records(JOURNAL, shard) if b'"claim"' in value(record)[:20]]
+        if not claims:
+            return None
         stamp = self.script.partition(ACCOUNTS, shard).end - self.behind
         return TableMeta(claims[-1], stamp, self.building, 0, stamp)
 
