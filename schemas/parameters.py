@@ -63,6 +63,7 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     price move scanned, as a fraction; ``scan_array``, if given, is the profit of a long of notional 1 in each of the
     scenarios instead (as a pricing model finds it), and ``scan_floor_rate`` the least margin on a notional of 1.
 
+    ``close_fee_rate`` is what the exchange takes of the notional of a close, beside the liquidation's own fees.
     ``min_order_notional`` is the smallest order that the venue takes, in the settle asset. ``stale_bound``: while the
     mark is not live, the price is taken to be anything from nothing to 1 + ``stale_bound`` times the last one.
     """
@@ -74,6 +75,7 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     margin_tiers: Annotated[tuple[MarginTier, ...], Meta(min_length=1, max_length=64)]
     liquidation_fee: UnsignedDecimal = "0"
     insurance_fee: UnsignedDecimal = "0"
+    close_fee_rate: UnsignedDecimal = "0"
     max_order_notional: PositiveDecimal | None = None
     depth_notional: PositiveDecimal | None = None
     impact_rate: UnsignedDecimal = "0"
@@ -146,6 +148,13 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     A command waits until all is in that Kafka had acknowledged before the account's last event: for a source that does
     not move, ``incomplete_hold_ms`` at most (0: no command waits; else at least 1,000). One that a mark caused waits
     ``stale_input_hold_ms`` at most for sources that are known to be behind.
+
+    The orders of a group's command number k, from 0 on, may be filled between the mark and ``limit_ladder[k]`` of the
+    way to the bankruptcy price, at most ``slices_open_max`` orders at once. The next command is number k + 1 if less
+    than ``min_progress_rate`` of the notional of this one was filled; behind the last number the group is taken over,
+    and it begins anew once it is healthy at its target. It is taken over in any case when its unweighted equity is
+    below ``backstop_rate`` times its maintenance margin. After a command of which nothing was filled there is none for
+    ``retry_ms``. A command that has ended is remembered for ``command_memory_ms``.
     """
 
     liquidation_buffer_rate: UnsignedDecimal = "0"
@@ -162,6 +171,12 @@ class PolicyParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     clock_skew_ms_max: DurationMs = 2_000
     incomplete_hold_ms: HoldMs = 10_000
     stale_input_hold_ms: HoldMs = 1_000
+    limit_ladder: Annotated[tuple[PositiveDecimal, ...], Meta(min_length=1, max_length=16)] = ("0.25", "0.5", "1")
+    min_progress_rate: UnsignedDecimal = "0.05"
+    slices_open_max: Annotated[int, Meta(ge=1, le=512)] = 16
+    backstop_rate: UnsignedDecimal = "0"
+    retry_ms: DurationMs = 1_000
+    command_memory_ms: DurationMs = 60_000
     version: Sequence = 0
 
     @property

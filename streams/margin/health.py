@@ -140,28 +140,42 @@ def holdings(group: Group, marks: Marks, parameters: RiskParameters) -> list[Hol
 
 
 def bankruptcy_prices(health: Health, marks: Marks, parameters: RiskParameters) -> dict[str, Decimal]:
-    """The price of each position at which closing it uses up the unweighted equity that is allotted to it.
+    """The price of each position at which closing it, fees paid, uses up the unweighted equity that is allotted to it.
 
     ``health`` is the verdict at the same ``marks``; positions whose marks are not live have no such price.
 
-    mark - side * E_s / |q|: of an unweighted equity above 0 a position is allotted E * MM_s / (sum of MM + sum of H),
-    H being the haircuts of the balances, and the collateral the rest; what is missing when it is below 0 is shared by
-    the positions alone, E * MM_s / sum of MM. So closing them all at these prices, before fees, owes nothing. Rounded
-    to the price increment in the fund's favour (a long's up, a short's down). It may be zero or negative for a short so
-    far under water that no price would save the fund.
+    mark - E'_s / (q * u * (1 - f)) of a long and mark + E'_s / (|q| * u * (1 + f)) of a short, f being its fees and E'
+    the unweighted equity less the fees of closing everything: of an E' above 0 a position is allotted
+    E' * MM_s / (sum of MM + sum of H), H being the haircuts of the balances, and the collateral the rest; what is
+    missing when it is below 0 is shared by the positions alone, E' * MM_s / sum of MM. So closing them all at these
+    prices owes nothing. Rounded to the price increment in the fund's favour (a long's up, a short's down). It may be
+    zero or negative for a short so far under water that no price would save the fund.
 
     Raises:
         InputError: a mark, an instrument or an asset is missing.
     """
     prices = {}
-    shares = shares_of(health, positions_alone=health.unweighted_equity < 0)
+    left = left_by_closing(health, parameters)
+    shares = shares_of(health, positions_alone=left < 0)
     for part in health.positions:
         if not part.maintenance_margin:
             continue
         with localcontext(EXACT):
-            allotted = health.unweighted_equity * part.maintenance_margin
-        prices[part.symbol] = close_price(part, allotted, shares, marks, parameters, fees=_ZERO)
+            allotted = left * part.maintenance_margin
+        fees = parameters.instrument(part.symbol).fees
+        prices[part.symbol] = close_price(part, allotted, shares, marks, parameters, fees=fees)
     return prices
+
+
+def left_by_closing(health: Health, parameters: RiskParameters) -> Decimal:
+    """The unweighted equity less the fees of closing every position whose marks are live, at them.
+
+    Raises:
+        InputError: an instrument is missing.
+    """
+    with localcontext(EXACT):
+        fees = (part.notional * parameters.instrument(part.symbol).fees for part in health.positions if part.notional)
+        return health.unweighted_equity - sum(fees, _ZERO)
 
 
 def shares_of(health: Health, *, positions_alone: bool) -> Decimal:

@@ -105,8 +105,12 @@ def instrument_of(record: InstrumentParameters, scale: Decimal) -> Instrument:
     steps = _margin_steps(record, number, scale)
     liquidation_fee = number("liquidation_fee", record.liquidation_fee)
     insurance_fee = number("insurance_fee", record.insurance_fee)
+    close_fee_rate = number("close_fee_rate", record.close_fee_rate)
     with localcontext(EXACT):
-        number.require(liquidation_fee + insurance_fee < 1, "liquidation_fee + insurance_fee must be below 1")
+        number.require(
+            liquidation_fee + insurance_fee + close_fee_rate < 1,
+            "liquidation_fee + insurance_fee + close_fee_rate must be below 1",
+        )
     number.require(record.symbol != CROSS, "no symbol can have the name of the cross group")
     price_increment = number.increment("price_increment", record.price_increment)
     quantity_increment = number.increment("quantity_increment", record.quantity_increment)
@@ -127,6 +131,7 @@ def instrument_of(record: InstrumentParameters, scale: Decimal) -> Instrument:
         steps=steps,
         liquidation_fee=liquidation_fee,
         insurance_fee=insurance_fee,
+        close_fee_rate=close_fee_rate,
         max_order_notional=limit,
         impact_rate=impact_rate,
         depth_notional=number.optional("depth_notional", depth),
@@ -263,6 +268,12 @@ def policy_of(record: PolicyParameters) -> Policy:
         record.incomplete_hold_ms == 0 or record.incomplete_hold_ms >= INCOMPLETE_HOLD_MS_MIN,
         f"incomplete_hold_ms must be 0 or at least {INCOMPLETE_HOLD_MS_MIN}: an idle router says so 4 times a second",
     )
+    ladder = tuple(number.positive("limit_ladder", rung) for rung in record.limit_ladder)
+    number.require(bool(ladder), "limit_ladder must not be empty")
+    number.require(_rising(list(ladder)), "limit_ladder must not fall")
+    number.require(ladder[-1] <= 1, "limit_ladder must be at most 1: beyond the bankruptcy price the fund would pay")
+    progress = number("min_progress_rate", record.min_progress_rate)
+    number.require(progress <= 1, "min_progress_rate must be at most 1")
     return Policy(
         liquidation_buffer_rate=buffer,
         margin_call_levels=levels,
@@ -276,6 +287,12 @@ def policy_of(record: PolicyParameters) -> Policy:
         clock_skew_ms_max=record.clock_skew_ms_max,
         incomplete_hold_ms=record.incomplete_hold_ms,
         stale_input_hold_ms=record.stale_input_hold_ms,
+        limit_ladder=ladder,
+        min_progress_rate=progress,
+        slices_open_max=record.slices_open_max,
+        backstop_rate=number("backstop_rate", record.backstop_rate),
+        retry_ms=record.retry_ms,
+        command_memory_ms=record.command_memory_ms,
     )
 
 

@@ -13,7 +13,7 @@ from schemas.types import FRACTION_DIGITS_MAX
 from streams.margin.conversion import Conversion
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
-from streams.margin.health import Health, PositionHealth, bankruptcy_prices, close_price, shares_of
+from streams.margin.health import Health, PositionHealth, bankruptcy_prices, close_price, left_by_closing, shares_of
 from streams.margin.parameters import RiskParameters
 from streams.margin.reduction import Reduction, reduce_positions
 from streams.margin.rules import Instrument
@@ -35,8 +35,8 @@ class PlannedOrder:
     """Close ``quantity`` (> 0) of a position at ``limit_price`` or better, which is at least one price increment.
 
     An order on the price symbol of an asset sells collateral (``long``, ``sell``) or buys back a debt (``short``,
-    ``buy``). Filled at their limit prices, all orders of a plan and their fees leave the unweighted equity at 0 or
-    above.
+    ``buy``). Closing everything at the limit prices of the last attempt, fees paid, leaves the unweighted equity at 0
+    or above; those of an earlier attempt are nearer to the mark.
     """
 
     symbol: str
@@ -62,13 +62,22 @@ class Plan:
 
 
 def make_plan(
-    group: Group, health: Health, marks: Marks, parameters: RiskParameters, *, stale: Collection[str] = frozenset()
+    group: Group,
+    health: Health,
+    marks: Marks,
+    parameters: RiskParameters,
+    *,
+    stale: Collection[str] = frozenset(),
+    attempt: int = 0,
 ) -> Plan:
     """The liquidation plan of ``group`` at ``marks``; those of the symbols in ``stale`` are not live.
 
-    ``health`` is the verdict on the group at the same marks, under the same parameters.
+    ``health`` is the verdict on the group at the same marks, under the same parameters. ``attempt`` counts the plans
+    before this one that came to nothing: ``policy.limit_ladder`` says how far from the mark each may trade.
 
-    A group whose unweighted equity is not positive is taken over as a whole. Otherwise positions are reduced, and
+    A group is taken over as a whole once every attempt has come to nothing, or if its unweighted equity does not pay
+    the fees of closing everything and of the conversions planned, or is below ``policy.backstop_rate`` times its
+    maintenance margin (and not above 0, where there is no margin). Otherwise positions are reduced, and
     collateral is sold for debts where that is cheaper or where closing is not enough, until equity meets the target
     again (:func:`streams.margin.reduction.reduce_positions`). Closes are orders of at most ``max_order_notional`` each,
     sales and purchases of collateral are orders on the assets' price symbols. Only what needs no mark of ``stale`` is
@@ -82,10 +91,13 @@ def make_plan(
     if not health.bounded:
         return Plan("undecided", ())
     valuation = Valuation(group, marks, parameters, stale)
-    planner = _OrderPlanner(valuation, health)
-    if health.unweighted_equity <= 0 and planner.held:
+    ladder = parameters.policy.limit_ladder
+    planner = _OrderPlanner(valuation, health, ladder[min(attempt, len(ladder) - 1)])
+    if planner.held and (attempt >= len(ladder) or planner.is_backstopped or planner.left(()) <= 0):
         return Plan("takeover", planner.takeover())
     reduction = reduce_positions(valuation)
+    if planner.held and reduction.conversions and planner.left(reduction.conversions) <= 0:
+        return Plan("takeover", planner.takeover())
     orders = planner.orders(reduction)
     if orders or not health.liquidatable:
         return Plan("close" if orders and _is_everything(reduction, planner.held) else "reduce", orders)
@@ -113,6 +125,19 @@ def _would_trade(valuation: Valuation) -> bool:
     )
 
 
+def orders_at_once(plan: Plan, most: int) -> tuple[PlannedOrder, ...]:
+    """The orders of ``plan`` of which a command is made first, in the order of the plan: at most ``most``, of each
+    position as many slices as of any other; all of a takeover."""
+    if plan.stage == "takeover" or len(plan.orders) <= most:
+        return plan.orders
+    slices_of: dict[str, int] = {}
+    rounds: list[tuple[int, int]] = []
+    for index, order in enumerate(plan.orders):
+        slices_of[order.symbol] = number = slices_of.get(order.symbol, -1) + 1
+        rounds.append((number, index))
+    return tuple(plan.orders[index] for index in sorted(index for _, index in sorted(rounds)[:most]))
+
+
 @dataclass(frozen=True, slots=True)
 class _Allotment:
     """What the trades of a plan may cost beyond their fees: one that is ``share`` of ``shares`` may cost so much of
@@ -125,8 +150,8 @@ class _Allotment:
 class _OrderPlanner:
     """Prices the orders of one group's plan. ``held``: the quantities of the positions that can be traded."""
 
-    def __init__(self, valuation: Valuation, health: Health) -> None:
-        self._health, self._balances = health, valuation.group.balances
+    def __init__(self, valuation: Valuation, health: Health, rung: Decimal) -> None:
+        self._health, self._balances, self._rung = health, valuation.group.balances, rung
         self._marks, self._parameters = valuation.marks, valuation.parameters
         self._parts = {part.symbol: part for part in health.positions}
         self.held: dict[str, Decimal] = {
@@ -134,6 +159,19 @@ class _OrderPlanner:
             for valued in valuation.positions
             if valued.position.quantity and valued.live
         }
+
+    @property
+    def is_backstopped(self) -> bool:
+        """Whether the unweighted equity is below the part of the maintenance margin at which nothing is tried."""
+        health, rate = self._health, self._parameters.policy.backstop_rate
+        with localcontext(EXACT):
+            return health.unweighted_equity < rate * health.maintenance_margin
+
+    def left(self, conversions: Collection[Conversion]) -> Decimal:
+        """The unweighted equity that is left once the fees of closing everything and of ``conversions`` are paid."""
+        with localcontext(EXACT):
+            fees = (abs(one.quantity) * price_of(one.asset, self._marks) * _fee(one) for one in conversions)
+            return left_by_closing(self._health, self._parameters) - sum(fees, _ZERO)
 
     def takeover(self) -> tuple[PlannedOrder, ...]:
         """Every position that can be traded, unsliced, at its bankruptcy price."""
@@ -146,10 +184,10 @@ class _OrderPlanner:
         """The orders that do what ``reduction`` says: closes in slices, then conversions."""
         allotment = self._allotment(reduction)
         closes: list[PlannedOrder] = []
-        for symbol, whole in self.held.items():
+        for symbol in self.held:
             quantity = reduction.quantities.get(symbol)
             if quantity:
-                price = self._close_limit(self._parts[symbol], whole, allotment)
+                price = self._close_limit(self._parts[symbol], allotment)
                 instrument = self._parameters.instrument(symbol)
                 parts = slices(quantity, mark_of(symbol, self._marks), instrument)
                 closes += [self._close(symbol, part, price) for part in parts]
@@ -159,38 +197,26 @@ class _OrderPlanner:
     # --- prices ------------------------------------------------------------------------------------------------------
 
     def _allotment(self, reduction: Reduction) -> _Allotment:
-        """The unweighted equity that is left once the fees of all trades are paid, and what it is shared out over.
+        """The unweighted equity that is left once the fees of closing everything and of all conversions are paid, and
+        what it is shared out over.
 
-        Over all margins and haircuts, of which each trade has at most its own. If the fees are more than there is,
-        the rest has to come from better prices, from each trade by its value. Where there was nothing to begin with,
-        nothing is sold for less than its mark.
+        Over all margins and haircuts, of which each trade has at most its own, and of that the part that the attempt
+        may use. A group without positions may have less than the fees of its conversions: the rest has to come from
+        better prices, from each by its value. Where there was nothing to begin with, nothing is sold for less than its
+        mark.
         """
-        equity = self._health.unweighted_equity
+        equity, left = self._health.unweighted_equity, self.left(reduction.conversions)
         with localcontext(EXACT):
-            traded = [
-                (amount * self._notional(symbol), self._parameters.instrument(symbol).fees)
-                for symbol, amount in reduction.quantities.items()
-            ]
-            traded += [
-                (abs(conversion.quantity) * price_of(conversion.asset, self._marks), _fee(conversion))
-                for conversion in reduction.conversions
-            ]
-            left = equity - sum((value * fees for value, fees in traded), _ZERO)
             if left < 0:
-                return _Allotment(left if equity > 0 else _ZERO, sum((value for value, _ in traded), _ZERO))
-        return _Allotment(left, shares_of(self._health, positions_alone=False))
+                values = (abs(one.quantity) * price_of(one.asset, self._marks) for one in reduction.conversions)
+                return _Allotment(left if equity > 0 else _ZERO, sum(values, _ZERO))
+            return _Allotment(left * self._rung, shares_of(self._health, positions_alone=False))
 
-    def _notional(self, symbol: str) -> Decimal:
-        """What a quantity of 1 is worth in the unit of account."""
-        settle = self._parameters.asset(self._parameters.instrument(symbol).settle_asset)
-        return mark_of(symbol, self._marks) * price_of(settle, self._marks)
-
-    def _close_limit(self, part: PositionHealth, whole: Decimal, allotment: _Allotment) -> Decimal:
+    def _close_limit(self, part: PositionHealth, allotment: _Allotment) -> Decimal:
         """The price at which closing all of a position costs what it is allotted."""
         fees = self._parameters.instrument(part.symbol).fees
         with localcontext(EXACT):
-            share = part.maintenance_margin if allotment.equity >= 0 else whole * self._notional(part.symbol)
-            allotted = allotment.equity * share
+            allotted = allotment.equity * part.maintenance_margin
         return close_price(part, allotted, allotment.shares, self._marks, self._parameters, fees=fees)
 
     def _conversion_limit(self, conversion: Conversion, allotment: _Allotment) -> Decimal:

@@ -140,6 +140,18 @@ class Portfolio:
         self._prices.refresh(self._marks, self._live)
         return self._screens.evaluate(rows)
 
+    def may_be_at_target(self, rows: Rows) -> Rows:
+        """int64[k]: those of ``rows`` that a screen cannot rule out to be healthy at the target of a liquidation,
+        equity >= maintenance + buffer * (notional + debt), with every mark live.
+
+        The notional is a part of G, as :meth:`Screens.evaluate` calls it, so its own error is far below ``error``.
+        """
+        columns = self.evaluate(rows)
+        buffer = float(self.parameters.policy.liquidation_buffer_rate)
+        needed = columns.maintenance + buffer * (self._screens.notional(rows) + columns.debt)
+        at_target: Rows = rows[columns.decidable & (columns.equity - needed >= -2 * columns.error)]
+        return at_target
+
     def exposures(self, rows: Rows, reach: float) -> Exposures:
         """How equity, maintenance and debt of ``rows`` move with each live mark (see :class:`Exposures`)."""
         self._prices.refresh(self._marks, self._live)

@@ -109,6 +109,7 @@ class Instrument:
     steps: tuple[MarginStep, ...]
     liquidation_fee: Decimal
     insurance_fee: Decimal
+    close_fee_rate: Decimal
     max_order_notional: Decimal | None
     impact_rate: Decimal
     depth_notional: Decimal | None
@@ -124,7 +125,7 @@ class Instrument:
     def fees(self) -> Decimal:
         """What a liquidation costs the account, as a fraction of the notional closed."""
         with localcontext(EXACT):
-            return self.liquidation_fee + self.insurance_fee
+            return self.liquidation_fee + self.insurance_fee + self.close_fee_rate
 
     @property
     def cash_decimals(self) -> int:
@@ -197,7 +198,8 @@ class AssetRules:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds for every account. ``margin_call_levels`` are strictly decreasing and above 1."""
+    """What holds for every account. ``margin_call_levels`` are strictly decreasing and above 1, ``limit_ladder`` rises
+    to at most 1."""
 
     liquidation_buffer_rate: Decimal
     margin_call_levels: tuple[Decimal, ...]
@@ -211,3 +213,9 @@ class Policy:
     clock_skew_ms_max: int
     incomplete_hold_ms: int
     stale_input_hold_ms: int
+    limit_ladder: tuple[Decimal, ...]
+    min_progress_rate: Decimal
+    slices_open_max: int
+    backstop_rate: Decimal
+    retry_ms: int
+    command_memory_ms: int

@@ -89,6 +89,13 @@ class Screens:
         owners, slots = self._ledger.slots.chains(rows)
         return self._screen(owners, slots, rows, rows.size)
 
+    def notional(self, rows: Rows) -> Floats:
+        """float64[n]: what the positions of ``rows`` with live marks are worth, long and short alike."""
+        owners, slots = self._ledger.slots.chains(rows)
+        symbol = self._ledger.slots.symbol[slots]
+        size = np.abs(self._ledger.slots.lots.doubles(slots, 1) * self._prices.lot_value[symbol])
+        return sums(owners, np.where(self._prices.live[symbol], size, 0), rows.size)
+
     def _screen(self, owners: Ints, slots: "Ints | slice", rows: "Rows | slice", n: int) -> Columns:
         """``owners`` is the index into the result of each of ``slots``; ``rows`` picks the balances."""
         prices, table = self._prices, self._ledger.slots

@@ -18,10 +18,11 @@ from schemas.parameters import (
 )
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.group import Group, Position
-from streams.margin.health import evaluate
+from streams.margin.health import Health, evaluate
 from streams.margin.parameters import RiskParameters
 from streams.margin.plan import Plan, make_plan
 from streams.margin.rules import SCENARIOS
+from streams.margin.valuation import price_of
 
 SYMBOLS = ("A-PERP", "B-PERP", "C-PERP")
 """A and B settle in USD, C in EUR. BTC is collateral priced by A-PERP itself, EUR is priced by EUR-USD."""
@@ -68,7 +69,7 @@ def rules(
         max_order_notional=max_order_notional,
         **fields,
     )
-    policy = PolicyParameters(liquidation_buffer_rate=buffer)
+    policy = PolicyParameters(liquidation_buffer_rate=buffer, limit_ladder=("1",))
     return RiskParameters.build([AssetParameters(asset="USD"), policy, instrument, *more])
 
 
@@ -87,10 +88,28 @@ def group(balances: Mapping[str, str], *positions: tuple[str, str, str]) -> Grou
 
 
 def planned(
-    group: Group, marks: Mapping[str, Decimal], parameters: RiskParameters, *, stale: Collection[str] = frozenset()
+    group: Group,
+    marks: Mapping[str, Decimal],
+    parameters: RiskParameters,
+    *,
+    stale: Collection[str] = frozenset(),
+    attempt: int = 0,
 ) -> Plan:
     """The plan of ``group`` by the verdict at the same marks."""
-    return make_plan(group, evaluate(group, marks, parameters, stale=stale), marks, parameters, stale=stale)
+    health = evaluate(group, marks, parameters, stale=stale)
+    return make_plan(group, health, marks, parameters, stale=stale, attempt=attempt)
+
+
+def left_after_fees(book: Book, health: Health, *, conversions: bool = False) -> Decimal:
+    """The unweighted equity less the fees of closing every position with a live mark; of converting everything, too."""
+    with localcontext(EXACT):
+        left = health.unweighted_equity
+        for part in health.positions:
+            left -= part.notional * book.parameters.instruments[part.symbol].fees
+        for asset, amount in book.group.balances.items() if conversions else ():
+            rules = book.parameters.assets[asset]
+            left -= abs(amount) * price_of(rules, book.marks) * (rules.liquidation_fee or 0)
+        return left
 
 
 def collateral_value(
@@ -218,6 +237,7 @@ def parameter_sets(draw: st.DrawFn, *, plain: bool = False) -> RiskParameters:
         liquidation_buffer_rate=str(draw(decimals("0", "0.02", 3))),
         portfolio_margin_accounts=("a",) if scanned else (),
         scan_offsets=(ScanOffset(first="G", second="H", rate=str(draw(decimals("0", "1", 2)))),),
+        limit_ladder=("1",),
     )
     return RiskParameters.build([*instruments, *assets, policy])
 

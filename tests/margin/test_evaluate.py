@@ -95,7 +95,7 @@ def test_each_group_is_judged_on_its_own() -> None:
         ],
         "plan": {
             "stage": "reduce",
-            "orders": [{"symbol": "X-PERP", "order_side": "sell", "quantity": "0.334", "limit_price": "96"}],
+            "orders": [{"symbol": "X-PERP", "order_side": "sell", "quantity": "0.334", "limit_price": "99"}],
         },
     }
     assert (isolated["margin"], isolated["equity"], isolated["plan"]) == ("Y-PERP", "20.666666666666", None)

@@ -29,6 +29,7 @@ from tests.margin.conftest import (
     collateral_value,
     decimals,
     group,
+    left_after_fees,
     rules,
     value_less_margin,
 )
@@ -85,17 +86,18 @@ def test_closing_everything_at_the_bankruptcy_prices_costs_the_fund_nothing(book
     health = evaluate(book.group, book.marks, book.parameters)
     with localcontext(EXACT):
         quantities = {position.symbol: abs(position.quantity) for position in book.group.positions}
-        left = closed(book, quantities, prices, fees=False)
+        left = closed(book, quantities, prices, fees=True)
         assert not left.positions
         counted = {a: q for a, q in book.group.balances.items() if q < 0 or book.parameters.assets[a].collateral}
         haircut = _in_full(book, counted) - collateral_value(book.group.balances, book.marks, book.parameters)
         margins = sum((part.maintenance_margin for part in health.positions), Decimal(0))
         worth = _in_full(book, left.balances) - _in_full(book, book.group.balances) + _in_full(book, counted)
         # what is left, and what of it the collateral was allotted, over the common denominator of both
-        rest = worth * (margins + haircut) - max(health.unweighted_equity, Decimal(0)) * haircut
+        rest = worth * (margins + haircut) - max(left_after_fees(book, health), Decimal(0)) * haircut
         rounding = sum(
             amount
             * book.parameters.instruments[symbol].price_increment
+            * (1 + book.parameters.instruments[symbol].fees)
             * price_of(book.parameters.assets[book.parameters.instruments[symbol].settle_asset], book.marks)
             for symbol, amount in quantities.items()
         )
