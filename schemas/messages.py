@@ -7,7 +7,7 @@ validation. Unknown fields are ignored everywhere, so a producer may add some. T
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ from schemas.types import (
     AccountStatus,
     AlertKind,
     Asset,
+    CommandStatus,
     DerivedDecimal,
     DerivedId,
     DerivedUnsigned,
@@ -28,6 +29,7 @@ from schemas.types import (
     MarkStatus,
     NonZeroDecimal,
     Offset,
+    OrderStatus,
     ParameterKey,
     PartNumber,
     PositionSide,
@@ -81,7 +83,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     ``sequence`` numbers the transfers of an account, each once. They may arrive in any order and any number of times:
     each is applied once. Up to 32 ranges of numbers that have not come yet are remembered for each account; a debit of
     an older number that is not known to have come suspends its account. ``margin`` is ``cross`` or the symbol of an
-    isolated position, which must be an instrument of ``risk.parameters.v1``.
+    isolated position, which must be an instrument of ``risk.parameters.v1``. ``order_id``: the order of a liquidation
+    command that sold, or bought, the asset; what it moves is what was filled of it.
     """
 
     transfer_id: Identifier
@@ -91,6 +94,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Sequence
     margin: Symbol = CROSS
     event_time: TimeUs
+    order_id: DerivedId | None = None
 
 
 class OraclePrice(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +145,11 @@ ROW_KINDS = ("transfers", "fills", "reports")
 def _filled(columns: Any) -> list[str]:
     """The names of ``columns`` that have an entry for every row."""
     has_places = bool(columns.source or columns.source_offset)
-    return [name for name in columns.__struct_fields__ if has_places or name not in _PLACE_COLUMNS]
+    return [
+        name
+        for name in columns.__struct_fields__
+        if (has_places or name not in _PLACE_COLUMNS) and (name not in columns.may_be_empty or getattr(columns, name))
+    ]
 
 
 def _check_columns(columns: Any) -> None:
@@ -168,6 +176,8 @@ class FillColumns(msgspec.Struct, kw_only=True):
     What is not a decimal, an instrument or in its range is refused fill by fill when it is applied.
     """
 
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
+
     account: list[str] = msgspec.field(default_factory=list)
     margin: list[str] = msgspec.field(default_factory=list)
     symbol: list[str] = msgspec.field(default_factory=list)
@@ -184,7 +194,10 @@ class FillColumns(msgspec.Struct, kw_only=True):
 
 
 class TransferColumns(msgspec.Struct, kw_only=True):
-    """Collateral transfers of one shard."""
+    """Collateral transfers of one shard. ``order_id`` has the order of a command that each carries out, or nothing;
+    it is not there if none does."""
+
+    may_be_empty: ClassVar[frozenset[str]] = frozenset({"order_id"})
 
     account: list[str] = msgspec.field(default_factory=list)
     margin: list[Symbol] = msgspec.field(default_factory=list)
@@ -192,6 +205,7 @@ class TransferColumns(msgspec.Struct, kw_only=True):
     amount: list[NonZeroDecimal] = msgspec.field(default_factory=list)
     sequence: list[Sequence] = msgspec.field(default_factory=list)
     transfer_id: list[Identifier] = msgspec.field(default_factory=list)
+    order_id: list[str] | msgspec.UnsetType = msgspec.UNSET
     source: list[int] = msgspec.field(default_factory=list)
     source_offset: list[Offset] = msgspec.field(default_factory=list)
 
@@ -201,6 +215,8 @@ class TransferColumns(msgspec.Struct, kw_only=True):
 
 class ReportColumns(msgspec.Struct, kw_only=True):
     """Liquidation reports of one shard."""
+
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
 
     account: list[str] = msgspec.field(default_factory=list)
     command_id: list[DerivedId] = msgspec.field(default_factory=list)
@@ -497,7 +513,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """One order of a command. ``limit_price`` is the worst price at which the close costs the fund nothing."""
+    """One order of a command. ``limit_price`` is the worst price: never beyond that at which the close would cost the
+    fund something."""
 
     order_id: DerivedId
     symbol: Symbol
@@ -540,7 +557,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """``liquidation.commands.v1``: ``command_id`` is ``account:sequence``, a pure function of the inputs."""
+    """``liquidation.commands.v1``: ``command_id`` is ``account:sequence``, a pure function of the inputs.
+
+    One with the stage ``withdrawn`` has no orders: the group is healthy again, and nothing more is to be filled of the
+    command that it ``supersedes``. ``attempt`` counts the commands before it of which next to nothing was filled, if
+    there are any: the more they are, the wider are the limits of its orders.
+    """
 
     command_id: DerivedId
     account: Identifier
@@ -553,6 +575,7 @@ class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: TimeUs
     orders: tuple[CommandOrder, ...]
     evidence: Evidence
+    attempt: Sequence | msgspec.UnsetType = msgspec.UNSET
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -585,9 +608,11 @@ class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """An order of the outstanding command: ``filled`` sums the fills seen, ``final`` is what its last report says.
+    """An order of a command: ``filled`` sums the fills seen, ``final`` is what its last report says.
 
-    A fill counts only for its ``symbol`` and ``order_side``; rows of earlier versions do not have them.
+    A fill counts only for its ``symbol`` and ``order_side``; rows of earlier versions do not have them, nor a
+    ``status`` and a ``mark_price``. ``traded`` and ``transferred`` are what trades and what transfers say was sold or
+    bought of collateral: ``filled`` is the greater of the two.
     """
 
     order_id: DerivedId
@@ -596,15 +621,25 @@ class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
     final: UnsignedDecimal | None = None
     symbol: Symbol | None = None
     order_side: Side | None = None
+    status: OrderStatus | msgspec.UnsetType = msgspec.UNSET
+    mark_price: PositiveDecimal | msgspec.UnsetType = msgspec.UNSET
+    traded: DerivedUnsigned | msgspec.UnsetType = msgspec.UNSET
+    transferred: DerivedUnsigned | msgspec.UnsetType = msgspec.UNSET
 
 
 class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """The one outstanding command of a group."""
+    """A command of a group: the outstanding one, or one that has ended and is remembered until ``forgotten_at``.
+
+    ``status`` says how far it is, or how it ended. ``withdrawn_by`` is the command that withdraws it.
+    """
 
     command_id: DerivedId
     stage: Stage
     expires_at: TimeUs
     orders: tuple[OpenOrder, ...]
+    status: CommandStatus | msgspec.UnsetType = msgspec.UNSET
+    withdrawn_by: DerivedId | msgspec.UnsetType = msgspec.UNSET
+    forgotten_at: TimeUs | msgspec.UnsetType = msgspec.UNSET
 
 
 class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -621,6 +656,7 @@ class ParkedTransfer(msgspec.Struct, frozen=True, kw_only=True):
     amount: NonZeroDecimal
     offset: Offset
     place: RecordPlace = ""
+    order_id: DerivedId | msgspec.UnsetType = msgspec.UNSET
 
 
 class WaitingFill(msgspec.Struct, frozen=True, kw_only=True):
@@ -676,6 +712,9 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
 
     ``told_undecided``: it has been alerted that the group waits for marks that are not live. ``liquidation_started``:
     that has been alerted, its completion has not; None in rows of earlier versions, whose ``status`` says it.
+    ``attempt`` counts the commands of which next to nothing was filled since it was last healthy at its target.
+    ``retry_at``: nothing was filled of its last command, and before then there is no other. ``ended`` are its last
+    commands, as long as they are remembered: what comes late for them is told.
     """
 
     margin: Symbol
@@ -686,6 +725,9 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     command: OpenCommand | None = None
     told_undecided: bool = False
     liquidation_started: bool | None = None
+    attempt: Sequence | msgspec.UnsetType = msgspec.UNSET
+    retry_at: TimeUs | msgspec.UnsetType = msgspec.UNSET
+    ended: tuple[OpenCommand, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class AccountRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,8 +82,12 @@ MarkStatus = Literal["live", "stale", "halted"]
 Uncounted = Literal["never", "silent", "late", "unsure", "repeated", "from_the_future", "apart"]
 """Why a source's price is not in a mark: none came, none came lately, the last was published too long ago, has too wide
 a confidence, does not follow the one before it, is from the future, or is too far from the mark."""
-Stage = Literal["reduce", "close", "takeover", "deleverage"]
+Stage = Literal["reduce", "close", "takeover", "deleverage", "withdrawn"]
 ReportStatus = Literal["accepted", "rejected", "filled", "cancelled"]
+OrderStatus = Literal["issued", "accepted", "partly_filled", "filled", "rejected", "cancelled"]
+CommandStatus = Literal[
+    "issued", "accepted", "partly_filled", "filled", "rejected", "cancelled", "expired", "withdrawn", "superseded"
+]
 GroupStatus = Literal["normal", "margin_call", "liquidating", "bankrupt", "undecided", "unsellable", "insolvent"]
 AccountStatus = Literal[
     "normal", "margin_call", "liquidating", "bankrupt", "undecided", "unsellable", "insolvent", "suspended"
@@ -103,6 +107,8 @@ AlertKind = Literal[
     "insolvent",
     "recovered",
     "fill_mismatch",
+    "late_fill",
+    "report_mismatch",
     "credit_parked",
     "credit_applied",
     "clock_skew",

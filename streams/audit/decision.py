@@ -18,7 +18,7 @@ from streams.margin.group import Group
 from streams.margin.health import health_of, target_of
 from streams.margin.models import Holding
 from streams.margin.parameters import RiskParameters
-from streams.margin.plan import Plan, make_plan
+from streams.margin.plan import Plan, make_plan, orders_at_once
 from streams.margin.rules import SCENARIOS, AssetRules, Scan
 from streams.margin.valuation import Valuation, counts
 
@@ -94,13 +94,16 @@ class GroupSnapshot:
     offsets: tuple[int, int]
 
 
-def decision_of(snapshot: GroupSnapshot, symbols: Iterable[str], history: ParameterHistory) -> Decision:
-    """What follows from the group as it stood; ``symbols`` are those whose marks the command names."""
+def decision_of(
+    snapshot: GroupSnapshot, symbols: Iterable[str], history: ParameterHistory, *, attempt: int = 0
+) -> Decision:
+    """What follows from the group as it stood; ``symbols`` are those whose marks the command names, ``attempt`` is its
+    number among those that came to nothing. At its target nothing is left to do: a command that is out is withdrawn."""
     named = sorted(symbols)
     group, prices, parameters = snapshot.group, snapshot.prices, snapshot.parameters
     valuation = Valuation(group, prices, parameters, snapshot.stale)
     health = health_of(valuation)
-    plan = make_plan(group, health, prices, parameters, stale=snapshot.stale)
+    plan = make_plan(group, health, prices, parameters, stale=snapshot.stale, attempt=attempt)
     scanned = group.account in parameters.policy.portfolio_margin_accounts
     held = [valued.holding for valued in valuation.positions if valued.live and valued.holding is not None]
     with localcontext(EXACT):
@@ -125,8 +128,8 @@ def decision_of(snapshot: GroupSnapshot, symbols: Iterable[str], history: Parame
         shortage=target - health.equity,
         stale_bounds={symbol: format_decimal(bound) for symbol, bound in sorted(health.bounds.items())},
         model="portfolio margin: the worst of the scanned scenarios" if scanned else "tiers, position by position",
-        stage=plan.stage,
-        orders=_orders(plan),
+        stage=plan.stage if health.liquidatable else "withdrawn" if health.equity >= target else "none",
+        orders=_orders(plan, parameters.policy.slices_open_max) if health.liquidatable else [],
     )
 
 
@@ -285,8 +288,8 @@ def _scenario(index: int) -> str:
 # --- orders ----------------------------------------------------------------------------------------------------------
 
 
-def _orders(plan: Plan) -> list[dict[str, str]]:
-    return [order_text(order) for order in plan.orders]
+def _orders(plan: Plan, most: int) -> list[dict[str, str]]:
+    return [order_text(order) for order in orders_at_once(plan, most)]
 
 
 def order_text(order: Any) -> dict[str, str]:

@@ -82,7 +82,9 @@ class _Explainer:
         differences = self._run_again()
         decision = None
         if self._snapshot is not None:
-            decision = decision_of(self._snapshot, self._command.evidence.marks, self._parameters)
+            decision = decision_of(
+                self._snapshot, self._command.evidence.marks, self._parameters, attempt=self._command.attempt or 0
+            )
             differences += self._check(decision)
         assert self._journal.record is not None
         return Explanation(
@@ -215,7 +217,7 @@ class _Explainer:
         group = None if state is None else state.groups.get(self._command.margin)
         if self._snapshot is not None or group is None or group.command is None:
             return
-        if group.command.command_id == self._id:
+        if self._id in (group.command.command_id, group.command.withdrawn_by):
             kind = _KINDS[topic]
             partition = shard.shard if topic == EVENTS else 0
             held = shard.portfolio.group(group.row)
@@ -259,6 +261,9 @@ class _Explainer:
         differences = [
             f"{name}: the command says {said}, the logs give {given}" for name, said, given in stated if said != given
         ]
-        if not health.liquidatable:
+        if command.stage == "withdrawn":
+            if decision.stage != "withdrawn":
+                differences.append("the group was not healthy at its target")
+        elif not health.liquidatable:
             differences.append("the group was not below its requirement")
         return differences

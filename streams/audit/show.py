@@ -85,7 +85,14 @@ def show_explanation(console: Console, explanation: Explanation) -> None:
         )
     )
     if command.supersedes is not None:
-        console.print(line(f"  supersedes    {command.supersedes}, which had expired"))
+        why = "healthy at its target: nothing more of it is to be filled" if command.stage == "withdrawn" else "expired"
+        console.print(line(f"  supersedes    {command.supersedes}, {why}"))
+    if command.attempt:
+        console.print(
+            line(
+                f"  attempt       {command.attempt + 1}: of the {command.attempt} before it next to nothing was filled"
+            )
+        )
     if explanation.decision is None:
         console.print(
             line(

@@ -8,11 +8,12 @@ import base64
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import (
@@ -28,7 +29,8 @@ from schemas.messages import (
     Range,
     WaitingFill,
 )
-from schemas.types import AccountStatus, GroupStatus, Offset, RecordPlace, Sequence, Side
+from schemas.types import AccountStatus, CommandStatus, GroupStatus, Offset, OrderStatus, RecordPlace, Sequence, Side
+from streams.clearing.command_states import COMMAND_CHANGES, FINAL_ORDERS, CommandEvent, status_of
 from streams.clearing.encumbrances import NO_EVENTS, NO_PLACES, NOTHING_UNAPPLIED, Encumbrance, Encumbrances
 from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.clearing.unapplied import Unapplied
@@ -83,41 +85,119 @@ SEVERITY: dict[str, int] = {
 }
 
 
+_ZERO = Decimal(0)
+
+
 @dataclass(slots=True)
 class OrderState:
-    """One order of an outstanding command; ``final`` is the filled quantity that its last report states, if any.
+    """One order of a command; ``final`` is the filled quantity that its last report states, if any.
 
-    ``symbol`` and ``side`` are None in rows of versions that did not keep them: then any is right.
+    ``symbol``, ``side`` and ``mark_price`` are None in rows of versions that did not keep them: then any is right.
+    ``traded`` and ``transferred`` are what trades and transfers have told of collateral that was sold or bought.
     """
 
     order_id: str
     quantity: Decimal
     symbol: str | None = None
     side: Side | None = None
-    filled: Decimal = Decimal(0)
+    filled: Decimal = _ZERO
     final: Decimal | None = None
+    status: OrderStatus = "issued"
+    mark_price: Decimal | None = None
+    traded: Decimal | None = None
+    transferred: Decimal | None = None
+
+    @property
+    def to_come(self) -> Decimal:
+        """What is to be filled in all: what the final report says, else the whole order."""
+        return self.quantity if self.final is None else min(self.final, self.quantity)
 
     @property
     def done(self) -> bool:
         """All that will ever be filled has been seen as fills: a report alone is not enough, fills may still be on
         their way through another topic, and a group judged before they arrive would be liquidated twice."""
-        return self.filled >= self.quantity or (self.final is not None and self.filled >= self.final)
+        return self.status in FINAL_ORDERS and self.filled >= self.to_come
 
 
 @dataclass(slots=True)
 class CommandState:
-    """The one outstanding command of a group."""
+    """A command of a group: the outstanding one, or one that has ended.
+
+    ``ended`` is how, if not by its orders' own end. ``withdrawn_by`` is the command that withdraws it.
+    """
 
     command_id: str
     stage: str
     expires_at: int
     orders: list[OrderState]
+    ended: CommandStatus | None = None
+    withdrawn_by: str | None = None
+    forgotten_at: int | None = None
 
     @property
-    def closed(self) -> bool:
-        """Done, and something was filled. A command that filled nothing stays until it expires, so that a service
-        that rejects everything is asked once a time-to-live, not in a loop."""
-        return all(order.done for order in self.orders) and any(order.filled for order in self.orders)
+    def status(self) -> CommandStatus:
+        """How far it is, or how it ended."""
+        return status_of(order.status for order in self.orders) if self.ended is None else self.ended
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will be filled of it."""
+        return all(order.done for order in self.orders)
+
+    def is_over(self, now_us: int) -> bool:
+        """Nothing more may be filled of it."""
+        return self.done or self.expires_at < now_us
+
+    @property
+    def superseded(self) -> str | None:
+        """The command that a successor names: this one, if something could still be filled of it."""
+        return None if self.done or self.withdrawn_by is not None else self.command_id
+
+    def end(self, event: CommandEvent) -> None:
+        """``event`` has happened to it: if it was out, it has ended by that."""
+        before = self.status
+        after = COMMAND_CHANGES[before][event]
+        if after != before:
+            self.ended = after
+
+    @property
+    def progress(self) -> tuple[Decimal, Decimal]:
+        """(filled, ordered): the notional of its orders at the marks of then."""
+        filled = ordered = _ZERO
+        with localcontext(EXACT):
+            for order in self.orders:
+                price = _ZERO if order.mark_price is None else order.mark_price
+                filled += min(order.filled, order.quantity) * price
+                ordered += order.quantity * price
+        return filled, ordered
+
+
+@dataclass(slots=True)
+class Liquidation:
+    """What a group remembers of its liquidations: the command that is out, if one is, and those that have ended.
+
+    ``attempt`` counts commands of which next to nothing was filled; there is no other before ``retry_at`` (0: none).
+    """
+
+    command: CommandState | None = None
+    attempt: int = 0
+    retry_at: int = 0
+    ended: list[CommandState] = field(default_factory=list)
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.command is None and not (self.attempt or self.retry_at or self.ended)
+
+    @property
+    def commands(self) -> list[CommandState]:
+        """All that are remembered."""
+        return self.ended if self.command is None else [*self.ended, self.command]
+
+    @property
+    def heeds_target(self) -> bool:
+        """Whether it matters that the group is healthy at its target again."""
+        command = self.command
+        return self.attempt > 0 or (command is not None and command.withdrawn_by is None)
 
 
 class GroupState(msgspec.Struct, gc=False):
@@ -141,9 +221,19 @@ class GroupState(msgspec.Struct, gc=False):
     margin: str
     status: GroupStatus = "normal"
     level: Decimal | None = None
-    command: CommandState | None = None
+    liquidation: Liquidation | None = None
     started: bool = False
     told_undecided: bool = False
+
+    @property
+    def command(self) -> CommandState | None:
+        """The command that is out."""
+        return None if self.liquidation is None else self.liquidation.command
+
+    @property
+    def attempt(self) -> int:
+        """How many commands in a row next to nothing was filled of."""
+        return 0 if self.liquidation is None else self.liquidation.attempt
 
     @property
     def unreached_kind(self) -> str | None:
@@ -155,7 +245,7 @@ class GroupState(msgspec.Struct, gc=False):
     @property
     def is_watched(self) -> bool:
         """Whether it must be decided whenever something about it may have changed, however it stands."""
-        return self.command is not None or self.started or self.told_undecided or self.status in WITHOUT_ORDERS
+        return self.liquidation is not None or self.started or self.told_undecided or self.status in WITHOUT_ORDERS
 
 
 class AccountGroups(msgspec.Struct, gc=False):
@@ -462,7 +552,7 @@ def _restore_group(account: str, group: GroupRow, ledger: Ledger) -> GroupState:
         margin=group.margin,
         status=group.status,
         level=None if group.margin_call_level is None else Decimal(group.margin_call_level),
-        command=None if group.command is None else _restore_command(group.command),
+        liquidation=_restore_liquidation(group),
         started=has_started(group),
         told_undecided=group.told_undecided,
     )
@@ -512,7 +602,15 @@ def _group_row(state: GroupState, ledger: Ledger) -> GroupRow | None:
         command=None if state.command is None else _open_command(state.command),
         told_undecided=state.told_undecided,
         liquidation_started=state.started,
+        **({} if state.liquidation is None else _remembered(state.liquidation)),
     )
+
+
+def _remembered(liquidation: Liquidation) -> dict[str, Any]:
+    """What a row says of a liquidation beside the command that is out."""
+    ended = tuple(map(_open_command, liquidation.ended))
+    fields = {"attempt": liquidation.attempt, "retry_at": liquidation.retry_at, "ended": ended}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _open_command(command: CommandState) -> OpenCommand:
@@ -528,10 +626,35 @@ def _open_command(command: CommandState) -> OpenCommand:
                 final=None if order.final is None else format_decimal(order.final),
                 symbol=order.symbol,
                 order_side=order.side,
+                status=order.status,
+                mark_price=_text_of(order.mark_price),
+                traded=_text_of(order.traded),
+                transferred=_text_of(order.transferred),
             )
             for order in command.orders
         ),
+        status=command.status,
+        withdrawn_by=UNSET if command.withdrawn_by is None else command.withdrawn_by,
+        forgotten_at=UNSET if command.forgotten_at is None else command.forgotten_at,
     )
+
+
+def _text_of(amount: Decimal | None) -> str | UnsetType:
+    return UNSET if amount is None else format_decimal(amount)
+
+
+def _amount_of(text: str | UnsetType) -> Decimal | None:
+    return None if text is UNSET else Decimal(text)
+
+
+def _restore_liquidation(group: GroupRow) -> Liquidation | None:
+    liquidation = Liquidation(
+        command=None if group.command is None else _restore_command(group.command),
+        attempt=group.attempt or 0,
+        retry_at=group.retry_at or 0,
+        ended=[_restore_command(command) for command in group.ended or ()],
+    )
+    return None if liquidation.is_nothing else liquidation
 
 
 def _restore_command(command: OpenCommand) -> CommandState:
@@ -539,15 +662,36 @@ def _restore_command(command: OpenCommand) -> CommandState:
         command_id=command.command_id,
         stage=command.stage,
         expires_at=command.expires_at,
-        orders=[
-            OrderState(
-                order_id=order.order_id,
-                quantity=Decimal(order.quantity),
-                filled=Decimal(order.filled),
-                final=None if order.final is None else Decimal(order.final),
-                symbol=order.symbol,
-                side=order.order_side,
-            )
-            for order in command.orders
-        ],
+        orders=[_restore_order(order) for order in command.orders],
+        ended=_how_it_ended(command.status),
+        withdrawn_by=command.withdrawn_by or None,
+        forgotten_at=None if command.forgotten_at is UNSET else command.forgotten_at,
     )
+
+
+def _how_it_ended(status: CommandStatus | UnsetType) -> CommandStatus | None:
+    """How a command ended, if not by the end of its orders, from which follows what else its status says."""
+    return status if status in ("expired", "withdrawn", "superseded") else None
+
+
+def _restore_order(order: OpenOrder) -> OrderState:
+    restored = OrderState(
+        order_id=order.order_id,
+        quantity=Decimal(order.quantity),
+        filled=Decimal(order.filled),
+        final=None if order.final is None else Decimal(order.final),
+        symbol=order.symbol,
+        side=order.order_side,
+        mark_price=_amount_of(order.mark_price),
+        traded=_amount_of(order.traded),
+        transferred=_amount_of(order.transferred),
+    )
+    if order.status is not UNSET:
+        restored.status = order.status
+    elif restored.filled >= restored.quantity:  # a row of an earlier version
+        restored.status = "filled"
+    elif restored.final is not None:
+        restored.status = "filled" if restored.final >= restored.quantity else "cancelled"
+    elif restored.filled:
+        restored.status = "partly_filled"
+    return restored

@@ -32,7 +32,8 @@ class Agenda:
 
     ``touched``: an event or a change of its account may have changed it. ``overdue``: its command has expired.
     ``undone``: its shard has just been restored. ``watched``: whatever becomes of it must be told. ``stranded``: it is
-    below its requirement and has nothing that could be traded.
+    below its requirement and has nothing that could be traded. ``heeding``: it matters when it is healthy at its target
+    again, as a command would be withdrawn, or its attempts begin anew.
     """
 
     touched: set[int] = field(default_factory=set)
@@ -40,10 +41,16 @@ class Agenda:
     undone: set[int] = field(default_factory=set)
     watched: set[int] = field(default_factory=set)
     stranded: set[int] = field(default_factory=set)
+    heeding: set[int] = field(default_factory=set)
 
     def watch(self, group: GroupState) -> None:
-        """Keep the group among the watched and the stranded ones as long as it is one."""
-        for rows, is_one in ((self.watched, group.is_watched), (self.stranded, group.status in WITHOUT_ORDERS)):
+        """Keep the group among the watched, the stranded and the heeding ones as long as it is one."""
+        heeds = group.liquidation is not None and group.liquidation.heeds_target
+        for rows, is_one in (
+            (self.watched, group.is_watched),
+            (self.stranded, group.status in WITHOUT_ORDERS),
+            (self.heeding, heeds),
+        ):
             if is_one:
                 rows.add(group.row)
             else:
@@ -51,7 +58,7 @@ class Agenda:
 
     def forget(self, row: int) -> None:
         """The row is nobody's any more."""
-        for rows in (self.touched, self.overdue, self.undone, self.watched, self.stranded):
+        for rows in (self.touched, self.overdue, self.undone, self.watched, self.stranded, self.heeding):
             rows.discard(row)
 
 

@@ -56,11 +56,18 @@ class Admission:
     def set_parameters(self, parameters: RiskParameters) -> None:
         """From now on these are in force."""
         self._parameters = parameters
+        self._spot = {rules.price_symbol for rules in parameters.assets.values()} - parameters.instruments.keys()
         self._grids: dict[str, _Grids] = {}
+
+    def is_spot(self, symbol: str) -> bool:
+        """Whether this is a market on which an asset is bought and sold: what trades there is moved by transfers."""
+        return symbol in self._spot
 
     def refuses_fill(self, symbol: str, quantity: str, price: str, fee: str) -> str | None:
         """Why these parameters do not admit a fill, None if they do."""
         grids = self._grids_of(symbol)
+        if grids is None and self.is_spot(symbol):
+            return None
         if grids is None:
             return f"symbol {symbol}: no instrument of that name in risk.parameters.v1"
         if grids.fee is None:
@@ -95,11 +102,15 @@ class Admission:
         fitting: dict[str, _Grids] = {}
         for symbol in set(fills.symbol):
             grids = self._grids_of(symbol)
+            if grids is None and self.is_spot(symbol):
+                continue
             if grids is None or grids.fee is None:
                 return False
             fitting[symbol] = grids
         for symbol, quantity, price, fee in zip(fills.symbol, fills.quantity, fills.price, fills.fee, strict=True):
-            grids = fitting[symbol]
+            grids = fitting.get(symbol)
+            if grids is None:
+                continue
             if not (grids.price.holds(price) and grids.quantity.holds(quantity)):
                 return False
             if grids.fee is None or not grids.fee.holds(fee):

@@ -40,8 +40,11 @@ class Candidates:
             self._is_current = True
 
     def moved(self, prices: Mapping[str, Decimal]) -> list[Rows]:
-        """The rows that new ``prices`` may concern: they have left their band, or are stranded."""
-        return [self._index.crossed_all(prices), self._stranded_with(prices)] if prices else []
+        """The rows that new ``prices`` may concern: they have left their band, are stranded, or may have reached the
+        target of their liquidation."""
+        if not prices:
+            return []
+        return [self._index.crossed_all(prices), self._stranded_with(prices), self._at_target_with(prices)]
 
     def screen(self, rows: Rows) -> Rows:
         """Those of ``rows`` (int64[n], distinct) that a screen cannot rule out; all of them get new bands."""
@@ -79,6 +82,13 @@ class Candidates:
         is_near = columns.bounded & (columns.equity - columns.maintenance <= columns.error)
         decided: Rows = rows[columns.decidable | is_near]
         return decided
+
+    def _at_target_with(self, moved: Iterable[str]) -> Rows:
+        """The groups to which their target matters, that hold what has a new price and may be healthy at it."""
+        heeding = self._accounts.agenda.heeding
+        if not heeding:
+            return NO_ROWS
+        return self._portfolio.may_be_at_target(self._portfolio.rows_with(moved, as_rows(heeding)))
 
 
 def as_rows(rows: Iterable[int]) -> Rows:

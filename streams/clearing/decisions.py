@@ -6,6 +6,8 @@ gives the same to the byte.
 
 from decimal import Decimal
 
+from msgspec import UNSET
+
 from schemas.messages import CommandOrder, DeferredEvent, Evidence, LiquidationCommand
 from schemas.types import GroupStatus
 from streams.clearing.account import AccountState, CommandState, GroupState, OrderState
@@ -18,10 +20,10 @@ from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import REASON_MAX, Outbox
 from streams.feeds.source_names import source_name
 from streams.margin.fixed_point import format_decimal
-from streams.margin.health import Health, evaluate, symbols_of
+from streams.margin.health import Health, evaluate, symbols_of, target_of
 from streams.margin.levels import margin_call_level
 from streams.margin.limits import ACCOUNT_ORDERS_MAX
-from streams.margin.plan import Plan, make_plan
+from streams.margin.plan import Plan, make_plan, orders_at_once
 from streams.margin.portfolio import Portfolio
 from streams.margin.slots import Rows
 
@@ -64,10 +66,11 @@ class Decisions:
         return state.suspended or self._cursor.suspends(state.resumed)
 
     def due(self) -> set[int]:
-        """The rows whose command has expired, and those of a restored shard that have not been decided yet."""
+        """The rows of which a command's time is over or another may be given, and those of a restored shard that have
+        not been decided yet."""
         agenda = self._accounts.agenda
         undone, agenda.undone = agenda.undone, set()
-        return self._commands.expire(self._cursor.clock.now_us) | undone
+        return self._commands.due(self._cursor.clock.now_us) | undone
 
     def _decide_suspended(self, state: AccountState, group: GroupState) -> None:
         """Nothing is done to an account whose state is not known; that it would be liquidated as it stands is told."""
@@ -85,26 +88,36 @@ class Decisions:
     def decide_exactly(self, state: AccountState, group: GroupState) -> None:
         """Decide one group: liquidate it, leave it alone, or say why neither can be done.
 
-        1. A command that is out is waited for, until it is closed or has expired.
+        1. A command that is out is waited for, until nothing more will be filled of it or its time is over. Healthy at
+           its target again meanwhile, it is withdrawn.
         2. Below the requirement, as far as live marks and the bounds of the others show: the account is held until all
            is in that was acknowledged before; then the plan's orders become a command, a plan without orders a status.
         3. Not below it with every mark live: whatever was under way is over.
         4. Not shown to be below it while marks are not live: nothing is over that only live marks can end.
         """
+        if group.command is not None and group.command.done:
+            self._commands.end(state, group)
         command = group.command
-        expired = command is not None and command.expires_at < self._cursor.clock.now_us
-        if command is not None and not command.closed and not expired:
-            return
         health = self._evaluate(group)
-        superseded = command.command_id if command is not None and expired and not command.closed else None
-        if health.liquidatable:
+        if command is not None and not command.is_over(self._cursor.clock.now_us):
+            self._look_while_out(state, group, command, health)
+        elif health.liquidatable:
+            if self._commands.waits(group):
+                return
             view, marks = self._portfolio.group(group.row), self._portfolio.marks
-            plan = make_plan(view, health, marks, self._portfolio.parameters, stale=self._not_live_of(group))
-            expired_us = command.expires_at if command is not None and superseded is not None else 0
+            plan = make_plan(
+                view,
+                health,
+                marks,
+                self._portfolio.parameters,
+                stale=self._not_live_of(group),
+                attempt=self._commands.next_attempt(group),
+            )
+            superseded, expired_us = (None, 0) if command is None else (command.superseded, command.expires_at)
             is_news = bool(plan.orders) or group.status != plan.stage
             if is_news and self._holds.keeps(state, expired_us):
                 return
-            self._commands.end(state, group)
+            self._commands.end(state, group, "successor" if plan.orders else "expiry")
             if plan.orders:
                 self._liquidate(state, group, health, plan, superseded)
             else:
@@ -112,9 +125,19 @@ class Decisions:
         elif health.bounds or not health.bounded:
             self._leave_undecided(state, group)
         else:
-            self._commands.end(state, group)
+            self._commands.end(state, group, "expiry")
             self._settle(state, group, health)
         self._accounts.agenda.watch(group)
+
+    def _look_while_out(self, state: AccountState, group: GroupState, command: CommandState, health: Health) -> None:
+        """A group whose command is out: withdraw that, if nothing more of it is to be filled."""
+        if health.liquidatable or health.bounds or not health.bounded:
+            return
+        if command.withdrawn_by is None:
+            if not self._is_at_target(health):
+                return
+            self._withdraw(state, group, command, health)
+        self._settle(state, group, health)
 
     def tell_below_at_last_prices(self, state: AccountState, group: GroupState) -> None:
         """Tell of a group that is below its requirement at the last prices, if it is, while its marks are not live."""
@@ -151,6 +174,9 @@ class Decisions:
             f"asset:{asset}" for asset in self._portfolio.balances(group.row)
         }
 
+    def _is_at_target(self, health: Health) -> bool:
+        return health.equity >= target_of(health, self._portfolio.parameters)
+
     # --- below its requirement ---------------------------------------------------------------------------------------
 
     def _liquidate(
@@ -166,7 +192,13 @@ class Decisions:
                 stage=plan.stage,
                 expires_at=command.expires_at,
                 orders=[
-                    OrderState(order.order_id, Decimal(order.quantity), order.symbol, order.order_side)
+                    OrderState(
+                        order.order_id,
+                        Decimal(order.quantity),
+                        order.symbol,
+                        order.order_side,
+                        mark_price=Decimal(order.mark_price),
+                    )
                     for order in command.orders
                 ],
             ),
@@ -184,9 +216,11 @@ class Decisions:
         self, state: AccountState, group: GroupState, health: Health, plan: Plan, superseded: str | None
     ) -> LiquidationCommand:
         """The account's next command: as many of the plan's orders as its row has room for."""
-        state.liquidation_sequence += 1
-        command_id = f"{state.account}:{state.liquidation_sequence}"
-        clock_us = self._cursor.clock.now_us
+        command_id = f"{state.account}:{state.liquidation_sequence + 1}"
+        most, room = (
+            self._portfolio.parameters.policy.slices_open_max,
+            ACCOUNT_ORDERS_MAX - self._commands.out_of(state),
+        )
         orders = tuple(
             CommandOrder(
                 order_id=f"{command_id}:{index}",
@@ -198,22 +232,44 @@ class Decisions:
                 limit_price=format_decimal(order.limit_price),
                 mark_price=format_decimal(order.mark_price),
             )
-            for index, order in enumerate(plan.orders[: _room_for_orders(state)])
+            for index, order in enumerate(orders_at_once(plan, most)[: max(room, 1)])
         )
         assert orders, "a command without orders does nothing and is out for a whole time-to-live"
+        return self._next_command(state, group, health, plan.stage, superseded, orders)
+
+    def _next_command(
+        self,
+        state: AccountState,
+        group: GroupState,
+        health: Health,
+        stage: str,
+        superseded: str | None,
+        orders: tuple[CommandOrder, ...],
+    ) -> LiquidationCommand:
+        state.liquidation_sequence += 1
+        clock_us = self._cursor.clock.now_us
         return LiquidationCommand(
-            command_id=command_id,
+            command_id=f"{state.account}:{state.liquidation_sequence}",
             account=state.account,
             margin=group.margin,
             sequence=state.liquidation_sequence,
-            stage=plan.stage,  # type: ignore[arg-type]
+            stage=stage,  # type: ignore[arg-type]
             supersedes=superseded,
-            cancel_open_orders=True,
+            cancel_open_orders=bool(orders),
             issued_at=clock_us,
             expires_at=clock_us + 1000 * self._portfolio.parameters.policy.command_ttl_ms,
             orders=orders,
             evidence=self._evidence(state, group, health),
+            attempt=(bool(orders) and self._commands.next_attempt(group)) or UNSET,
         )
+
+    def _withdraw(self, state: AccountState, group: GroupState, command: CommandState, health: Health) -> None:
+        """Nothing more is to be filled of ``command``: the group is healthy at its target again."""
+        withdrawal = self._next_command(state, group, health, "withdrawn", command.command_id, ())
+        self._outbox.commands.append(withdrawal)
+        self._outbox.changed.add(state.account)
+        command.withdrawn_by = withdrawal.command_id
+        command.end("withdrawal")
 
     def _evidence(self, state: AccountState, group: GroupState, health: Health) -> Evidence:
         marks, scales = self._portfolio.marks, self._marks.scales
@@ -228,7 +284,7 @@ class Decisions:
             marks={
                 symbol: format_decimal(marks[symbol]) for symbol in sorted(self._priced_by(group)) if symbol in marks
             },
-            reason="equity_not_positive" if health.equity <= 0 else "equity_below_maintenance",
+            reason=_reason(health),
             scales={key: scale for key in sorted(self._scaled_by(group)) if (scale := scales.get(key))},
             debt=format_decimal(health.debt),
             unweighted_equity=format_decimal(health.unweighted_equity),
@@ -277,6 +333,8 @@ class Decisions:
     def _settle(self, state: AccountState, group: GroupState, health: Health) -> None:
         """A group that need not be liquidated: leave behind whatever was, and set the margin-call level it is at."""
         self._clear_undecided(state, group, health)
+        if self._is_at_target(health):
+            self._commands.begin_anew(state, group)
         if group.started:
             group.started = False
             self._outbox.alert(state, group.margin, "liquidation_completed", health=health)
@@ -303,7 +361,7 @@ def _place_of(deferred: DeferredEvent) -> str:
     return f"{source_name(source)}:{source.first}"
 
 
-def _room_for_orders(state: AccountState) -> int:
-    """How many orders a command may have beside those that are out for the account, so that its row holds them."""
-    out = sum(len(group.command.orders) for group in state.groups.values() if group.command is not None)
-    return max(ACCOUNT_ORDERS_MAX - out, 1)
+def _reason(health: Health) -> str:
+    if not health.liquidatable:
+        return "equity_at_target"
+    return "equity_not_positive" if health.equity <= 0 else "equity_below_maintenance"

@@ -6,6 +6,7 @@ from decimal import Decimal
 from itertools import compress
 
 import numpy as np
+from msgspec import UNSET
 
 from schemas.messages import (
     DeferredEvent,
@@ -210,12 +211,20 @@ class Events:
                     group = accounts.group(state, margin)
                 ledger.apply_fill(group.row, symbol, quantity, columns.price[index], columns.fee[index])
             except InputError as error:
-                if not self._held_back.keep_fill(state, _fill(frame, index, offset), error):
+                if self._postings.is_spot(symbol):
+                    self._apply_spot_fill(state, offset, frame, index)
+                elif not self._held_back.keep_fill(state, _fill(frame, index, offset), error):
                     self._held_back.refuse(state, offset, frame, "fills", index, error)
             else:
                 touched.add(group.row)
                 if (order_id := columns.order_id[index]) in orders or ":" in order_id:
                     self._commands.count_fill(state, group, symbol, quantity, order_id)
+
+    def _apply_spot_fill(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
+        try:
+            self._postings.fill(state, _fill(frame, index, offset))
+        except InputError as error:
+            self._held_back.refuse(state, offset, frame, "fills", index, error)
 
     def _apply_fill_in_turn(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
         """Apply a fill that is repaired, or whose account has fills that wait: behind those that it must follow."""
@@ -284,6 +293,7 @@ def _transfer(frame: EventFrame, index: int, offset: int) -> ParkedTransfer:
         amount=columns.amount[index],
         offset=offset,
         place=place_of_row(frame, columns, index),
+        order_id=columns.order_id[index] or UNSET if columns.order_id else UNSET,
     )
 
 

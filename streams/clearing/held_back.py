@@ -203,7 +203,8 @@ class HeldBack:
         time_us = self._cursor.clock.now_us
         kind = TransferColumns if isinstance(held, ParkedTransfer) else FillColumns
         fields = {"account": state.account, **msgspec.structs.asdict(held)}
-        columns: Any = kind(**{name: [fields[name]] for name in kind.__struct_fields__ if name in fields})
+        given = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+        columns: Any = kind(**{name: [given[name]] for name in kind.__struct_fields__ if name in given})
         sources = [source_of(held.place)] if held.place else []
         columns.source, columns.source_offset = [0] * len(sources), [source.first for source in sources]
         if isinstance(held, ParkedTransfer):

@@ -1,5 +1,7 @@
 """What a transfer and a fill do to the ledger, one at a time."""
 
+from decimal import Decimal
+
 from schemas.messages import ParkedTransfer, WaitingFill
 from schemas.types import CROSS
 from streams.clearing.account import AccountState
@@ -7,6 +9,7 @@ from streams.clearing.accounts import Accounts
 from streams.clearing.admission import Admission
 from streams.clearing.open_commands import OpenCommands
 from streams.errors import InputError
+from streams.margin.fixed_point import is_decimal
 from streams.margin.ledger import Ledger
 from streams.margin.limits import ISOLATED_ASSETS_MAX
 
@@ -36,14 +39,25 @@ class Postings:
                 raise InputError(f"margin {margin}: an isolated group holds at most {ISOLATED_ASSETS_MAX} assets")
         self._ledger.apply_transfer(group.row, asset, transfer.amount)
         self._accounts.agenda.touched.add(group.row)
+        if transfer.order_id:
+            self._commands.count_transfer(state, group, asset, transfer.amount, transfer.order_id)
+
+    def is_spot(self, symbol: str) -> bool:
+        """Whether a fill in ``symbol`` changes nothing that is held."""
+        return self._admission.is_spot(symbol)
 
     def fill(self, state: AccountState, fill: WaitingFill) -> None:
-        """Apply a fill.
+        """Apply a fill. One on a spot market changes no balance, transfers do: it only counts for its order.
 
         Raises:
             InputError: it cannot be; nothing held has changed.
         """
         group = self._accounts.group(state, fill.margin)
+        if self._admission.is_spot(fill.symbol):
+            if not (is_decimal(fill.quantity) and Decimal(fill.quantity)):
+                raise InputError(f"symbol {fill.symbol}: {fill.quantity[:60]!r} is no quantity")
+            self._commands.count_fill(state, group, fill.symbol, fill.quantity, fill.order_id)
+            return
         self._ledger.apply_fill(group.row, fill.symbol, fill.quantity, fill.price, fill.fee)
         self._accounts.agenda.touched.add(group.row)
         self._commands.count_fill(state, group, fill.symbol, fill.quantity, fill.order_id)

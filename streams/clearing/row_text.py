@@ -48,12 +48,12 @@ class RowWriter:
         return text.encode() if text else None
 
     def _account(self, state: AccountState) -> str | None:
-        """The row of an ordinary account, empty if there is none; None: a command is out for one of its groups."""
+        """The row of an ordinary account, empty if there is none; None: one of its groups remembers a liquidation."""
         written: list[str] = []
         status: AccountStatus = "normal"
         groups = state.groups.values()
         for group in groups if len(groups) == 1 else sorted(groups, key=_MARGIN):
-            if group.command is not None:
+            if group.liquidation is not None:
                 return None
             if text := self._group(group):
                 written.append(text)
@@ -74,7 +74,7 @@ class RowWriter:
         )
 
     def _group(self, group: GroupState) -> str:
-        """A group without a command; empty if nothing about it needs to be remembered."""
+        """A group without a liquidation; empty if nothing about it needs to be remembered."""
         row, status = group.row, group.status
         positions = self._positions(row)
         balances = ",".join([f'"{asset}":"{text}"' for asset, text in self._ledger.balances(row).items()])

@@ -74,7 +74,7 @@ class UndecidedWatch:
             waiting = set(self._portfolio.below_at_last_prices(symbols).tolist())
         for state, group in accounts.in_order(told ^ waiting):
             command = group.command
-            is_out = command is not None and not command.closed and command.expires_at >= self._cursor.clock.now_us
+            is_out = command is not None and not command.is_over(self._cursor.clock.now_us)
             if self._decisions.is_suspended(state) or is_out:
                 continue
             if group.told_undecided:

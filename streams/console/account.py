@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from rich.console import Console
 from rich.table import Table
 
@@ -162,7 +163,12 @@ def _show_group(console: Console, view: GroupView, marks: dict[str, Decimal]) ->
         console.print(line(f"  maintenance   {_text(health.maintenance_margin)}"))
         console.print(line(f"  health ratio  {_text(health.health_ratio) or '-'}"))
     if row.command is not None:
-        console.print(line(f"  open command  {row.command.command_id} ({row.command.stage})"))
+        status = "" if row.command.status is UNSET else f", {row.command.status}"
+        console.print(line(f"  open command  {row.command.command_id} ({row.command.stage}{status})"))
+    for ended in row.ended or ():
+        console.print(line(f"  ended         {ended.command_id} ({ended.stage}, {ended.status})"))
+    if row.attempt:
+        console.print(line(f"  attempts      {row.attempt} in vain"))
     if row.positions:
         table = Table("symbol", "quantity", "cash", "mark", "liquidation price", box=None, pad_edge=True)
         for position in row.positions:

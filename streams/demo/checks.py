@@ -41,7 +41,8 @@ def commands_once_and_complete(records: RunRecords) -> Differences:
         sequences[command["account"]].append(command["sequence"])
         if command["command_id"] != f"{command['account']}:{command['sequence']}":
             differences.append(f"{command['command_id']} is not its account and sequence")
-        if not command["orders"] or not command["evidence"].keys() >= EVIDENCE_FIELDS:
+        is_withdrawn = command["stage"] == "withdrawn"
+        if bool(command["orders"]) == is_withdrawn or not command["evidence"].keys() >= EVIDENCE_FIELDS:
             differences.append(f"{command['command_id']} lacks orders or evidence")
         if any(not order.keys() >= ORDER_FIELDS for order in command["orders"]):
             differences.append(f"{command['command_id']} has an order that lacks fields")
@@ -132,7 +133,8 @@ def changelog_equals_recomputation(records: RunRecords) -> Differences:
 
 
 def nobody_healthy_liquidated(records: RunRecords) -> Differences:
-    """At the offsets that a command's evidence names, its group was below maintenance, with the figures it says."""
+    """At the offsets that a command's evidence names, its group was below maintenance, with the figures it says;
+    that of one that is withdrawn was not."""
     differences: Differences = []
     for shard, commands in _by_shard(records).items():
         ledger, marks = ReferenceLedger(_rules(records)), MarkLog(records.marks)
@@ -183,7 +185,10 @@ def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules
     if any(marks.scales.get(key) != Decimal(scale) for key, scale in evidence.get("scales", {}).items()):
         yield f"{name}: evidence names scales {evidence['scales']}, the log has others"
     verdict = evaluate(group, marks.prices(), rules, not_live | bounded)
-    if not verdict.liquidatable:
+    if command["stage"] == "withdrawn":
+        if verdict.liquidatable or not verdict.bounded or not_live | bounded or command["supersedes"] is None:
+            yield f"{name}: withdrawn at equity {verdict.equity}, maintenance {verdict.maintenance}"
+    elif not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
     figures = (
         floor_18(verdict.equity),
@@ -205,7 +210,8 @@ def _misjudged(command: Any, group: ReferenceGroup, marks: MarkLog, rules: Rules
 def nobody_liquidatable_left(records: RunRecords) -> Differences:
     """At the last live marks and the last scales no group is below maintenance without an open command.
 
-    One that has nothing to trade has none, and says so in its status.
+    One that has nothing to trade has none, and says so in its status; one of whose last command nothing was filled
+    waits for the next.
     """
     marks = MarkLog(records.marks)
     marks.walk_to(2**62)
@@ -218,7 +224,7 @@ def nobody_liquidatable_left(records: RunRecords) -> Differences:
         (account, group["margin"])
         for account, row in records.rows.items()
         for group in orjson.loads(row)["groups"]
-        if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
+        if group["command"] is not None or group.get("retry_at") or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():

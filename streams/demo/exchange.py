@@ -197,7 +197,8 @@ class SimulatedExchange:
         if command.supersedes is not None:
             self._drop(command.supersedes)
         late = now_us() > command.expires_at
-        self._busy.add((command.account, command.margin))
+        if command.orders:  # else it only says that the one before is withdrawn
+            self._busy.add((command.account, command.margin))
         for order in command.orders:
             resting = RestingOrder(command, order)
             if late:

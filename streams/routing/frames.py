@@ -95,6 +95,10 @@ class ShardFrames:
         columns.amount.append(transfer.amount)
         columns.sequence.append(transfer.sequence)
         columns.transfer_id.append(transfer.transfer_id)
+        if columns.order_id is not UNSET:
+            columns.order_id.append(transfer.order_id or "")
+        elif transfer.order_id is not None:
+            columns.order_id = [""] * (len(columns.account) - 1) + [transfer.order_id]
         columns.source.append(home.cover(source, offset))
         columns.source_offset.append(offset)
 

@@ -50,10 +50,28 @@ def test_a_command_is_explained_term_by_term(liquidation: Script) -> None:
     ]  # fmt: skip
 
 
+def test_a_withdrawal_is_explained_by_the_target(liquidation: Script) -> None:
+    liquidation.mark("9900")
+    liquidation.cycle()
+    explanation = liquidation.explained("alice:2")
+    assert explanation.passed
+    assert explanation.decision is not None
+    assert (explanation.decision.stage, explanation.decision.shortage < 0) == ("withdrawn", True)
+    assert "alice:1, healthy at its target" in shown(explanation)
+
+
+def test_a_later_attempt_is_explained_with_its_limits(liquidation: Script) -> None:
+    liquidation.mark("9450", after_ms=6000)
+    liquidation.cycle()
+    explanation = liquidation.explained("alice:2")
+    assert explanation.passed
+    assert (explanation.command.attempt, "attempt       2" in shown(explanation)) == (1, True)
+
+
 def test_an_explanation_can_be_read_and_is_plain_json(liquidation: Script) -> None:
     explanation = liquidation.explained("alice:1")
     text = shown(explanation)
-    for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9002.8", "byte for byte"):
+    for part in ("alice:1", "449.99", "472.5", "41.41", "a 9450", "9351.1", "byte for byte"):
         assert part in text
     plain = explanation.as_json()
     assert plain["passed"] is True

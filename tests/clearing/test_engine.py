@@ -307,7 +307,8 @@ def test_what_was_polled_with_the_record_at_which_a_commit_failed_is_read_again(
     assert metric("margin_engine_mark_frames_total") == walked + 2, "the third mark was polled, and not walked"
     engine.settle()
     assert metric("margin_engine_mark_frames_total") == walked + 3
-    assert [command.evidence.marks[SYMBOL] for command in bench.commands()] == ["9450"]
+    given = [(command.stage, command.evidence.marks[SYMBOL]) for command in bench.commands()]
+    assert given == [("reduce", "9450"), ("withdrawn", "9900")]
 
 
 # --- watching itself -------------------------------------------------------------------------------------------------

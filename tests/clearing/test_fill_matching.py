@@ -79,8 +79,12 @@ def test_a_fill_of_an_order_whose_command_is_closed_is_told(driver: Recorder) ->
     driver.fill("alice", "-0.096", "9450", order_id="alice:1:0")
     assert not is_open(driver)
     output = driver.fill("alice", "-0.001", "9450", order_id="alice:1:0")
-    assert kinds(output) == ["fill_mismatch"]
-    assert "not open any more" in (output.alerts[0].reason or "")
+    assert kinds(output) == ["late_fill"]
+    assert "whose command is filled: 0.097 filled of 0.096" in (output.alerts[0].reason or "")
+    driver.tick(70_000)
+    output = driver.fill("alice", "-0.001", "9450", order_id="alice:1:0")
+    assert kinds(output)[0] == "late_fill"
+    assert "not remembered any more" in (output.alerts[0].reason or "")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def everything_of(shard: Shard) -> list[Any]:
         for a in (column.amounts,)
     ]
     states = {account: msgspec.to_builtins(state, enc_hook=vars_of) for account, state in shard.accounts.items()}
-    orders = {order: (state.account, group.margin) for order, (state, group, _) in shard._commands.orders.items()}
+    orders = {order: (state.account, group.margin) for order, (state, group, *_) in shard._commands.orders.items()}
     owners = {row: (accounts.owner[row][0].account, accounts.owner[row][1].margin) for row in accounts.owner}
     output = shard.take("test", with_open_interest=True)
     return [

@@ -204,7 +204,8 @@ EXPECTED_ALERTS = {
     "bankrupt",
     "insolvent",
     "command_expired",
-    "fill_mismatch",  # of an order whose command had expired when it was filled
+    "fill_mismatch",
+    "late_fill",  # of an order whose command had expired when it was filled
 }
 
 

@@ -26,7 +26,7 @@ from schemas.parameters import AssetParameters, PolicyParameters
 from schemas.topics import TRADES
 from schemas.types import CROSS, GroupStatus
 from streams.clearing import row_text
-from streams.clearing.account import AccountState, CommandState, GroupState, OrderState, account_row
+from streams.clearing.account import AccountState, CommandState, GroupState, Liquidation, OrderState, account_row
 from streams.clearing.row_text import RowWriter
 from streams.clearing.shard import Output
 from streams.clearing.transfers import TransferSequences
@@ -172,7 +172,7 @@ class Compared(Market):
     def do_follow(self, is_wrong: bool) -> None:
         """The orders of the open commands are filled, or those of others."""
         orders = [order for *_, order in self.shard._commands.orders.values()]
-        owners = {order.order_id: state.account for state, _, order in self.shard._commands.orders.values()}
+        owners = {order.order_id: state.account for state, _, _, order in self.shard._commands.orders.values()}
         for order in orders[:2]:
             assert order.symbol is not None
             quantity = f"{'-' if order.side == 'sell' else ''}{order.quantity}"
@@ -321,7 +321,13 @@ def test_so_is_that_of_any_state(name: str, fields: dict[str, Any], groups: list
         ledger.load_group(row, balances, [(symbol, quantity, "-0.125") for symbol, quantity in positions.items()])
         command = CommandState(f"{name}:1", "reduce", 5, [OrderState(f"{name}:1:0", Decimal("1.50"), "A", "buy")])
         state.groups[margin] = GroupState(
-            row, margin, status, level, command if is_commanded else None, started=started, told_undecided=told
+            row,
+            margin,
+            status,
+            level,
+            Liquidation(command) if is_commanded else None,
+            started=started,
+            told_undecided=told,
         )
     writer = RowWriter(ledger)
     expected = account_row(state, ledger)

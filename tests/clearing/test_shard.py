@@ -234,22 +234,24 @@ def test_an_expired_command_is_superseded(driver: Driver) -> None:
     assert (command.command_id, command.supersedes) == ("alice:2", "alice:1")
 
 
-def test_a_rejected_command_is_not_repeated_before_it_expires(driver: Driver) -> None:
+def test_after_a_rejection_the_next_command_waits_for_retry_ms(driver: Driver) -> None:
     driver.long()
     driver.mark("9450")
     assert driver.report("alice", "alice:1:0", "rejected").commands == []
-    assert driver.mark("9450").commands == []
-    (command,) = driver.mark("9450", after_ms=6000).commands
-    assert command.supersedes == "alice:1"
+    assert driver.mark("9450", after_ms=900).commands == []
+    (command,) = driver.mark("9450", after_ms=200).commands
+    assert (command.command_id, command.supersedes, command.attempt) == ("alice:2", None, 1)
 
 
-def test_an_expired_command_of_a_recovered_group_completes(driver: Driver) -> None:
+def test_a_command_of_a_group_that_is_healthy_at_its_target_again_is_withdrawn(driver: Driver) -> None:
     driver.long()
     driver.mark("9450")
-    driver.mark("9900")
-    output = driver.mark("9900", after_ms=6000)
-    assert output.commands == []
+    output = driver.mark("9900")
+    (withdrawal,) = output.commands
+    assert (withdrawal.command_id, withdrawal.stage, withdrawal.supersedes) == ("alice:2", "withdrawn", "alice:1")
+    assert (withdrawal.orders, withdrawal.evidence.reason) == ((), "equity_at_target")
     assert kinds(output)[0] == "liquidation_completed"
+    assert driver.mark("9900", after_ms=6000).commands == []
 
 
 @pytest.mark.parametrize("status", ["stale", "halted"])

@@ -229,7 +229,8 @@ def instrument(name: str, **changes: Any) -> InstrumentParameters:
 
 
 def rules(*records: Parameter) -> RiskParameters:
-    return RiskParameters.build([AssetParameters(asset="USDC", decimals=6), PolicyParameters(), *records])
+    policy = PolicyParameters(slices_open_max=512)
+    return RiskParameters.build([AssetParameters(asset="USDC", decimals=6), policy, *records])
 
 
 def read_back(output: Output) -> None:

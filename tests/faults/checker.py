@@ -206,7 +206,8 @@ def alerts_are_unique_and_gapless(records: RunRecords) -> Differences:
 
 
 def every_command_is_justified(records: RunRecords) -> Differences:
-    """At the offsets of its evidence the group was below maintenance at live marks, with the figures it states."""
+    """At the offsets of its evidence the group was below maintenance at live marks, with the figures it states; that of
+    a command that is withdrawn was not."""
     differences: Differences = []
     parameters = _parameters(records)
     moved = MovedLedger(records, parameters.as_of(LAST)) if records.has_moved else None
@@ -253,7 +254,10 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
         if Decimal(evidence["marks"].get(symbol, "0")) != mark.price:
             yield f"{name}: evidence says {symbol} at {evidence['marks'].get(symbol)}, the log has {mark.price}"
     verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules, bounded)
-    if not verdict.liquidatable:
+    if command["stage"] == "withdrawn":
+        if verdict.liquidatable or bounded or command["supersedes"] is None or command["orders"]:
+            yield f"{name}: withdrawn at equity {verdict.equity}, maintenance {verdict.maintenance}"
+    elif not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"
     ratio = verdict.health_ratio or Decimal(0)
     figures = floor_18(verdict.equity), floor_18(verdict.maintenance), ratio, floor_18(verdict.debt)
@@ -276,7 +280,7 @@ def nobody_is_left_liquidatable(records: RunRecords) -> Differences:
         (account, group["margin"])
         for account, row in _rows(records).items()
         for group in row["groups"]
-        if group["command"] is not None or group.get("status") in WITHOUT_ORDERS
+        if group["command"] is not None or group.get("retry_at") or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():

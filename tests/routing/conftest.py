@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame
@@ -62,7 +63,7 @@ def rows(frames: Iterable[tuple[int, bytes]], kind: str) -> list[tuple[int, dict
     sharded_rows = []
     for shard, data in frames:
         columns = getattr(_FRAME(data), kind)
-        names = columns.__struct_fields__
+        names = [name for name in columns.__struct_fields__ if getattr(columns, name) is not UNSET]
         for values in zip(*(getattr(columns, name) for name in names), strict=True):
             sharded_rows.append((shard, dict(zip(names, values, strict=True))))
     return sharded_rows

@@ -70,6 +70,15 @@ def test_an_account_on_both_sides_gets_both_fills(records: Any, rows_of: Any) ->
     assert [row["quantity"] for _, row in rows_of(frames, "fills")] == ["0.120", "-0.120"]
 
 
+def test_the_order_that_a_transfer_carries_out_goes_with_it(records: Any, rows_of: Any) -> None:
+    given = [("alice", 1, None), ("alice", 2, "alice:1:0"), ("alice", 3, None)]
+    frames, _ = routed(
+        *((TRANSFERS, records.transfer(name, number, **({} if order is None else {"order_id": order})))
+          for name, number, order in given)
+    )  # fmt: skip
+    assert [row["order_id"] for _, row in rows_of(frames, "transfers")] == ["", "alice:1:0", ""]
+
+
 def test_transfers_and_reports_keep_their_fields(records: Any, rows_of: Any) -> None:
     frames, counts = routed(
         (TRANSFERS, records.transfer("alice", 3, amount="-1.5", margin="BTC-PERP")),

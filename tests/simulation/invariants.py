@@ -51,6 +51,7 @@ from schemas.topics import (
 )
 from schemas.types import RESERVED_ACCOUNTS, shard_account
 from streams.clearing.account import WITHOUT_ORDERS
+from streams.clearing.command_states import FINAL_COMMANDS
 from streams.clearing.relocation import rows_in
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
@@ -578,6 +579,7 @@ class ShardTruth:
         self._holdings = Holdings(number, watch.founded)
         self.ledger = Ledger(self._holdings.has)
         self.evicted = False
+        self._ends: dict[str, dict[str, str]] = {}
         self._journal_offset = -1
         self._replay = Shard(number)
         self._watch = watch
@@ -613,6 +615,7 @@ class ShardTruth:
             self._check_clock(journal)
         for account, record in given.rows:
             self.rows.setdefault(account, []).append((record.offset, record.value))
+            self._see_commands_of(account, record.value)
         for record in given.commands:
             self._see_command(record)
         self.journals.append(journal)
@@ -812,6 +815,24 @@ class ShardTruth:
             record.decoded = _FRAME(record.value)
         return record.decoded  # type: ignore[no-any-return]
 
+    def _see_commands_of(self, account: str, value: bytes | None) -> None:
+        """What a row says of a command that is final, every later row says."""
+        row = None if value is None else _ROW(value)
+        ends = self._ends.setdefault(account, {})
+        remembered = {}
+        for group in () if row is None else row.groups:
+            for command in (*([] if group.command is None else [group.command]), *(group.ended or ())):
+                for name, status in (
+                    (command.command_id, command.status),
+                    *((order.order_id, order.status) for order in command.orders),
+                ):
+                    if (before := ends.get(name)) is not None:
+                        is_same = status == before or (before == "expired" and status == "superseded")
+                        require(is_same, "what is final stays final", lambda name=name: f"{name} was {ends[name]}")  # type: ignore[misc]
+                    if status in FINAL_COMMANDS:
+                        remembered[name] = str(status)
+        self._ends[account] = remembered
+
     def _see_command(self, record: LogRecord) -> None:
         command = _COMMAND(record.value)
         sequences = self._watch.sequences
@@ -880,7 +901,8 @@ class ShardTruth:
                 if row.status == "suspended":
                     is_reached = row.told_liquidatable and "suspended_liquidatable" in kinds
                 else:
-                    is_reached = group.command is not None or (group.status in WITHOUT_ORDERS and group.status in kinds)
+                    is_commanded = group.command is not None or bool(group.retry_at)
+                    is_reached = is_commanded or (group.status in WITHOUT_ORDERS and group.status in kinds)
                 require(is_reached, "nobody is left out of reach", lambda: f"{row.account} {group}")
 
     @staticmethod
@@ -904,8 +926,8 @@ class ShardTruth:
         for row in self.decoded_rows():
             if row.held is not None:
                 return f"{row.account} is held"
-            if row.status != "suspended" and any(group.command is not None for group in row.groups):
-                return f"{row.account} has an open command"
+            if row.status != "suspended" and any(group.command is not None or group.retry_at for group in row.groups):
+                return f"{row.account} has an open command, or waits for the next"
         return self._table_unsettled(server)
 
     def _table_unsettled(self, server: Server) -> str | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from schemas.messages import EventFrame, Spread
 from streams.memory.scheduler import Violation
@@ -74,7 +75,7 @@ def without_repeats(frame: EventFrame, told: Told) -> EventFrame:
     }
     for kind in ("transfers", "fills", "reports"):
         columns = getattr(frame, kind)
-        fields = {name: getattr(columns, name) for name in columns.__struct_fields__}
+        fields = {name: values for name in columns.__struct_fields__ if (values := getattr(columns, name)) is not UNSET}
         new = [n for n, offset in enumerate(columns.source_offset) if offset >= had[columns.source[n]]]
         kept[kind] = type(columns)(**{name: [values[n] for n in new] for name, values in fields.items()})
     return msgspec.structs.replace(frame, **kept)

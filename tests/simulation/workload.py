@@ -296,7 +296,9 @@ class Workload:
         else:
             self.transfer(account, "USDC", f"{random.randrange(50, 400)}", margin=random.choice(self._symbols))
 
-    def transfer(self, account: str, asset: str, amount: str, margin: str = "cross") -> None:
+    def transfer(
+        self, account: str, asset: str, amount: str, margin: str = "cross", order_id: str | None = None
+    ) -> None:
         sequence = self._sequences[account] = self._sequences.get(account, 0) + 1
         transfer = Transfer(
             transfer_id=f"t-{account}-{sequence}",
@@ -306,6 +308,7 @@ class Workload:
             sequence=sequence,
             margin=margin,
             event_time=self.now_us(),
+            order_id=order_id,
         )
         if sequence > 1 and self._random.random() < 0.15:  # overtaken by those that are sent meanwhile
             delay_us = self._random.randrange(1, 250_000)
@@ -492,7 +495,7 @@ class ExecutionService:
         quantity = Decimal(order.quantity)
         paid = (quantity * Decimal(self._exchange.price("BTC-USD"))).quantize(Decimal("0.000001"))
         for asset, amount in (("BTC", sign * quantity), ("USDC", -sign * paid)):
-            self._exchange.transfer(command.account, asset, format_decimal(amount), margin=command.margin)
+            self._exchange.transfer(command.account, asset, format_decimal(amount), command.margin, order.order_id)
         self._report(
             LiquidationReport(
                 command_id=command.command_id,
