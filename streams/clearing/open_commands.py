@@ -185,10 +185,10 @@ class OpenCommands:
     def count_fill(self, state: AccountState, group: GroupState, symbol: str, quantity: str, order_id: str) -> None:
         """Count a fill for the order of a command whose id it carries, if it is one of that order; else tell."""
         what = f"a fill in {symbol}"
-        found = self._order_of(state, group, symbol, order_id, what)
-        if found is None:
+        ordered = self._order_of(state, group, symbol, order_id, what)
+        if ordered is None:
             return
-        command, order = found
+        command, order = ordered
         filled = Decimal(quantity)
         side = "buy" if filled > 0 else "sell"
         if order.symbol not in (None, symbol) or order.side not in (None, side):
@@ -206,10 +206,10 @@ class OpenCommands:
         rules = self._portfolio.parameters.assets.get(asset)
         symbol = None if rules is None else rules.price_symbol
         what = f"a transfer of {asset}"
-        found = self._order_of(state, group, symbol, order_id, what)
-        if found is None or found[1].symbol != symbol:
+        ordered = self._order_of(state, group, symbol, order_id, what)
+        if ordered is None or ordered[1].symbol != symbol:
             return
-        command, order = found
+        command, order = ordered
         moved = Decimal(amount)
         if order.side != ("buy" if moved > 0 else "sell"):
             reason = f"{what} of {amount} carries order_id {order_id}: the order is to {order.side} {order.symbol}"
@@ -222,11 +222,11 @@ class OpenCommands:
         """Note what services say of orders; tell what does not fit."""
         said = columns.account, columns.command_id, columns.order_id, columns.status, columns.filled_quantity
         for account, command_id, order_id, status, filled in zip(*said, strict=True):
-            found = self.orders.get(order_id)
-            if found is None:
+            tracked = self.orders.get(order_id)
+            if tracked is None:
                 self._tell_stray_report(account, order_id, status)
                 continue
-            state, group, command, order = found
+            state, group, command, order = tracked
             if state.account != account or command.command_id != command_id:
                 reason = f"it names account {account} and command {command_id}"
                 self._tell_report(state, group, order, status, reason)
@@ -301,9 +301,9 @@ class OpenCommands:
         self, state: AccountState, group: GroupState, symbol: str | None, order_id: str, what: str
     ) -> tuple[CommandState, OrderState] | None:
         """The order of a command of the group that ``order_id`` is; tells if it is another's, or not remembered."""
-        found = self.orders.get(order_id)
-        if found is not None:
-            owner, owned, command, order = found
+        tracked = self.orders.get(order_id)
+        if tracked is not None:
+            owner, owned, command, order = tracked
             if owner is state and owned is group:
                 return command, order
             reason = "it is an order of another account or margin group"

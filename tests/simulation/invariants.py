@@ -51,7 +51,6 @@ from schemas.topics import (
 )
 from schemas.types import RESERVED_ACCOUNTS, shard_account
 from streams.clearing.account import WITHOUT_ORDERS
-from streams.clearing.command_states import FINAL_COMMANDS
 from streams.clearing.relocation import rows_in
 from streams.clearing.shard import Output, Shard
 from streams.errors import InputError
@@ -67,6 +66,7 @@ from streams.memory.scheduler import EPOCH_US, Scheduler, Violation
 from streams.routing.committed_at import CommittedAt
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
+from tests.simulation.command_ends import CommandEnds
 from tests.simulation.homes import Holdings, Homes, Move, home_of
 from tests.simulation.ledger import Ledger, Letter, Luggage
 from tests.simulation.repeats import Place, Told, events_of, version_of, without_repeats
@@ -579,7 +579,7 @@ class ShardTruth:
         self._holdings = Holdings(number, watch.founded)
         self.ledger = Ledger(self._holdings.has)
         self.evicted = False
-        self._ends: dict[str, dict[str, str]] = {}
+        self._ends = CommandEnds()
         self._journal_offset = -1
         self._replay = Shard(number)
         self._watch = watch
@@ -615,7 +615,8 @@ class ShardTruth:
             self._check_clock(journal)
         for account, record in given.rows:
             self.rows.setdefault(account, []).append((record.offset, record.value))
-            self._see_commands_of(account, record.value)
+            reopened = self._ends.see(account, record.value)
+            require(not reopened, "what is final stays final", reopened.__str__)
         for record in given.commands:
             self._see_command(record)
         self.journals.append(journal)
@@ -815,24 +816,6 @@ class ShardTruth:
             record.decoded = _FRAME(record.value)
         return record.decoded  # type: ignore[no-any-return]
 
-    def _see_commands_of(self, account: str, value: bytes | None) -> None:
-        """What a row says of a command that is final, every later row says."""
-        row = None if value is None else _ROW(value)
-        ends = self._ends.setdefault(account, {})
-        remembered = {}
-        for group in () if row is None else row.groups:
-            for command in (*([] if group.command is None else [group.command]), *(group.ended or ())):
-                for name, status in (
-                    (command.command_id, command.status),
-                    *((order.order_id, order.status) for order in command.orders),
-                ):
-                    if (before := ends.get(name)) is not None:
-                        is_same = status == before or (before == "expired" and status == "superseded")
-                        require(is_same, "what is final stays final", lambda name=name: f"{name} was {ends[name]}")  # type: ignore[misc]
-                    if status in FINAL_COMMANDS:
-                        remembered[name] = str(status)
-        self._ends[account] = remembered
-
     def _see_command(self, record: LogRecord) -> None:
         command = _COMMAND(record.value)
         sequences = self._watch.sequences
@@ -897,12 +880,7 @@ class ShardTruth:
                 exact = Group(row.account, group.margin, balances, positions)
                 if not evaluate(exact, shard.portfolio.marks, shard.parameters, stale=stale).liquidatable:
                     continue
-                kinds = told.get(row.account, set())
-                if row.status == "suspended":
-                    is_reached = row.told_liquidatable and "suspended_liquidatable" in kinds
-                else:
-                    is_commanded = group.command is not None or bool(group.retry_at)
-                    is_reached = is_commanded or (group.status in WITHOUT_ORDERS and group.status in kinds)
+                is_reached = _is_reached(row, group, told.get(row.account, set()))
                 require(is_reached, "nobody is left out of reach", lambda: f"{row.account} {group}")
 
     @staticmethod
@@ -967,3 +945,11 @@ def _only_batch(journal: JournalRecord) -> Batch:
         parameters=journal.parameters.next,
         events=journal.events.next,
     )
+
+
+def _is_reached(row: AccountRow, group: GroupRow, told: set[str]) -> bool:
+    """Whether something is done about a group that is below its requirement, or it is ``told`` that nothing can be."""
+    if row.status == "suspended":
+        return row.told_liquidatable and "suspended_liquidatable" in told
+    is_commanded = group.command is not None or bool(group.retry_at)
+    return is_commanded or (group.status in WITHOUT_ORDERS and group.status in told)
