@@ -57,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="also run what takes minutes, and try properties with all their examples"
     )
+    parser.addoption("--symbols", type=int, help="so many symbols in tests/integration/test_many_symbols.py, by hand")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -54,6 +54,7 @@ def test_every_command_has_help_with_its_options(command: str) -> None:
         (("demo", "--speed", "0"), {}, "--speed"),
         (("evaluate", "/nowhere.json"), {}, "/nowhere.json"),
         (("bench", "ticks", "--positions", "5", "--symbols", "3"), {}, "not 3"),
+        (("bench", "fills", "--shards", "2", "--engines", "3"), {}, "--engines 3"),
         (("replay", "--from", "3"), {}, "--shard"),
         (("replay", "--shard", "-1"), {}, "--shard"),
         (("local", "--kafka-port", "99999"), {}, "--kafka-port"),

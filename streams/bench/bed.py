@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ STILL_S_MAX = 8.0
 _POLL_S = 0.1
 _CALL_S = 30.0
 _TAIL = 20
+_SHARDS = "margin_engine_shards"
 
 Progress = Callable[[str], None]
 Outgoing = tuple[str, bytes | None, bytes, int]
@@ -60,6 +61,13 @@ class BenchRole:
         lines = (self._get("metrics") or "").splitlines()
         pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
+
+    def shards(self) -> int:
+        """How many shards run in it; none in what does not answer, or is no engine."""
+        try:
+            return int(self.metrics().get(_SHARDS, 0))
+        except OSError:
+            return 0
 
     def _get(self, page: str) -> str | None:
         try:
@@ -110,7 +118,7 @@ class Bed:
         }
 
     def start(self, *names: str) -> None:
-        """Start roles and wait until each is ready.
+        """Start roles and wait until each is ready. Several of one role are named ``engine-1``, ``engine-2``, …
 
         Raises:
             BenchError: one ended, or is not ready in time.
@@ -118,7 +126,7 @@ class Bed:
         for name in names:
             port = free_port()
             process = ManagedProcess(
-                [sys.executable, "-m", "streams.cli", name],
+                [sys.executable, "-m", "streams.cli", name.partition("-")[0]],
                 name=name,
                 log_path=self.stack.folder / f"{name}.log",
                 env=child_environment(self._variables | {f"{PREFIX}SERVICE__METRICS_PORT": str(port)}),
@@ -126,6 +134,25 @@ class Bed:
             self.roles[name] = BenchRole(name, process, port)
         for name in names:
             self.wait_for(self.roles[name].is_ready, f"{name} to be ready", READY_S)
+
+    def await_shared(self, engines: Sequence[str]) -> dict[str, int]:
+        """Wait until every shard runs in one of ``engines``, in each as many as in the others or one more: how many.
+
+        Raises:
+            BenchError: not in time, or a role ended.
+        """
+        count = self.settings.topics.shards
+
+        def is_shared() -> bool:
+            held = self.shards_of(engines).values()
+            return sum(held) == count and max(held) - min(held) <= 1
+
+        self.wait_for(is_shared, f"{' and '.join(engines)} to share {count} shards", READY_S)
+        return self.shards_of(engines)
+
+    def shards_of(self, engines: Iterable[str]) -> dict[str, int]:
+        """How many shards run in each of ``engines``."""
+        return {name: self.roles[name].shards() for name in engines}
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
         """Wait for ``condition``, watching the roles.

@@ -33,10 +33,39 @@ Symbols = Annotated[int, typer.Option(min=1, max=1_000, help="Symbols, at least 
 Positions = Annotated[int, typer.Option(min=1, max=100, help="Positions of each account, in as many symbols")]
 Trades = Annotated[int, typer.Option(min=1, max=100_000_000, help="Trades that are measured, two fills each")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn")]
+Shards = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=1,
+        max=64,
+        help="Shards, to which accounts belong by their names; may be repeated [default: 4]",
+        show_default=False,
+    ),
+]
+Engines = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=1,
+        max=16,
+        help="Engine processes, which share the shards; may be repeated [default: 1]",
+        show_default=False,
+    ),
+]
 
 Column = tuple[str, str, str]
 """Heading, field (of a field), format."""
 
+_OF_FILLS: tuple[Column, ...] = (
+    ("shards", "shards", "d"),
+    ("engines", "engines", "d"),
+    ("positions", "positions", ""),
+    ("drawn", "drawn", ""),
+    ("fills/s", "fills_per_s", ",.0f"),
+    ("engine CPU", "engine_cpu_s_per_million_trades", ",.1f"),
+    ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
+    ("rows/s", "rows_per_s", ",.0f"),
+    ("noise", "others_share", ".0%"),
+)
 _OF_PEERS: tuple[Column, ...] = (
     ("", "name", ""),
     ("promise", "promise", ""),
@@ -71,46 +100,46 @@ def fills(
             help="How often each account trades, uniform or zipf; may be repeated [default: both]", show_default=False
         ),
     ] = None,
+    shards: Shards = None,
+    engines: Engines = None,
     trades: Trades = 300_000,
     seed: Seed = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Measure one engine: fills a second through a real Kafka, from frames that lie there to committed rows.
+    """Measure engines: fills a second through a real Kafka, from frames that lie there to committed rows.
 
-    Needs nothing: each run starts a Kafka and a Valkey of its own, and an engine process, and removes them. Prints
-    fills/s, processor seconds per million trades of engine and broker apart, transactions/s and rows/s. A run ends with
-    a check: the rows of all accounts are what their records add up to.
+    Needs nothing: each run starts a Kafka and a Valkey of its own, and engine processes, and removes them. What may be
+    repeated is run in every combination, but for those with more engines than shards, of which one would do nothing.
+    The clock starts when every engine has its shards. Prints fills/s and rows/s of all shards together, and processor
+    seconds per million trades, of all engines and of the broker apart; with --json also transactions/s and seconds. A
+    run ends with a check: the rows of all accounts, over all shards, are what their records add up to.
+
+    Engines and broker share this machine's processors: engines beyond those that are free for them add nothing.
 
     Exit codes: 0 measured, and every account is right; 1 one is not, and it is named; 2 a mistake in a flag, or a
     server that cannot be had.
 
     \b
     Example:
-      margin-clearing bench fills --positions 3 --drawn zipf --trades 500000
+      margin-clearing bench fills --positions 3 --drawn zipf --shards 2 --shards 8 --engines 1 --engines 2
     """
     from streams.bench.fills import bench_fills
     from streams.bench.market import Traders
 
+    shared = _shared(shards or [4], engines or [1])
     populations = [
         Traders(accounts, symbols, count, _drawn(how), seed)
         for count in positions or (1, 3, 10)
         for how in drawn or ("uniform", "zipf")
     ]
     with _checked(as_json):
-        runs = [bench_fills(population, trades, progress=_say) for population in populations]
-        columns = (
-            ("positions", "positions", ""),
-            ("drawn", "drawn", ""),
-            ("fills/s", "fills_per_s", ",.0f"),
-            ("engine CPU", "engine_cpu_s_per_million_trades", ",.1f"),
-            ("broker CPU", "broker_cpu_s_per_million_trades", ",.1f"),
-            ("commits/s", "transactions_per_s", ",.1f"),
-            ("rows/s", "rows_per_s", ",.0f"),
-            ("seconds", "seconds", ",.2f"),
-            ("noise", "others_share", ".0%"),
-        )
-        title = f"one engine, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
-        _show(title, runs, columns, as_json)
+        runs = [
+            bench_fills(population, trades, shards=count, engines=members, progress=_say)
+            for population in populations
+            for count, members in shared
+        ]
+        title = f"engines, {accounts:,} accounts, {symbols} symbols, {trades:,} trades of two fills"
+        _show(title, runs, _OF_FILLS, as_json)
         _say(f"ok     the rows of all accounts are what their records add up to, in each of {len(runs)} runs")
 
 
@@ -467,6 +496,14 @@ def _drawn(how: str) -> "Drawn":
     if how not in ("uniform", "zipf"):
         raise BenchError(f"--drawn {how}: must be uniform or zipf")
     return cast("Drawn", how)
+
+
+def _shared(shards: Sequence[int], engines: Sequence[int]) -> list[tuple[int, int]]:
+    """The combinations of shards and engines in which every engine has a shard."""
+    shared = [(count, members) for count in shards for members in engines if members <= count]
+    if not shared:
+        raise BenchError(f"--engines {min(engines)}: an engine would have no shard, with --shards {max(shards)}")
+    return shared
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""How many fills one engine applies a second, from frames that lie in Kafka to rows that are committed there.
+"""How many fills engines apply a second, from frames that lie in Kafka to rows that are committed there.
 
-The engine runs and has applied deposits and opening positions when it is held still; then the frames are written as the
-router writes them, and it is let go. Time ends when the broker appended the last row, by the broker's time. The figures
-stand only if the rows of all accounts are what the trades add up to.
+The engines share the shards, by their group, and have applied deposits and opening positions when they are held still;
+then the frames are written as the router writes them, and all are let go. Time ends when the broker appended the last
+row of any shard, by the broker's time. The figures stand only if the rows of all accounts are what the trades add up
+to, each in its shard, and if no shard went to another engine meanwhile.
 """
 
 import time
@@ -15,7 +16,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME
 
 from schemas.codec import encode
 from schemas.messages import Trade, Transfer
-from schemas.partitioning import partition_of
+from schemas.partitioning import partition_of, shard_of
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS, TRADES, TRANSFERS
 from streams.bench.beat import Beat
 from streams.bench.bed import Bed, Outgoing, Progress
@@ -37,9 +38,12 @@ _COMMITS = "margin_engine_commit_seconds_count"
 class FillTimes:
     """One run. Processor seconds are per million trades (two fills each); transactions and rows are those committed.
 
-    ``others_share`` is the share of this machine's processors that others used.
+    What is said of the engine is the sum of all ``engines``: ``engine_cpu_share`` is in processors. ``others_share`` is
+    the share of this machine's processors that others used.
     """
 
+    shards: int
+    engines: int
     accounts: int
     symbols: int
     positions: int
@@ -57,43 +61,50 @@ class FillTimes:
     accounts_checked: int
 
 
-def bench_fills(population: Traders, trades: int, *, progress: Progress = lambda _: None) -> FillTimes:
-    """Measure one population.
+def bench_fills(
+    population: Traders, trades: int, *, shards: int = 4, engines: int = 1, progress: Progress = lambda _: None
+) -> FillTimes:
+    """Measure one population, its accounts in ``shards`` shards that ``engines`` processes share.
 
     Raises:
         BenchDiffers: the accounts are not what the trades add up to.
         BenchError: it could not be run.
     """
-    name = f"{population.positions} positions, {population.drawn}"
+    name = f"{population.positions} positions, {population.drawn}, shards {shards}, engines {engines}"
     exchange, books = DrawnExchange(population), Books()
     deposits, openings, measured = list(exchange.deposits()), exchange.openings(), exchange.trades(trades)
     books.deposit(deposits)
-    books.trade(openings)
-    books.trade(measured)
-    with Bed.open(progress) as bed, Beat(bed.producer(), exchange.symbols):
+    books.trade([*openings, *measured])
+    members = [f"engine-{number}" for number in range(1, engines + 1)]
+    with Bed.open(progress, shards=shards) as bed, Beat(bed.producer(), exchange.symbols):
         frames = Frames(bed)
         bed.publish_parameters(parameters(exchange.symbols))
-        bed.start("engine")
+        bed.start(*members)
+        shared = bed.await_shared(members)
         progress(f"{name}: {population.accounts:,} accounts deposit and open {len(openings):,} trades")
         for records in (deposits, openings):
             bed.publish(frames.of(records), compression="lz4")
             bed.await_applied()
-        engine = bed.roles["engine"]
-        commits, first_rows = engine.metrics()[_COMMITS], bed.ends(ACCOUNTS)
+        commits, first_rows = _commits(bed, members), bed.ends(ACCOUNTS)
         waiting = list(frames.of(measured))
         with CpuMeter(bed.pids) as meter:
-            with bed.held_still(engine.process):
+            with bed.held_still(*(bed.roles[member].process for member in members)):
                 bed.publish(waiting, compression="lz4")
                 progress(f"{name}: applying {2 * trades:,} fills in {len(waiting):,} frames")
                 started = time.time()
             bed.await_applied()
-        commits = engine.metrics()[_COMMITS] - commits
+        commits = _commits(bed, members) - commits
+        if (shared_since := bed.shards_of(members)) != shared:
+            raise BenchError(f"{name}: shards went from engine to engine meanwhile, {shared} are {shared_since}")
         rows, last_ms = written(bed, ACCOUNTS, first_rows)
-        if differences := books.differences(account_rows(bed)):
+        if differences := books.differences(account_rows(bed)) or misplaced(bed):
             raise BenchDiffers(name, differences)
     seconds = last_ms / 1000 - started
     used = meter.between(started, last_ms / 1000)
+    engine_s = sum(used[member] for member in members)
     return FillTimes(
+        shards=shards,
+        engines=engines,
         accounts=population.accounts,
         symbols=population.symbols,
         positions=population.positions,
@@ -101,15 +112,19 @@ def bench_fills(population: Traders, trades: int, *, progress: Progress = lambda
         trades=trades,
         seconds=seconds,
         fills_per_s=2 * trades / seconds,
-        engine_cpu_s_per_million_trades=1e6 * used["engine"] / trades,
+        engine_cpu_s_per_million_trades=1e6 * engine_s / trades,
         broker_cpu_s_per_million_trades=1e6 * used["broker"] / trades,
         valkey_cpu_s_per_million_trades=1e6 * used["valkey"] / trades,
         transactions_per_s=commits / seconds,
         rows_per_s=rows / seconds,
-        engine_cpu_share=used["engine"] / seconds,
+        engine_cpu_share=engine_s / seconds,
         others_share=meter.others_share(started, last_ms / 1000),
         accounts_checked=len(books.money),
     )
+
+
+def _commits(bed: Bed, members: Iterable[str]) -> float:
+    return sum(bed.roles[member].metrics()[_COMMITS] for member in members)
 
 
 class Frames:
@@ -143,6 +158,16 @@ class Frames:
 def account_rows(bed: Bed) -> dict[str, Any]:
     """The row of each account in the changelog, as JSON; nobody is on the way to another shard."""
     return {account: orjson.loads(row) for (_, account), row in live_rows(bed.read(ACCOUNTS)).items()}
+
+
+def misplaced(bed: Bed) -> list[str]:
+    """Which rows of the changelog are not in their account's shard."""
+    shards = bed.settings.topics.shards
+    return [
+        f"{account} has a row in shard {shard} and not in {shard_of(account, shards)}"
+        for account, shard in {(record.key_text or "", record.partition()) for record in bed.read(ACCOUNTS)}
+        if shard != shard_of(account, shards)
+    ]
 
 
 def written(bed: Bed, topic: str, first: list[int]) -> tuple[int, int]:

@@ -63,8 +63,8 @@ class Leadership:
             pass
         self._group.require_member()
         self._polled = self._runtime.monotonic()
-        if paused and self._held:
-            self._lost = True
+        if paused:
+            self._doubt()
         return self._held and not self._lost
 
     @property
@@ -123,8 +123,8 @@ class Leadership:
 
     @property
     def lost(self) -> bool:
-        """Whether the right was held and is gone, or may be: nobody asked for a whole session timeout, or the group had
-        to form anew. Nothing may be published until it is claimed again."""
+        """Whether the right was claimed and is gone, or may be: nobody asked for a whole session timeout, or the group
+        had to form anew. Nothing may be published until it is claimed again."""
         return self._lost
 
     @property
@@ -155,4 +155,9 @@ class Leadership:
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         if partitions:
-            self._lost, self._held = self._lost or self._held, False
+            self._doubt()
+            self._held = False
+
+    def _doubt(self) -> None:
+        """The right may be gone. What was not claimed yet cannot be lost: Kafka refuses the claim if it is."""
+        self._lost = self._lost or (self._held and self._epoch is not None)

@@ -24,9 +24,21 @@ def test_fills() -> None:
     runs = measured("fills", *SMALL, "--positions", "2", "--drawn", "zipf", "--drawn", "uniform")
     assert [each["drawn"] for each in runs] == ["zipf", "uniform"]
     for each in runs:
+        assert (each["shards"], each["engines"]) == (4, 1)
         assert each["accounts_checked"] == 60
         assert each["fills_per_s"] > 0
         assert each["transactions_per_s"] > 0
+
+
+@pytest.mark.long
+def test_fills_over_shards_and_engines() -> None:
+    """An engine that would have no shard is not started."""
+    shared = ("--shards", "1", "--shards", "3", "--engines", "1", "--engines", "2")
+    runs = measured("fills", *SMALL, "--positions", "2", "--drawn", "uniform", *shared)
+    assert [(each["shards"], each["engines"]) for each in runs] == [(1, 1), (3, 1), (3, 2)]
+    for each in runs:
+        assert each["accounts_checked"] == 60
+        assert each["fills_per_s"] > 0
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,9 @@ def pipeline(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> It
     running.close()
 
 
-@pytest.fixture(scope="module")
-def own_settings() -> Iterator[Settings]:
-    """A stack of a module's own, that nothing else writes to: an audit looks at everything there is."""
+@contextmanager
+def stack_of_its_own() -> Iterator[Settings]:
+    """A stack that nothing else writes to, with the topics of ``OWN_SHARDS`` shards."""
     with LocalStack.start() as stack:
         settings = load(
             {},
@@ -169,4 +170,11 @@ def own_settings() -> Iterator[Settings]:
             },
         )
         assert not ensure_topics(settings).wrong
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def own_settings() -> Iterator[Settings]:
+    """A stack of a module's own: an audit looks at everything there is."""
+    with stack_of_its_own() as settings:
         yield settings

@@ -26,10 +26,12 @@ class Candidate:
     holds: bool = False
     lost: bool = False
     leave: bool = False
+    pause_s_before_poll: float = 0.0
     pause_s_before_claim: float = 0.0
 
     def run(self, kafka: MemoryKafka) -> None:
         leadership = Leadership(kafka)
+        kafka.runtime.sleep(self.pause_s_before_poll)
         while not leadership.poll():
             kafka.runtime.sleep(0.1)
         self.holds = True
@@ -64,6 +66,32 @@ def test_an_epoch_is_the_offset_of_an_empty_frame(machines: Machines) -> None:
     claim = machines.cluster.topics[MARKS][0].records[epoch]
     assert epoch >= 1
     assert decode_frame(claim.value).marks == ()
+
+
+def test_whoever_reads_for_longer_than_a_session_before_it_stands_by_leads_all_the_same(machines: Machines) -> None:
+    """Many parameters take their time, and nothing has been claimed yet that could be lost."""
+    only = Candidate(pause_s_before_poll=3 * SESSION_S)
+    machines.start("only", only.run)
+    machines.run(10 * SESSION_S)
+    assert len(only.epochs) == 1
+    assert machines.broken == {}
+
+
+def test_whoever_could_not_claim_for_longer_than_a_session_claims_in_the_end(machines: Machines) -> None:
+    epochs: list[int] = []
+
+    def lead_late(kafka: MemoryKafka) -> None:
+        leadership = Leadership(kafka)
+        while not leadership.poll():
+            kafka.runtime.sleep(0.1)
+        kafka.runtime.sleep(3 * SESSION_S)
+        while not leadership.poll():
+            kafka.runtime.sleep(0.1)
+        epochs.append(leadership.claim())
+
+    machines.start("only", lead_late)
+    machines.run(10 * SESSION_S)
+    assert len(epochs) == 1
 
 
 def test_whoever_was_frozen_for_longer_than_its_session_has_lost(machines: Machines) -> None:
