@@ -50,16 +50,17 @@ def dead_letter(
     timestamp_ms: int,
     key: bytes | None,
     value: bytes | None,
-    error: Exception,
+    error: str,
+    reason: str,
     *,
     suspended: Sequence[str] | None = None,
     all_told: bool = False,
 ) -> DeadLetter:
-    """The dead letter of the record at a place of ``topic``: as it came, and why.
+    """The dead letter of the record at a place of ``topic``: as it came, and why: the error's class and its words.
 
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """
-    where = headers.dead_letter(topic, partition, offset, timestamp_ms, type(error).__name__, str(error))
+    where = headers.dead_letter(topic, partition, offset, timestamp_ms, error, reason)
     told = [] if suspended is None else headers.told(suspended, all_told=all_told)
     about = where + told
     length, room = len(key or b"") + len(value or b""), _room(about)
@@ -81,12 +82,14 @@ def _room(about: headers.Headers) -> int:
 def produce_dead_letter(
     producer: TransactionalProducer | IdempotentProducer,
     record: Record,
-    error: Exception,
+    error: str,
+    reason: str,
     *,
     suspended: Sequence[str] | None = None,
     all_told: bool = False,
 ) -> None:
-    """Produce ``record`` to its dead-letter topic, in the open transaction if there is one: as it came, and why.
+    """Produce ``record`` to its dead-letter topic, in the open transaction if there is one: as it came, and why: the
+    error's class and its words.
 
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """
@@ -99,11 +102,12 @@ def produce_dead_letter(
         record.key(),
         record.value(),
         error,
+        reason,
         suspended=suspended,
         all_told=all_told,
     )
     producer.produce(letter.topic, letter.value, key=letter.key, headers=letter.headers)
-    if REPEATED.may_name("dead_letter", topic, type(error).__name__):
+    if REPEATED.may_name("dead_letter", topic, error):
         event(
             log,
             logging.WARNING if suspended is None or all_told else logging.ERROR,
@@ -111,7 +115,7 @@ def produce_dead_letter(
             topic=topic,
             partition=partition,
             offset=offset,
-            reason=str(error),
+            reason=reason,
             suspended=None if suspended is None else list(suspended[:ACCOUNTS_LOGGED_MAX]),
             suspended_count=None if suspended is None else len(suspended),
         )

@@ -48,7 +48,7 @@ def count(letters: Collection[tuple[Record, RefusedRecord]], counts: Counts) -> 
         by_topic[message.topic()] += 1
         untold[message.topic()] += not refused.whom.complete
     SUSPENSIONS.inc(sum(len(refused.whom.accounts) for _, refused in letters))
-    CONTRADICTIONS.inc(sum(isinstance(refused.error, RefusedTrade) for _, refused in letters))
+    CONTRADICTIONS.inc(sum(refused.kind is RefusedTrade for _, refused in letters))
     for topic, letters_of_topic in by_topic.items():
         DEAD_LETTERS.labels(topic).inc(letters_of_topic)
         UNTOLD.labels(topic).inc(untold[topic])

@@ -259,7 +259,14 @@ class Router:
             self._writer.produce(EVENTS, frame, partition=shard, on_acknowledged=partial(self._progress.wrote, shard))
         for message, refused in letters:
             whom = refused.whom
-            produce_dead_letter(self._writer, message, refused.error, suspended=whom.accounts, all_told=whom.complete)
+            produce_dead_letter(
+                self._writer,
+                message,
+                refused.kind.__name__,
+                refused.reason,
+                suspended=whom.accounts,
+                all_told=whom.complete,
+            )
         self._writer.flush()
         metrics.WRITES.observe(self._runtime.monotonic() - started)
         return counts
@@ -270,16 +277,13 @@ class Router:
         owned = self._ownership.find(topic, partition)
         if owned is None or owned.moved or offset < owned.next_offset:
             return None
-        refused = None
         try:
-            self._splitter.add(
+            refused = self._splitter.add(
                 topic, message.value(), owned.trade_ids, key=message.key(), partition=partition, offset=offset
             )
         except SymbolMoved as moved:
             owned.moved = moved.symbol
             return None
-        except RefusedRecord as error:
-            refused = error
         owned.next_offset = offset + 1
         owned.leader_epoch = message.leader_epoch()
         owned.routed += 1

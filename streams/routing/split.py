@@ -6,6 +6,7 @@ transactions are the router's business.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import EventFrame, LiquidationReport, SourceRange, Spread, Suspension, Trade, Transfer
@@ -19,13 +20,17 @@ GAPS_NAMED_MAX = 20
 REASON_MAX = 500
 
 
-class RefusedRecord(DecodeError):
-    """A record that cannot be routed: why (``error``), and whom it concerns; those accounts are told by the frames."""
+class RefusedRecord(NamedTuple):
+    """A record that cannot be routed: the class of the error, what it says, and whom the record concerns; those
+    accounts are told by the frames.
 
-    def __init__(self, error: DecodeError, whom: Concerned) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.whom = whom
+    It holds no exception: the traceback of one keeps the frames of the calls and all that is in them, and the garbage
+    collector walks through that again and again while a batch has many.
+    """
+
+    kind: type[DecodeError]
+    reason: str
+    whom: Concerned
 
 
 @dataclass(slots=True)
@@ -100,12 +105,14 @@ class Splitter:
         key: bytes | None = None,
         partition: int = 0,
         offset: int = 0,
-    ) -> None:
+    ) -> RefusedRecord | None:
         """Add one record of ``topic``; ``trade_ids`` is the memory of its partition.
 
+        What is returned is refused: it is not a valid message, or contradicts one that was routed. Nothing of it was
+        added, and the accounts that it names are suspended by the frames.
+
         Raises:
-            RefusedRecord: it is not a valid message, or contradicts one that was routed. Nothing of it was added, and
-                the accounts that it names are suspended by the frames.
+            SymbolMoved: as :meth:`TradeIds.accept`.
         """
         source = self._sources.get((topic, partition))
         if source is None:
@@ -119,19 +126,10 @@ class Splitter:
             else:
                 self._frames.add_report(self._report(value), source, offset)
         except DecodeError as error:
-            whom = concerned(topic, key, value)
-            for account in whom.accounts:
-                self._frames.add_suspension(
-                    Suspension(
-                        account=account,
-                        topic=topic,
-                        partition=partition,
-                        offset=offset,
-                        reason=str(error)[:REASON_MAX],
-                    ),
-                    source,
-                )
-            raise RefusedRecord(error, whom) from None
+            refused = RefusedRecord(type(error), str(error), concerned(topic, key, value))
+            self._suspend(refused, source, offset)
+            return refused
+        return None
 
     def take(self, time_us: int) -> tuple[list[tuple[int, bytes]], Counts]:
         """The frames as (shard, bytes), stamped with ``time_us``, and what was counted."""
@@ -147,6 +145,20 @@ class Splitter:
             self._note_gap(trade, missing)
         self._frames.add_trade(trade, source, offset)
         self._counts.fills += 2
+
+    def _suspend(self, refused: RefusedRecord, source: Source, offset: int) -> None:
+        """Let the frames tell the accounts that a refused record names."""
+        for account in refused.whom.accounts:
+            self._frames.add_suspension(
+                Suspension(
+                    account=account,
+                    topic=source.topic,
+                    partition=source.partition,
+                    offset=offset,
+                    reason=refused.reason[:REASON_MAX],
+                ),
+                source,
+            )
 
     def _note_gap(self, trade: Trade, missing: int) -> None:
         self._counts.missing += missing
