@@ -131,6 +131,35 @@ def test_any_field_may_be_anything(records: Any, junk: Any, name: str) -> None:
         assert sorted(told) == ["maker", "taker"]
 
 
+NAMES = ["alice", "bob", "with space", "margin-clearing:x", "", "account", "maker", "é", 7, {}]
+PARTY = st.fixed_dictionaries(
+    {},
+    optional={
+        "account": st.sampled_from(NAMES),
+        "maker": st.sampled_from(["alice", {"account": "carol"}]),
+        "fee": st.none(),
+    },
+)
+SIDES = {"maker": PARTY, "taker": PARTY, "account": st.just("dan"), "x": PARTY}
+SHAPE = PARTY | st.fixed_dictionaries({}, optional=SIDES)
+
+
+@given(SHAPE | st.lists(SHAPE, max_size=2), st.sampled_from([TRADES, TRANSFERS]), st.sampled_from(["", " ", ",", "}"]))
+@configure(deadline=None)
+def test_a_record_is_read_the_short_way_as_it_is_the_long_way(shape: Any, topic: str, end: str) -> None:
+    """An escape keeps a record from the short way."""
+    value = json.dumps([shape, None]) if isinstance(shape, list) else json.dumps(shape | {"z": None})
+    long_way = value.replace("null", '"\\u0041"')
+    assert concerned(topic, b"key", (value + end).encode()) == concerned(topic, b"key", (long_way + end).encode())
+
+
+@given(SHAPE, st.integers(1, 200), st.sampled_from([TRADES, TRANSFERS]))
+@configure(deadline=None)
+def test_a_record_that_is_cut_off_concerns_whom_its_text_names(shape: Any, lost: int, topic: str) -> None:
+    value = json.dumps(shape).encode()[:-lost]
+    assert concerned(topic, b"key", value) == concerned(topic, b"key", b"no JSON " + value)
+
+
 def test_the_frames_of_each_accounts_shard_tell_it_with_the_place_of_the_record(records: Any) -> None:
     splitter = Splitter(SHARDS)
     value = orjson.dumps(records.trade(1, price="-37.63"))
