@@ -6,7 +6,8 @@ transactions are the router's business.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+import msgspec
 
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import EventFrame, LiquidationReport, SourceRange, Spread, Suspension, Trade, Transfer
@@ -20,12 +21,13 @@ GAPS_NAMED_MAX = 20
 REASON_MAX = 500
 
 
-class RefusedRecord(NamedTuple):
+class RefusedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that cannot be routed: the class of the error, what it says, and whom the record concerns; those
     accounts are told by the frames.
 
-    It holds no exception: the traceback of one keeps the frames of the calls and all that is in them, and the garbage
-    collector walks through that again and again while a batch has many.
+    It holds no exception: the traceback of one keeps the frames of the calls and all that is in them. A batch may have
+    thousands, and the garbage collector would walk through all of that again and again. So it is not asked of these
+    either (``gc=False``): nothing in them leads back to them.
     """
 
     kind: type[DecodeError]
@@ -148,6 +150,7 @@ class Splitter:
 
     def _suspend(self, refused: RefusedRecord, source: Source, offset: int) -> None:
         """Let the frames tell the accounts that a refused record names."""
+        reason = refused.reason[:REASON_MAX]
         for account in refused.whom.accounts:
             self._frames.add_suspension(
                 Suspension(
@@ -155,7 +158,7 @@ class Splitter:
                     topic=source.topic,
                     partition=source.partition,
                     offset=offset,
-                    reason=refused.reason[:REASON_MAX],
+                    reason=reason,
                 ),
                 source,
             )
