@@ -44,12 +44,12 @@ def told(suspended: Sequence[str], *, all_told: bool) -> Headers:
     they are in all.
     """
     names, room = [], SUSPENDED_BYTES_MAX
-    for name in suspended:
-        room -= len(json.dumps(name)) + 2
+    for name in map(json.dumps, suspended):
+        room -= len(name) + 2
         if room < 0:
             break
         names.append(name)
-    about = [("dlq.suspended", json.dumps(names).encode())]
+    about = [("dlq.suspended", f"[{', '.join(names)}]".encode())]
     if len(names) < len(suspended):
         about.append(("dlq.suspended_count", str(len(suspended)).encode()))
     return about if all_told else [*about, ("dlq.untold", b"1")]

@@ -239,7 +239,7 @@ def rows_of(columns: Columns, indexes: Iterable[int]) -> Columns:
     return type(columns)(**{name: [getattr(columns, name)[index] for index in kept] for name in _filled(columns)})
 
 
-class Suspension(msgspec.Struct, kw_only=True):
+class Suspension(msgspec.Struct, kw_only=True, gc=False):
     """A record of ``topic`` that could not be read names this account: its state is not known until it is repaired."""
 
     account: AccountId

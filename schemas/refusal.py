@@ -9,7 +9,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -28,33 +28,55 @@ _CACHED_CHARACTERS_MAX = 300
 _CACHED_MAX = 256
 
 
+class _Said(NamedTuple):
+    """What msgspec said: ``what`` it expected, the pattern in that, the same in words, and where, if it says where."""
+
+    what: str
+    pattern: re.Pattern[str] | None
+    expected: str
+    path: str | None
+    steps: tuple[Any, ...]
+    is_key: bool
+
+
 def refusal(text: str, message_type: Any, data: bytes) -> str:
     """Msgspec's ``text`` about ``data``, which is no ``message_type``, in words; at most TEXT_CHARACTERS_MAX."""
-    match = _PLACE.match(text)
-    if match is None:
-        return _cut(_expected(text, None), TEXT_CHARACTERS_MAX)
-    what, path = match["what"], match["path"]
-    pattern = _pattern_of(what)
-    steps = list(_steps(path))
-    shown, place = "", path
-    for place, value in _values(data, steps, whole=path):
-        if match["key"]:
+    # Msgspec's own words are few, and short where they quote no value.
+    said = _said(text) if len(text) <= _CACHED_CHARACTERS_MAX else _said.__wrapped__(text)
+    path, pattern, steps = said.path, said.pattern, said.steps
+    if path is None:
+        return _cut(said.expected, TEXT_CHARACTERS_MAX)
+    is_any = _ANY in steps
+    shown, where = "", f"at `{path}`"
+    for place, value in _values(data, path, steps):
+        where = f"at `{place}`"
+        if said.is_key:
             # A key of this mapping: the first that has not the form.
-            wrong = next((key for key in value if pattern and not re.search(pattern, key)), None)
-            shown, place = ("" if wrong is None else _shown(wrong)), f"{place}` (a key)"
+            wrong = next((key for key in value if pattern and not pattern.search(key)), None)
+            shown, where = ("" if wrong is None else _shown(wrong)), f"{where} (a key)"
             break
-        if pattern is None or not isinstance(value, str) or not re.search(pattern, value):
+        if pattern is None or not isinstance(value, str) or not pattern.search(value):
             shown = _shown(value)
-            if _ANY not in steps or pattern is not None:
+            if not is_any or pattern is not None:
                 break
-    if _ANY in steps and pattern is None:  # any of them may be the one
-        shown, place = "", path
-    where = f"at `{place}" if place.endswith("(a key)") else f"at `{place}`"
-    must = "" if pattern is not None or match["key"] else _must(what, message_type, steps)
+    if is_any and pattern is None:  # any of them may be the one
+        shown, where = "", f"at `{path}`"
+    must = "" if pattern is not None or said.is_key else _must(said.what, message_type, steps)
     return _cut(
-        f"{_expected(what, pattern)} - {where}{must and ', which must be ' + must}{shown and ', got ' + shown}",
+        f"{said.expected} - {where}{must and ', which must be ' + must}{shown and ', got ' + shown}",
         TEXT_CHARACTERS_MAX,
     )
+
+
+@functools.lru_cache(maxsize=_CACHED_MAX)
+def _said(text: str) -> _Said:
+    match = _PLACE.match(text)
+    if match is None:
+        return _Said(text, None, _expected(text, None), None, (), is_key=False)
+    what, path = match["what"], match["path"]
+    pattern = _pattern_of(what)
+    compiled = None if pattern is None else re.compile(pattern)
+    return _Said(what, compiled, _expected(what, pattern), path, tuple(_steps(path)), match["key"] is not None)
 
 
 def _expected(what: str, pattern: str | None) -> str:
@@ -66,12 +88,7 @@ def _expected(what: str, pattern: str | None) -> str:
 
 
 def _pattern_of(what: str) -> str | None:
-    """The pattern that a text was not of. Msgspec's own words are few, and short where they quote no value."""
-    return _parsed_pattern(what) if len(what) <= _CACHED_CHARACTERS_MAX else _parsed_pattern.__wrapped__(what)
-
-
-@functools.lru_cache(maxsize=_CACHED_MAX)
-def _parsed_pattern(what: str) -> str | None:
+    """The pattern that a text was not of."""
     match = _PATTERN.match(what)
     if match is None:
         return None
@@ -88,25 +105,38 @@ def _steps(path: str) -> Iterator[Any]:
             yield step["field"] if step["index"] is None else int(step["index"])
 
 
-def _values(data: bytes, steps: list[Any], whole: str) -> Iterator[tuple[str, Any]]:
+def _values(data: bytes, path: str, steps: Sequence[Any]) -> Sequence[tuple[str, Any]]:
     """Every value that ``steps`` may lead to, with its path; none if the bytes cannot be read so."""
     try:
         root = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return
+        return ()
     # Of a key that comes twice msgspec may have meant the first: then another place is shown, or none.
+    if _ANY not in steps:
+        return _value(root, path, steps)
     places: list[tuple[str, Any]] = [("$", root)]
     for step in steps:
         further: list[tuple[str, Any]] = []
-        for path, value in places:
-            if step is _ANY and isinstance(value, dict):
-                further += [(f"{path}[{_shown(key)}]", item) for key, item in value.items()]
-            elif isinstance(step, int) and isinstance(value, list) and step < len(value):
-                further.append((f"{path}[{step}]", value[step]))
-            elif isinstance(step, str) and isinstance(value, dict) and step in value:
-                further.append((f"{path}.{step}", value[step]))
+        for before, value in places:
+            if step is _ANY:
+                items = value.items() if isinstance(value, dict) else ()
+                further += [(f"{before}[{_shown(key)}]", item) for key, item in items]
+            else:
+                further += _value(value, f"{before}.{step}" if isinstance(step, str) else f"{before}[{step}]", (step,))
         places = further
-    yield from places
+    return places
+
+
+def _value(value: Any, path: str, steps: Sequence[Any]) -> Sequence[tuple[str, Any]]:
+    """The value that ``steps``, none of them ``_ANY``, lead to, with its path; none if there is none."""
+    for step in steps:
+        if not isinstance(value, dict if isinstance(step, str) else list):
+            return ()
+        try:
+            value = value[step]
+        except LookupError:
+            return ()
+    return ((path, value),)
 
 
 def _shown(value: Any) -> str:
@@ -124,12 +154,12 @@ def _cut(text: str, characters_max: int) -> str:
     return text if len(text) <= characters_max else text[: characters_max - 1] + "…"
 
 
-def _must(what: str, message_type: Any, steps: list[Any]) -> str:
+def _must(what: str, message_type: Any, steps: tuple[Any, ...]) -> str:
     """What the type says of the value at ``steps``, where msgspec has not: the words it may be, or its form."""
     is_text = what.startswith("Expected `str")
     if any(isinstance(step, str) and len(step) > _CACHED_CHARACTERS_MAX for step in steps):
-        return _said_by_type.__wrapped__(is_text, message_type, tuple(steps))
-    return _said_by_type(is_text, message_type, tuple(steps))
+        return _said_by_type.__wrapped__(is_text, message_type, steps)
+    return _said_by_type(is_text, message_type, steps)
 
 
 @functools.lru_cache(maxsize=_CACHED_MAX)

@@ -75,24 +75,31 @@ class Repeated:
         self._now = now
         self._named_max = named_max
         self._began: dict[tuple[str, ...], float] = {}
+        self._over = math.inf
+        """When the first of these minutes is over."""
         self._counts: dict[tuple[str, ...], int] = {}
 
     def may_name(self, name: str, *kind: str) -> bool:
         """Whether one more ``name`` of a ``kind`` is to be logged with its fields; it is counted either way."""
         self.tell()
         key = (name, *kind)
-        self._began.setdefault(key, self._now())
+        if key not in self._began:
+            began = self._began[key] = self._now()
+            self._over = min(self._over, began + _PERIOD_S)
         count = self._counts[key] = self._counts.get(key, 0) + 1
         return count <= self._named_max
 
     def tell(self) -> None:
         """Log how many of each kind were only counted in the minutes that are over."""
         now = self._now()
-        for key in [key for key, began in self._began.items() if now - began >= _PERIOD_S]:
+        if now < self._over:
+            return
+        for key in [key for key, began in self._began.items() if now >= began + _PERIOD_S]:
             del self._began[key]
             if (more := self._counts.pop(key) - self._named_max) > 0:
                 name, *kind = key
                 event(self._logger, logging.WARNING, f"{name}_counted", count=more, kind=kind, within_s=_PERIOD_S)
+        self._over = min(self._began.values(), default=math.inf) + _PERIOD_S
 
 
 def _tail(record: logging.LogRecord) -> bool:

@@ -145,7 +145,8 @@ class Frames:
             offset = self._next.get((topic, partition), 0)
             self._next[topic, partition] = offset + 1
             ids = self._trade_ids[partition]
-            self._splitter.add(topic, encode(record), ids, partition=partition, offset=offset)
+            refused = self._splitter.add(topic, encode(record), ids, partition=partition, offset=offset)
+            assert refused is None, "the bench draws valid records"
             if number % _FRAME_RECORDS == 0:
                 yield from self._take()
         yield from self._take()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from schemas import headers
 from schemas.codec import DecodeError
@@ -30,11 +31,12 @@ _HEADER_BYTES = 8_000
 """Headers of more take the rest from key and value."""
 _FRAMING_BYTES = 30
 """Most that stands round the name and the value of a header."""
+_WHOLE_BYTES = DEAD_LETTER_BYTES_MAX - headers.SUSPENDED_BYTES_MAX
+"""Key and value of no more are whole, whatever the headers are."""
 ACCOUNTS_LOGGED_MAX = 10
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(NamedTuple):
     """A record for the dead-letter topic ``topic``, which takes it."""
 
     topic: str
@@ -50,20 +52,21 @@ def dead_letter(
     timestamp_ms: int,
     key: bytes | None,
     value: bytes | None,
-    error: Exception,
+    error: str,
+    reason: str,
     *,
     suspended: Sequence[str] | None = None,
     all_told: bool = False,
 ) -> DeadLetter:
-    """The dead letter of the record at a place of ``topic``: as it came, and why.
+    """The dead letter of the record at a place of ``topic``: as it came, and why: the error's class and its words.
 
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """
-    where = headers.dead_letter(topic, partition, offset, timestamp_ms, type(error).__name__, str(error))
+    where = headers.dead_letter(topic, partition, offset, timestamp_ms, error, reason)
     told = [] if suspended is None else headers.told(suspended, all_told=all_told)
     about = where + told
-    length, room = len(key or b"") + len(value or b""), _room(about)
-    if length > room:
+    length = len(key or b"") + len(value or b"")
+    if length > _WHOLE_BYTES and length > (room := _room(about)):
         about += [("dlq.cut", str(length).encode()), ("dlq.sha256", sha256(value or b"").hexdigest().encode())]
         key = None if key is None else key[:room]
         value = None if value is None else value[: room - len(key or b"")]
@@ -74,19 +77,21 @@ def _room(about: headers.Headers) -> int:
     """How many bytes of key and value there may be beside these headers."""
     taken = sum(len(name) + len(value) + _FRAMING_BYTES for name, value in about)
     room = DEAD_LETTER_BYTES_MAX - max(0, taken - _HEADER_BYTES)
-    assert 0 < room < RECORD_BYTES_MAX, "headers are bounded"
+    assert _WHOLE_BYTES <= room < RECORD_BYTES_MAX, "headers are bounded"
     return room
 
 
 def produce_dead_letter(
     producer: TransactionalProducer | IdempotentProducer,
     record: Record,
-    error: Exception,
+    error: str,
+    reason: str,
     *,
     suspended: Sequence[str] | None = None,
     all_told: bool = False,
 ) -> None:
-    """Produce ``record`` to its dead-letter topic, in the open transaction if there is one: as it came, and why.
+    """Produce ``record`` to its dead-letter topic, in the open transaction if there is one: as it came, and why: the
+    error's class and its words.
 
     ``suspended``, if it concerns accounts, are those that are suspended for it; ``all_told``: it concerns nobody else.
     """
@@ -99,11 +104,12 @@ def produce_dead_letter(
         record.key(),
         record.value(),
         error,
+        reason,
         suspended=suspended,
         all_told=all_told,
     )
     producer.produce(letter.topic, letter.value, key=letter.key, headers=letter.headers)
-    if REPEATED.may_name("dead_letter", topic, type(error).__name__):
+    if REPEATED.may_name("dead_letter", topic, error):
         event(
             log,
             logging.WARNING if suspended is None or all_told else logging.ERROR,
@@ -111,7 +117,7 @@ def produce_dead_letter(
             topic=topic,
             partition=partition,
             offset=offset,
-            reason=str(error),
+            reason=reason,
             suspended=None if suspended is None else list(suspended[:ACCOUNTS_LOGGED_MAX]),
             suspended_count=None if suspended is None else len(suspended),
         )

@@ -15,6 +15,7 @@ may be written or not, and so may those after it: whoever needs them takes a new
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -109,22 +110,14 @@ class IdempotentProducer:
         key: bytes | str | None = None,
         partition: int = -1,
         headers: Headers | None = None,
-        on_acknowledged: Callable[[int], object] = lambda offset: None,
+        on_acknowledged: Callable[[int], object] | None = None,
     ) -> None:
         """Queue one record; ``on_acknowledged`` is told its offset, by :meth:`poll` or :meth:`flush`.
 
         Raises:
             NotDelivered: this one, or one before it, could not be delivered.
         """
-
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            self.waiting -= 1
-            offset = message.offset()
-            if error is not None or offset is None:
-                self._failure = self._failure or error or KafkaError(KafkaError._FAIL)
-            else:
-                on_acknowledged(offset)
-
+        delivered = partial(self._delivered, on_acknowledged=on_acknowledged) if on_acknowledged else self._delivered
         self._check()
         arguments = {"key": key, "partition": partition, "headers": headers, "on_delivery": delivered}
         try:
@@ -159,6 +152,16 @@ class IdempotentProducer:
     def close(self) -> None:
         """Let go of it; what is not acknowledged may be written or not."""
         self._producer = None
+
+    def _delivered(
+        self, error: KafkaError | None, message: Message, on_acknowledged: Callable[[int], object] | None = None
+    ) -> None:
+        self.waiting -= 1
+        offset = message.offset()
+        if error is not None or offset is None:
+            self._failure = self._failure or error or KafkaError(KafkaError._FAIL)
+        elif on_acknowledged is not None:
+            on_acknowledged(offset)
 
     def _check(self) -> None:
         if self._failure is not None:

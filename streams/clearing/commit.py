@@ -100,7 +100,7 @@ class Committer:
         delivered = [self._produce(shard, output) for shard, output in outputs]
         for record, error in self._letters:
             concerns = () if record.topic() == EVENTS else None  # whom a frame concerns that is none, nobody knows
-            produce_dead_letter(self.producer, record, error, suspended=concerns)
+            produce_dead_letter(self.producer, record, type(error).__name__, str(error), suspended=concerns)
         self._beat("sending offsets")
         offsets = [TopicPartition(EVENTS, shard.shard, shard.events_next) for shard in shards]
         self.producer.send_offsets(offsets, self._membership())

@@ -66,5 +66,5 @@ class LetterWriter:
 def _gap_letter(gap: PriceGap) -> DeadLetter:
     """What stands in the dead letters for prices that nobody has read, so that ``status`` and ``verify`` name them."""
     some = "an unknown number of" if gap.records is None else str(gap.records)
-    error = PricesMissed(f"{some} prices from here on were not read: {gap.reason}; reading went on at {gap.goes_on}")
-    return dead_letter(gap.topic, gap.partition, gap.place, -1, None, None, error)
+    reason = f"{some} prices from here on were not read: {gap.reason}; reading went on at {gap.goes_on}"
+    return dead_letter(gap.topic, gap.partition, gap.place, -1, None, None, PricesMissed.__name__, reason)

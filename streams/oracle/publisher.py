@@ -355,4 +355,13 @@ class Publisher:
 
 
 def _dead_letter(record: PriceRecord, error: Exception) -> DeadLetter:
-    return dead_letter(PRICES, record.partition, record.offset, record.timestamp_ms, record.key, record.value, error)
+    return dead_letter(
+        PRICES,
+        record.partition,
+        record.offset,
+        record.timestamp_ms,
+        record.key,
+        record.value,
+        type(error).__name__,
+        str(error),
+    )

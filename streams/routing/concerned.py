@@ -7,23 +7,24 @@ else is wrong with the record. Pure.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
 
 from schemas.topics import TRADES, TRANSFERS
-from schemas.types import RESERVED_ACCOUNTS, is_identifier
+from schemas.types import AccountId, form_of
 
+_ACCOUNT = re.compile(form_of(AccountId)).fullmatch
 _IN_TEXT = re.compile(r'"account"\s*:\s*"([!#-\[\]-~]{1,128})"')
 _SIDES = ("maker", "taker")
-_NAMES = re.compile(rb'"(account|maker|taker)"\s*:')
-_EACH_ONCE = [b"account", b"account", b"maker", b"taker"]
+_TIMES = {TRADES: ((b'"account"', 2), (b'"maker"', 1), (b'"taker"', 1)), TRANSFERS: ((b'"account"', 1),)}
+"""How often the names that lead to its accounts stand in a record that has each where the contract has it."""
+_WHITESPACE = " \t\n\r"
 _DEPTH_MAX = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Concerned:
+class Concerned(msgspec.Struct, frozen=True, gc=False):
     """The accounts that a record names, sorted. ``complete``: nobody else's state depends on it."""
 
     accounts: tuple[str, ...]
@@ -38,10 +39,25 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
     """
     if topic not in (TRADES, TRANSFERS):
         return Concerned((), complete=False)
-    if topic == TRADES and (sides := _plain_sides(value or b"")) is not None:
-        return sides
-    text = _text(value or b"")
+    plain = _plain(topic, value or b"")
+    if plain is None:
+        named = _leniently(topic, value or b"")
+    elif all(map(_is_account, plain)):
+        return Concerned(tuple(sorted(set(plain))), complete=True)
+    else:
+        named = [[account] if _is_account(account) else [] for account in plain]
+    if topic == TRANSFERS and not any(named):
+        named = [[account] for account in [(key or b"").decode("ascii", "replace")] if _is_account(account)]
+    wanted = len(_SIDES) if topic == TRADES else 1
+    accounts = sorted({account for group in named for account in group})
+    return Concerned(tuple(accounts), complete=sum(bool(group) for group in named) >= wanted)
+
+
+def _leniently(topic: str, value: bytes) -> list[list[str]]:
+    """The accounts that a record names, each list for one whom it concerns."""
+    text = _text(value)
     try:
+        _require_end(text)
         record = _PAIRS.decode(text)
     except (ValueError, RecursionError):
         accounts_named = list(_IN_TEXT.findall(text))
@@ -52,12 +68,7 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
             elsewhere: list[Any] = []
             _collect_anywhere(record, _DEPTH_MAX, elsewhere)
             groups = [[account] for account in elsewhere]
-    named = [[account for account in group if _is_account(account)] for group in groups]
-    if topic == TRANSFERS and not any(named):
-        named = [[account] for account in [(key or b"").decode("ascii", "replace")] if _is_account(account)]
-    wanted = len(_SIDES) if topic == TRADES else 1
-    accounts = sorted({account for group in named for account in group})
-    return Concerned(tuple(accounts), complete=sum(bool(group) for group in named) >= wanted)
+    return [[account for account in group if _is_account(account)] for group in groups]
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -76,19 +87,33 @@ def _text(value: bytes) -> str:
     return value.decode(json.detect_encoding(value), "replace").removeprefix("\ufeff")
 
 
-def _plain_sides(value: bytes) -> Concerned | None:
-    """The two accounts of a trade that has each name once and as the contract has it; None if it may be otherwise.
+def _require_end(text: str) -> None:
+    """Of a record that was cut off most would be read before it is known.
+
+    Raises:
+        ValueError: it begins as an object and does not end as one.
+    """
+    if text.lstrip(_WHITESPACE).startswith("{") and not text.rstrip(_WHITESPACE).endswith("}"):
+        raise ValueError("cut off")
+
+
+def _plain(topic: str, value: bytes) -> list[Any] | None:
+    """What a record has as accounts that has each name once and where the contract has it; None if it may be otherwise.
 
     As lenient reading would find, in a quarter of the time: whoever sends many such records must not hold others up.
     """
-    if b"\\" in value or sorted(_NAMES.findall(value)) != _EACH_ONCE:
+    if not value.endswith(b"}") or b"\\" in value:
         return None
+    for name, times in _TIMES[topic]:
+        if value.count(name) != times:
+            return None
     try:
         record = orjson.loads(value)
-        accounts = {record[side]["account"] for side in _SIDES}
+        if topic == TRANSFERS:
+            return [record["account"]]
+        return [record["maker"]["account"], record["taker"]["account"]]
     except (orjson.JSONDecodeError, LookupError, TypeError):
         return None
-    return Concerned(tuple(sorted(accounts)), complete=True) if all(map(_is_account, accounts)) else None
 
 
 def _by_side(topic: str, record: Any) -> Iterator[list[str]]:
@@ -121,4 +146,4 @@ def _collect_anywhere(record: Any, depth: int, elsewhere: list[Any]) -> None:
 
 
 def _is_account(name: Any) -> bool:
-    return isinstance(name, str) and is_identifier(name) and not name.startswith(RESERVED_ACCOUNTS)
+    return isinstance(name, str) and _ACCOUNT(name) is not None

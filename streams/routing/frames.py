@@ -36,6 +36,10 @@ FRAME_BYTES_MAX = 900_000
 ACCOUNTS_REMEMBERED_MAX = 1_000_000
 """How many accounts' shards are kept at hand; beyond that they are computed anew (about 2 us each)."""
 
+_SUSPENSION_ROWS = 2
+"""A suspension takes the room of so many rows: with its reason it is longer, and a frame that is too long is encoded
+again in parts."""
+
 _FILL_COLUMNS = FillColumns.__struct_fields__
 
 
@@ -120,8 +124,8 @@ class ShardFrames:
 
         Those of one record may be in several frames: a shard that is told twice is told once.
         """
-        home = self._home_of(suspension.account)
-        home.reserve(1)
+        home = self._home.get(suspension.account) or self._home_of(suspension.account)
+        home.reserve(_SUSPENSION_ROWS)
         home.cover(source, suspension.offset)
         home.open.suspensions.append(suspension)
 

@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection
 
+import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from streams.broker.records import Record
@@ -40,15 +41,26 @@ PROGRESS_NOT_TOLD = Counter("margin_router_progress_not_told", "Times that progr
 PARTITIONS = Gauge("margin_router_partitions", "Input partitions owned")
 
 
-def count(letters: Collection[tuple[Record, RefusedRecord]], counts: Counts) -> None:
+class Letter(msgspec.Struct, frozen=True, gc=False):
+    """A dead letter of a batch: the record, and why it was refused."""
+
+    record: Record
+    refused: RefusedRecord
+
+
+def count(letters: Collection[Letter], counts: Counts) -> None:
     """Count what a batch held, and log what is not as it should be."""
     by_topic: dict[str, int] = defaultdict(int)
     untold: dict[str, int] = defaultdict(int)
-    for message, refused in letters:
-        by_topic[message.topic()] += 1
-        untold[message.topic()] += not refused.whom.complete
-    SUSPENSIONS.inc(sum(len(refused.whom.accounts) for _, refused in letters))
-    CONTRADICTIONS.inc(sum(isinstance(refused.error, RefusedTrade) for _, refused in letters))
+    suspensions = contradictions = 0
+    for letter in letters:
+        topic, refused, whom = letter.record.topic(), letter.refused, letter.refused.whom
+        by_topic[topic] += 1
+        untold[topic] += not whom.complete
+        suspensions += len(whom.accounts)
+        contradictions += refused.kind is RefusedTrade
+    SUSPENSIONS.inc(suspensions)
+    CONTRADICTIONS.inc(contradictions)
     for topic, letters_of_topic in by_topic.items():
         DEAD_LETTERS.labels(topic).inc(letters_of_topic)
         UNTOLD.labels(topic).inc(untold[topic])

@@ -7,7 +7,6 @@ committed offset and the memory row come from one transaction. Where an offset m
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +25,7 @@ from streams.logs import event
 from streams.routing.beginning import Beginning, Committed, Present, beginning
 from streams.routing.committed_at import CommittedAt
 from streams.routing.moved import Elsewhere
-from streams.routing.split import RefusedRecord, Splitter
+from streams.routing.split import Splitter
 from streams.routing.trade_ids import TradeIds, memory_key
 from streams.runtime import Runtime
 
@@ -362,10 +361,9 @@ def trade_ids_after(records: Iterable[Record], *, is_cut_off: bool = False) -> T
     """
     memory, splitter = TradeIds(is_cut_off=is_cut_off), Splitter(1)
     for number, record in enumerate(records, start=1):
-        with suppress(RefusedRecord):  # whom it concerns was told when it was routed
-            splitter.add(
-                TRADES, record.value(), memory, key=record.key(), partition=record.partition(), offset=record.offset()
-            )
+        splitter.add(  # whom one that is refused concerns was told when it was routed
+            TRADES, record.value(), memory, key=record.key(), partition=record.partition(), offset=record.offset()
+        )
         if not number % _FOLDED_AT_ONCE:
             splitter.take(0)  # nobody is told again
     memory.is_cut_off = False

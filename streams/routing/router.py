@@ -43,6 +43,7 @@ from streams.logs import event
 from streams.machine_clock import MachineClock
 from streams.routing import metrics
 from streams.routing.collecting import Collector
+from streams.routing.metrics import Letter
 from streams.routing.ownership import Owned, Ownership
 from streams.routing.progress import ProgressTeller
 from streams.routing.routed_layout import RoutedLayout
@@ -233,7 +234,7 @@ class Router:
             NotDelivered: something was not acknowledged.
         """
         self._tell_lost()
-        letters = [(message, error) for message in batch if (error := self._add(message)) is not None]
+        letters = [Letter(message, refused) for message in batch if (refused := self._add(message)) is not None]
         routed = [owned for owned in self._ownership.all() if owned.routed or owned.is_new]
         if not routed:
             return
@@ -250,16 +251,23 @@ class Router:
                 self._splitter.tell_lost(owned.topic, owned.partition, owned.lost)
                 owned.lost = ""  # if it cannot be written, the partition begins anew, with the word
 
-    def _write(self, letters: list[tuple[Record, RefusedRecord]]) -> Counts:
+    def _write(self, letters: list[Letter]) -> Counts:
         """Write the frames that have been collected, and dead letters; all of it is acknowledged then."""
         frames, counts = self._splitter.take(self._clock.now_us())
         self._beat("writing")
         started = self._runtime.monotonic()
         for shard, frame in frames:
             self._writer.produce(EVENTS, frame, partition=shard, on_acknowledged=partial(self._progress.wrote, shard))
-        for message, refused in letters:
-            whom = refused.whom
-            produce_dead_letter(self._writer, message, refused.error, suspended=whom.accounts, all_told=whom.complete)
+        for letter in letters:
+            refused, whom = letter.refused, letter.refused.whom
+            produce_dead_letter(
+                self._writer,
+                letter.record,
+                refused.kind.__name__,
+                refused.reason,
+                suspended=whom.accounts,
+                all_told=whom.complete,
+            )
         self._writer.flush()
         metrics.WRITES.observe(self._runtime.monotonic() - started)
         return counts
@@ -270,16 +278,13 @@ class Router:
         owned = self._ownership.find(topic, partition)
         if owned is None or owned.moved or offset < owned.next_offset:
             return None
-        refused = None
         try:
-            self._splitter.add(
+            refused = self._splitter.add(
                 topic, message.value(), owned.trade_ids, key=message.key(), partition=partition, offset=offset
             )
         except SymbolMoved as moved:
             owned.moved = moved.symbol
             return None
-        except RefusedRecord as error:
-            refused = error
         owned.next_offset = offset + 1
         owned.leader_epoch = message.leader_epoch()
         owned.routed += 1
@@ -431,7 +436,7 @@ def _tell_owned(owned: int, what: str, partitions: list[TopicPartition]) -> None
         event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
 
 
-def _count(routed: list[Owned], letters: list[tuple[Record, RefusedRecord]], counts: Counts) -> None:
+def _count(routed: list[Owned], letters: list[Letter], counts: Counts) -> None:
     """Count what has been acknowledged."""
     for owned in routed:
         metrics.RECORDS.labels(owned.topic).inc(owned.routed)

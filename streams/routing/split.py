@@ -7,6 +7,8 @@ transactions are the router's business.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import EventFrame, LiquidationReport, SourceRange, Spread, Suspension, Trade, Transfer
 from schemas.topics import TRADES, TRANSFERS
@@ -19,13 +21,18 @@ GAPS_NAMED_MAX = 20
 REASON_MAX = 500
 
 
-class RefusedRecord(DecodeError):
-    """A record that cannot be routed: why (``error``), and whom it concerns; those accounts are told by the frames."""
+class RefusedRecord(msgspec.Struct, frozen=True, gc=False):
+    """A record that cannot be routed: the class of the error, what it says, and whom the record concerns; those
+    accounts are told by the frames.
 
-    def __init__(self, error: DecodeError, whom: Concerned) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.whom = whom
+    It holds no exception: the traceback of one keeps the frames of the calls and all that is in them. A batch may have
+    thousands, and the garbage collector would walk through all of that again and again. So it is not asked of these
+    either (``gc=False``): nothing in them leads back to them.
+    """
+
+    kind: type[DecodeError]
+    reason: str
+    whom: Concerned
 
 
 @dataclass(slots=True)
@@ -100,12 +107,14 @@ class Splitter:
         key: bytes | None = None,
         partition: int = 0,
         offset: int = 0,
-    ) -> None:
+    ) -> RefusedRecord | None:
         """Add one record of ``topic``; ``trade_ids`` is the memory of its partition.
 
+        What is returned is refused: it is not a valid message, or contradicts one that was routed. Nothing of it was
+        added, and the accounts that it names are suspended by the frames.
+
         Raises:
-            RefusedRecord: it is not a valid message, or contradicts one that was routed. Nothing of it was added, and
-                the accounts that it names are suspended by the frames.
+            SymbolMoved: as :meth:`TradeIds.accept`.
         """
         source = self._sources.get((topic, partition))
         if source is None:
@@ -119,19 +128,10 @@ class Splitter:
             else:
                 self._frames.add_report(self._report(value), source, offset)
         except DecodeError as error:
-            whom = concerned(topic, key, value)
-            for account in whom.accounts:
-                self._frames.add_suspension(
-                    Suspension(
-                        account=account,
-                        topic=topic,
-                        partition=partition,
-                        offset=offset,
-                        reason=str(error)[:REASON_MAX],
-                    ),
-                    source,
-                )
-            raise RefusedRecord(error, whom) from None
+            refused = RefusedRecord(type(error), str(error), concerned(topic, key, value))
+            self._suspend(refused, source, offset)
+            return refused
+        return None
 
     def take(self, time_us: int) -> tuple[list[tuple[int, bytes]], Counts]:
         """The frames as (shard, bytes), stamped with ``time_us``, and what was counted."""
@@ -147,6 +147,21 @@ class Splitter:
             self._note_gap(trade, missing)
         self._frames.add_trade(trade, source, offset)
         self._counts.fills += 2
+
+    def _suspend(self, refused: RefusedRecord, source: Source, offset: int) -> None:
+        """Let the frames tell the accounts that a refused record names."""
+        reason = refused.reason[:REASON_MAX]
+        for account in refused.whom.accounts:
+            self._frames.add_suspension(
+                Suspension(
+                    account=account,
+                    topic=source.topic,
+                    partition=source.partition,
+                    offset=offset,
+                    reason=reason,
+                ),
+                source,
+            )
 
     def _note_gap(self, trade: Trade, missing: int) -> None:
         self._counts.missing += missing

@@ -5,6 +5,7 @@ back from there (:mod:`streams.routing.ownership`). So a repeat, and a trade tha
 known over any restart. Where a router begins at an accepted offset it may be folded anew from the log.
 """
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -31,7 +32,8 @@ MIGRATED_SLACK_US = 60_000_000
 """How far the times of trades may be out of the order of their ids, where only the last id is known."""
 
 _DIGEST_BYTES = 8
-_ENTRY_BYTES = 8 + _DIGEST_BYTES
+_ENTRY = struct.Struct(f">Q{_DIGEST_BYTES}s")
+_ENTRY_BYTES = _ENTRY.size
 _WINDOW_BYTES = WINDOW * _ENTRY_BYTES
 _NOTHING_SAID = blake2b(digest_size=_DIGEST_BYTES)
 
@@ -158,9 +160,9 @@ class SymbolMemory:
         Raises:
             RefusedTrade: it cannot be.
         """
-        for at in range(0, len(self._window), _ENTRY_BYTES):
-            if _id_at(self._window, at) == trade.trade_id:
-                if self._window[at + 8 : at + _ENTRY_BYTES] == _digest(trade):
+        for number, digest in _ENTRY.iter_unpack(self._window):
+            if number == trade.trade_id:
+                if digest == _digest(trade):
                     return
                 raise RefusedTrade(
                     f"trade {trade.trade_id} of {trade.symbol} was routed with other content: the same id names two "
@@ -177,7 +179,7 @@ class SymbolMemory:
         if trade.event_time > self._until_us:
             raise RefusedTrade(
                 f"trade {trade.trade_id} of {trade.symbol} comes after trade {self.last} and is newer than the trades "
-                f"before trade {_id_at(self._window, 0)}: the ids have begun anew"
+                f"before trade {_ids(self._window)[0]}: the ids have begun anew"
             )
 
     def _known_from(self, trade_id: int) -> int | None:
@@ -313,12 +315,8 @@ def memory_key(partition: int, symbol: str = "") -> bytes:
     return f"{TRADES}:{partition}{':' if symbol else ''}{symbol}".encode()
 
 
-def _id_at(window: bytes, at: int) -> int:
-    return int.from_bytes(window[at : at + 8], "big")
-
-
 def _ids(window: bytes) -> list[int]:
-    return [_id_at(window, at) for at in range(0, len(window), _ENTRY_BYTES)]
+    return [number for number, _ in _ENTRY.iter_unpack(window)]
 
 
 def _digest(trade: Trade) -> bytes:

@@ -90,7 +90,7 @@ def test_a_population_that_cannot_be_is_refused(accounts: int, symbols: int, pos
 def frames_of(trades: list[Trade]) -> FrameFills:
     splitter, ids, fills = Splitter(2), TradeIds(), FrameFills()
     for offset, trade in enumerate(trades):
-        splitter.add("trades.v1", encode(trade), ids, offset=offset)
+        assert splitter.add("trades.v1", encode(trade), ids, offset=offset) is None
     for _, frame in splitter.take(1)[0]:
         assert fills.add(frame, 1, is_measured=True)
     return fills

@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.codec import DecodeError
 from schemas.headers import SUSPENDED_BYTES_MAX
 from schemas.topics import PRICES, RECORD_BYTES_MAX, TRADES, all_topics
 from streams.broker.dead_letters import DEAD_LETTER_BYTES_MAX, DeadLetter, dead_letter
-from streams.errors import MarginClearingError
 from tests.properties import examples
 
 FRAMING_MAX = 100
@@ -41,7 +39,7 @@ def test_it_fits_and_is_whole_or_says_what_is_cut(
     key_bytes, value_bytes = (None if length is None else b"x" * length for length in (key, value))
     suspended = None if accounts is None else [f"account-{'9' * 100}-{n}" for n in range(accounts)]
     letter = dead_letter(
-        TRADES, 0, 1, 2, key_bytes, value_bytes, DecodeError(reason), suspended=suspended, all_told=all_told
+        TRADES, 0, 1, 2, key_bytes, value_bytes, "DecodeError", reason, suspended=suspended, all_told=all_told
     )
     assert size(letter) <= RECORD_BYTES_MAX
     about = dict(letter.headers)
@@ -62,7 +60,7 @@ def test_it_fits_and_is_whole_or_says_what_is_cut(
 
 def test_what_fits_is_whole_up_to_the_byte() -> None:
     for length, is_cut in ((DEAD_LETTER_BYTES_MAX, False), (DEAD_LETTER_BYTES_MAX + 1, True)):
-        letter = dead_letter(PRICES, 0, 0, 0, None, b"x" * length, MarginClearingError("why"))
+        letter = dead_letter(PRICES, 0, 0, 0, None, b"x" * length, "DecodeError", "why")
         assert ("dlq.cut" in dict(letter.headers)) == is_cut
 
 

@@ -111,7 +111,7 @@ class Scene:
         """The topic's router writes a frame of its next records."""
         splitter, first = self.splitters[topic], self.routed[topic]
         for offset, value in enumerate(self.logs[topic][first : first + count], start=first):
-            splitter.add(topic, orjson.dumps(value), self.trade_ids, offset=offset)
+            assert splitter.add(topic, orjson.dumps(value), self.trade_ids, offset=offset) is None
             self.routed[topic] = offset + 1
         for _, data in splitter.take(self.time_us)[0]:
             self.frames.append((self.events, _FRAME(data)))

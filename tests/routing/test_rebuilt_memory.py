@@ -1,7 +1,6 @@
 """The memory of trade ids that is rebuilt for an accepted offset is that of a router that has routed up to there."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -22,7 +21,7 @@ from streams.memory.log import Cluster
 from streams.memory.scheduler import Scheduler
 from streams.routing.committed_at import CommittedAt
 from streams.routing.ownership import Ownership, trade_ids_after
-from streams.routing.split import RefusedRecord, Splitter
+from streams.routing.split import Splitter
 from streams.routing.trade_ids import REPEATED, RefusedTrade, SymbolMemory, TradeIds, memory_key
 from streams.runtime import SYSTEM
 
@@ -81,8 +80,7 @@ def routed(logs: Logs, end: int, batch: int) -> TradeIds:
     memory, splitter = TradeIds(), Splitter(3, IDS)
     splitter.begin(TRADES, 0, 0)
     for record in logs.read_range(TRADES, 0, 0, end):
-        with suppress(RefusedRecord):
-            splitter.add(TRADES, record.value(), memory, key=record.key(), offset=record.offset())
+        splitter.add(TRADES, record.value(), memory, key=record.key(), offset=record.offset())
         if not record.offset() % batch:
             splitter.take(0)
             memory.written()

@@ -1,7 +1,6 @@
 """Frames say which records they cover, so a shard takes each row once, whoever routes it, and in whatever batches."""
 
 from collections import defaultdict
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -59,8 +58,7 @@ def routed(exchange: Exchange, first: int, batches: list[int]) -> list[list[tupl
         if number >= first and place not in begun:
             begun.add(place)
             splitter.begin(topic, partition, offset)
-        with suppress(DecodeError):
-            splitter.add(topic, value, ids[place], key=b"", partition=partition, offset=offset)
+        splitter.add(topic, value, ids[place], key=b"", partition=partition, offset=offset)
         if number + 1 == first:
             splitter.take(0)  # what it knows of trade ids comes from there, its frames do not
         elif number + 1 > first and number + 1 in borders:
@@ -165,7 +163,7 @@ def test_every_shard_hears_once_where_a_source_begins_and_up_to_where_it_has_bee
     splitter.close(TRANSFERS, 0, 5)
     assert told() == [(shard, [(5, 5)], 0) for shard in range(SHARDS)]
     account = next(name for name in ACCOUNTS if shard_of(name, SHARDS) == 1)
-    splitter.add(TRANSFERS, orjson.dumps(records.transfer(account, 1)), TradeIds(), offset=7)
+    assert splitter.add(TRANSFERS, orjson.dumps(records.transfer(account, 1)), TradeIds(), offset=7) is None
     assert told() == [(1, [(5, 8)], 1)]
     splitter.close(TRANSFERS, 0, 8)
     assert told() == [(0, [(5, 8)], 0), (2, [(5, 8)], 0)]
@@ -175,7 +173,7 @@ def test_every_shard_hears_once_where_a_source_begins_and_up_to_where_it_has_bee
 
 def test_a_frame_whose_rows_come_from_no_source_of_it_is_no_frame(records: Any) -> None:
     splitter = Splitter(1)
-    splitter.add(TRANSFERS, orjson.dumps(records.transfer("alice", 1)), TradeIds())
+    assert splitter.add(TRANSFERS, orjson.dumps(records.transfer("alice", 1)), TradeIds()) is None
     ((_, data),), _ = splitter.take(0)
     frame = decode_frame(data)
     frame.transfers.source = [1]
