@@ -286,7 +286,7 @@ class PriceApp:
                     self._watchdog.beat(_HEART, "sending marks")
                     sent = [await self._send_frame(frame) for frame in heartbeat.frames]
                 for written in sent:
-                    appended = await written  # aiokafka may know dead brokers only: then the watchdog ends the process
+                    appended = await written
                 self._publisher.acknowledge(heartbeat, appended.timestamp, appended.timestamp_type)
                 await asyncio.sleep(self._publisher.wait_s)
         except asyncio.CancelledError:

@@ -16,6 +16,7 @@ from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.faust_batches import BATCH_RECORDS_MAX, FoundRecord, PriceGap, batch_transport
 from streams.oracle.faust_store import Store
+from streams.oracle.rebootstrap import find_brokers_again
 from streams.settings import KafkaSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def faust_app(settings: Settings) -> BatchApp:
         SettingsError: a certificate or key cannot be used.
     """
     kafka = settings.kafka
+    find_brokers_again()
     stores = faust.stores.STORES
     stores.get_alias("memory")  # reads the stores that installed packages have, which go before what is there already
     stores.aliases["redis"] = f"{Store.__module__}:{Store.__name__}"
