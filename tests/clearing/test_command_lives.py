@@ -67,10 +67,12 @@ def report(number: int, status: str, lots: int) -> Act:
 
 NUMBERS, LOTS = st.integers(0, 5), st.integers(1, 120)
 ACTS = st.one_of(
-    st.builds(lambda price: lambda life: life.mark(str(price)), st.integers(9300, 10000)),
+    st.builds(
+        lambda price: lambda life: life.mark(str(price)), st.one_of(st.integers(9400, 9460), st.integers(9300, 10000))
+    ),
     st.builds(lambda ms: lambda life: life.tick(ms), st.sampled_from([100, 800, 2500, 5100])),
     st.builds(fill, NUMBERS, LOTS),
-    st.builds(report, NUMBERS, st.sampled_from(STATUSES), st.integers(0, 120)),
+    st.builds(report, NUMBERS, st.sampled_from(STATUSES), st.one_of(st.just(0), st.integers(0, 120))),
     st.builds(lambda amount: lambda life: life.transfer("alice", str(amount)), st.integers(-40, 300).filter(bool)),
 )
 
@@ -94,10 +96,17 @@ def test_any_life_of_commands_is_in_order_the_same_after_restarts_and_ends(steps
             issued += 1
             assert command.sequence == issued
             evidence = command.evidence
-            healthy = Decimal(evidence.equity) >= Decimal(evidence.maintenance_margin)
-            assert healthy == (command.stage == "withdrawn") == (not command.orders)
+            equity, maintenance = Decimal(evidence.equity), Decimal(evidence.maintenance_margin)
+            is_withdrawal = command.stage == "withdrawn"
+            assert is_withdrawal == (not command.orders)
+            # the margin is a twentieth of the notional, of which the buffer is a hundredth
+            assert equity >= maintenance * Decimal("1.2") if is_withdrawal else equity < maintenance
             assert len(command.orders) <= POLICY.slices_open_max or command.stage == "takeover"
         _check_one_at_a_time(before, output, row)
+        for group in row.groups:
+            waits_until = group.retry_at or 0
+            assert waits_until == 0 or waits_until >= life.shard.clock_us
+            assert group.status != "liquidating" or group.command is not None or waits_until
     end(life)
 
 
