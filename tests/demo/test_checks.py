@@ -221,6 +221,10 @@ def liquidate_on_an_old_mark(records: RunRecords) -> None:
     records.marks[1][1]["time"] = 10_000_000
 
 
+def withdraw_from_a_group_below_maintenance(records: RunRecords) -> None:
+    records.commands[0] |= {"stage": "withdrawn", "supersedes": "x:1", "orders": []}
+
+
 def leave_somebody_below_maintenance(records: RunRecords) -> None:
     records.marks.append((3, {"time": 40, "full": False, "marks": [mark("90", 40)]}))
 
@@ -260,6 +264,7 @@ TAMPERED: list[tuple[Callable[[RunRecords], None], str]] = [
     (liquidate_on_a_halted_mark, "nobody_healthy_liquidated"),
     (liquidate_on_a_halted_mark_and_say_so, "nobody_healthy_liquidated"),
     (liquidate_on_an_old_mark, "nobody_healthy_liquidated"),
+    (withdraw_from_a_group_below_maintenance, "nobody_healthy_liquidated"),
     (halve_the_margin_rates, "nobody_healthy_liquidated"),
     (state_a_scale_that_was_not, "nobody_healthy_liquidated"),
     (leave_somebody_below_maintenance, "nobody_liquidatable_left"),

@@ -254,8 +254,8 @@ def _unjustified(command: Any, group: ReferenceGroup, marks: "_MarksAsOf", param
         if Decimal(evidence["marks"].get(symbol, "0")) != mark.price:
             yield f"{name}: evidence says {symbol} at {evidence['marks'].get(symbol)}, the log has {mark.price}"
     verdict = evaluate(group, {symbol: mark.price for symbol, mark in seen.items()}, rules, bounded)
-    if command["stage"] == "withdrawn":
-        if verdict.liquidatable or bounded or command["supersedes"] is None or command["orders"]:
+    if command.get("stage") == "withdrawn":
+        if verdict.liquidatable or bounded or command.get("supersedes") is None or command["orders"]:
             yield f"{name}: withdrawn at equity {verdict.equity}, maintenance {verdict.maintenance}"
     elif not verdict.liquidatable:
         yield f"{name}: equity {verdict.equity} was not below maintenance {verdict.maintenance}"

@@ -306,6 +306,10 @@ def liquidate_on_an_old_mark(records: RunRecords) -> None:
     change(records, topics.MARKS, 1, time=10_000_000)
 
 
+def withdraw_from_a_group_below_maintenance(records: RunRecords) -> None:
+    change(records, topics.COMMANDS, 0, stage="withdrawn", supersedes="x:1", orders=[])
+
+
 def leave_somebody_below_maintenance(records: RunRecords) -> None:
     records.logs[topics.MARKS].append(record(3, marks(40, "90")))
 
@@ -399,6 +403,7 @@ TAMPERED: dict[str, list[Tamper]] = {
         invent_a_mark,
         liquidate_on_a_halted_mark,
         liquidate_on_an_old_mark,
+        withdraw_from_a_group_below_maintenance,
     ],
     "nobody_is_left_liquidatable": [leave_somebody_below_maintenance],
     "only_whom_poison_names_is_suspended": [suspend_somebody],
