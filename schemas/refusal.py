@@ -20,6 +20,8 @@ TEXT_CHARACTERS_MAX = 700
 _VALUE_CHARACTERS_MAX = 60
 _PATTERN = re.compile(r"^Expected `str` matching regex (?P<literal>'.*'|\".*\")$", re.DOTALL)
 _PLACE = re.compile(r"^(?P<what>.*?) - at (?:`(?P<key>key)` in )?`(?P<path>\$[^`]*)`$", re.DOTALL)
+_QUOTING = "Invalid "
+"""What msgspec says begins so if it quotes a value."""
 _ENUM = re.compile(r"^Invalid (?:enum )?value (?P<value>.*)$", re.DOTALL)
 _STEP = re.compile(r"\.(?P<field>[^.\[\]]+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])")
 _ANY = object()
@@ -41,8 +43,9 @@ class _Said(NamedTuple):
 
 def refusal(text: str, message_type: Any, data: bytes) -> str:
     """Msgspec's ``text`` about ``data``, which is no ``message_type``, in words; at most TEXT_CHARACTERS_MAX."""
-    # Msgspec's own words are few, and short where they quote no value.
-    said = _said(text) if len(text) <= _CACHED_CHARACTERS_MAX else _said.__wrapped__(text)
+    # Msgspec's own words are few, and short, where they quote no value.
+    is_own = len(text) <= _CACHED_CHARACTERS_MAX and not text.startswith(_QUOTING)
+    said = _said(text) if is_own else _said.__wrapped__(text)
     path, pattern, steps = said.path, said.pattern, said.steps
     if path is None:
         return _cut(said.expected, TEXT_CHARACTERS_MAX)
@@ -76,7 +79,8 @@ def _said(text: str) -> _Said:
     what, path = match["what"], match["path"]
     pattern = _pattern_of(what)
     compiled = None if pattern is None else re.compile(pattern)
-    return _Said(what, compiled, _expected(what, pattern), path, tuple(_steps(path)), match["key"] is not None)
+    steps = _steps(path) if len(path) <= _CACHED_CHARACTERS_MAX else _steps.__wrapped__(path)
+    return _Said(what, compiled, _expected(what, pattern), path, steps, match["key"] is not None)
 
 
 def _expected(what: str, pattern: str | None) -> str:
@@ -96,13 +100,13 @@ def _pattern_of(what: str) -> str | None:
     return pattern
 
 
-def _steps(path: str) -> Iterator[Any]:
+@functools.lru_cache(maxsize=_CACHED_MAX)
+def _steps(path: str) -> tuple[Any, ...]:
     """The steps of msgspec's path ``$.a[0].b[...]``: field names, indices, ``_ANY``."""
-    for step in _STEP.finditer(path[1:]):
-        if step["any"]:
-            yield _ANY
-        else:
-            yield step["field"] if step["index"] is None else int(step["index"])
+    return tuple(
+        _ANY if step["any"] else step["field"] if step["index"] is None else int(step["index"])
+        for step in _STEP.finditer(path[1:])
+    )
 
 
 def _values(data: bytes, path: str, steps: Sequence[Any]) -> Sequence[tuple[str, Any]]:

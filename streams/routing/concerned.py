@@ -18,8 +18,6 @@ from schemas.types import AccountId, form_of
 _ACCOUNT = re.compile(form_of(AccountId)).fullmatch
 _IN_TEXT = re.compile(r'"account"\s*:\s*"([!#-\[\]-~]{1,128})"')
 _SIDES = ("maker", "taker")
-_TIMES = {TRADES: ((b'"account"', 2), (b'"maker"', 1), (b'"taker"', 1)), TRANSFERS: ((b'"account"', 1),)}
-"""How often the names that lead to its accounts stand in a record that has each where the contract has it."""
 _WHITESPACE = " \t\n\r"
 _DEPTH_MAX = 32
 
@@ -39,16 +37,16 @@ def concerned(topic: str, key: bytes | None, value: bytes | None) -> Concerned:
     """
     if topic not in (TRADES, TRANSFERS):
         return Concerned((), complete=False)
+    wanted = len(_SIDES) if topic == TRADES else 1
     plain = _plain(topic, value or b"")
     if plain is None:
         named = _leniently(topic, value or b"")
-    elif all(map(_is_account, plain)):
+    elif len(plain) == wanted and all(map(_is_account, plain)):
         return Concerned(tuple(sorted(set(plain))), complete=True)
     else:
         named = [[account] if _is_account(account) else [] for account in plain]
     if topic == TRANSFERS and not any(named):
         named = [[account] for account in [(key or b"").decode("ascii", "replace")] if _is_account(account)]
-    wanted = len(_SIDES) if topic == TRADES else 1
     accounts = sorted({account for group in named for account in group})
     return Concerned(tuple(accounts), complete=sum(bool(group) for group in named) >= wanted)
 
@@ -98,22 +96,22 @@ def _require_end(text: str) -> None:
 
 
 def _plain(topic: str, value: bytes) -> list[Any] | None:
-    """What a record has as accounts that has each name once and where the contract has it; None if it may be otherwise.
+    """What stands for accounts in a record that has each name at most once and accounts nowhere but where the contract
+    has them; None if there is none, or it may be otherwise.
 
     As lenient reading would find, in a quarter of the time: whoever sends many such records must not hold others up.
     """
     if not value.endswith(b"}") or b"\\" in value:
         return None
-    for name, times in _TIMES[topic]:
-        if value.count(name) != times:
-            return None
+    if topic == TRADES and (value.count(b'"maker"') > 1 or value.count(b'"taker"') > 1):
+        return None
     try:
         record = orjson.loads(value)
-        if topic == TRANSFERS:
-            return [record["account"]]
-        return [record["maker"]["account"], record["taker"]["account"]]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
+        parties = [record.get(side) for side in _SIDES] if topic == TRADES else [record]
+        accounts = [party["account"] for party in parties if party and "account" in party]
+    except (orjson.JSONDecodeError, AttributeError, TypeError):
         return None
+    return accounts if accounts and len(accounts) == value.count(b'"account"') else None
 
 
 def _by_side(topic: str, record: Any) -> Iterator[list[str]]:
