@@ -20,7 +20,7 @@ from infra.local.stack import PREFIX, LocalStack, child_environment
 from schemas.codec import encode
 from schemas.messages import Transfer
 from schemas.parameters import Parameter
-from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS
+from schemas.topics import EVENTS, INPUTS, PARAMETERS, TRANSFERS
 from streams.bench.errors import BenchError
 from streams.broker import config
 from streams.broker.admin import ensure_topics
@@ -249,7 +249,7 @@ class Bed:
         Raises:
             BenchError: not in time, or a role ended.
         """
-        for topic in (TRADES, TRANSFERS):
+        for topic in INPUTS:
             self._await_committed(self.settings.router.group_id, topic, f"{topic} to be routed")
 
     def await_applied(self) -> None:
