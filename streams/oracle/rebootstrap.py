@@ -33,8 +33,8 @@ async def _update_or_begin_anew(client: Any, cluster: Any, topics: Any) -> bool:
         await asyncio.wait_for(client.bootstrap(), _PATIENCE_S)
     except (TimeoutError, KafkaError, OSError):
         return False
-    found = sorted(broker.nodeId for broker in client.cluster.brokers())
-    event(log, logging.WARNING, "brokers_found_again", client=client._client_id, known=known, brokers=found)
+    alive = sorted(broker.nodeId for broker in client.cluster.brokers())
+    event(log, logging.WARNING, "brokers_found_again", client=client._client_id, known=known, brokers=alive)
     return bool(await _update(client, cluster, topics))
 
 

@@ -35,7 +35,7 @@ from streams.broker.admin import Topics
 from streams.broker.committed import seek
 from streams.broker.dead_letters import produce_dead_letter
 from streams.broker.kafka import Kafka
-from streams.broker.producer import TransactionalProducer, group_metadata
+from streams.broker.producer import IdempotentProducer, TransactionalProducer, group_metadata
 from streams.broker.records import Record
 from streams.broker.rejoining import RejoiningConsumer
 from streams.errors import BrokerError, NoAnswer, NotDelivered, ProducerFenced, TransactionAborted
@@ -259,15 +259,7 @@ class Router:
         for shard, frame in frames:
             self._writer.produce(EVENTS, frame, partition=shard, on_acknowledged=partial(self._progress.wrote, shard))
         for letter in letters:
-            refused, whom = letter.refused, letter.refused.whom
-            produce_dead_letter(
-                self._writer,
-                letter.record,
-                refused.kind.__name__,
-                refused.reason,
-                suspended=whom.accounts,
-                all_told=whom.complete,
-            )
+            _produce(self._writer, letter)
         self._writer.flush()
         metrics.WRITES.observe(self._runtime.monotonic() - started)
         return counts
@@ -434,6 +426,12 @@ def _tell_owned(owned: int, what: str, partitions: list[TopicPartition]) -> None
     metrics.PARTITIONS.set(owned)
     if partitions:
         event(log, logging.INFO, what, partitions=[f"{place.topic}[{place.partition}]" for place in partitions])
+
+
+def _produce(writer: IdempotentProducer, letter: Letter) -> None:
+    refused, whom = letter.refused, letter.refused.whom
+    kind = refused.kind.__name__
+    produce_dead_letter(writer, letter.record, kind, refused.reason, suspended=whom.accounts, all_told=whom.complete)
 
 
 def _count(routed: list[Owned], letters: list[Letter], counts: Counts) -> None:
