@@ -211,7 +211,7 @@ def nobody_liquidatable_left(records: RunRecords) -> Differences:
     """At the last live marks and the last scales no group is below maintenance without an open command.
 
     One that has nothing to trade has none, and says so in its status; one of whose last command nothing was filled
-    waits for the next.
+    waits for the next, and the verdict on one that is held waits for what was sent before.
     """
     marks = MarkLog(records.marks)
     marks.walk_to(2**62)
@@ -222,9 +222,12 @@ def nobody_liquidatable_left(records: RunRecords) -> Differences:
     ledger = ledger_of(rules, records.transfers, records.trades)
     under_command = {
         (account, group["margin"])
-        for account, row in records.rows.items()
-        for group in orjson.loads(row)["groups"]
-        if group["command"] is not None or group.get("retry_at") or group.get("status") in WITHOUT_ORDERS
+        for account, row in ((account, orjson.loads(row)) for account, row in records.rows.items())
+        for group in row["groups"]
+        if group["command"] is not None
+        or group.get("retry_at")
+        or row.get("held") is not None
+        or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():

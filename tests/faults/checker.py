@@ -280,7 +280,10 @@ def nobody_is_left_liquidatable(records: RunRecords) -> Differences:
         (account, group["margin"])
         for account, row in _rows(records).items()
         for group in row["groups"]
-        if group["command"] is not None or group.get("retry_at") or group.get("status") in WITHOUT_ORDERS
+        if group["command"] is not None
+        or group.get("retry_at")
+        or row.get("held") is not None
+        or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
     for name, group in ledger.groups.items():
