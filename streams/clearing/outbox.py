@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from schemas.messages import Alert, EventFrame, LiquidationCommand
 from schemas.types import CROSS, AlertKind, shard_account
+from streams.broker.dead_letters import REPEATED
 from streams.clearing.account import AccountState
 from streams.clearing.journal import Cursor
 from streams.logs import event
@@ -112,4 +113,5 @@ class Outbox:
                 symbol=symbol,
             )
         )
-        event(log, logging.WARNING, "shard_alert", shard=cursor.shard, kind=kind, symbol=symbol, reason=reason)
+        if REPEATED.may_name("shard_alert", kind):  # records may cause as many as they are
+            event(log, logging.WARNING, "shard_alert", shard=cursor.shard, kind=kind, symbol=symbol, reason=reason)

@@ -1,5 +1,6 @@
 """What comes for an order or a command does what the tables say: every event in every state, on a shard."""
 
+import logging
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +22,7 @@ from streams.clearing.command_states import (
     status_of,
 )
 from streams.clearing.shard import Output
+from streams.logs import NAMED_MAX
 from streams.margin.parameters import RiskParameters
 from tests.clearing.test_held_back import Recorder
 from tests.clearing.test_shard import RULES, kinds
@@ -245,3 +247,11 @@ def test_a_report_of_an_order_that_never_was_is_told() -> None:
     driver = commanded()
     (alert,) = driver.report("bob", "bob:1:0", "filled", "1").alerts
     assert (alert.kind, "no such order" in (alert.reason or "")) == ("report_mismatch", True)
+
+
+def test_stray_reports_are_all_told_and_logged_a_few_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    driver = commanded()
+    with caplog.at_level(logging.WARNING, "streams.clearing.outbox"):
+        told = [driver.report("bob", f"bob:1:{number}", "filled", "1").alerts for number in range(5 * NAMED_MAX)]
+    assert all(len(alerts) == 1 for alerts in told)
+    assert len(caplog.records) <= NAMED_MAX
