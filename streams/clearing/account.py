@@ -30,7 +30,7 @@ from schemas.messages import (
     WaitingFill,
 )
 from schemas.types import AccountStatus, CommandStatus, GroupStatus, Offset, OrderStatus, RecordPlace, Sequence, Side
-from streams.clearing.command_states import COMMAND_CHANGES, FINAL_ORDERS, CommandEvent, status_of
+from streams.clearing.command_states import COMMAND_CHANGES, FINAL_COMMANDS, FINAL_ORDERS, CommandEvent, status_of
 from streams.clearing.encumbrances import NO_EVENTS, NO_PLACES, NOTHING_UNAPPLIED, Encumbrance, Encumbrances
 from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.clearing.unapplied import Unapplied
@@ -229,11 +229,6 @@ class GroupState(msgspec.Struct, gc=False):
     def command(self) -> CommandState | None:
         """The command that is out."""
         return None if self.liquidation is None else self.liquidation.command
-
-    @property
-    def attempt(self) -> int:
-        """How many commands in a row next to nothing was filled of."""
-        return 0 if self.liquidation is None else self.liquidation.attempt
 
     @property
     def unreached_kind(self) -> str | None:
@@ -671,7 +666,7 @@ def _restore_command(command: OpenCommand) -> CommandState:
 
 def _how_it_ended(status: CommandStatus | UnsetType) -> CommandStatus | None:
     """How a command ended, if not by the end of its orders, from which follows what else its status says."""
-    return status if status in ("expired", "withdrawn", "superseded") else None
+    return status if status in FINAL_COMMANDS - FINAL_ORDERS else None
 
 
 def _restore_order(order: OpenOrder) -> OrderState:

@@ -11,6 +11,7 @@ from schemas.messages import ReportColumns
 from schemas.types import AlertKind, ReportStatus
 from streams.clearing.account import AccountState, CommandState, GroupState, Liquidation, OrderState
 from streams.clearing.accounts import Accounts
+from streams.clearing.admission import Admission
 from streams.clearing.command_states import ORDER_CHANGES, CommandEvent, OrderEvent
 from streams.clearing.journal import Cursor
 from streams.clearing.outbox import Outbox
@@ -19,16 +20,20 @@ from streams.margin.limits import ACCOUNT_ORDERS_MAX
 from streams.margin.portfolio import Portfolio
 
 _ZERO = Decimal(0)
+_FORGOTTEN = "its command has ended and is not remembered any more"
 
 
 class OpenCommands:
     """The commands of one shard; a group has at most one that is out. ``orders`` holds all orders by id, also those of
     commands that have ended and are remembered."""
 
-    def __init__(self, cursor: Cursor, portfolio: Portfolio, accounts: Accounts, outbox: Outbox) -> None:
+    def __init__(
+        self, cursor: Cursor, portfolio: Portfolio, accounts: Accounts, admission: Admission, outbox: Outbox
+    ) -> None:
         self._cursor = cursor
         self._portfolio = portfolio
         self._accounts = accounts
+        self._admission = admission
         self._outbox = outbox
         self.orders: dict[str, tuple[AccountState, GroupState, CommandState, OrderState]] = {}
         self._times: list[tuple[int, int]] = []
@@ -65,11 +70,10 @@ class OpenCommands:
         if event is not None:
             command.end(event)
         liquidation.attempt += self._is_in_vain(command)
-        if not any(order.filled for order in command.orders) and command.withdrawn_by is None:
+        is_refused = command.withdrawn_by is None and not any(order.filled for order in command.orders)
+        if is_refused and event is None:  # where its time was up, that was wait enough
             again_us = now_us + 1000 * policy.retry_ms
             liquidation.retry_at = max(again_us, command.expires_at) if command.stage == "takeover" else again_us
-            if event is not None:  # its time was up: that is wait enough
-                liquidation.retry_at = 0
             self._wake(group, liquidation.retry_at)
         command.forgotten_at = now_us + 1000 * policy.command_memory_ms
         liquidation.ended.append(command)
@@ -192,9 +196,8 @@ class OpenCommands:
         filled = Decimal(quantity)
         side = "buy" if filled > 0 else "sell"
         if order.symbol not in (None, symbol) or order.side not in (None, side):
-            reason = f"the order is to {order.side} {order.symbol}"
-            self._tell(state, group, "fill_mismatch", symbol, f"{what} carries order_id {order_id}: {reason}")
-        elif self._is_spot(symbol):
+            self._tell_fill(state, group, "fill_mismatch", symbol, what, order_id, _side_of(order))
+        elif self._admission.is_spot(symbol):
             order.traded = (order.traded or _ZERO) + abs(filled)
             self._fill(state, group, command, order, what, max(order.traded, order.transferred or _ZERO))
         else:
@@ -212,8 +215,7 @@ class OpenCommands:
         command, order = ordered
         moved = Decimal(amount)
         if order.side != ("buy" if moved > 0 else "sell"):
-            reason = f"{what} of {amount} carries order_id {order_id}: the order is to {order.side} {order.symbol}"
-            self._tell(state, group, "fill_mismatch", symbol, reason)
+            self._tell_fill(state, group, "fill_mismatch", symbol, f"{what} of {amount}", order_id, _side_of(order))
             return
         order.transferred = (order.transferred or _ZERO) + abs(moved)
         self._fill(state, group, command, order, what, max(order.transferred, order.traded or _ZERO))
@@ -307,21 +309,29 @@ class OpenCommands:
             if owner is state and owned is group:
                 return command, order
             reason = "it is an order of another account or margin group"
-            self._tell(state, group, "fill_mismatch", symbol, f"{what} carries order_id {order_id}: {reason}")
+            self._tell_fill(state, group, "fill_mismatch", symbol, what, order_id, reason)
             return None
         commanded = self._accounts.by_name.get(_account_of(order_id))
         if commanded is not None and commanded.has_ordered(order_id):
-            reason = "its command has ended and is not remembered any more"
-            self._tell(state, group, "late_fill", symbol, f"{what} carries order_id {order_id}: {reason}")
+            self._tell_fill(state, group, "late_fill", symbol, what, order_id, _FORGOTTEN)
         return None
-
-    def _is_spot(self, symbol: str) -> bool:
-        return symbol not in self._portfolio.parameters.instruments
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
     def _tell(self, state: AccountState, group: GroupState, kind: AlertKind, symbol: str | None, reason: str) -> None:
         self._outbox.alert(state, group.margin, kind, reason=reason, symbol=symbol)
+
+    def _tell_fill(
+        self,
+        state: AccountState,
+        group: GroupState,
+        kind: AlertKind,
+        symbol: str | None,
+        what: str,
+        order_id: str,
+        reason: str,
+    ) -> None:
+        self._tell(state, group, kind, symbol, f"{what} carries order_id {order_id}: {reason}")
 
     def _tell_report(
         self, state: AccountState, group: GroupState, order: OrderState, status: ReportStatus, reason: str
@@ -335,9 +345,13 @@ class OpenCommands:
             return
         state = self._accounts.by_name.get(account)
         is_ours = state is not None and state.has_ordered(order_id)
-        why = "its command has ended and is not remembered any more" if is_ours else "there is no such order"
+        why = _FORGOTTEN if is_ours else "there is no such order"
         text = f"a report of account {account} says that order {order_id} is {status}: {why}"
         self._outbox.alert_shard("report_mismatch", text)
+
+
+def _side_of(order: OrderState) -> str:
+    return f"the order is to {order.side} {order.symbol}"
 
 
 def _account_of(order_id: str) -> str:

@@ -72,7 +72,7 @@ class Shard:
         self._admission = Admission(self.parameters)
         self._marks = Marks(self.cursor, self.portfolio)
         self._accounts = Accounts(shard, ledger, self._admission, self._outbox)
-        self._commands = OpenCommands(self.cursor, self.portfolio, self._accounts, self._outbox)
+        self._commands = OpenCommands(self.cursor, self.portfolio, self._accounts, self._admission, self._outbox)
         postings = Postings(self._accounts, ledger, self._admission, self._commands)
         self._held_back = HeldBack(self.cursor, self._accounts, self._admission, postings, self._outbox)
         self._holds = Holds(self.cursor, self.portfolio, self._accounts, self._outbox)

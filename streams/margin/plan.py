@@ -77,7 +77,7 @@ def make_plan(
 
     A group is taken over as a whole once every attempt has come to nothing, or if its unweighted equity does not pay
     the fees of closing everything and of the conversions planned, or is below ``policy.backstop_rate`` times its
-    maintenance margin (and not above 0, where there is no margin). Otherwise positions are reduced, and
+    maintenance margin. Otherwise positions are reduced, and
     collateral is sold for debts where that is cheaper or where closing is not enough, until equity meets the target
     again (:func:`streams.margin.reduction.reduce_positions`). Closes are orders of at most ``max_order_notional`` each,
     sales and purchases of collateral are orders on the assets' price symbols. Only what needs no mark of ``stale`` is
