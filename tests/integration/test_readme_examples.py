@@ -22,7 +22,9 @@ from tests.integration.conftest import eventually, now_us
 from tests.memory.market import PARAMETER_RECORDS
 
 DEADLINE_S = 60.0
-PLAIN, TAKEOVER = (Decoder[LiquidationCommand](LiquidationCommand)(path.read_bytes()) for path in samples(COMMANDS))
+_COMMAND = Decoder[LiquidationCommand](LiquidationCommand)
+_SAMPLES = {path.stem: _COMMAND(path.read_bytes()) for path in samples(COMMANDS)}
+PLAIN, TAKEOVER = _SAMPLES[COMMANDS], _SAMPLES[f"{COMMANDS}.takeover"]
 ACCOUNT = PLAIN.account
 
 
