@@ -153,12 +153,13 @@ class CommandState:
         """The command that a successor names: this one, if something could still be filled of it."""
         return None if self.done or self.withdrawn_by is not None else self.command_id
 
-    def end(self, event: CommandEvent) -> None:
-        """``event`` has happened to it: if it was out, it has ended by that."""
+    def end(self, event: CommandEvent) -> bool:
+        """``event`` has happened to it: if it was out, it has ended by that. Whether it has changed."""
         before = self.status
         after = COMMAND_CHANGES[before][event]
         if after != before:
             self.ended = after
+        return after != before
 
     @property
     def progress(self) -> tuple[Decimal, Decimal]:

@@ -130,8 +130,7 @@ class OpenCommands:
         overdue, command = self._accounts.agenda.overdue, liquidation.command
         if command is not None and command.expires_at < clock_us:
             overdue.add(group.row)
-            if command.ended != "expired" and not command.done:
-                command.end("expiry")
+            if not command.done and command.end("expiry"):
                 self._outbox.changed.add(state.account)
         if 0 < liquidation.retry_at < clock_us:
             liquidation.retry_at = 0

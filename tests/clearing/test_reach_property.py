@@ -137,14 +137,21 @@ def test_nobody_is_out_of_reach(steps: list[Step]) -> None:
 @given(st.lists(STEPS, max_size=25))
 @configure(max_examples=examples(100), deadline=None)
 def test_nobody_is_liquidated_who_may_not_be_below(steps: list[Step]) -> None:
-    """The other way round: a command is only issued if the group is below its requirement whatever the prices are."""
+    """The other way round: a command is only issued if the group is below its requirement whatever the prices are, and
+    withdrawn if it is not."""
     market = Watched()
-    before: dict[str, int] = {}
+    before: dict[tuple[str, str], tuple[str, str | None]] = {}
     for step in steps:
         market.step(step)
         for account in market.rows:
             row = market.row(account)
-            if row.liquidation_sequence > before.get(account, 0):
-                before[account] = row.liquidation_sequence
-                headrooms = [market.headroom(group) for group in row.groups if group.command is not None]
-                assert all(headroom is not None and headroom < 0 for headroom in headrooms), (account, row)
+            for group in row.groups:
+                if group.command is None:
+                    continue
+                command = group.command.command_id, group.command.withdrawn_by or None
+                if before.get((account, group.margin)) == command:
+                    continue
+                before[account, group.margin] = command
+                headroom = market.headroom(group)
+                assert headroom is not None, (account, row)
+                assert (headroom >= 0) == bool(group.command.withdrawn_by), (account, row)
