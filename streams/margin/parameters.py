@@ -38,13 +38,14 @@ def _frozen(rules: Mapping[str, Rules]) -> MappingProxyType[str, Rules]:
 class RiskParameters:
     """An immutable, checked set of parameter records.
 
-    ``instruments``, ``assets`` and ``oracle`` map a symbol or asset to its rules. An instrument whose settle asset is
-    not known yet is there; whoever needs the asset raises InputError. ``scales`` maps a record's key to the scale at
-    which its rates or haircuts are in force; what is not in it is at 1.
+    ``records`` are those in force by key; ``instruments``, ``assets`` and ``oracle`` map a symbol or asset to its
+    rules. An instrument whose settle asset is not known yet is there; whoever needs the asset raises InputError.
+    ``scales`` maps a record's key to the scale at which its rates or haircuts are in force; what is not in it is at 1.
     """
 
-    __slots__ = ("_records", "assets", "instruments", "oracle", "policy", "scales")
+    __slots__ = ("assets", "instruments", "oracle", "policy", "records", "scales")
 
+    records: MappingProxyType[str, Parameter]
     instruments: MappingProxyType[str, Instrument]
     assets: MappingProxyType[str, AssetRules]
     oracle: MappingProxyType[str, OracleParameters]
@@ -61,7 +62,7 @@ class RiskParameters:
         scales: Mapping[str, Decimal],
     ) -> None:
         """Use :meth:`empty`, :meth:`build` and :meth:`with_record` instead: they check."""
-        self._records = records
+        self.records = _frozen(records)
         self.instruments = _frozen(instruments)
         self.assets = _frozen(assets)
         self.oracle = _frozen(oracle)
@@ -84,11 +85,6 @@ class RiskParameters:
         for record in {record.key: record for record in records}.values():
             parameters = parameters.with_record(record)
         return parameters
-
-    @property
-    def records(self) -> Mapping[str, Parameter]:
-        """The records in force by key."""
-        return MappingProxyType(dict(self._records))
 
     def with_record(self, record: Parameter) -> "RiskParameters":
         """The set with ``record`` in force in place of the one with its key. ``self`` stays as it is.
@@ -126,10 +122,10 @@ class RiskParameters:
         changed = [key for key in {**self.scales, **scales} if scales.get(key) != self.scales.get(key)]
         if not changed:
             return self
-        scaled = RiskParameters(self._records, self.instruments, self.assets, self.oracle, self.policy, scales)
+        scaled = RiskParameters(self.records, self.instruments, self.assets, self.oracle, self.policy, scales)
         for key in changed:
-            if key in self._records:
-                scaled = scaled.with_record(self._records[key])
+            if key in self.records:
+                scaled = scaled.with_record(self.records[key])
         return scaled
 
     def without(self, key: str) -> "RiskParameters":

@@ -5,6 +5,8 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.parameters import (
     AssetParameters,
@@ -16,7 +18,7 @@ from schemas.parameters import (
     PolicyParameters,
 )
 from streams.errors import InputError, ParameterError
-from streams.margin.parameters import RiskParameters
+from streams.margin.parameters import ParametersInTheMaking, RiskParameters
 
 
 def instrument(*tiers: tuple[str, str, str], **fields: Any) -> InstrumentParameters:
@@ -209,3 +211,38 @@ def test_an_asset_of_which_no_weight_counts_is_no_collateral_however_it_is_scale
     scaled = parameters.with_scales({"asset:BTC": Decimal(3)})
     assert scaled.assets["BTC"].weighted(Decimal(1)) == 0
     assert scaled.assets["BTC"].collateral
+
+
+PUT: dict[str, list[Parameter]] = {
+    "instrument:X-PERP": [instrument(), instrument(("0", "0.3", "0.4"))],
+    "asset:USD": [asset(), asset(("0", "0.5"))],
+    "oracle:X-PERP": [oracle(), oracle(max_age_ms=5)],
+    "policy:default": [PolicyParameters(), PolicyParameters(liquidation_buffer_rate="0.1")],
+}
+SCALES = {"instrument:X-PERP": Decimal("1.5"), "asset:USD": Decimal("1.2")}
+
+
+def _contents(parameters: RiskParameters) -> list[str]:
+    """All that a set holds, and what becomes of it at other scales."""
+    sets = [parameters, parameters.with_scales(SCALES), parameters.with_scales({})]
+    return [
+        repr([sorted(rules.items()) for rules in (each.records, each.instruments, each.assets, each.oracle)])
+        + repr(each.policy)
+        for each in sets
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(PUT)), st.sampled_from([None, 0, 1]), st.booleans()), max_size=12))
+def test_a_set_stays_as_it_is_whatever_is_put_in_later(steps: list[tuple[str, int | None, bool]]) -> None:
+    """An engine decides by one set while the next is being made."""
+    making = ParametersInTheMaking(RiskParameters.empty())
+    taken: list[tuple[RiskParameters, list[str]]] = []
+    for key, which, is_taken in steps:
+        if which is None:
+            making.remove(key)
+        else:
+            making.put(PUT[key][which])
+        if is_taken:
+            taken.append((making.parameters, _contents(making.parameters)))
+    for parameters, contents in taken:
+        assert _contents(parameters) == contents

@@ -549,8 +549,9 @@ def a_held_account_is_decided_where_it_comes() -> Iterator[None]:
 
     def let_go(self: Relocation, state: AccountState, *arguments: Any, **more: Any) -> None:
         begin(self, state, *arguments, **more)
-        state.held = None
-        self._accounts.held.discard(state.account)
+        if state.held is not None and not state.deferred:
+            state.held = None
+            self._accounts.held.discard(state.account)
 
     with _replaced((Relocation, "_begin_anew", let_go)):
         yield
