@@ -54,11 +54,21 @@ class Kafka:
         )
 
     def idempotent_producer(
-        self, client_id: str, *, compression: Compression = "none", linger_ms: int = 0
+        self,
+        client_id: str,
+        *,
+        compression: Compression = "none",
+        linger_ms: int = 0,
+        timeout_s: float | None = None,
     ) -> IdempotentProducer:
         """A producer without transactions. What it is given waits ``linger_ms`` for more, or until it is flushed."""
         return IdempotentProducer(
-            self.settings.kafka, client_id, compression=compression, linger_ms=linger_ms, clients=self.clients
+            self.settings.kafka,
+            client_id,
+            compression=compression,
+            linger_ms=linger_ms,
+            timeout_s=timeout_s,
+            clients=self.clients,
         )
 
     def end_offsets(self, client_id: str, counts: Mapping[str, int]) -> EndOffsets:

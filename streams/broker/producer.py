@@ -82,6 +82,7 @@ def _queue(
 class IdempotentProducer:
     """A producer without transactions. Not thread-safe: one owner drives it.
 
+    A record that Kafka has not taken after ``timeout_s`` (without it, after a transaction's time) is given up.
     ``waiting`` is how many records are not acknowledged yet.
     """
 
@@ -92,12 +93,14 @@ class IdempotentProducer:
         *,
         compression: Compression = "none",
         linger_ms: int = 0,
+        timeout_s: float | None = None,
         clients: Clients = CLIENTS,
     ) -> None:
         self._runtime = clients.runtime
         self._client_id = client_id
-        self._timeout_s = kafka.transaction_timeout_ms / 1000
-        properties = config.producer(kafka, client_id, compression=compression) | {"linger.ms": linger_ms}
+        self._timeout_s = kafka.transaction_timeout_ms / 1000 if timeout_s is None else timeout_s
+        properties = config.producer(kafka, client_id, compression=compression)
+        properties |= {"linger.ms": linger_ms, "message.timeout.ms": round(1000 * self._timeout_s)}
         self._producer: Producer | None = clients.producer(properties)
         self._failure: KafkaError | None = None
         self.waiting = 0

@@ -199,7 +199,11 @@ class PriceApp:
         self._order = asyncio.Lock()  # marks are sent in the order in which they were formed
         self._heart: asyncio.Task[None] | None = None
         self._marks = app.topic(MARKS, value_type=bytes)
-        self._letters = LetterWriter(kafka.idempotent_producer(f"{kafka.settings.oracle.app_id}-letters"))
+        self._letters = LetterWriter(
+            kafka.idempotent_producer(
+                f"{kafka.settings.oracle.app_id}-letters", timeout_s=kafka.settings.outside_group_s_max
+            )
+        )
         app.on_gap, app.read_records = self._letters.tell, self._read_records
         self.fetch_watch = FetchWatch(
             lambda: app.prices_fetched_at,

@@ -18,6 +18,8 @@ from streams.oracle.faust_batches import PriceGap
 
 log = logging.getLogger(__name__)
 
+_POLL_S = 0.002
+
 GAPS = Counter("margin_oracle_price_gaps", "Times at which the place in a partition of prices was lost")
 
 
@@ -49,7 +51,7 @@ class LetterWriter:
         """Write ``letters`` and what was told; when this returns, Kafka has them.
 
         Raises:
-            NotDelivered: it does not.
+            NotDelivered: it has not taken them in its producer's time.
         """
         if not letters and not self._gaps:
             return
@@ -57,7 +59,9 @@ class LetterWriter:
             gaps, self._gaps = self._gaps, []
             for letter in (*letters, *map(_gap_letter, gaps)):
                 self._producer.produce(letter.topic, letter.value, key=letter.key, headers=letter.headers)
-            await asyncio.to_thread(self._producer.flush)
+            while self._producer.waiting:
+                self._producer.poll()
+                await asyncio.sleep(_POLL_S)  # not in a thread, which nobody could end while a broker is away
 
     def close(self) -> None:
         self._producer.close()
