@@ -84,10 +84,17 @@ class KafkaSettings(_SettingsSection, frozen=True, kw_only=True, forbid_unknown_
     options: Annotated[
         str, Meta(description="further librdkafka properties, `name=value,name=value`; which: see Security")
     ] = ""
-    transaction_timeout_ms: Annotated[Milliseconds, Meta(description="after this a transaction is given up")] = 10_000
-    session_timeout_ms: Annotated[Milliseconds, Meta(description="after this a silent worker loses its partitions")] = (
-        10_000
-    )
+    transaction_timeout_ms: Annotated[
+        Milliseconds,
+        Meta(description="after this a transaction is given up; longer than the brokers need to replace one of theirs"),
+    ] = 16_000
+    session_timeout_ms: Annotated[
+        Milliseconds,
+        Meta(
+            description="after this a silent worker loses its partitions; longer than the brokers need to replace one "
+            "of theirs"
+        ),
+    ] = 16_000
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -246,6 +253,11 @@ class OracleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 250
     web_port: Annotated[Port, Meta(description="port of Faust's web server; 0 is none")] = 0
+
+    @property
+    def leader_group(self) -> str:
+        """The group whose member with a partition publishes."""
+        return f"{self.app_id}-leader"
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -659,7 +671,7 @@ def _check_groups(settings: Settings) -> None:
         "ROUTER__GROUP_ID": settings.router.group_id,
         "ENGINE__GROUP_ID": settings.engine.group_id,
         "ORACLE__APP_ID": app,
-        "ORACLE__APP_ID's group of leaders": f"{app}-leader",
+        "ORACLE__APP_ID's group of leaders": settings.oracle.leader_group,
     }
     seen: dict[str, str] = {}
     for name, group in groups.items():

@@ -182,7 +182,7 @@ def read_status(settings: Settings) -> Status:
     counts = topics.partitions
     engines, routers, oracles = (
         group_state(settings, group)
-        for group in (settings.engine.group_id, settings.router.group_id, f"{settings.oracle.app_id}-leader")
+        for group in (settings.engine.group_id, settings.router.group_id, settings.oracle.leader_group)
     )
     with LogReader(settings.kafka, _CLIENT_ID) as reader:
         tables, redis_problem = _tables(settings, topics.shards)

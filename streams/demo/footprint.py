@@ -78,7 +78,7 @@ class Footprint:
             settings.router.group_id,
             settings.engine.group_id,
             settings.oracle.app_id,
-            f"{settings.oracle.app_id}-leader",
+            settings.oracle.leader_group,
         }
 
     def require_own(self) -> None:

@@ -21,6 +21,7 @@ from streams.errors import BrokerError, LeadershipLost, OracleFailed
 from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
+from streams.oracle.expulsion import LeaderWatch, expel_owners
 from streams.oracle.faust_app import BatchApp, faust_app
 from streams.oracle.faust_batches import BatchMessage, FoundRecord
 from streams.oracle.fetch_watch import FetchWatch
@@ -52,6 +53,7 @@ class Oracle:
         self._stop = stop
         self._watchdog = watchdog
         self._leadership = Leadership(kafka)
+        self._leader_watch = LeaderWatch(kafka, f"{kafka.settings.oracle.app_id}-{kafka.worker}")
         topics = (MARKS, PARAMETERS, JOURNAL, PRICES, ORACLE)
         self._topics = kafka.topic_watch(f"{kafka.settings.oracle.app_id}-{kafka.worker}", topics)
         self._offset = BrokerOffset()
@@ -121,7 +123,7 @@ class Oracle:
         ) as publisher:
             self._publisher = publisher
             try:
-                if self._lead(publisher):
+                if await self._lead(publisher):
                     self._app = PriceApp(app, self._kafka, publisher, self._watchdog, self._fail)
                     await self._publish(self._app)
             except Exception as error:
@@ -132,10 +134,11 @@ class Oracle:
         if self._replaced and not self._stop.is_set():
             self._leadership.stand_by()
 
-    def _lead(self, publisher: Publisher) -> bool:
+    async def _lead(self, publisher: Publisher) -> bool:
         """Wait for the leadership and claim it; False if told to stop before. Nothing else runs in the loop then."""
         event(log, logging.INFO, "oracle_standing_by")
         unclaimed_since: float | None = None
+        self._leader_watch.begin_anew()
         while True:
             self._watchdog.beat(_HEART, "standing by")
             self._topics.check()
@@ -150,6 +153,10 @@ class Oracle:
                     event(log, logging.WARNING, "leadership_not_claimed", reason=str(error))
                     if now - unclaimed_since > self._kafka.settings.outside_group_s_max:
                         raise
+            elif self._leadership.given_to_another and self._leader_watch.is_silent():
+                settings = self._kafka.settings
+                await expel_owners(settings, (settings.oracle.leader_group, settings.oracle.app_id))
+                self._leader_watch.begin_anew()
             if self._stop.wait(_POLL_S):
                 return False
 

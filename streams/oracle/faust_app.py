@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import faust
+from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from schemas.codec import MESSAGE_BYTES_MAX
 from schemas.topics import PRICES
@@ -100,6 +101,15 @@ def faust_app(settings: Settings) -> BatchApp:
         autodiscover=False,
         **client,
     )
+
+
+def aiokafka_properties(kafka: KafkaSettings) -> dict[str, Any]:
+    """How a client of aiokafka that is not Faust's reaches the cluster.
+
+    Raises:
+        SettingsError: a certificate or key cannot be used.
+    """
+    return {"bootstrap_servers": list(kafka.servers), **credentials_to_aiokafka_auth(_credentials(kafka))}
 
 
 def _credentials(kafka: KafkaSettings) -> Any:

@@ -45,7 +45,7 @@ class Leadership:
         self._polled = self._runtime.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
         self._group = RejoiningConsumer(
-            partial(kafka.group_consumer, self._name, f"{settings.oracle.app_id}-leader"),
+            partial(kafka.group_consumer, self._name, settings.oracle.leader_group),
             settings.outside_group_s_max,
             kafka.runtime,
             PlaceWatch(kafka.runtime, is_read=lambda *_: False),

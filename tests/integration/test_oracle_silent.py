@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import orjson
 import pytest
 
 from schemas import topics
+from schemas.messages import MarkFrame
 from streams.broker.admin import group_state
+from streams.broker.reader import LogReader
+from streams.feeds.marks import read_marks
 from streams.settings import Settings
 from tests.integration.conftest import Role, Topic, eventually
 
@@ -71,6 +75,42 @@ def test_whoever_was_replaced_stands_by_and_leads_again_when_it_is_its_turn(
     assert first.stop() == 0
 
 
+def test_a_leader_that_dies_is_followed_long_before_its_session_is_over(
+    own_settings: Settings, oracle: Callable[[str], Role]
+) -> None:
+    """Two oracles take turns: the gap between the frames of one and the other is a small part of a session."""
+    leader = oracle("leader")
+    publishes(own_settings, leads(leader))
+    epochs: list[int] = []
+    for number in range(2):
+        other = oracle(f"other-{number}")
+        eventually(lambda: stands_by_beside_a_leader(own_settings), "one leads, one stands by")
+        leader.kill()
+        epochs.append(leads(other))
+        publishes(own_settings, epochs[-1])
+        assert said(other, "silent_leader_expelled")
+        leader = other
+    gaps_us = {
+        frame.epoch: appended_us - before_us
+        for (before, before_us), (frame, appended_us) in pairwise(all_frames(own_settings))
+        if before.epoch != frame.epoch
+    }
+    assert max(gaps_us[epoch] for epoch in epochs) < 1000 * own_settings.kafka.session_timeout_ms / 2
+    assert leader.stop() == 0
+
+
+def stands_by_beside_a_leader(settings: Settings) -> bool:
+    state = group_state(settings, settings.oracle.leader_group)
+    return state.state == "STABLE" and sorted(bool(member.partitions) for member in state.members) == [False, True]
+
+
+def all_frames(settings: Settings) -> list[tuple[MarkFrame, int]]:
+    """Every frame but claims, and when the broker appended it."""
+    with LogReader(settings.kafka, "test") as reader:
+        marks = read_marks(reader, 0, reader.watermarks(topics.MARKS, 0)[1])
+        return [(mark.frame, mark.appended_us) for mark in marks if mark.frame is not None and mark.frame.epoch >= 0]
+
+
 def test_whoever_was_silent_and_not_replaced_claims_again_and_goes_on(
     own_settings: Settings, oracle: Callable[[str], Role]
 ) -> None:
@@ -78,7 +118,7 @@ def test_whoever_was_silent_and_not_replaced_claims_again_and_goes_on(
     epoch = leads(only)
     publishes(own_settings, epoch)
     only.process.send_signal(signal.SIGSTOP)
-    group = f"{own_settings.oracle.app_id}-leader"
+    group = own_settings.oracle.leader_group
     eventually(lambda: not group_state(own_settings, group).members, "its session to end")
     only.process.send_signal(signal.SIGCONT)
     publishes(own_settings, leads(only, epoch))
