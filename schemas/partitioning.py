@@ -6,6 +6,7 @@ together.
 """
 
 import struct
+from bisect import bisect_right
 from math import gcd
 
 from schemas.messages import Spread
@@ -76,6 +77,13 @@ def steps_of(spread: Spread) -> list[int]:
     """The steps at which accounts may move, in order."""
     highest = max(spread.shards, spread.target)
     return [step for step in range(1, (highest - 1) * spread.parts + 1) if moves_at(step, spread)]
+
+
+def change_of(spread: Spread) -> tuple[int, int, int]:
+    """The change of the number of shards that ``spread`` is part of: from how many, to how many, and the version of the
+    layout with which it began. Every step is one version more (:func:`steps_of`)."""
+    steps_done = bisect_right(steps_of(spread), spread.step)
+    return spread.shards, spread.target, spread.version - steps_done
 
 
 def _has_common(old: int, new: int, shards: int, target: int) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from schemas.messages import JournalRecord, ShardLayout, ShardMoves, Spread
-from schemas.partitioning import moves_at, place_of
+from schemas.partitioning import change_of, moves_at, place_of
 from schemas.topics import ACCOUNTS, EVENTS, JOURNAL
 from streams.audit.findings import Findings
 from streams.audit.sent_frames import FrameName, SentFrame, SentFrames
@@ -18,9 +18,6 @@ from streams.broker.layout import require_layout
 from streams.broker.records import Log
 from streams.feeds.journal import journal_end
 from streams.feeds.moves import Holding, holding_at
-
-NumbersOfShards = tuple[int, int]
-"""From how many shards to how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,14 @@ class MoveCheck:
         findings: Findings,
     ) -> None:
         self._log, self._layout, self._looks, self._frames, self._findings = log, layout, looks, frames, findings
-        self._spreads: dict[NumbersOfShards, Spread] = {}
+        self._spreads: dict[tuple[int, int, int], Spread] = {}
         """The newest of each change of the number of shards of which any shard knows."""
         for look in looks.values():
             if look.moves is not None:
-                pair = look.moves.spread.shards, look.moves.spread.target
-                known = self._spreads.get(pair)
+                change = change_of(look.moves.spread)
+                known = self._spreads.get(change)
                 if known is None or known.version < look.moves.spread.version:
-                    self._spreads[pair] = look.moves.spread
+                    self._spreads[change] = look.moves.spread
 
     def run(self) -> InFlight:
         """Compare everything, once all journals and rows have been looked at."""
@@ -235,4 +232,5 @@ def _arrived(moves: ShardMoves | None, spread: Spread) -> bool:
 
 
 def _is_same(one: Spread, other: Spread) -> bool:
-    return (one.shards, one.target) == (other.shards, other.target)
+    """Whether both are part of one change of the number of shards."""
+    return change_of(one) == change_of(other)

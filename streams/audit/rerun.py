@@ -29,7 +29,7 @@ from schemas.messages import (
     Spread,
     rows_of,
 )
-from schemas.partitioning import place_of
+from schemas.partitioning import change_of, place_of
 from schemas.topics import EVENTS, MARKS, PARAMETERS, PROGRESS
 from streams.audit.log import Tape
 from streams.broker.records import UNSTAMPED, Log
@@ -335,7 +335,7 @@ class _ArrivalsKnown:
     def _hear(self, spread: Spread) -> None:
         known = self._spread
         if spread.version > known.version:
-            if (spread.shards, spread.target) != (known.shards, known.target):
+            if change_of(spread) != change_of(known):
                 self._arrived[spread] = 0
             self._spread = spread
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from schemas.codec import DecodeError, Decoder, encode
 from schemas.messages import Arrival, EventFrame, ShardMoves, Spread
+from schemas.partitioning import change_of
 from schemas.topics import EVENTS
 from streams.audit.findings import Findings, bytes_differ
 from streams.audit.outputs import digest_of
@@ -195,7 +196,7 @@ def _is_before(name: FrameName, began: ShardMoves | None) -> bool:
     """Whether a shard had written a frame before its journal said ``began``."""
     if began is None or name.spread.version > began.spread.version:
         return False
-    if (name.spread.shards, name.spread.target) != (began.spread.shards, began.spread.target):
+    if change_of(name.spread) != change_of(began.spread):
         return True
     if name.kind == "arrived":
         return name.spread.step <= began.arrived

@@ -41,8 +41,9 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
         "log.connection.close": False,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
-        # 60,000: so long a broker that stands still, with its connections open, is waited for
-        "socket.timeout.ms": max(SOCKET_MS_MIN, kafka.session_timeout_ms),
+        # 60,000: so long a broker that stands still, with its connections open, is waited for. Within a session there
+        # must be time to find the next coordinator.
+        "socket.timeout.ms": max(SOCKET_MS_MIN, kafka.session_timeout_ms // 2),
     }
     if kafka.sasl_mechanism:
         config |= {

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from msgspec import UnsetType
 
 from schemas.messages import JournalRecord, ShardLayout, ShardMoves, Spread
-from schemas.partitioning import home_of, place_of, shard_of
+from schemas.partitioning import change_of, home_of, place_of, shard_of
 from streams.feeds.gaps import standing
 from streams.feeds.moves import Holding, Moves, holding_at
 from streams.visible import some_of
@@ -54,7 +54,7 @@ def shards_to_ask(account: str, layout: ShardLayout) -> list[int]:
 def has_come(account: str, layout: ShardLayout, moves: ShardMoves | UnsetType) -> bool:
     """Whether the new shard of ``account``, whose journal says ``moves``, has it already."""
     spread = layout.spread
-    if not moves or (moves.spread.shards, moves.spread.target) != (spread.shards, spread.target):
+    if not moves or change_of(moves.spread) != change_of(spread):
         return False
     return place_of(account, spread)[2] <= moves.arrived
 

@@ -38,7 +38,7 @@ from schemas.messages import (
     Suspension,
     rows_of,
 )
-from schemas.partitioning import home_of, place_of
+from schemas.partitioning import change_of, home_of, place_of
 from streams.feeds.source_names import name_of, source_name
 
 NOT_MOVED = Spread(version=0, shards=1, target=1)
@@ -176,7 +176,7 @@ class Moves:
         before = self.spread
         if spread.version <= before.version:
             return
-        if (before.shards, before.target) != (spread.shards, spread.target):
+        if change_of(before) != change_of(spread):
             self.left = self.arrived = 0
         self.spread = spread
         self._cuts.clear()
@@ -277,8 +277,7 @@ class Moves:
         """Take in what has come of accounts, in order; all of it, with what was early, once it is whole."""
         self._learn(arrival.spread)
         spread, of = self.spread, arrival.spread
-        is_current = (of.shards, of.target) == (spread.shards, spread.target)
-        if not is_current or of.step <= self.arrived or arrival.part != len(self.parts):
+        if change_of(of) != change_of(spread) or of.step <= self.arrived or arrival.part != len(self.parts):
             return
         self.early = self.early or before
         self.parts.append(arrival)

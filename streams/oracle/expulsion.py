@@ -40,7 +40,8 @@ class LeaderWatch:
     """Whether the log of marks stands still though its broker answers. Not thread-safe.
 
     For ``HEARTBEATS`` heartbeats, but at least ``SILENT_S_MIN``. Whoever has claimed the leadership and published
-    nothing yet is starting: it has a session's time.
+    nothing yet is starting: it has a session's time. Where nobody has told the end of the log for a while, a leader that
+    lives must find the log's next broker as well: it has half a session's.
     """
 
     def __init__(self, kafka: Kafka, client_id: str) -> None:
@@ -72,8 +73,12 @@ class LeaderWatch:
 
     def _stands_still(self, end: int) -> bool:
         """Whether it does, as the log ended at ``end`` when it was asked (below 0: nobody has told)."""
-        if end != self._end or end < 0:
-            self.begin_anew()
+        if end < 0:
+            self._end, self._patience_s = None, max(self._patience_s, self._starts_s / 2)
+            return False
+        if end != self._end:
+            if self._end is not None:
+                self._patience_s = self._silent_s
             self._end, self._since = end, self._kafka.runtime.monotonic()
             return False
         silent_s = self._asked_at - self._since

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from schemas.codec import encode
 from schemas.messages import Departure, EventFrame, JournalRecord, ShardLayout, ShardMoves, Spread
-from schemas.partitioning import moves_at, place_of, steps_of
+from schemas.partitioning import change_of, moves_at, place_of, steps_of
 from schemas.topics import ACCOUNTS, EVENTS, INPUTS, JOURNAL, LAYOUT
 from schemas.types import is_identifier
 from streams.broker.kafka import Kafka
@@ -292,7 +292,7 @@ class Rescaling:
     def _moves(self, record: JournalRecord) -> ShardMoves | None:
         """What a shard's journal says of moves, of the present layout or one before it in the same change."""
         moves, spread = record.moves or None, self.layout.spread
-        if moves is None or (moves.spread.shards, moves.spread.target) != (spread.shards, spread.target):
+        if moves is None or change_of(moves.spread) != change_of(spread):
             return None
         return moves
 

@@ -6,6 +6,7 @@ import pytest
 
 from schemas.codec import Decoder
 from schemas.messages import EventFrame, LiquidationCommand
+from schemas.partitioning import steps_of
 from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, TRADES, TRANSFERS
 from streams.audit.findings import Findings
 from streams.audit.replay import Replayed, replay_shards
@@ -387,3 +388,29 @@ def test_trades_that_are_not_confirmed_keep_accounts_and_are_no_difference(marke
     assert moves
     assert (moves.departure is not None, moves.sent) == (True, False)
     assert (differences(market), replay_differences(market)) == ([], [])
+
+
+def test_a_change_that_was_made_before_is_told_from_the_first_one(market: MovingMarket) -> None:
+    """2 to 3 shards, back, and to 3 again: what lies in the events of the first time is nothing of the second."""
+    market.rescale(3)
+    market.rescale(2)
+    assert differences(market) == []
+    market.change(target=3)
+    market.running.cycle(5)
+    assert differences(market) == []
+    market.learn()
+    market.settle()
+    assert differences(market) == []
+    for step in steps_of(market.layout.spread):
+        market.change(target=3, step=step)
+        assert differences(market) == []
+        market.learn()
+        assert differences(market) == []
+        market.depart()
+        market.settle()
+        assert differences(market) == []
+    market.change(shards=3, target=3)
+    market.learn()
+    market.settle()
+    assert differences(market) == []
+    assert replay_differences(market) == []

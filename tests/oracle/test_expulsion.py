@@ -66,6 +66,11 @@ def test_whoever_has_just_claimed_may_start_for_a_session(machines: Machines) ->
     assert len(watch.silent_at) == 1
 
 
+def unknown(ends: MemoryEndOffsets) -> dict[str, list[int]]:
+    ends._answered_us = None
+    return {MARKS: [UNKNOWN]}
+
+
 @pytest.mark.parametrize("away_s", [0.5 * SILENT_S, 10 * SILENT_S])
 def test_nobody_is_silent_whose_broker_does_not_answer(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, away_s: float
@@ -76,15 +81,25 @@ def test_nobody_is_silent_whose_broker_does_not_answer(
     machines.start("watch", watch.run)
     publish_for(machines, 5)
     with monkeypatch.context() as away:
-
-        def unknown(ends: MemoryEndOffsets) -> dict[str, list[int]]:
-            ends._answered_us = None
-            return {MARKS: [UNKNOWN]}
-
         away.setattr(MemoryEndOffsets, "answer", unknown)
         machines.run(away_s)
         assert watch.silent_at == []
-    machines.run(0.8 * SILENT_S)
-    assert watch.silent_at == [], "counted anew from the first answer"
+    machines.run(0.4 * SESSION_S)
+    assert watch.silent_at == [], "it must find the next broker, too"
     publish_for(machines, 5)
     assert watch.silent_at == []
+    machines.run(2 * SILENT_S)
+    assert watch.silent_at, "it has found it"
+
+
+def test_a_leader_that_does_not_come_back_with_its_broker_is_silent(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch()
+    append(machines)
+    machines.start("watch", watch.run)
+    with monkeypatch.context() as away:
+        away.setattr(MemoryEndOffsets, "answer", unknown)
+        machines.run(5)
+    machines.run(0.6 * SESSION_S)
+    assert len(watch.silent_at) == 1
