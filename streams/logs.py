@@ -2,7 +2,7 @@
 
 A line is bounded: texts, lists and depth are cut, and say by how much. What cannot be seen is written out
 (:mod:`streams.visible`), so a name from a record can neither steer a terminal nor begin a line. What may come as often
-as records do goes through :class:`Repeated`, which names the first few and counts the rest.
+as records do goes through :class:`Repeated`, which names the first few and counts the rest; so does what libraries log.
 
 Roles log an event name and fields, ``log.info("shard_taken", extra={"fields": {...}})``, through :func:`event`. What
 others log, and the traceback of whatever nobody caught, goes through the same :func:`streams.redaction.redacted`.
@@ -30,6 +30,9 @@ DEPTH_MAX = 4
 NAMED_MAX = 10
 """So many lines a minute of one kind name a record each."""
 _PERIOD_S = 60.0
+_OURS = {"streams", "schemas", "infra"}
+_KIND_CHARACTERS = 40
+"""Lines of a library are of one kind that begin alike, before anything is put in."""
 
 
 def configure(level: str, form: str, worker: str) -> None:
@@ -40,6 +43,7 @@ def configure(level: str, form: str, worker: str) -> None:
         if form == "json"
         else _TextFormatter("%(asctime)s %(levelname)s %(name)s %(message)s%(tail)s")
     )
+    handler.addFilter(_FewOfLibraries())
     handler.addFilter(_tail)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -100,6 +104,22 @@ class Repeated:
                 name, *kind = key
                 event(self._logger, logging.WARNING, f"{name}_counted", count=more, kind=kind, within_s=_PERIOD_S)
         self._over = min(self._began.values(), default=math.inf) + _PERIOD_S
+
+
+class _FewOfLibraries(logging.Filter):
+    """Lets a few lines a minute through of each that a library writes; what we write ourselves is bounded where it is
+    written. A client whose broker is away may say so ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = threading.RLock()  # the sums are lines of ours, written within
+        self._lines = Repeated(logging.getLogger(__name__))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] in _OURS:
+            return True
+        with self._turn:
+            return self._lines.may_name("library_line", record.name, str(record.msg)[:_KIND_CHARACTERS])
 
 
 def _tail(record: logging.LogRecord) -> bool:

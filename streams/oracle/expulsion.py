@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 EXPELLED = Counter("margin_oracle_expelled", "Members that were expelled from the oracles' groups because of silence")
 
 HEARTBEATS = 4
-SILENT_S_MIN = 1.0
+SILENT_S_MIN = 1.5
 _ANSWER_S = 2.0
 _TAIL = 5
 """Records that are looked at for the last frame: a claim is followed by the marker of its transaction."""
@@ -40,8 +40,8 @@ class LeaderWatch:
     """Whether the log of marks stands still though its broker answers. Not thread-safe.
 
     For ``HEARTBEATS`` heartbeats, but at least ``SILENT_S_MIN``. Whoever has claimed the leadership and published
-    nothing yet is starting: it has a session's time. Where nobody has told the end of the log for a while, a leader that
-    lives must find the log's next broker as well: it has half a session's.
+    nothing yet is starting: it has a session's time. Where nobody has told the end of the log for a while, a leader
+    that lives must find the log's next broker as well: it has half a session's.
     """
 
     def __init__(self, kafka: Kafka, client_id: str) -> None:

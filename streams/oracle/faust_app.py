@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import faust
+from faust.tables.manager import TableManager
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from schemas.codec import MESSAGE_BYTES_MAX
@@ -28,6 +29,16 @@ _LIMITS: dict[str, Any] = {
     "producer_max_batch_size": 1 << 19,
     "producer_max_request_size": MESSAGE_BYTES_MAX + 4096,  # a frame may have all that a message holds
 }
+
+
+class KnownTables(TableManager):
+    """Faust's tables without its second of waiting for those that are not declared yet: marks wait for it."""
+
+    async def on_start(self) -> None:
+        """Find the tables' changelogs and read them."""
+        if not self.should_stop:
+            await self._update_channels()
+            await self.recovery.start()
 
 
 class BatchApp(faust.App):
@@ -99,6 +110,7 @@ def faust_app(settings: Settings) -> BatchApp:
         broker_max_poll_records=4 * BATCH_RECORDS_MAX,
         stream_wait_empty=False,
         autodiscover=False,
+        TableManager=KnownTables,
         **client,
     )
 

@@ -182,6 +182,10 @@ class BatchConsumer(aiokafka.Consumer):
         await self._go_to(tp)
         self.app.on_gap(PriceGap(tp.topic, tp.partition, place, goes_on, records, reason))
 
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Nothing: Faust would log every few seconds that nobody handles the records of its own table, which it has
+        read to the end. Prices that nobody fetches or handles end the process (:mod:`streams.oracle.fetch_watch`)."""
+
     def _forget_acknowledged(self, tp: TP, place: int) -> None:
         """Be at ``place``, and let Faust commit from there on, be it below what was committed."""
         self._next[tp] = self._began[tp] = place

@@ -199,9 +199,11 @@ def test_a_shard_that_has_been_added_need_not_be_taken_before_accounts_go_there(
     said = "shard 2 has been added, and no engine has taken it yet"
     market.change(target=3)
     findings = verified(market)
+    assert replay_differences(market) == []
     assert any("USDC in all accounts: transfers" in fact for fact in findings.facts)
     market.learn()  # which tells the new shard of the layout
     told = verified(market)
+    assert replay_differences(market) == []
     market.change(target=2)
     called_off = verified(market)
     for looked in (findings, told, called_off):
