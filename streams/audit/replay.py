@@ -22,7 +22,8 @@ from streams.audit.presence import Presence, numbers_in
 from streams.audit.progress import Progress, silent
 from streams.audit.rerun import Rerun
 from streams.audit.sent_frames import FramesOfShard, SentFrames
-from streams.broker.layout import require_layout, require_shards
+from streams.audit.shards import is_only_added, only_added
+from streams.broker.layout import require_layout
 from streams.broker.records import Log
 from streams.clearing.relocation import rows_in
 from streams.clearing.shard import Output
@@ -59,9 +60,15 @@ class Replayed:
 def replay_shards(
     log: Log, shard: int | None, *, first: int | None = None, last: int | None = None, progress: Progress = silent
 ) -> list[Replayed]:
-    """:func:`replay` of one shard, or of every shard."""
-    shards, frames = range(require_shards(log)) if shard is None else [shard], SentFrames(log)
-    return [replay(log, number, first=first, last=last, progress=progress, frames=frames) for number in shards]
+    """:func:`replay` of one shard, or of every shard. One that has only been added has nothing to replay, which is
+    said."""
+    layout, frames = require_layout(log), SentFrames(log)
+    return [
+        Replayed(number, 0, 0, Findings(facts=[only_added(number)]))
+        if is_only_added(log, layout, number)
+        else replay(log, number, first=first, last=last, progress=progress, frames=frames)
+        for number in (range(layout.shards_used) if shard is None else [shard])
+    ]
 
 
 def replay(

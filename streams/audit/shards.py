@@ -64,9 +64,9 @@ class ShardCheck:
 
     def run(self) -> dict[str, bytes]:
         """Compare everything; the rows of the shard's accounts as of the journal's last record."""
-        self.is_new = self._is_new()
+        self.is_new = is_only_added(self._log, self._layout, self.shard)
         if self.is_new:
-            self._findings.facts.append(f"shard {self.shard} has been added, and no engine has taken it yet")
+            self._findings.facts.append(only_added(self.shard))
             return {}
         in_redis = self._tables.read(self.shard)
         self._read_journal()
@@ -81,14 +81,6 @@ class ShardCheck:
         if self.last is not None and self.last.alert_sequence:
             self._numbers.alerted(shard_account(self.shard), self.last.alert_sequence)
         return rows
-
-    def _is_new(self) -> bool:
-        """Whether the layout has added the shard and sends no accounts there yet, and no engine has taken it so far."""
-        if self.shard < self._layout.shards or self._layout.step:
-            return False
-        own = ACCOUNTS, JOURNAL
-        is_whole = not any(self._log.watermarks(topic, self.shard)[0] for topic in own)
-        return is_whole and all(last_record(self._log, topic, self.shard) is None for topic in own)
 
     def _read_journal(self) -> None:
         low, end = self._log.watermarks(JOURNAL, self.shard)
@@ -261,3 +253,17 @@ class ShardCheck:
 
 def _between(first: int, last: int) -> str:
     return str(first) if first == last else f"{first} to {last}"
+
+
+def is_only_added(log: Log, layout: ShardLayout, shard: int) -> bool:
+    """Whether the layout has added the shard and sends no accounts there yet, and no engine has taken it so far."""
+    if shard < layout.shards or layout.step:
+        return False
+    own = ACCOUNTS, JOURNAL
+    is_whole = not any(log.watermarks(topic, shard)[0] for topic in own)
+    return is_whole and all(last_record(log, topic, shard) is None for topic in own)
+
+
+def only_added(shard: int) -> str:
+    """What is said of a shard that :func:`is_only_added`."""
+    return f"shard {shard} has been added, and no engine has taken it yet"

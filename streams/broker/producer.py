@@ -252,8 +252,12 @@ class TransactionalProducer:
             raise TransactionAborted(f"{self.transactional_id}: records were not acknowledged in {self._timeout_s:g} s")
 
     def send_offsets(self, offsets: Sequence[TopicPartition], group_metadata: Any) -> None:
-        """Make the consumer group's offsets part of the transaction (refused if the group has moved on)."""
-        self._call("send_offsets_to_transaction", self._timeout_s, list(offsets), group_metadata)
+        """Make the consumer group's offsets part of the transaction (refused if the group has moved on).
+
+        In half a transaction's time: where librdkafka waits for a coordinator that died, only another producer finds the
+        next one, and it should have time to within the session.
+        """
+        self._call("send_offsets_to_transaction", self._timeout_s / 2, list(offsets), group_metadata)
 
     def commit(self) -> None:
         """Commit. After :class:`ProducerFenced` the outcome is unknown until the log is read again."""
