@@ -254,8 +254,8 @@ class TransactionalProducer:
     def send_offsets(self, offsets: Sequence[TopicPartition], group_metadata: Any) -> None:
         """Make the consumer group's offsets part of the transaction (refused if the group has moved on).
 
-        In half a transaction's time: where librdkafka waits for a coordinator that died, only another producer finds the
-        next one, and it should have time to within the session.
+        In half a transaction's time: where librdkafka waits for a coordinator that died, only another producer finds
+        the next one, and it should have time to within the session.
         """
         self._call("send_offsets_to_transaction", self._timeout_s / 2, list(offsets), group_metadata)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
+from msgspec.structs import replace
 
 import streams.clearing.account as account_module
 import streams.clearing.accounts as accounts_module
@@ -549,9 +550,8 @@ def a_held_account_is_decided_where_it_comes() -> Iterator[None]:
 
     def let_go(self: Relocation, state: AccountState, *arguments: Any, **more: Any) -> None:
         begin(self, state, *arguments, **more)
-        if state.held is not None and not state.deferred:
-            state.held = None
-            self._accounts.held.discard(state.account)
+        if state.held is not None:
+            state.held = replace(state.held, frame=-1, after=0)
 
     with _replaced((Relocation, "_begin_anew", let_go)):
         yield
