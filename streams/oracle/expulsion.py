@@ -20,7 +20,7 @@ from streams.broker.admin import admin_client
 from streams.broker.ends import EndOffsets
 from streams.broker.kafka import Kafka
 from streams.errors import BrokerError
-from streams.feeds.marks import read_marks
+from streams.feeds.marks import mark_records
 from streams.logs import event
 from streams.oracle.faust_app import aiokafka_properties
 from streams.settings import Settings
@@ -91,9 +91,10 @@ class LeaderWatch:
     def _ends_with_claim(self, end: int) -> bool:
         try:
             with self._kafka.log_reader(f"{self._client_id}-last") as reader:
-                frames = [mark.frame for mark in read_marks(reader, max(0, end - _TAIL), end) if mark.frame is not None]
+                records = reader.read_range(MARKS, 0, max(0, end - _TAIL), end, timeout_s=_ANSWER_S)
+                frames = [mark.frame for mark in mark_records(records) if mark.frame is not None]
         except BrokerError:
-            return True  # that it is none is not known
+            return True  # a claim may be under way
         return bool(frames) and frames[-1].epoch < 0
 
 
