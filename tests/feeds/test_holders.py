@@ -1,5 +1,6 @@
 """Which shard has an account while accounts move, by the journals, and what those wait for that are to leave."""
 
+from bisect import bisect_right
 from typing import Any
 
 import pytest
@@ -9,14 +10,19 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from schemas.messages import Departure, JournalRecord, Range, ShardLayout, ShardMoves, ShardSuspension, Spread
-from schemas.partitioning import home_of, moves_at, place_of
+from schemas.partitioning import home_of, moves_at, place_of, steps_of
 from streams.feeds.holders import Holder, departure_sentences, has_come, shards_to_ask
 
 NAMES = [f"account-{number}" for number in range(200)]
 
 
-def layout(shards: int, target: int, step: int, version: int = 5) -> ShardLayout:
-    used = max(shards, target)
+def version_at(shards: int, target: int, step: int) -> int:
+    """Of a layout that is at ``step`` of a change which began with version 5."""
+    return 5 + bisect_right(steps_of(Spread(version=5, shards=shards, target=target)), step)
+
+
+def layout(shards: int, target: int, step: int) -> ShardLayout:
+    used, version = max(shards, target), version_at(shards, target, step)
     return ShardLayout(
         shards=shards, time=1, version=version, target=target, step=step, used=used, founded=shards
     )  # fmt: skip
@@ -24,7 +30,8 @@ def layout(shards: int, target: int, step: int, version: int = 5) -> ShardLayout
 
 def moves_after(shard: int, shards: int, target: int, step: int, sent: int = 0) -> ShardMoves:
     """What a shard's journal says when the steps up to ``step`` are done; ``sent``: it has sent those of this one."""
-    spread = Spread(version=5, shards=shards, target=target, step=max(step, sent))
+    at = max(step, sent)
+    spread = Spread(version=version_at(shards, target, at), shards=shards, target=target, step=at)
     pairs = moves_at(sent, spread) if sent else []
     departure = next((Departure(spread=spread, to=new, sources=()) for old, new in pairs if old == shard), None)
     return ShardMoves(spread=spread, left=step, arrived=step, departure=departure, sent=departure is not None)
