@@ -7,6 +7,7 @@ together.
 
 import struct
 from bisect import bisect_right
+from functools import lru_cache
 from math import gcd
 
 from schemas.messages import Spread
@@ -82,8 +83,14 @@ def steps_of(spread: Spread) -> list[int]:
 def change_of(spread: Spread) -> tuple[int, int, int]:
     """The change of the number of shards that ``spread`` is part of: from how many, to how many, and the version of the
     layout with which it began. Every step is one version more (:func:`steps_of`)."""
-    steps_done = bisect_right(steps_of(spread), spread.step)
+    steps_done = bisect_right(_steps(spread.shards, spread.target, spread.parts), spread.step)
     return spread.shards, spread.target, spread.version - steps_done
+
+
+@lru_cache(maxsize=256)
+def _steps(shards: int, target: int, parts: int) -> list[int]:
+    """As :func:`steps_of`, which takes milliseconds for many shards."""
+    return steps_of(Spread(version=0, shards=shards, target=target, parts=parts))
 
 
 def _has_common(old: int, new: int, shards: int, target: int) -> bool:

@@ -31,8 +31,8 @@ NAMED_MAX = 10
 """So many lines a minute of one kind name a record each."""
 _PERIOD_S = 60.0
 _OURS = {"streams", "schemas", "infra"}
-_KIND_CHARACTERS = 40
-"""Lines of a library are of one kind that begin alike, before anything is put in."""
+_KIND_CHARACTERS = 200
+"""Lines of a library are of one kind that begin alike, before anything is put in, at one level."""
 
 
 def configure(level: str, form: str, worker: str) -> None:
@@ -116,10 +116,11 @@ class _FewOfLibraries(logging.Filter):
         self._lines = Repeated(logging.getLogger(__name__))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.partition(".")[0] in _OURS:
+        if record.name.partition(".")[0] in _OURS or record.exc_info:
             return True
+        said = record.msg[:_KIND_CHARACTERS] if isinstance(record.msg, str) else type(record.msg).__name__
         with self._turn:
-            return self._lines.may_name("library_line", record.name, str(record.msg)[:_KIND_CHARACTERS])
+            return self._lines.may_name("library_line", record.name, record.levelname, said)
 
 
 def _tail(record: logging.LogRecord) -> bool:

@@ -65,7 +65,7 @@ def replay_shards(
     layout, frames = require_layout(log), SentFrames(log)
     return [
         Replayed(number, 0, 0, Findings(facts=[only_added(number)]))
-        if is_only_added(log, layout, number)
+        if number in range(layout.shards_used) and is_only_added(log, layout, number)
         else replay(log, number, first=first, last=last, progress=progress, frames=frames)
         for number in (range(layout.shards_used) if shard is None else [shard])
     ]

@@ -310,7 +310,7 @@ class _ArrivalsKnown:
     def __init__(self, shard: int, known: set[str]) -> None:
         self._shard, self._known = shard, known
         self._arrived: dict[Spread, int] = {}
-        """By numbers of shards, from and to: the accounts of later steps than this one come whole."""
+        """By the change of the number of shards: the accounts of later steps than this one come whole."""
         self._spread = NOT_MOVED
 
     def begin(self, moves: Moves) -> None:

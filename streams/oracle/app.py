@@ -21,7 +21,7 @@ from streams.errors import BrokerError, LeadershipLost, OracleFailed
 from streams.logs import event
 from streams.oracle import faust_store
 from streams.oracle.clock import OFFSET_MS_MAX, BrokerOffset
-from streams.oracle.expulsion import LeaderWatch, expel_owners
+from streams.oracle.expulsion import LeaderWatch, expel_leader
 from streams.oracle.faust_app import BatchApp, faust_app
 from streams.oracle.faust_batches import BatchMessage, FoundRecord
 from streams.oracle.fetch_watch import FetchWatch
@@ -53,7 +53,8 @@ class Oracle:
         self._stop = stop
         self._watchdog = watchdog
         self._leadership = Leadership(kafka)
-        self._leader_watch = LeaderWatch(kafka, f"{kafka.settings.oracle.app_id}-{kafka.worker}")
+        self._leader_watch = LeaderWatch(kafka, self._leadership.name)
+        self._rebalances = 0
         topics = (MARKS, PARAMETERS, JOURNAL, PRICES, ORACLE)
         self._topics = kafka.topic_watch(f"{kafka.settings.oracle.app_id}-{kafka.worker}", topics)
         self._offset = BrokerOffset()
@@ -153,12 +154,20 @@ class Oracle:
                     event(log, logging.WARNING, "leadership_not_claimed", reason=str(error))
                     if now - unclaimed_since > self._kafka.settings.outside_group_s_max:
                         raise
-            elif self._leadership.given_to_another and self._leader_watch.is_silent():
-                settings = self._kafka.settings
-                await expel_owners(settings, (settings.oracle.leader_group, settings.oracle.app_id))
-                self._leader_watch.begin_anew()
+            else:
+                unclaimed_since = None
+                await self._look_after_leader()
             if self._stop.wait(_POLL_S):
                 return False
+
+    async def _look_after_leader(self) -> None:
+        """Expel whoever leads, if that is another process which publishes nothing."""
+        if self._rebalances != self._leadership.rebalances:  # whoever leads since has had no time yet
+            self._rebalances = self._leadership.rebalances
+            self._leader_watch.begin_anew()
+        if self._leadership.given_to_another and self._leader_watch.is_silent():
+            await expel_leader(self._kafka.settings, self._leadership.name)
+            self._leader_watch.begin_anew()
 
     async def _publish(self, app: "PriceApp") -> None:
         await app.start()
@@ -211,6 +220,7 @@ class PriceApp:
                 f"{kafka.settings.oracle.app_id}-letters", timeout_s=kafka.settings.outside_group_s_max
             )
         )
+        self._gaps: asyncio.Task[None] | None = None
         app.on_gap, app.read_records = self._letters.tell, self._read_records
         self.fetch_watch = FetchWatch(
             lambda: app.prices_fetched_at,
@@ -243,6 +253,8 @@ class PriceApp:
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
+        if self._gaps is not None:
+            self._gaps.cancel()
         self.fetch_watch.end()
         self._watchdog.beat(_HEART, "stopping Faust")
         await asyncio.wait_for(self._app.stop(), _STOP_TIMEOUT_S)
@@ -254,9 +266,9 @@ class PriceApp:
         async for batch in batches:
             try:
                 result = await self._handle(batch.message)
+                self._watchdog.forget(_AGENT)  # letters have a time of their own
                 await self._letters.write(result.letters)  # or a process that ends now leaves them nowhere behind
                 batch.ack()
-                self._watchdog.forget(_AGENT)
             except Exception as error:
                 log.exception("prices_failed")
                 self._on_failure(error)
@@ -289,7 +301,7 @@ class PriceApp:
                 self._watchdog.beat(_HEART, "forming marks")
                 self._restore()
                 self.fetch_watch.look()
-                await self._letters.write()
+                self._write_gaps()
                 async with self._order:
                     heartbeat = self._form()
                     if heartbeat is None:
@@ -303,6 +315,16 @@ class PriceApp:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
+            self._on_failure(error)
+
+    def _write_gaps(self) -> None:
+        """Begin to write what was told of missed prices; marks do not wait for it."""
+        if self._letters.has_gaps and (self._gaps is None or self._gaps.done()):
+            self._gaps = asyncio.create_task(self._letters.write())
+            self._gaps.add_done_callback(self._gaps_written)
+
+    def _gaps_written(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(error)
 
     def _form(self) -> Heartbeat | None:

@@ -1,16 +1,17 @@
 """An oracle that leads and says nothing is expelled from its groups, so that nobody waits until its session is over.
 
 A group keeps the place of a process that died for as long as a session. But whoever leads publishes a frame with every
-heartbeat: one that has published none for several, while the broker of the marks answers, is dead or stands still. It
+heartbeat: one that has published none for several, while all brokers of the marks answer, is dead or stands still. It
 is made to leave by its member id, as it would leave by itself. If it lives it learns so with its next request, like
 after a session, and stands by.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
 from confluent_kafka import KafkaException
 from prometheus_client import Counter
@@ -19,7 +20,7 @@ from schemas.topics import MARKS
 from streams.broker.admin import admin_client
 from streams.broker.ends import EndOffsets
 from streams.broker.kafka import Kafka
-from streams.errors import BrokerError
+from streams.errors import BrokerError, MarginClearingError
 from streams.feeds.marks import mark_records
 from streams.logs import event
 from streams.oracle.faust_app import aiokafka_properties
@@ -37,19 +38,16 @@ _TAIL = 5
 
 
 class LeaderWatch:
-    """Whether the log of marks stands still though its broker answers. Not thread-safe.
+    """Whether whoever leads publishes nothing any more, as the log of marks stands still. Not thread-safe.
 
-    For ``HEARTBEATS`` heartbeats, but at least ``SILENT_S_MIN``. Whoever has claimed the leadership and published
-    nothing yet is starting: it has a session's time. Where nobody has told the end of the log for a while, a leader
-    that lives must find the log's next broker as well: it has half a session's.
+    For ``HEARTBEATS`` heartbeats, but at least ``SILENT_S_MIN``, and only after it was seen to grow: a leader that is
+    starting, or looks for the log's next broker, has as long as its session and its watchdog give it.
     """
 
     def __init__(self, kafka: Kafka, client_id: str) -> None:
         self._kafka = kafka
         self._client_id = client_id
-        settings = kafka.settings
-        self._silent_s = max(SILENT_S_MIN, HEARTBEATS * settings.oracle.heartbeat_ms / 1000)
-        self._starts_s = settings.kafka.session_timeout_ms / 1000
+        self._silent_s = max(SILENT_S_MIN, HEARTBEATS * kafka.settings.oracle.heartbeat_ms / 1000)
         self._ends: EndOffsets | None = None
         self._asked_at = 0.0
         self.begin_anew()
@@ -57,8 +55,7 @@ class LeaderWatch:
     def begin_anew(self) -> None:
         """Nothing is known of the log."""
         self._end: int | None = None
-        self._since = 0.0
-        self._patience_s = self._silent_s
+        self._grew_at: float | None = None
 
     def is_silent(self) -> bool:
         """Whether whoever leads has been silent for too long; to be asked often, it hardly ever waits."""
@@ -74,19 +71,18 @@ class LeaderWatch:
     def _stands_still(self, end: int) -> bool:
         """Whether it does, as the log ended at ``end`` when it was asked (below 0: nobody has told)."""
         if end < 0:
-            self._end, self._patience_s = None, max(self._patience_s, self._starts_s / 2)
+            self.begin_anew()
             return False
         if end != self._end:
-            if self._end is not None:
-                self._patience_s = self._silent_s
-            self._end, self._since = end, self._kafka.runtime.monotonic()
+            self._grew_at = None if self._end is None else self._kafka.runtime.monotonic()
+            self._end = end
             return False
-        silent_s = self._asked_at - self._since
-        if silent_s < self._patience_s:
+        if self._grew_at is None or self._asked_at - self._grew_at < self._silent_s:
             return False
-        if self._patience_s < self._starts_s and self._ends_with_claim(end):
-            self._patience_s = self._starts_s
-        return silent_s >= self._patience_s
+        if self._ends_with_claim(end):
+            self._grew_at = None
+            return False
+        return True
 
     def _ends_with_claim(self, end: int) -> bool:
         try:
@@ -95,32 +91,59 @@ class LeaderWatch:
                 frames = [mark.frame for mark in mark_records(records) if mark.frame is not None]
         except BrokerError:
             return True  # a claim may be under way
-        return bool(frames) and frames[-1].epoch < 0
+        return not frames or frames[-1].epoch < 0
 
 
-async def expel_owners(settings: Settings, groups: tuple[str, ...]) -> None:
-    """Have whoever owns partitions in ``groups`` leave them. What cannot be done is logged: it may be tried again."""
-    for group in groups:
-        for member, client in _owners(settings, group).items():
-            reason = await _leave(settings, group, member)
-            EXPELLED.inc(not reason)
-            level, outcome = (logging.ERROR, reason) if reason else (logging.WARNING, "it has left")
-            event(log, level, "silent_leader_expelled", group=group, client=client, member=member, outcome=outcome)
+async def expel_leader(settings: Settings, own_client: str) -> None:
+    """Have the member that may publish leave its group, and the one that reads prices for it; not this process.
+
+    Nothing is done where a replica of the marks does not answer: then nobody may get a frame in. What cannot be done is
+    logged; it may be tried again.
+    """
+    leader, prices = settings.oracle.leader_group, settings.oracle.app_id
+    try:
+        if away := await _replicas_away(settings):
+            event(log, logging.WARNING, "silent_leader_kept", reason=f"brokers {away} of the marks do not answer")
+            return
+        owners = _owners(settings, leader)
+        if not owners or own_client in owners.values():
+            return
+        for group, members in ((leader, owners), (prices, _owners(settings, prices))):
+            for member, client in members.items():
+                await _leave(settings, group, member)
+                EXPELLED.inc()
+                event(log, logging.WARNING, "silent_leader_expelled", group=group, client=client, member=member)
+    except (KafkaError, KafkaException, MarginClearingError, OSError) as error:  # a TimeoutError is one
+        event(log, logging.ERROR, "silent_leader_not_expelled", reason=repr(error))
 
 
 def _owners(settings: Settings, group: str) -> Mapping[str, str]:
     """The clients by member id that own partitions; none if the group is not at rest."""
     admin = admin_client(settings)  # kept: its requests end with it
-    try:
-        description = admin.describe_consumer_groups([group], request_timeout=_ANSWER_S)[group]
-        members = description.result(timeout=_ANSWER_S).members
-    except (KafkaException, TimeoutError):
-        return {}
+    description = admin.describe_consumer_groups([group], request_timeout=_ANSWER_S)[group]
+    members = description.result(timeout=_ANSWER_S).members
     return {member.member_id: member.client_id for member in members if member.assignment.topic_partitions}
 
 
-async def _leave(settings: Settings, group: str, member: str) -> str:
-    """Have ``member`` leave; why it does not, or nothing."""
+async def _replicas_away(settings: Settings) -> list[int]:
+    """The brokers that must have a frame before it counts, and do not answer."""
+    admin = admin_client(settings)
+    in_sync = admin.list_topics(MARKS, timeout=_ANSWER_S).topics[MARKS].partitions[0].isrs
+    async with _client(settings) as client:
+        return [node for node in in_sync if not await client.ready(node)]
+
+
+async def _leave(settings: Settings, group: str, member: str) -> None:
+    async with _client(settings) as client:
+        node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+        await client.ready(node, group=ConnectionGroup.COORDINATION)
+        answer = await client.send(node, LeaveGroupRequest(group, member), group=ConnectionGroup.COORDINATION)
+    if answer.error_code:
+        raise for_code(answer.error_code)(f"{member} of {group}")
+
+
+@asynccontextmanager
+async def _client(settings: Settings) -> AsyncIterator[AIOKafkaClient]:
     client = AIOKafkaClient(
         client_id=f"{settings.oracle.app_id}-{settings.worker_name}-expels",
         request_timeout_ms=round(1000 * _ANSWER_S),
@@ -128,12 +151,6 @@ async def _leave(settings: Settings, group: str, member: str) -> str:
     )
     try:
         await client.bootstrap()
-        node = await client.coordinator_lookup(CoordinationType.GROUP, group)
-        if not await client.ready(node, group=ConnectionGroup.COORDINATION):
-            return f"broker {node}, its coordinator, cannot be reached"
-        answer = await client.send(node, LeaveGroupRequest(group, member), group=ConnectionGroup.COORDINATION)
-    except (KafkaError, OSError) as error:
-        return repr(error)
+        yield client
     finally:
         await client.close()
-    return f"error {answer.error_code}" if answer.error_code else ""

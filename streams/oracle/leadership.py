@@ -29,7 +29,8 @@ from streams.feeds.marks import MARKS_LOOKBACK, read_marks
 class Leadership:
     """Membership of the group. :meth:`poll` often: it keeps the membership and says who publishes.
 
-    ``membership`` tells what a claim is bound to: the consumer's membership at that moment.
+    ``membership`` tells what a claim is bound to: the consumer's membership at that moment. ``name`` is its client id,
+    ``rebalances`` how often the group has given its partition to somebody since it joined.
     """
 
     def __init__(self, kafka: Kafka, membership: Callable[[Consumer], Any] = group_metadata) -> None:
@@ -37,15 +38,16 @@ class Leadership:
         self._membership = membership
         self._settings = settings = kafka.settings
         self._runtime = kafka.runtime
-        self._name = f"{settings.oracle.app_id}-{kafka.worker}"
+        self.name = f"{settings.oracle.app_id}-{kafka.worker}"
         self._held = False
         self._lost = False
+        self.rebalances = 0
         self._given_to_another = False
         self._epoch: int | None = None
         self._polled = self._runtime.monotonic()
         self._lease_s = settings.kafka.session_timeout_ms / 1000
         self._group = RejoiningConsumer(
-            partial(kafka.group_consumer, self._name, settings.oracle.leader_group),
+            partial(kafka.group_consumer, self.name, settings.oracle.leader_group),
             settings.outside_group_s_max,
             kafka.runtime,
             PlaceWatch(kafka.runtime, is_read=lambda *_: False),
@@ -97,7 +99,7 @@ class Leadership:
     def _was_claimed_between(self, before: int, epoch: int) -> bool:
         """Whether a frame of another process lies between two claims of this one."""
         first = max(before + 1, epoch - MARKS_LOOKBACK)
-        with self._kafka.log_reader(f"{self._name}-claims") as reader:
+        with self._kafka.log_reader(f"{self.name}-claims") as reader:
             return any(
                 mark.frame is not None and mark.frame.epoch != before for mark in read_marks(reader, first, epoch)
             )
@@ -109,7 +111,7 @@ class Leadership:
             if error is None:
                 offsets.append(message.offset() or 0)
 
-        producer = self._kafka.transactional_producer(self._name)
+        producer = self._kafka.transactional_producer(self.name)
         try:
             producer.init()
             producer.begin()
@@ -149,6 +151,7 @@ class Leadership:
         # Nothing is to be fetched. There always is an end; an offset that is not there would be an error.
         consumer.incremental_assign([TopicPartition(MARKS, place.partition, OFFSET_END) for place in partitions])
         self._given_to_another = not partitions
+        self.rebalances += 1
         if partitions:
             consumer.pause(partitions)
             self._held = True

@@ -47,6 +47,11 @@ class LetterWriter:
         )
         self._gaps.append(gap)
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether gaps were told that no letter says yet."""
+        return bool(self._gaps)
+
     async def write(self, letters: Sequence[DeadLetter] = ()) -> None:
         """Write ``letters`` and what was told; when this returns, Kafka has them.
 

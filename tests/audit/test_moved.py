@@ -11,6 +11,7 @@ from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, EVENTS, JOURNAL, TRADES, 
 from streams.audit.findings import Findings
 from streams.audit.replay import Replayed, replay_shards
 from streams.audit.verify import verify
+from streams.errors import AuditError
 from streams.memory.log import LogRecord
 from streams.tables.reader import TableMeta
 from tests.audit.moving import MovingMarket, accounts_going
@@ -416,3 +417,9 @@ def test_a_change_that_was_made_before_is_told_from_the_first_one(market: Moving
     market.settle()
     assert differences(market) == []
     assert replay_differences(market) == []
+
+
+def test_a_shard_that_there_is_not_is_none_that_was_added(market: MovingMarket) -> None:
+    market.change(target=3)
+    with pytest.raises(AuditError, match="there is no shard 9"):
+        replay_shards(ReadAtOnce(market), 9)

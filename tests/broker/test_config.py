@@ -9,12 +9,13 @@ from streams.settings import KafkaSettings
 
 
 @pytest.mark.parametrize(("session_ms", "transaction_ms"), [(10_000, 10_000), (45_000, 1_500), (1_000, 60_000)])
-def test_a_broker_that_stands_still_is_left_after_a_session_or_a_transaction(
+def test_a_broker_that_stands_still_is_left_after_half_a_session_or_a_transaction(
     session_ms: int, transaction_ms: int
 ) -> None:
     kafka = KafkaSettings(session_timeout_ms=session_ms, transaction_timeout_ms=transaction_ms)
     properties = config.producer(kafka, "c", "t")
     assert properties["socket.timeout.ms"] <= transaction_ms
+    assert properties["socket.timeout.ms"] <= max(config.SOCKET_MS_MIN, session_ms / 2)
     config.created(Producer, properties)
     config.created(Producer, config.producer(kafka, "c"))
     config.created(Consumer, config.consumer(kafka, "c", "g")).close()

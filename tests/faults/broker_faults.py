@@ -154,7 +154,7 @@ class BrokerStrike:
         groups = {
             "coordinator of engines": settings.engine.group_id,
             "coordinator of routers": settings.router.group_id,
-            "coordinator of oracles": f"{settings.oracle.app_id}-leader",
+            "coordinator of oracles": settings.oracle.leader_group,
         }
         for duty, group in groups.items():
             note(duty, GROUP_OFFSETS, java_hash(group) % len(metadata.topics[GROUP_OFFSETS].partitions))

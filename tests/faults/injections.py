@@ -222,7 +222,7 @@ def _partition(strike: Strike) -> str:
 
 
 def _leader(strike: Strike) -> Worker:
-    group = f"{strike.pipeline.settings.oracle.app_id}-leader"
+    group = strike.pipeline.settings.oracle.leader_group
     description = strike.pipeline.admin.describe_consumer_groups([group])[group].result(timeout=10)
     leading = [member.client_id for member in description.members if member.assignment.topic_partitions]
     for worker in strike.pipeline.fleet.of("oracle"):

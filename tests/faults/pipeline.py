@@ -296,7 +296,7 @@ class Pipeline:
             self.settings,
             (("engine", self.settings.engine.group_id), ("router", self.settings.router.group_id)),
         )
-        for role, group in (*groups, ("oracle", f"{kafka.oracle.app_id}-leader")):
+        for role, group in (*groups, ("oracle", kafka.oracle.leader_group)):
             members = self._members(group)
             names = {worker.member_name for worker in self.fleet if worker.role == role}
             idle = sum(not works for works in members.values())

@@ -85,6 +85,8 @@ def test_a_leader_that_dies_is_followed_long_before_its_session_is_over(
     for number in range(2):
         other = oracle(f"other-{number}")
         eventually(lambda: stands_by_beside_a_leader(own_settings), "one leads, one stands by")
+        seen = len(all_frames(own_settings)) + 20  # so that the other has seen the marks go on
+        eventually(lambda seen=seen: len(all_frames(own_settings)) > seen, "more frames")  # type: ignore[misc]
         leader.kill()
         epochs.append(leads(other))
         publishes(own_settings, epochs[-1])
