@@ -90,8 +90,11 @@ def producer(
             "transactional.id": transactional_id,
             "transaction.timeout.ms": kafka.transaction_timeout_ms,
         }
-        if "socket.timeout.ms" not in kafka.properties.librdkafka:  # librdkafka refuses one that is longer
-            config["socket.timeout.ms"] = min(config["socket.timeout.ms"], kafka.transaction_timeout_ms)
+        if "socket.timeout.ms" not in kafka.properties.librdkafka:
+            # The longest that librdkafka takes. After a shorter one it would ask anew to end the transaction, begin the
+            # next under the same epoch, and the first request, come late, would end that half-way (KIP-890). When the
+            # transaction's time is up, whoever owns the producer registers anew, with another epoch.
+            config["socket.timeout.ms"] = kafka.transaction_timeout_ms
     return config
 
 

@@ -13,10 +13,10 @@ def test_a_broker_that_stands_still_is_left_after_half_a_session_or_a_transactio
     session_ms: int, transaction_ms: int
 ) -> None:
     kafka = KafkaSettings(session_timeout_ms=session_ms, transaction_timeout_ms=transaction_ms)
-    properties = config.producer(kafka, "c", "t")
-    assert properties["socket.timeout.ms"] <= transaction_ms
-    assert properties["socket.timeout.ms"] <= max(config.SOCKET_MS_MIN, session_ms / 2)
-    config.created(Producer, properties)
+    assert config.producer(kafka, "c", "t")["socket.timeout.ms"] == transaction_ms
+    for properties in (config.producer(kafka, "c"), config.consumer(kafka, "c", "g"), config.reader(kafka, "c")):
+        assert properties["socket.timeout.ms"] == max(config.SOCKET_MS_MIN, session_ms / 2)
+    config.created(Producer, config.producer(kafka, "c", "t"))
     config.created(Producer, config.producer(kafka, "c"))
     config.created(Consumer, config.consumer(kafka, "c", "g")).close()
     config.created(Consumer, config.reader(kafka, "c")).close()
