@@ -76,8 +76,7 @@ def moves_at(step: int, spread: Spread) -> list[tuple[int, int]]:
 
 def steps_of(spread: Spread) -> list[int]:
     """The steps at which accounts may move, in order."""
-    highest = max(spread.shards, spread.target)
-    return [step for step in range(1, (highest - 1) * spread.parts + 1) if moves_at(step, spread)]
+    return list(_steps(spread.shards, spread.target, spread.parts))
 
 
 def change_of(spread: Spread) -> tuple[int, int, int]:
@@ -88,9 +87,10 @@ def change_of(spread: Spread) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=256)
-def _steps(shards: int, target: int, parts: int) -> list[int]:
-    """As :func:`steps_of`, which takes milliseconds for many shards."""
-    return steps_of(Spread(version=0, shards=shards, target=target, parts=parts))
+def _steps(shards: int, target: int, parts: int) -> tuple[int, ...]:
+    """Remembered, because it takes milliseconds for many shards."""
+    spread = Spread(version=0, shards=shards, target=target, parts=parts)
+    return tuple(step for step in range(1, (max(shards, target) - 1) * parts + 1) if moves_at(step, spread))
 
 
 def _has_common(old: int, new: int, shards: int, target: int) -> bool:

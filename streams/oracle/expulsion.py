@@ -14,6 +14,7 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
 from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from prometheus_client import Counter
 
 from schemas.topics import MARKS
@@ -102,42 +103,40 @@ async def expel_leader(settings: Settings, own_client: str) -> None:
     """
     leader, prices = settings.oracle.leader_group, settings.oracle.app_id
     try:
-        if away := await _replicas_away(settings):
-            event(log, logging.WARNING, "silent_leader_kept", reason=f"brokers {away} of the marks do not answer")
-            return
-        owners = _owners(settings, leader)
-        if not owners or own_client in owners.values():
-            return
-        for group, members in ((leader, owners), (prices, _owners(settings, prices))):
-            for member, client in members.items():
-                await _leave(settings, group, member)
-                EXPELLED.inc()
-                event(log, logging.WARNING, "silent_leader_expelled", group=group, client=client, member=member)
+        admin = admin_client(settings)  # kept: its requests end with it
+        async with _client(settings) as client:
+            if away := await _replicas_away(admin, client):
+                event(log, logging.WARNING, "silent_leader_kept", reason=f"brokers {away} of the marks do not answer")
+                return
+            owners = _owners(admin, leader)
+            if not owners or own_client in owners.values():
+                return
+            for group, members in ((leader, owners), (prices, _owners(admin, prices))):
+                for member, name in members.items():
+                    await _leave(client, group, member)
+                    EXPELLED.inc()
+                    event(log, logging.WARNING, "silent_leader_expelled", group=group, client=name, member=member)
     except (KafkaError, KafkaException, MarginClearingError, OSError) as error:  # a TimeoutError is one
         event(log, logging.ERROR, "silent_leader_not_expelled", reason=repr(error))
 
 
-def _owners(settings: Settings, group: str) -> Mapping[str, str]:
+def _owners(admin: AdminClient, group: str) -> Mapping[str, str]:
     """The clients by member id that own partitions; none if the group is not at rest."""
-    admin = admin_client(settings)  # kept: its requests end with it
     description = admin.describe_consumer_groups([group], request_timeout=_ANSWER_S)[group]
     members = description.result(timeout=_ANSWER_S).members
     return {member.member_id: member.client_id for member in members if member.assignment.topic_partitions}
 
 
-async def _replicas_away(settings: Settings) -> list[int]:
+async def _replicas_away(admin: AdminClient, client: AIOKafkaClient) -> list[int]:
     """The brokers that must have a frame before it counts, and do not answer."""
-    admin = admin_client(settings)
     in_sync = admin.list_topics(MARKS, timeout=_ANSWER_S).topics[MARKS].partitions[0].isrs
-    async with _client(settings) as client:
-        return [node for node in in_sync if not await client.ready(node)]
+    return [node for node in in_sync if not await client.ready(node)]
 
 
-async def _leave(settings: Settings, group: str, member: str) -> None:
-    async with _client(settings) as client:
-        node = await client.coordinator_lookup(CoordinationType.GROUP, group)
-        await client.ready(node, group=ConnectionGroup.COORDINATION)
-        answer = await client.send(node, LeaveGroupRequest(group, member), group=ConnectionGroup.COORDINATION)
+async def _leave(client: AIOKafkaClient, group: str, member: str) -> None:
+    node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+    await client.ready(node, group=ConnectionGroup.COORDINATION)
+    answer = await client.send(node, LeaveGroupRequest(group, member), group=ConnectionGroup.COORDINATION)
     if answer.error_code:
         raise for_code(answer.error_code)(f"{member} of {group}")
 
