@@ -9,6 +9,10 @@ see a KafkaException.
 librdkafka may wait for ever for the broker that it knew before. So it is called in a thread of its own, which is left
 behind with its producer when time is up.
 
+Sending the offsets and the commit have half of a transaction's time, together, and so has an abort: where a coordinator
+died, or stands still with its connections open, only another producer finds the next one, and it should have time to
+within the session.
+
 The idempotent one writes what it is given in order, once for as long as it lives. A record that it could not deliver
 may be written or not, and so may those after it: whoever needs them takes a new producer and writes them again.
 """
@@ -195,8 +199,10 @@ class TransactionalProducer:
         self._runtime = clients.runtime
         self.transactional_id = transactional_id
         self._timeout_s = kafka.transaction_timeout_ms / 1000
+        self._end_within_s = self._timeout_s / 2
+        self._end_by = inf
         self._init_timeout_s = kafka.call_ms_max / 1000
-        self._until = float("inf")
+        self._until = inf
         self._producer: Producer | None = clients.producer(
             config.producer(kafka, transactional_id, transactional_id, compression=compression)
         )
@@ -210,7 +216,7 @@ class TransactionalProducer:
         try:
             yield
         finally:
-            self._until = float("inf")
+            self._until = inf
 
     def init(self) -> None:
         """Register the transactional id, which fences every older producer that has it.
@@ -222,6 +228,7 @@ class TransactionalProducer:
 
     def begin(self) -> None:
         """Begin a transaction."""
+        self._end_by = inf
         self._call("begin_transaction", self._timeout_s, timed=False)
         self._in_transaction = True
 
@@ -252,23 +259,21 @@ class TransactionalProducer:
             raise TransactionAborted(f"{self.transactional_id}: records were not acknowledged in {self._timeout_s:g} s")
 
     def send_offsets(self, offsets: Sequence[TopicPartition], group_metadata: Any) -> None:
-        """Make the consumer group's offsets part of the transaction (refused if the group has moved on).
-
-        In half a transaction's time: where librdkafka waits for a coordinator that died, only another producer finds
-        the next one, and it should have time to within the session.
-        """
-        self._call("send_offsets_to_transaction", self._timeout_s / 2, list(offsets), group_metadata)
+        """Make the consumer group's offsets part of the transaction (refused if the group has moved on)."""
+        self._end_by = self._runtime.monotonic() + self._end_within_s
+        self._call("send_offsets_to_transaction", self._end_within_s, list(offsets), group_metadata)
 
     def commit(self) -> None:
         """Commit. After :class:`ProducerFenced` the outcome is unknown until the log is read again."""
-        self._call("commit_transaction", self._timeout_s)
+        self._call("commit_transaction", self._end_within_s)
         self._in_transaction = False
 
     def abort(self) -> None:
         """Abort the transaction, if there is one. The producer can begin another."""
         if not self._in_transaction:
             return
-        self._call("abort_transaction", self._timeout_s)
+        self._end_by = inf
+        self._call("abort_transaction", self._end_within_s)
         self._in_transaction = False
 
     def close(self) -> None:
@@ -290,7 +295,7 @@ class TransactionalProducer:
         return self._producer
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, timed: bool = True) -> None:
-        deadline = min(self._runtime.monotonic() + timeout_s, self._until)
+        deadline = min(self._runtime.monotonic() + timeout_s, self._end_by, self._until)
         while True:
             left = max(deadline - self._runtime.monotonic(), 0.001)
             try:

@@ -30,6 +30,7 @@ class Client:
     hang: ClassVar = threading.Event()
     failures: ClassVar[list[KafkaError]] = []
     aborted = 0
+    commit_within_s = 0.0
 
     def begin_transaction(self) -> None:
         pass
@@ -41,6 +42,9 @@ class Client:
 
     def abort_transaction(self, timeout_s: float) -> None:
         Client.aborted += 1
+
+    def commit_transaction(self, timeout_s: float) -> None:
+        Client.commit_within_s = timeout_s
 
 
 @pytest.fixture
@@ -61,6 +65,23 @@ def test_offsets_that_are_never_answered_cost_the_producer_and_no_more_than_its_
     assert time.monotonic() - started < 5
     producer.close()
     assert Client.aborted == 0, "nothing more is asked of a producer that does not answer"
+
+
+def test_offsets_and_commit_together_have_half_of_a_transactions_time() -> None:
+    Client.hang, Client.failures = threading.Event(), []
+    ending = TransactionalProducer(KafkaSettings(transaction_timeout_ms=60_000), "test", clients=Own())
+    for waits_s in (0.05, 0.0):
+        ending.begin()
+        started = time.monotonic()
+        threading.Timer(waits_s, Client.hang.set).start()
+        ending.send_offsets(PLACES, None)
+        waited_s = time.monotonic() - started
+        ending.commit()
+        assert 0 < Client.commit_within_s <= 30 - waits_s, "what the offsets took is the commit's no more"
+        assert Client.commit_within_s > 30 - waited_s - 10, "and what the last transaction took is nobody's"
+    ending.begin()
+    ending.commit()
+    assert 20 < Client.commit_within_s <= 30, "without offsets all of it is the commit's"
 
 
 def test_a_process_ends_when_too_many_calls_do_not_return() -> None:
