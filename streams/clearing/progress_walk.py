@@ -9,6 +9,7 @@ from streams.clearing.events import Events
 from streams.clearing.holds import Holds
 from streams.clearing.journal import Cursor
 from streams.clearing.outbox import Outbox
+from streams.clearing.undecided import UndecidedWatch
 from streams.margin.portfolio import Portfolio
 
 _NEVER_US = 2**62
@@ -25,6 +26,7 @@ class ProgressWalk:
         holds: Holds,
         events: Events,
         decisions: Decisions,
+        undecided: UndecidedWatch,
         outbox: Outbox,
     ) -> None:
         self._cursor = cursor
@@ -33,6 +35,7 @@ class ProgressWalk:
         self._holds = holds
         self._events = events
         self._decisions = decisions
+        self._undecided = undecided
         self._outbox = outbox
 
     @property
@@ -88,6 +91,7 @@ class ProgressWalk:
             rows = as_rows(touched)
             touched.clear()
             self._decisions.decide(rows)
+            self._undecided.look(rows)
         return has_changed
 
     def _decide_account(self, state: AccountState) -> None:

@@ -97,7 +97,14 @@ class Shard:
             self.cursor, self.portfolio, self._marks, self._accounts, self._decisions, self._outbox
         )
         self._progress = ProgressWalk(
-            self.cursor, self.portfolio, self._accounts, self._holds, self._events, self._decisions, self._outbox
+            self.cursor,
+            self.portfolio,
+            self._accounts,
+            self._holds,
+            self._events,
+            self._decisions,
+            self._undecided,
+            self._outbox,
         )
 
     # --- what is there -----------------------------------------------------------------------------------------------
