@@ -32,6 +32,7 @@ from schemas.types import (
     OrderStatus,
     ParameterKey,
     PartNumber,
+    PoolName,
     PositionSide,
     PositiveDecimal,
     RecordPlace,
@@ -514,7 +515,8 @@ class MarkFrame(msgspec.Struct, frozen=True, kw_only=True):
 
 class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
     """One order of a command. ``limit_price`` is the worst price: never beyond that at which the close would cost the
-    fund something."""
+    fund something. ``liquidation_fee`` and ``insurance_fee`` are the rates that its fills pay, if they pay any: the
+    pipeline books them, and the exchange must not."""
 
     order_id: DerivedId
     symbol: Symbol
@@ -524,6 +526,8 @@ class CommandOrder(msgspec.Struct, frozen=True, kw_only=True):
     reduce_only: bool
     limit_price: DerivedDecimal
     mark_price: PositiveDecimal
+    liquidation_fee: UnsignedDecimal | msgspec.UnsetType = msgspec.UNSET
+    insurance_fee: UnsignedDecimal | msgspec.UnsetType = msgspec.UNSET
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -578,11 +582,31 @@ class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Sequence | msgspec.UnsetType = msgspec.UNSET
 
 
+class BookedFees(msgspec.Struct, frozen=True, kw_only=True):
+    """What one fill of a command's order has cost the account: two amounts of ``asset`` that went from its margin group
+    to ``pool``. ``due`` is what the rates make; the group paid less if its unweighted equity was less.
+
+    ``after_command`` is the number of the account's last command before it.
+    """
+
+    order_id: DerivedId
+    symbol: Symbol
+    quantity: SignedDecimal
+    price: PositiveDecimal
+    asset: Asset
+    pool: PoolName
+    liquidation_fee: DerivedUnsigned
+    insurance_fee: DerivedUnsigned
+    due: DerivedUnsigned
+    after_command: Sequence
+
+
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """``margin.alerts.v1``: what an account's owner or the risk desk is told. ``level`` is the margin-call level.
 
     What concerns a whole shard (a symbol without a live mark, a clock that is off) has the account
-    ``margin-clearing:shard:N``. ``symbol`` is the one it is about, if it is about one.
+    ``margin-clearing:shard:N``. ``symbol`` is the one it is about, if it is about one. ``fees``: of the kind
+    ``liquidation_fee``, what was booked.
     """
 
     alert_id: DerivedId
@@ -597,6 +621,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     event_time: TimeUs
     reason: Text | None = None
     symbol: Symbol | None = None
+    fees: BookedFees | msgspec.UnsetType = msgspec.UNSET
 
 
 class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -612,7 +637,8 @@ class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     A fill counts only for its ``symbol`` and ``order_side``; rows of earlier versions do not have them, nor a
     ``status`` and a ``mark_price``. ``traded`` and ``transferred`` are what trades and what transfers say was sold or
-    bought of collateral: ``filled`` is the greater of the two.
+    bought of collateral: ``filled`` is the greater of the two. ``liquidation_fee`` and ``insurance_fee`` are the rates
+    that the command stated.
     """
 
     order_id: DerivedId
@@ -625,6 +651,8 @@ class OpenOrder(msgspec.Struct, frozen=True, kw_only=True):
     mark_price: PositiveDecimal | msgspec.UnsetType = msgspec.UNSET
     traded: DerivedUnsigned | msgspec.UnsetType = msgspec.UNSET
     transferred: DerivedUnsigned | msgspec.UnsetType = msgspec.UNSET
+    liquidation_fee: UnsignedDecimal | msgspec.UnsetType = msgspec.UNSET
+    insurance_fee: UnsignedDecimal | msgspec.UnsetType = msgspec.UNSET
 
 
 class OpenCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -926,7 +954,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     shard has had; ``lost`` those of which an operator has said that what was missing will not come. ``logs`` are the
     topics that the shard knows, in a claim and where every source is told; ``gone``, of a claim, is what it had to do
     without of topics of ours. ``suspension`` is the last one of the shard, there once there has been one; ``moves``
-    are there once the number of shards has been changed.
+    are there once the number of shards has been changed. ``pools`` is what the shard's accounts have paid to each pool
+    of the fund ever since, by asset, once they have.
     """
 
     kind: Literal["claim", "commit"]
@@ -968,3 +997,4 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     gone: dict[Text, LogGap] | msgspec.UnsetType = msgspec.UNSET
     suspension: ShardSuspension | msgspec.UnsetType = msgspec.UNSET
     moves: ShardMoves | msgspec.UnsetType = msgspec.UNSET
+    pools: dict[PoolName, dict[Asset, DerivedUnsigned]] | msgspec.UnsetType = msgspec.UNSET

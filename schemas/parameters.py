@@ -15,6 +15,7 @@ from schemas.types import (
     DurationMs,
     HoldMs,
     Identifier,
+    PoolName,
     PositiveDecimal,
     Sequence,
     SignedDecimal,
@@ -63,7 +64,9 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     price move scanned, as a fraction; ``scan_array``, if given, is the profit of a long of notional 1 in each of the
     scenarios instead (as a pricing model finds it), and ``scan_floor_rate`` the least margin on a notional of 1.
 
-    ``close_fee_rate`` is what the exchange takes of the notional of a close, beside the liquidation's own fees.
+    Of the notional of every fill of a liquidation command's order the account pays ``insurance_fee`` and
+    ``liquidation_fee``, as far as its unweighted equity goes, to the pool that ``fund`` names: the pipeline books them,
+    and the exchange must not charge them as well. ``close_fee_rate`` is what the exchange takes of a close beside them.
     ``min_order_notional`` is the smallest order that the venue takes, in the settle asset. ``stale_bound``: while the
     mark is not live, the price is taken to be anything from nothing to 1 + ``stale_bound`` times the last one.
     """
@@ -76,6 +79,7 @@ class InstrumentParameters(msgspec.Struct, frozen=True, kw_only=True, tag_field=
     liquidation_fee: UnsignedDecimal = "0"
     insurance_fee: UnsignedDecimal = "0"
     close_fee_rate: UnsignedDecimal = "0"
+    fund: PoolName = "default"
     max_order_notional: PositiveDecimal | None = None
     depth_notional: PositiveDecimal | None = None
     impact_rate: UnsignedDecimal = "0"

@@ -50,6 +50,8 @@ AccountId = Annotated[
 Symbol = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._/\-]{{0,31}}{_END}", max_length=32)]
 """A traded or priced symbol, such as ``BTC-PERP``."""
 Asset = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,15}}{_END}", max_length=16)]
+PoolName = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._\-]{{0,31}}{_END}", max_length=32)]
+"""A pool of the insurance fund, such as ``default``."""
 ParameterKey = Annotated[str, Meta(pattern=rf"^[!-~]{{1,64}}{_END}", max_length=64, description="type:id")]
 """The key of a record of ``risk.parameters.v1``, such as ``instrument:BTC-PERP``."""
 Text = Annotated[str, Meta(max_length=1024)]
@@ -120,6 +122,7 @@ AlertKind = Literal[
     "input_missing_cleared",
     "input_lost",
     "repair_refused",
+    "liquidation_fee",
     "records_gone",
 ]
 RESERVED_ACCOUNTS = "margin-clearing:"
@@ -144,6 +147,7 @@ _TYPES_IN_WORDS: tuple[tuple[Any, str], ...] = (
     (DerivedId, "an id of 1 to 192 printable ASCII characters without spaces"),
     (Symbol, 'a symbol such as "BTC-PERP": 1 to 32 ASCII letters, digits and . _ / -, a letter or a digit first'),
     (Asset, 'an asset such as "USDC": 1 to 16 ASCII letters, digits and . _ -, a letter or a digit first'),
+    (PoolName, 'a pool such as "default": 1 to 32 ASCII letters, digits and . _ -, a letter or a digit first'),
     (TopicName, "the name of a topic: 1 to 249 ASCII letters, digits and . _ -"),
     (TopicId, "the id of a topic: at most 64 printable ASCII characters without spaces"),
     (RecordPlace, 'a record such as "trades.v1:0:TOPIC-ID@12"'),

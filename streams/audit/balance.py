@@ -1,9 +1,12 @@
 """Whether every unit of money is where the inputs say: shard by shard, or all together where accounts have gone from
 one to another, and all shards against the exchange's topics."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 
-from schemas.topics import EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
+from schemas.messages import JournalRecord
+from schemas.topics import ALERTS, EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
 from streams.audit.money import (
     Flows,
@@ -13,8 +16,10 @@ from streams.audit.money import (
     flows_of_exchange,
     flows_of_frames,
     flows_unapplied,
+    given_to_pools,
     held_by,
     settle_assets,
+    told_of_pools,
 )
 from streams.audit.progress import Progress
 from streams.broker.records import Log
@@ -35,6 +40,7 @@ class MoneyCheck:
         self._held: list[Sums] = []
         self._routed, self._repaired = Flows(), Flows()
         self._applied, self._have_moved = Flows(), False
+        self._pools: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
 
     def read_assets(self) -> None:
         """Learn what each symbol is settled in; if that is not known, nothing is added up."""
@@ -43,13 +49,24 @@ class MoneyCheck:
         except AuditError as error:
             self._findings.note(str(error))
 
-    def add_shard(self, shard: int, events_next: int, rows: Mapping[str, bytes], *, may_have_moved: bool) -> None:
-        """Compare what the accounts of ``rows`` hold with what the frames below ``events_next`` moved.
+    def add_shard(
+        self, shard: int, record: JournalRecord | None, rows: Mapping[str, bytes], *, knows_pools: bool
+    ) -> None:
+        """Compare what the accounts of ``rows`` hold with what the frames that the journal's last ``record`` covers
+        moved, less what the shard gave to pools. Without a record it has just been added.
 
-        ``may_have_moved``: accounts may have gone from it to others or come from them; then the sums are compared over
-        all shards together.
+        Accounts may have gone from it to others or come from them; then the sums are compared over all shards together.
+        ``knows_pools``: what it gave is known, no record of its journal is gone.
         """
         if self._assets is None:
+            return
+        events_next, given = (0, {}) if record is None else (record.events.next, given_to_pools(record))
+        may_have_moved = record is not None and bool(record.moves)
+        if not knows_pools:
+            self._findings.note(
+                f"records of the journal of shard {shard} are gone, so what it gave to the fund's pools is not known: "
+                "its money is not added up"
+            )
             return
         if self._log.watermarks(EVENTS, shard)[0]:
             self._findings.note(f"{EVENTS}[{shard}] does not begin at offset 0 any more: its money is not added up")
@@ -73,6 +90,9 @@ class MoneyCheck:
         applied.add(waiting, -1)
         applied.add(flows_unapplied(self._log, shard, events_next, self._assets), -1)
         applied.add(flows_held_back(rows.values(), self._assets), -1)
+        for (pool, asset), amount in given.items():
+            applied.add(Flows(fees={asset: amount}))
+            self._pools[pool, asset] += amount
         if not may_have_moved:
             compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
         self._have_moved = self._have_moved or may_have_moved
@@ -135,6 +155,7 @@ class MoneyCheck:
         for symbol, quantity in sorted(self._routed.quantity.items()):
             if quantity:
                 self._findings.differ(f"{symbol}: bought and sold differ by {format_decimal(quantity)}", EVENTS)
+        self._compare_pools()
         held = Flows()
         for sums in self._held:
             held.add(Flows(transfers=sums))
@@ -143,6 +164,23 @@ class MoneyCheck:
                 f"{format_decimal(amount)} {asset} in all accounts: transfers "
                 f"{format_decimal(exchange.transfers[asset])} less fees {format_decimal(exchange.fees[asset])}"
             )
+        for (pool, asset), amount in sorted(self._pools.items()):
+            self._findings.facts.append(f"{format_decimal(amount)} {asset} of liquidation fees went to pool {pool}")
         for asset, amount in sorted(self._repaired.held().items()):
             if amount:
                 self._findings.facts.append(f"{format_decimal(amount)} {asset} came with repaired events")
+
+    def _compare_pools(self) -> None:
+        """What the journals say that pools were given is what the accounts have been told that they paid."""
+        told = told_of_pools(self._log)
+        if told is None:
+            self._findings.note(f"{ALERTS} has been cut: what the fund's pools were given is not compared with it")
+            return
+        for pool, asset in sorted({*told, *self._pools}):
+            given, paid = self._pools[pool, asset], told.get((pool, asset), Decimal(0))
+            if given != paid:
+                self._findings.differ(
+                    f"pool {pool}: the journals gave it {format_decimal(given)} {asset} of fees, accounts have been "
+                    f"told of {format_decimal(paid)}",
+                    ALERTS,
+                )

@@ -1,10 +1,11 @@
 """Where the money is: what the inputs brought in, asset by asset, against what the accounts hold.
 
-A fill moves ``quantity * price`` from one account's position cash to the other's and takes a fee out of both; nothing
-but transfers brings money in. So the balances and position cash of a shard, and what is held back until parameters
-admit it, are what its frames say, exactly and at every commit; and over all shards, once both sides of every trade have
-arrived, transfers less fees. An account that goes from shard to shard takes its money along, which no frame of a router
-says: then the sums hold over all shards together.
+A fill moves ``quantity * price`` from one account's position cash to the other's and takes a fee out of both; one of a
+liquidation's order takes the liquidation's fees as well, which its shard gives to a pool. Nothing but transfers brings
+money in. So the balances and position cash of a shard, and what is held back until parameters admit it, are what its
+frames say, less what it has given to pools, exactly and at every commit; and over all shards, once both sides of every
+trade have arrived, transfers less fees and less what the pools have. An account that goes from shard to shard takes its
+money along, which no frame of a router says: then the sums hold over all shards together.
 """
 
 from collections import defaultdict
@@ -13,9 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 
+import msgspec
+
 from schemas.codec import DecodeError, Decoder
-from schemas.messages import AccountRow, EventFrame, Trade, Transfer
-from schemas.topics import EVENTS, TRADES, TRANSFERS, dead_letter_topic
+from schemas.messages import AccountRow, BookedFees, EventFrame, JournalRecord, Trade, Transfer
+from schemas.topics import ALERTS, EVENTS, TRADES, TRANSFERS, dead_letter_topic
 from streams.audit.findings import Findings
 from streams.broker.letter_counts import letter_identity, place_of
 from streams.broker.records import Log
@@ -31,6 +34,13 @@ _EVENT_FRAME = Decoder[EventFrame](EventFrame)
 _ROW = Decoder[AccountRow](AccountRow)
 _TRADE = Decoder[Trade](Trade)
 _TRANSFER = Decoder[Transfer](Transfer)
+
+
+class _Told(msgspec.Struct):
+    fees: BookedFees | None = None
+
+
+_TOLD = Decoder[_Told](_Told)
 
 Sums = dict[str, Decimal]
 
@@ -225,6 +235,28 @@ def held_by(rows: Iterable[bytes], assets: Mapping[str, str]) -> tuple[Sums, Sum
                     held[assets[position.symbol]] += Decimal(position.cash)
                     quantity[position.symbol] += Decimal(position.quantity)
     return held, quantity
+
+
+def given_to_pools(record: JournalRecord) -> dict[tuple[str, str], Decimal]:
+    """What the shard of a journal's ``record`` has given to pools up to it, by pool and asset."""
+    pools = record.pools or {}
+    return {(pool, asset): Decimal(amount) for pool, held in pools.items() for asset, amount in held.items()}
+
+
+def told_of_pools(log: Log) -> dict[tuple[str, str], Decimal] | None:
+    """What accounts have been told that they paid to pools, by pool and asset; None if alerts are gone."""
+    told: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+    with localcontext(EXACT):
+        for partition in range(log.partitions(ALERTS)):
+            if log.watermarks(ALERTS, partition)[0]:
+                return None
+            for message in log.read_range(ALERTS, partition, 0):
+                if b'"fees":{' not in (message.value() or b""):
+                    continue
+                with suppress(DecodeError):
+                    if (fees := _TOLD(message.value()).fees) is not None:
+                        told[fees.pool, fees.asset] += Decimal(fees.liquidation_fee) + Decimal(fees.insurance_fee)
+    return {place: amount for place, amount in told.items() if amount}
 
 
 def compare(what: str, wanted: Sums, actual: Sums, findings: Findings) -> None:

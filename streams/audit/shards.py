@@ -34,7 +34,7 @@ class ShardCheck:
 
     ``last`` is its journal's last record, ``lag`` how many frames its engine has not applied; ``kept`` are the rows, as
     of that record, of accounts that it has sent to another shard, which has not said yet that it has them. One that
-    ``is_new`` has nothing to compare.
+    ``is_new`` has nothing to compare. ``knows_pools``: what it has given to the fund's pools is known.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class ShardCheck:
         self._journal_next = 0
         self._claims: set[int] = set()
         self._gone: dict[str, LogGap] = {}
+        self.knows_pools = True
 
     def run(self) -> dict[str, bytes]:
         """Compare everything; the rows of the shard's accounts as of the journal's last record."""
@@ -98,6 +99,7 @@ class ShardCheck:
             if record.kind == "claim":
                 self._claims.add(entry.offset)
                 told = {} if self.last is None else self.last.gone or {}
+                self.knows_pools &= not record.unread and JOURNAL not in (record.gone or {})
                 self._gone |= {topic: gap for topic, gap in (record.gone or {}).items() if told.get(topic) != gap}
             self.last, previous = record, entry.offset
             self._findings.counts["journal records"] += 1

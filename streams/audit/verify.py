@@ -145,10 +145,8 @@ class _Verification:
 
     def _look_at_shard(self, shard: ShardCheck) -> None:
         rows = shard.run()
-        if shard.is_new:
-            self._money.add_shard(shard.shard, 0, rows, may_have_moved=False)
-        elif shard.last is not None:
-            self._money.add_shard(shard.shard, shard.last.events.next, rows, may_have_moved=bool(shard.last.moves))
+        if shard.is_new or shard.last is not None:
+            self._money.add_shard(shard.shard, shard.last, rows, knows_pools=shard.knows_pools)
 
     def _look_at_moves(self) -> InFlight:
         """Of accounts that go from shard to shard; those that are in none but by what it keeps are counted there."""

@@ -44,8 +44,8 @@ def common(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
         # 60,000: so long a broker that stands still, with its connections open, is waited for. Within a session there
         # must be time to find the next coordinator.
         "socket.timeout.ms": max(SOCKET_MS_MIN, kafka.session_timeout_ms // 2),
-        # 10,000 and 30,000: so long a new connection waits for a broker that stands still, of which the others say for a
-        # while yet that it is the coordinator. They are asked again only then.
+        # 10,000 and 30,000: so long a new connection waits for a broker that stands still, of which the others say for
+        # a while yet that it is the coordinator. They are asked again only then.
         "api.version.request.timeout.ms": max(SOCKET_MS_MIN, kafka.session_timeout_ms // 8),
         "socket.connection.setup.timeout.ms": max(2 * SOCKET_MS_MIN, kafka.session_timeout_ms // 4),
     }

@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 from schemas.codec import DecodeError, Decoder
 from schemas.messages import (
     AccountRow,
+    CommandOrder,
     DeferredEvent,
     GroupRow,
     Hold,
@@ -35,6 +36,7 @@ from streams.clearing.encumbrances import NO_EVENTS, NO_PLACES, NOTHING_UNAPPLIE
 from streams.clearing.transfers import NO_GAPS, TransferSequences
 from streams.clearing.unapplied import Unapplied
 from streams.errors import InputError
+from streams.margin.fees import FeeRates
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.ledger import Ledger
 
@@ -93,7 +95,8 @@ class OrderState:
     """One order of a command; ``final`` is the filled quantity that its last report states, if any.
 
     ``symbol``, ``side`` and ``mark_price`` are None in rows of versions that did not keep them: then any is right.
-    ``traded`` and ``transferred`` are what trades and transfers have told of collateral that was sold or bought.
+    ``traded`` and ``transferred`` are what trades and transfers have told of collateral that was sold or bought;
+    ``rates`` are the fees that the command stated, if it did.
     """
 
     order_id: str
@@ -106,6 +109,7 @@ class OrderState:
     mark_price: Decimal | None = None
     traded: Decimal | None = None
     transferred: Decimal | None = None
+    rates: FeeRates | None = None
 
     @property
     def to_come(self) -> Decimal:
@@ -626,6 +630,7 @@ def _open_command(command: CommandState) -> OpenCommand:
                 mark_price=_text_of(order.mark_price),
                 traded=_text_of(order.traded),
                 transferred=_text_of(order.transferred),
+                **({} if order.rates is None else stated(order.rates)),
             )
             for order in command.orders
         ),
@@ -635,12 +640,24 @@ def _open_command(command: CommandState) -> OpenCommand:
     )
 
 
+def stated(rates: FeeRates) -> dict[str, str]:
+    """Fee rates as an order's fields state them."""
+    return {"liquidation_fee": format_decimal(rates.liquidation), "insurance_fee": format_decimal(rates.insurance)}
+
+
 def _text_of(amount: Decimal | None) -> str | UnsetType:
     return UNSET if amount is None else format_decimal(amount)
 
 
 def _amount_of(text: str | UnsetType) -> Decimal | None:
     return None if text is UNSET else Decimal(text)
+
+
+def rates_of(order: OpenOrder | CommandOrder) -> FeeRates | None:
+    """The fee rates that an order states, if it does."""
+    if order.liquidation_fee is UNSET or order.insurance_fee is UNSET:
+        return None
+    return FeeRates(insurance=Decimal(order.insurance_fee), liquidation=Decimal(order.liquidation_fee))
 
 
 def _restore_liquidation(group: GroupRow) -> Liquidation | None:
@@ -681,6 +698,7 @@ def _restore_order(order: OpenOrder) -> OrderState:
         mark_price=_amount_of(order.mark_price),
         traded=_amount_of(order.traded),
         transferred=_amount_of(order.transferred),
+        rates=rates_of(order),
     )
     if order.status is not UNSET:
         restored.status = order.status

@@ -30,6 +30,11 @@ from streams.tables.write_behind import TableWriter
 
 COMMANDS_ISSUED = Counter("margin_engine_commands", "Liquidation commands committed")
 ALERTS_RAISED = Counter("margin_engine_alerts", "Alerts committed", ["kind"])
+FEES_BOOKED = Counter(
+    "margin_engine_liquidation_fees",
+    "Liquidation and insurance fees committed, in the asset's units",
+    ["pool", "asset"],
+)
 COMMITS = Histogram(
     "margin_engine_commit_seconds", "Transaction time", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 )
@@ -114,6 +119,9 @@ class Committer:
             COMMANDS_ISSUED.inc(len(output.commands))
             for alert in output.alerts:
                 ALERTS_RAISED.labels(alert.kind).inc()
+                if fees := alert.fees:
+                    paid = float(fees.liquidation_fee) + float(fees.insurance_fee)
+                    FEES_BOOKED.labels(fees.pool, fees.asset).inc(paid)
             if output.rows:
                 self._tables.submit(shard.shard, shard.cursor.claim, places["rows"] + 1, output.rows)
         return committed

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from schemas.messages import CommandOrder, DeferredEvent, Evidence, LiquidationCommand
 from schemas.types import GroupStatus
-from streams.clearing.account import AccountState, CommandState, GroupState, OrderState
+from streams.clearing.account import AccountState, CommandState, GroupState, OrderState, rates_of, stated
 from streams.clearing.accounts import Accounts
 from streams.clearing.candidates import Candidates
 from streams.clearing.holds import Holds
@@ -19,12 +19,14 @@ from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import REASON_MAX, Outbox
 from streams.feeds.source_names import source_name
+from streams.margin.fees import FeeRates
 from streams.margin.fixed_point import format_decimal
 from streams.margin.health import Health, evaluate, symbols_of, target_of
 from streams.margin.levels import margin_call_level
 from streams.margin.limits import ACCOUNT_ORDERS_MAX
 from streams.margin.plan import Plan, make_plan, orders_at_once
 from streams.margin.portfolio import Portfolio
+from streams.margin.rules import Instrument
 from streams.margin.slots import Rows
 
 
@@ -198,6 +200,7 @@ class Decisions:
                         order.symbol,
                         order.order_side,
                         mark_price=Decimal(order.mark_price),
+                        rates=rates_of(order),
                     )
                     for order in command.orders
                 ],
@@ -221,6 +224,7 @@ class Decisions:
             self._portfolio.parameters.policy.slices_open_max,
             ACCOUNT_ORDERS_MAX - self._commands.out_of(state),
         )
+        instruments = self._portfolio.parameters.instruments
         orders = tuple(
             CommandOrder(
                 order_id=f"{command_id}:{index}",
@@ -231,6 +235,7 @@ class Decisions:
                 reduce_only=True,
                 limit_price=format_decimal(order.limit_price),
                 mark_price=format_decimal(order.mark_price),
+                **_fees_of(instruments.get(order.symbol)),
             )
             for index, order in enumerate(orders_at_once(plan, most)[: max(room, 1)])
         )
@@ -354,6 +359,13 @@ class Decisions:
         if group.status != status:
             group.status = status
             self._outbox.changed.add(state.account)
+
+
+def _fees_of(instrument: Instrument | None) -> dict[str, str]:
+    """What an order states of the fees that its fills pay; one that trades collateral pays none."""
+    if instrument is None:
+        return {}
+    return stated(FeeRates(insurance=instrument.insurance_fee, liquidation=instrument.liquidation_fee))
 
 
 def _place_of(deferred: DeferredEvent) -> str:

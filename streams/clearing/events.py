@@ -218,7 +218,7 @@ class Events:
             else:
                 touched.add(group.row)
                 if (order_id := columns.order_id[index]) in orders or ":" in order_id:
-                    self._commands.count_fill(state, group, symbol, quantity, order_id)
+                    self._commands.count_fill(state, group, symbol, quantity, columns.price[index], order_id)
 
     def _apply_spot_fill(self, state: AccountState, offset: int, frame: EventFrame, index: int) -> None:
         try:

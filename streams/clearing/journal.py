@@ -6,9 +6,10 @@ records in the log is the business of ``streams.feeds.journal``.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal, localcontext
 from typing import Self
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from schemas.messages import Batch, JournalRecord, LogGap, LogSeen, Range, ShardSuspension, Turn
 from streams.clearing.awaited import AwaitedMarks
@@ -18,6 +19,7 @@ from streams.clearing.unreached import Unreached
 from streams.feeds import gaps
 from streams.feeds.moves import Moves
 from streams.feeds.sources import ALL_EVERY, Sources
+from streams.margin.fixed_point import EXACT, format_decimal
 
 COMMAND_NAMES_BYTES_MAX = 300_000
 """Most bytes of command ids in one journal record, which with everything else in it must stay a readable message."""
@@ -34,7 +36,8 @@ class Cursor:
     have told what the exchange's partitions hold, ``completeness`` what is known of what the shard lacks;
     ``marks_now`` is the first mark that was not there when the shard was taken, ``held`` how many accounts were held at
     the last record. ``logs`` are the topics as the shard knows them, ``gone`` what it went on without of them and has
-    not told of yet, ``suspension`` the last one of the shard as a whole.
+    not told of yet, ``suspension`` the last one of the shard as a whole. ``pools`` is what the shard has given to each
+    pool of the fund ever since, by asset.
     """
 
     def __init__(self, shard: int) -> None:
@@ -60,6 +63,7 @@ class Cursor:
         self.logs: dict[str, LogSeen] = {}
         self.gone: dict[str, LogGap] = {}
         self.suspension: ShardSuspension | None = None
+        self.pools: dict[str, dict[str, Decimal]] = {}
         self._turns: list[Turn] = []
         self._batches: list[Batch] = []
         self._batch_after: tuple[int, int] | None = None
@@ -88,6 +92,10 @@ class Cursor:
         self.logs = dict(record.logs or {})
         self.gone = dict(record.gone or {})
         self.suspension = record.suspension or None
+        self.pools = {
+            pool: {asset: Decimal(amount) for asset, amount in held.items()}
+            for pool, held in (record.pools or {}).items()
+        }
         self._committed = self._places()
         return self
 
@@ -100,6 +108,12 @@ class Cursor:
     def suspend(self, reason: str) -> None:
         """Suspend the shard, for one reason more if it is suspended."""
         self.suspension = gaps.suspended(self.suspension, reason, self.clock.now_us)
+
+    def give(self, pool: str, asset: str, amount: Decimal) -> None:
+        """Note that the shard gives ``amount`` (> 0) to a pool."""
+        held = self.pools.setdefault(pool, {})
+        with localcontext(EXACT):
+            held[asset] = held.get(asset, Decimal(0)) + amount
 
     def left_out_of(self, account: str) -> tuple[str, ...]:
         """The sources of which something is missing, or that nobody waits for any more, or of which rows of an account
@@ -176,6 +190,7 @@ class Cursor:
             gone=self.gone or UNSET,
             suspension=self.suspension or UNSET,
             moves=self.sources.moves.record(),
+            pools=self._pools(),
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
@@ -246,7 +261,16 @@ class Cursor:
             logs=(self._tells_all and self.logs) or UNSET,
             suspension=self.suspension or UNSET,
             moves=self.sources.moves.record(),
+            pools=self._pools(),
         )
+
+    def _pools(self) -> dict[str, dict[str, str]] | UnsetType:
+        """What the pools have been given, as it stands in the journal."""
+        given = {
+            pool: {asset: format_decimal(amount) for asset, amount in sorted(held.items())}
+            for pool, held in sorted(self.pools.items())
+        }
+        return given or UNSET
 
     def committed(self, offset: int) -> None:
         """The last record stands in the journal at ``offset``."""

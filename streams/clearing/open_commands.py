@@ -14,6 +14,7 @@ from streams.clearing.accounts import Accounts
 from streams.clearing.admission import Admission
 from streams.clearing.command_states import ORDER_CHANGES, CommandEvent, OrderEvent
 from streams.clearing.journal import Cursor
+from streams.clearing.liquidation_fees import LiquidationFees
 from streams.clearing.outbox import Outbox
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.limits import ACCOUNT_ORDERS_MAX
@@ -28,12 +29,19 @@ class OpenCommands:
     commands that have ended and are remembered."""
 
     def __init__(
-        self, cursor: Cursor, portfolio: Portfolio, accounts: Accounts, admission: Admission, outbox: Outbox
+        self,
+        cursor: Cursor,
+        portfolio: Portfolio,
+        accounts: Accounts,
+        admission: Admission,
+        fees: LiquidationFees,
+        outbox: Outbox,
     ) -> None:
         self._cursor = cursor
         self._portfolio = portfolio
         self._accounts = accounts
         self._admission = admission
+        self._fees = fees
         self._outbox = outbox
         self.orders: dict[str, tuple[AccountState, GroupState, CommandState, OrderState]] = {}
         self._times: list[tuple[int, int]] = []
@@ -185,11 +193,16 @@ class OpenCommands:
 
     # --- what comes for orders ---------------------------------------------------------------------------------------
 
-    def count_fill(self, state: AccountState, group: GroupState, symbol: str, quantity: str, order_id: str) -> None:
-        """Count a fill for the order of a command whose id it carries, if it is one of that order; else tell."""
+    def count_fill(
+        self, state: AccountState, group: GroupState, symbol: str, quantity: str, price: str, order_id: str
+    ) -> None:
+        """Count a fill, which the ledger has, for the order of a command whose id it carries, if it is one of that
+        order, and take its fees; else tell. One that comes too late to count pays all the same."""
         what = f"a fill in {symbol}"
         ordered = self._order_of(state, group, symbol, order_id, what)
         if ordered is None:
+            if order_id not in self.orders and state.has_ordered(order_id) and not self._admission.is_spot(symbol):
+                self._fees.charge(state, group, order_id, (symbol, quantity, price), None)
             return
         command, order = ordered
         filled = Decimal(quantity)
@@ -201,6 +214,7 @@ class OpenCommands:
             self._fill(state, group, command, order, what, max(order.traded, order.transferred or _ZERO))
         else:
             self._fill(state, group, command, order, what, order.filled + abs(filled))
+            self._fees.charge(state, group, order_id, (symbol, quantity, price), order.rates)
 
     def count_transfer(self, state: AccountState, group: GroupState, asset: str, amount: str, order_id: str) -> None:
         """Count a transfer for the order of a command that sold or bought the asset. What was paid or received for it

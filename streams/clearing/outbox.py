@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from schemas.messages import Alert, EventFrame, LiquidationCommand
+from msgspec import UNSET
+
+from schemas.messages import Alert, BookedFees, EventFrame, LiquidationCommand
 from schemas.types import CROSS, AlertKind, shard_account
 from streams.broker.dead_letters import REPEATED
 from streams.clearing.account import AccountState
@@ -64,6 +66,7 @@ class Outbox:
         level: Decimal | None = None,
         reason: str | None = None,
         symbol: str | None = None,
+        fees: BookedFees | None = None,
     ) -> None:
         """Tell what concerns one margin group of an account."""
         state.alert_sequence += 1
@@ -82,6 +85,7 @@ class Outbox:
                 event_time=self._cursor.clock.now_us,
                 reason=reason,
                 symbol=symbol,
+                fees=fees or UNSET,
             )
         )
         self.changed.add(state.account)

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 from schemas.messages import ParkedTransfer, WaitingFill
 from schemas.types import CROSS
-from streams.clearing.account import AccountState
+from streams.clearing.account import AccountState, GroupState
 from streams.clearing.accounts import Accounts
 from streams.clearing.admission import Admission
 from streams.clearing.open_commands import OpenCommands
@@ -56,8 +56,11 @@ class Postings:
         if self._admission.is_spot(fill.symbol):
             if not (is_decimal(fill.quantity) and Decimal(fill.quantity)):
                 raise InputError(f"symbol {fill.symbol}: {fill.quantity[:60]!r} is no quantity")
-            self._commands.count_fill(state, group, fill.symbol, fill.quantity, fill.order_id)
+            self._count(state, group, fill)
             return
         self._ledger.apply_fill(group.row, fill.symbol, fill.quantity, fill.price, fill.fee)
         self._accounts.agenda.touched.add(group.row)
-        self._commands.count_fill(state, group, fill.symbol, fill.quantity, fill.order_id)
+        self._count(state, group, fill)
+
+    def _count(self, state: AccountState, group: GroupState, fill: WaitingFill) -> None:
+        self._commands.count_fill(state, group, fill.symbol, fill.quantity, fill.price, fill.order_id)

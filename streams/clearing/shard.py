@@ -24,6 +24,7 @@ from streams.clearing.events import Events
 from streams.clearing.held_back import HeldBack
 from streams.clearing.holds import Holds
 from streams.clearing.journal import Cursor
+from streams.clearing.liquidation_fees import LiquidationFees
 from streams.clearing.marks import Marks
 from streams.clearing.open_commands import OpenCommands
 from streams.clearing.outbox import Outbox, UnappliedEvent
@@ -72,7 +73,8 @@ class Shard:
         self._admission = Admission(self.parameters)
         self._marks = Marks(self.cursor, self.portfolio)
         self._accounts = Accounts(shard, ledger, self._admission, self._outbox)
-        self._commands = OpenCommands(self.cursor, self.portfolio, self._accounts, self._admission, self._outbox)
+        fees = LiquidationFees(self.cursor, self.portfolio, self._outbox)
+        self._commands = OpenCommands(self.cursor, self.portfolio, self._accounts, self._admission, fees, self._outbox)
         postings = Postings(self._accounts, ledger, self._admission, self._commands)
         self._held_back = HeldBack(self.cursor, self._accounts, self._admission, postings, self._outbox)
         self._holds = Holds(self.cursor, self.portfolio, self._accounts, self._outbox)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from streams.broker.letter_counts import letter_lines
 from streams.console.figures import age
 from streams.console.status import MarksStatus, ShardStatus, Status
 from streams.feeds.unreached import KINDS
-from streams.margin.fixed_point import format_decimal
+from streams.margin.fixed_point import EXACT, format_decimal
 from streams.terminal import cells, line
 
 
@@ -23,6 +23,8 @@ def show_status(console: Console, status: Status, faults: list[str], advice: Seq
     console.print(line(f"marks: {_marks_line(status.marks)}"))
     behind = sum(lag.records for lag in status.inputs)
     console.print(line(f"out of reach: {_unreached_line(status.shards)}"))
+    if pools := _pools_line(status.shards):
+        console.print(line(f"liquidation fees in pools: {pools}"))
     console.print(line(f"to route: {behind:,} records of {len(status.inputs)} partitions"))
     console.print()
     if (moving := status.moving) is not None:
@@ -90,6 +92,17 @@ def _unreached_line(shards: Iterable[ShardStatus]) -> str:
         if counts[kind]
     ]
     return ", ".join(parts) or "nobody"
+
+
+def _pools_line(shards: Iterable[ShardStatus]) -> str:
+    """What all shards have given to the pools of the fund."""
+    given: dict[tuple[str, str], Decimal] = {}
+    for shard in shards:
+        for pool, held in shard.pools.items():
+            for asset, amount in held.items():
+                with localcontext(EXACT):
+                    given[pool, asset] = given.get((pool, asset), Decimal(0)) + Decimal(amount)
+    return ", ".join(f"{format_decimal(amount)} {asset} in {pool}" for (pool, asset), amount in sorted(given.items()))
 
 
 def _text(number: int | None) -> str:

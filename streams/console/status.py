@@ -82,7 +82,7 @@ class ShardStatus:
     their frames go on; ``lost``: what it goes on without, by an operator's word. ``suspension``: the last one of the
     shard as a whole; ``gaps``: what is gone of our own topics that its journal does not tell of yet. ``load``: what it
     has done lately, None if its journal does not say. ``departing``: what the accounts wait for that are to go to
-    another shard, a sentence each.
+    another shard, a sentence each. ``pools``: what it has given to each pool of the fund, by asset.
     """
 
     shard: int
@@ -109,6 +109,7 @@ class ShardStatus:
     gaps: dict[str, LogGap] = field(default_factory=dict)
     load: Load | None = None
     departing: tuple[str, ...] = ()
+    pools: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +332,7 @@ def _shard(
         gaps=gaps,
         load=None if record is None else _load(reader, number),
         departing=() if record is None else tuple(departure_sentences(f"Shard {number}", record)),
+        pools={} if record is None else record.pools or {},
     )
 
 

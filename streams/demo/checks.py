@@ -5,13 +5,14 @@ Each check answers with the differences it found; none is a pass. It shares no c
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 import orjson
 
 from streams.demo.frames import of_account
 from streams.demo.reference import (
+    FeesTold,
     MarkLog,
     ReferenceGroup,
     ReferenceLedger,
@@ -72,15 +73,61 @@ def _unreported(records: RunRecords) -> Differences:
     return differences
 
 
+def fees_booked_once(records: RunRecords) -> Differences:
+    """Every fill of a command's order has paid its fees, once: ceil(rate * notional) of each by the rates that the
+    command states, or less, the insurance fee first, only if it was told that its group had no more."""
+    orders = {order["order_id"]: order for command in records.commands for order in command["orders"]}
+    rules = _rules(records)
+    traded: Counter[tuple[str, str, str]] = Counter()
+    for trade in records.trades:
+        order = orders.get(trade["taker"]["order_id"], {})
+        if any(Decimal(order.get(name, "0")) for name in ("liquidation_fee", "insurance_fee")):
+            traded[trade["taker"]["order_id"], trade["price"], trade["quantity"]] += 1
+    told: Counter[tuple[str, str, str]] = Counter()
+    differences = []
+    for alert, fees in booked_fees(records):
+        told[fees["order_id"], fees["price"], fees["quantity"].removeprefix("-")] += 1
+        if not _is_right(alert, fees, orders[fees["order_id"]], Decimal(1).scaleb(-rules.decimals(fees["asset"]))):
+            differences.append(f"{alert['alert_id']}: {fees} are not the fees of {orders[fees['order_id']]}")
+    return differences + [
+        f"order {fill[0]}: {traded[fill]} fills of {fill[2]} at {fill[1]}, fees were booked {told[fill]} times"
+        for fill in sorted({*traded, *told})
+        if traded[fill] != told[fill]
+    ]
+
+
+def _is_right(alert: Any, fees: Any, order: Any, unit: Decimal) -> bool:
+    """Whether the fees of one fill are what its order states, in ``unit`` of their asset, or what could be paid."""
+    notional = abs(Decimal(fees["quantity"])) * Decimal(fees["price"])
+    names = ("insurance_fee", "liquidation_fee")
+    due = [(Decimal(order[name]) * notional).quantize(unit, rounding=ROUND_CEILING) for name in names]
+    paid = [Decimal(fees[name]) for name in names]
+    if Decimal(fees["due"]) != sum(due):
+        return False
+    if "no more" not in alert["reason"]:
+        return paid == due
+    is_insurance_first = paid[0] == due[0] or not paid[1]
+    return is_insurance_first and min(paid) >= 0 and sum(paid) < sum(due)
+
+
+def booked_fees(records: RunRecords) -> Iterator[tuple[Any, Any]]:
+    """The alerts that tell of fees, each with these, in the order of each account."""
+    for alert in sorted(records.alerts, key=lambda alert: int(alert["alert_id"].rpartition(":")[2])):
+        if alert["kind"] == "liquidation_fee":
+            yield alert, alert["fees"]
+
+
 def money_conserved(records: RunRecords) -> Differences:
     """Per asset, what all accounts hold in balances and position cash, and what waits to be applied to them, is what
-    came in, less the fees."""
+    came in, less the fees, those of liquidations included."""
     rules = _rules(records)
     expected: dict[str, Decimal] = defaultdict(Decimal)
     for transfer in records.transfers:
         expected[transfer["asset"]] += Decimal(transfer["amount"])
     for trade in records.trades:
         expected[rules.settle_asset(trade["symbol"])] -= Decimal(trade["maker"]["fee"]) + Decimal(trade["taker"]["fee"])
+    for _, fees in booked_fees(records):
+        expected[fees["asset"]] -= Decimal(fees["liquidation_fee"]) + Decimal(fees["insurance_fee"])
     held: dict[str, Decimal] = defaultdict(Decimal)
     open_quantity: dict[str, Decimal] = defaultdict(Decimal)
     for data in records.rows.values():
@@ -115,9 +162,9 @@ def redis_equals_changelog(records: RunRecords) -> Differences:
 
 
 def changelog_equals_recomputation(records: RunRecords) -> Differences:
-    """Balances and positions are those of a plain recomputation from trades and transfers."""
-    ledger = ledger_of(_rules(records), records.transfers, records.trades)
-    expected = {name: contents for name, group in ledger.groups.items() if any(contents := group.contents())}
+    """Balances and positions are those of a plain recomputation from trades and transfers, less the fees booked."""
+    groups = FeesTold(records.alerts).paid_by_all(ledger_of(_rules(records), records.transfers, records.trades))
+    expected = {name: contents for name, group in groups.items() if any(contents := group.contents())}
     actual = {}
     for account, row in records.rows.items():
         for group in orjson.loads(row)["groups"]:
@@ -136,6 +183,7 @@ def nobody_healthy_liquidated(records: RunRecords) -> Differences:
     """At the offsets that a command's evidence names, its group was below maintenance, with the figures it says;
     that of one that is withdrawn was not."""
     differences: Differences = []
+    fees = FeesTold(records.alerts)
     for shard, commands in _by_shard(records).items():
         ledger, marks = ReferenceLedger(_rules(records)), MarkLog(records.marks)
         frames = iter(records.frames.get(shard, []))
@@ -150,7 +198,8 @@ def nobody_healthy_liquidated(records: RunRecords) -> Differences:
             of = ledger
             if evidence.get("deferred"):
                 of = _ledger_without(records, shard, command)
-            group = of.group(command["account"], command["margin"])
+            account, margin = command["account"], command["margin"]
+            group = fees.paid_by(of.group(account, margin), account, margin, before=command["sequence"])
             differences += _misjudged(command, group, marks, rules)
     return differences
 
@@ -219,7 +268,7 @@ def nobody_liquidatable_left(records: RunRecords) -> Differences:
     live: dict[str, Decimal] = {}
     for _, frame in records.marks:
         live |= {mark["symbol"]: Decimal(mark["price"]) for mark in frame["marks"] if mark["status"] == "live"}
-    ledger = ledger_of(rules, records.transfers, records.trades)
+    groups = FeesTold(records.alerts).paid_by_all(ledger_of(rules, records.transfers, records.trades))
     under_command = {
         (account, group["margin"])
         for account, row in ((account, orjson.loads(row)) for account, row in records.rows.items())
@@ -230,7 +279,7 @@ def nobody_liquidatable_left(records: RunRecords) -> Differences:
         or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
-    for name, group in ledger.groups.items():
+    for name, group in groups.items():
         if name in under_command or not symbols_needed(group, rules, live) <= live.keys():
             continue
         verdict = evaluate(group, live, rules)
@@ -241,6 +290,7 @@ def nobody_liquidatable_left(records: RunRecords) -> Differences:
 
 CHECKS: dict[str, Callable[[RunRecords], Differences]] = {
     "commands_once_and_complete": commands_once_and_complete,
+    "fees_booked_once": fees_booked_once,
     "money_conserved": money_conserved,
     "redis_equals_changelog": redis_equals_changelog,
     "changelog_equals_recomputation": changelog_equals_recomputation,

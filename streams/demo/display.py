@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from streams.demo.checks import Differences
+from streams.demo.checks import Differences, booked_fees
 from streams.demo.errors import DemoError
 from streams.demo.exchange import Sent, SimulatedExchange
 from streams.demo.run_records import RunRecords
@@ -154,6 +154,8 @@ def show_result(
         f"commands      {len(records.commands):,}: " + _counts(stages),
         f"alerts        {len(records.alerts):,}: " + _counts(kinds),
     ]
+    if records.commands:
+        lines.append(f"fees          {_fees_line(records)}")
     if scales := _highest_scales(records):
         lines.append("scales        " + ", ".join(f"{key} up to {scale}" for key, scale in sorted(scales.items())))
     if latencies.by_command:
@@ -172,6 +174,18 @@ def show_result(
             console.print(line(f"         {difference}"), soft_wrap=True)
         if len(differences) > DIFFERENCES_SHOWN:
             console.print(line(f"         and {len(differences) - DIFFERENCES_SHOWN} more"))
+
+
+def _fees_line(records: RunRecords) -> str:
+    """What liquidations have paid to each pool, of what was due."""
+    paid: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+    due: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+    for _, fees in booked_fees(records):
+        place = fees["asset"], fees["pool"]
+        paid[place] += Decimal(fees["liquidation_fee"]) + Decimal(fees["insurance_fee"])
+        due[place] += Decimal(fees["due"])
+    parts = [f"{paid[place]:,.2f} {place[0]} to pool {place[1]} of {due[place]:,.2f} due" for place in sorted(due)]
+    return ", ".join(parts) or "none"
 
 
 def _highest_scales(records: RunRecords) -> dict[str, Decimal]:

@@ -247,7 +247,6 @@ class SimulatedExchange:
         reducible = max(Decimal(0), held if order.order_side == "sell" else -held)
         quantity = min(Decimal(order.quantity), reducible)
         if quantity > 0:
-            rate = self.market.contracts[order.symbol].liquidation_fee
             self._trade(
                 order.symbol,
                 price,
@@ -257,7 +256,7 @@ class SimulatedExchange:
                 taker=TradeSide(
                     account=command.account,
                     order_id=order.order_id,
-                    fee=canonical(self.market.fee(rate, price, quantity)),
+                    fee="0",  # what a liquidation costs is booked by the pipeline
                     margin="cross" if command.margin == "cross" else "isolated",
                 ),
             )

@@ -56,7 +56,6 @@ class Contract:
     price_increment: Decimal
     quantity_increment: Decimal
     leverage_max: Decimal
-    liquidation_fee: Decimal
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,6 @@ def _contract(instrument: InstrumentParameters) -> Contract:
         price_increment=Decimal(instrument.price_increment),
         quantity_increment=Decimal(instrument.quantity_increment),
         leverage_max=1 / Decimal(instrument.margin_tiers[0].initial_rate),
-        liquidation_fee=Decimal(instrument.liquidation_fee) + Decimal(instrument.insurance_fee),
     )
 
 

@@ -94,6 +94,10 @@ class Rules:
         """How many times its last price more a price of the record may be while it is not live."""
         return Decimal(self.records[key].get("stale_bound", "9"))
 
+    def decimals(self, asset: str) -> int:
+        """The places of an asset's smallest unit."""
+        return int(self.records[f"asset:{asset}"].get("decimals", 8))
+
     def price_symbol(self, asset: str) -> str | None:
         symbol: str | None = self.records[f"asset:{asset}"].get("price_symbol")
         return symbol
@@ -208,6 +212,32 @@ def _rows(columns: Mapping[str, list[Any]], prefix: str) -> Iterator[dict[str, A
         row = dict(zip(names, values, strict=True))
         if row["account"].startswith(prefix):
             yield row
+
+
+class FeesTold:
+    """The fees of liquidations as ``alerts`` have told accounts of them. The ledgers above know nothing of them."""
+
+    def __init__(self, alerts: Iterable[Json]) -> None:
+        self._paid: dict[tuple[str, str], list[tuple[int, str, Decimal]]] = {}
+        for alert in alerts:
+            if (fees := alert.get("fees")) is not None:
+                with localcontext(EXACT):
+                    paid = Decimal(fees["liquidation_fee"]) + Decimal(fees["insurance_fee"])
+                told = self._paid.setdefault((alert["account"], alert["margin"]), [])
+                told.append((fees["after_command"], fees["asset"], paid))
+
+    def paid_by(self, group: ReferenceGroup, account: str, margin: str, before: int = 2**63) -> ReferenceGroup:
+        """``group`` once it has paid what was booked before the account's command number ``before``."""
+        left = ReferenceGroup(dict(group.balances), group.positions)
+        with localcontext(EXACT):
+            for after_command, asset, paid in self._paid.get((account, margin), ()):
+                if after_command < before:
+                    left.add(asset, -paid)
+        return left
+
+    def paid_by_all(self, ledger: ReferenceLedger) -> dict[tuple[str, str], ReferenceGroup]:
+        """The groups of ``ledger`` once each has paid all that was booked."""
+        return {name: self.paid_by(group, *name) for name, group in ledger.groups.items()}
 
 
 def ledger_of(rules: Rules, transfers: Iterable[Json], trades: Iterable[Json]) -> ReferenceLedger:

@@ -132,6 +132,7 @@ def instrument_of(record: InstrumentParameters, scale: Decimal) -> Instrument:
         liquidation_fee=liquidation_fee,
         insurance_fee=insurance_fee,
         close_fee_rate=close_fee_rate,
+        fund=record.fund,
         max_order_notional=limit,
         impact_rate=impact_rate,
         depth_notional=number.optional("depth_notional", depth),

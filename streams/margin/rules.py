@@ -110,6 +110,7 @@ class Instrument:
     liquidation_fee: Decimal
     insurance_fee: Decimal
     close_fee_rate: Decimal
+    fund: str
     max_order_notional: Decimal | None
     impact_rate: Decimal
     depth_notional: Decimal | None

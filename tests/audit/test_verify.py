@@ -120,7 +120,9 @@ def test_a_deployment_as_it_must_be_passes(deployment: Deployment) -> None:
     assert findings.notes == []
     assert findings.counts["accounts"] == findings.counts["rows in Redis"] == len(ACCOUNTS_HELD)
     assert findings.counts["journal records"] == len(deployment.market.records(JOURNAL))
-    assert "101570.44 USDC in all accounts: transfers 101570.5 less fees 0.06" in findings.facts
+    # 0.096 * 9450 = 907.2: 0.5 % liquidation fee and 0.1 % insurance fee, beside the exchange's own fees
+    assert "101564.9968 USDC in all accounts: transfers 101570.5 less fees 0.06" in findings.facts
+    assert "5.4432 USDC of liquidation fees went to pool default" in findings.facts
 
 
 def test_one_that_moves_passes_and_says_how_far_it_is(deployment: Deployment) -> None:
@@ -192,6 +194,12 @@ def _transfer_not_routed(deployment: Deployment) -> None:
     deployment.market.cluster.append(TRANSFERS, b"alice", encode(record))
 
 
+def _last_journal_gives_more(deployment: Deployment) -> None:
+    given = b'"USDC":"5.4432"'
+    record = [each for each in deployment.market.records(JOURNAL) if given in value(each)][-1]
+    alter(record, given, b'"USDC":"6.4432"')
+
+
 def _one_side_of_a_trade(deployment: Deployment) -> None:
     deployment.market.fill("alice", "0.001", "9450", shard=shard_of("alice", SHARDS))
     deployment.market.settle()
@@ -223,6 +231,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a row in Redis is of nobody": (_redis_has_one_more, "account eve in Redis"),
     "Redis stays behind": (_redis_behind, "in Redis stands at"),
     "a committed offset is moved": (_offset_moved, "the engines' committed offset is"),
+    "a pool was given more": (_last_journal_gives_more, "the accounts of shard"),
+    "an account was told of less": (
+        replaced(ALERTS, b'"insurance_fee":"0.9072"', b'"insurance_fee":"0.9"'),
+        "the journals gave it 5.4432 USDC of fees, accounts have been told of 5.436",
+    ),
     "a transfer never came to its shard": (_transfer_not_routed, "transfers that came to the shards"),
     "a trade has one side": (_one_side_of_a_trade, "bought and sold differ by 0.001"),
 }

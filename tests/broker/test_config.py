@@ -16,7 +16,10 @@ def test_a_broker_that_stands_still_is_left_after_half_a_session_or_a_transactio
     assert config.producer(kafka, "c", "t")["socket.timeout.ms"] == transaction_ms
     for properties in (config.producer(kafka, "c"), config.consumer(kafka, "c", "g"), config.reader(kafka, "c")):
         assert properties["socket.timeout.ms"] == max(config.SOCKET_MS_MIN, session_ms / 2)
-        connected_within_ms = properties["api.version.request.timeout.ms"], properties["socket.connection.setup.timeout.ms"]
+        connected_within_ms = (
+            properties["api.version.request.timeout.ms"],
+            properties["socket.connection.setup.timeout.ms"],
+        )
         assert all(ms <= max(2 * config.SOCKET_MS_MIN, session_ms / 4) for ms in connected_within_ms)
     config.created(Producer, config.producer(kafka, "c", "t"))
     config.created(Producer, config.producer(kafka, "c"))

@@ -71,7 +71,7 @@ def test_a_fill_that_is_not_the_orders_moves_the_ledger_and_is_told(
 
 def test_a_fill_beyond_the_quantity_is_told_and_counts(driver: Recorder) -> None:
     output = driver.fill("alice", "-0.1", "9450", order_id="alice:1:0")
-    assert kinds(output)[:2] == ["fill_mismatch", "liquidation_completed"]
+    assert kinds(output)[:3] == ["fill_mismatch", "liquidation_fee", "liquidation_completed"]
     assert "0.1 filled of 0.096" in (output.alerts[0].reason or "")
 
 
@@ -79,11 +79,11 @@ def test_a_fill_of_an_order_whose_command_is_closed_is_told(driver: Recorder) ->
     driver.fill("alice", "-0.096", "9450", order_id="alice:1:0")
     assert not is_open(driver)
     output = driver.fill("alice", "-0.001", "9450", order_id="alice:1:0")
-    assert kinds(output) == ["late_fill"]
+    assert kinds(output) == ["late_fill", "liquidation_fee"], "it pays all the same"
     assert "whose command is filled: 0.097 filled of 0.096" in (output.alerts[0].reason or "")
     driver.tick(70_000)
     output = driver.fill("alice", "-0.001", "9450", order_id="alice:1:0")
-    assert kinds(output)[0] == "late_fill"
+    assert kinds(output)[:2] == ["late_fill", "liquidation_fee"]
     assert "not remembered any more" in (output.alerts[0].reason or "")
 
 
@@ -121,5 +121,5 @@ def test_a_report_counts_only_with_its_command_and_account(driver: Recorder, acc
     driver.fill("alice", "-0.05", "9450", order_id="alice:1:0")
     assert report(account, command_id).commands == []
     assert is_open(driver)
-    assert "liquidation_completed" in kinds(report("alice", "alice:1"))
-    assert not is_open(driver)
+    (after,) = report("alice", "alice:1").commands
+    assert (after.command_id, after.supersedes) == ("alice:2", None)

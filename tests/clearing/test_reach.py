@@ -150,7 +150,11 @@ def test_a_liquidation_that_ends_with_nothing_left_is_completed_when_the_debt_is
     market.fill("a", "1", "100")
     (command,) = market.marks(BTC_PERP="80").commands
     output = market.fill("a", "-1", "80", order_id=command.orders[0].order_id)
-    assert kinds(output) == ["insolvent"]
+    assert kinds(output) == ["liquidation_fee", "insolvent"]
+    assert (
+        output.alerts[0].reason
+        == "0 USDC insurance fee and 0 USDC liquidation fee of 0.4 due to pool default: the group has no more"
+    )
     market.restart()
     assert kinds(market.transfer("a", "10")) == ["liquidation_completed"]
 

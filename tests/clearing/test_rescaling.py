@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from schemas.partitioning import home_of
-from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
+from schemas.topics import ACCOUNTS, ALERTS, COMMANDS, JOURNAL, PARAMETERS, PRICES, REPORTS, TRADES, TRANSFERS
 from streams.memory.pipeline import Pipeline, WrittenRecord
 from streams.rescaling.rescaling import RescalePlan, Rescaling
 
@@ -58,6 +58,9 @@ class Exchange:
         self.commands: list[dict[str, Any]] = []
         self.alerts: list[dict[str, Any]] = []
         self.rows: dict[tuple[int, str], Any] = {}
+        self.paid: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+        self.pools: dict[int, dict[str, dict[str, str]]] = {}
+        """What each journal says that its shard has given to the pools."""
         self._sequences: Counter[str] = Counter()
         self._trade_ids: Counter[str] = Counter()
         for given in _GIVEN:
@@ -144,6 +147,12 @@ class Exchange:
             self._execute(record.value)
         elif record.topic == ALERTS:
             self.alerts.append(record.value)
+            if (fees := record.value.get("fees")) is not None:
+                paid = Decimal(fees["liquidation_fee"]) + Decimal(fees["insurance_fee"])
+                self.worth[record.value["account"]] -= paid
+                self.paid[fees["pool"], fees["asset"]] += paid
+        elif record.topic == JOURNAL:
+            self.pools[record.partition] = record.value.get("pools", {})
         elif record.topic == ACCOUNTS:
             assert record.key is not None
             if record.value is None:
@@ -185,6 +194,14 @@ class Exchange:
             held = {p["symbol"]: Decimal(p["quantity"]) for group in groups for p in group["positions"]}
             assert held == {symbol: quantity for symbol, quantity in self.held[name].items() if quantity}, name
             assert worth == self.worth[name], name
+        given: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+        for pools in self.pools.values():
+            for pool, amounts in pools.items():
+                for asset, amount in amounts.items():
+                    given[pool, asset] += Decimal(amount)
+        assert given == {at: paid for at, paid in self.paid.items() if paid}, (
+            "what accounts have paid is what the shards have given to the pools"
+        )
         assert _gaps(command["command_id"] for command in self.commands) == []
         assert _gaps(alert["alert_id"] for alert in self.alerts) == []
         assert {alert["kind"] for alert in self.alerts} <= EXPECTED_ALERTS, self.alerts
@@ -205,6 +222,7 @@ EXPECTED_ALERTS = {
     "insolvent",
     "command_expired",
     "fill_mismatch",
+    "liquidation_fee",
     "late_fill",  # of an order whose command had expired when it was filled
 }
 

@@ -205,7 +205,7 @@ def test_fills_and_report_close_a_command(driver: Driver) -> None:
     driver.mark("9450")
     assert driver.report("alice", "alice:1:0", "accepted").commands == []
     output = driver.fill("alice", "-0.096", "9450", order_id="alice:1:0")
-    assert kinds(output)[0] == "liquidation_completed"
+    assert kinds(output) == ["liquidation_fee", "liquidation_completed", "margin_call"]
     assert driver.shard.accounts["alice"].groups["cross"].command is None
 
 
@@ -215,7 +215,8 @@ def test_a_report_that_overtakes_its_fills_does_not_close_the_command(driver: Dr
     output = driver.report("alice", "alice:1:0", "filled", "0.096")
     assert output.commands == []
     assert driver.shard.accounts["alice"].groups["cross"].command is not None
-    assert kinds(driver.fill("alice", "-0.096", "9450", order_id="alice:1:0"))[0] == "liquidation_completed"
+    output = driver.fill("alice", "-0.096", "9450", order_id="alice:1:0")
+    assert kinds(output)[:2] == ["liquidation_fee", "liquidation_completed"]
 
 
 def test_a_partial_fill_then_cancel_leads_to_the_next_command_at_once(driver: Driver) -> None:

@@ -78,6 +78,8 @@ def command() -> dict[str, Any]:
                 "quantity": "2",
                 "limit_price": "90",
                 "mark_price": "94",
+                "liquidation_fee": "0.005",
+                "insurance_fee": "0.001",
             }
         ],
         "evidence": {
@@ -95,7 +97,8 @@ def command() -> dict[str, Any]:
 
 @pytest.fixture
 def right() -> RunRecords:
-    """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1."""
+    """Alice is long 10 at 100 on 100; at 94 she is below maintenance; 2 are sold at 94 for a fee of 1 and the 1.128 of
+    a liquidation."""
     records = RunRecords(PREFIX)
     records.parameters = ParameterLog(
         [
@@ -137,11 +140,30 @@ def right() -> RunRecords:
         {"order_id": f"{PREFIX}alice:1:0", "status": "filled", "filled_quantity": "2"},
     ]
     records.rows = {
-        f"{PREFIX}alice": row("alice", "99", "8", "-812"),
+        f"{PREFIX}alice": row("alice", "97.872", "8", "-812"),
         f"{PREFIX}maker": row("maker", "10000", "-8", "812"),
     }
     records.tables = dict(records.rows)
+    records.alerts = [fee_alert()]
     return records
+
+
+def fee_alert() -> dict[str, Any]:
+    """What Alice is told of the fees of 2 * 94."""
+    fees = {
+        "order_id": f"{PREFIX}alice:1:0",
+        "symbol": SYMBOL,
+        "quantity": "-2",
+        "price": "94",
+        "asset": "USDC",
+        "pool": "default",
+        "liquidation_fee": "0.94",
+        "insurance_fee": "0.188",
+        "due": "1.128",
+        "after_command": 1,
+    }
+    where = {"alert_id": f"{PREFIX}alice:alert:1", "account": f"{PREFIX}alice", "margin": "cross"}
+    return where | {"kind": "liquidation_fee", "reason": "all of it", "fees": fees}
 
 
 def mark(price: str, time: int) -> dict[str, Any]:
@@ -173,11 +195,34 @@ def drop_evidence(records: RunRecords) -> None:
 
 
 def lose_a_unit(records: RunRecords) -> None:
-    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "98.999999", "8", "-812")
+    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "97.871999", "8", "-812")
 
 
 def lose_a_contract(records: RunRecords) -> None:
-    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "99", "7", "-812")
+    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "97.872", "7", "-812")
+
+
+def forget_a_fee(records: RunRecords) -> None:
+    records.alerts.pop()
+    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "99", "8", "-812")
+
+
+def charge_twice(records: RunRecords) -> None:
+    records.alerts.append(records.alerts[0])
+    records.rows[f"{PREFIX}alice"] = records.tables[f"{PREFIX}alice"] = row("alice", "96.744", "8", "-812")
+
+
+def charge_less(records: RunRecords) -> None:
+    records.alerts[0]["fees"]["liquidation_fee"] = "0.9"
+
+
+def charge_another_rate(records: RunRecords) -> None:
+    records.alerts[0]["fees"] |= {"liquidation_fee": "1.88", "due": "2.068"}
+
+
+def charge_the_insurance_last(records: RunRecords) -> None:
+    records.alerts[0]["fees"] |= {"liquidation_fee": "0.94", "insurance_fee": "0"}
+    records.alerts[0]["reason"] = "the group has no more"
 
 
 def change_redis(records: RunRecords) -> None:
@@ -252,6 +297,12 @@ TAMPERED: list[tuple[Callable[[RunRecords], None], str]] = [
     (lose_a_report, "commands_once_and_complete"),
     (report_more_than_was_traded, "commands_once_and_complete"),
     (drop_evidence, "commands_once_and_complete"),
+    (forget_a_fee, "fees_booked_once"),
+    (charge_twice, "fees_booked_once"),
+    (charge_less, "fees_booked_once"),
+    (charge_less, "money_conserved"),
+    (charge_another_rate, "fees_booked_once"),
+    (charge_the_insurance_last, "fees_booked_once"),
     (lose_a_unit, "money_conserved"),
     (lose_a_contract, "money_conserved"),
     (lose_a_unit, "changelog_equals_recomputation"),

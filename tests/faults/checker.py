@@ -14,6 +14,7 @@ from typing import Any
 from schemas import topics
 from streams.demo.frames import first_rows, of_account
 from streams.demo.reference import (
+    FeesTold,
     MarkLog,
     ParameterLog,
     ReferenceGroup,
@@ -96,7 +97,8 @@ def ledger_equals_recomputation(records: RunRecords) -> Differences:
     """Balances, positions and transfer sequences of every account are those of a recomputation from the inputs."""
     transfers = [value for _, value in records.readable(topics.TRANSFERS)]
     ledger = ledger_of(_parameters(records).as_of(LAST), transfers, [v for _, v in records.readable(topics.TRADES)])
-    expected = {name: contents for name, group in ledger.groups.items() if any(contents := group.contents())}
+    groups = _fees(records).paid_by_all(ledger)
+    expected = {name: contents for name, group in groups.items() if any(contents := group.contents())}
     actual, sequences = {}, {}
     for account, row in _rows(records).items():
         sequences[account] = row["transfer_sequence"]
@@ -193,6 +195,27 @@ def commands_are_unique_and_gapless(records: RunRecords) -> Differences:
     return differences + _unequal("command", journaled, issued)
 
 
+def fees_are_booked_once(records: RunRecords) -> Differences:
+    """Every fill of a command's order that states fees has paid them, once, and nothing else has."""
+    orders = {
+        order["order_id"]: order for _, each in records.readable(topics.COMMANDS) for order in each.get("orders", ())
+    }
+    expected: Counter[tuple[str, ...]] = Counter()
+    last: dict[str, int] = {}
+    for _, trade in records.readable(topics.TRADES):
+        if trade["trade_id"] <= last.get(trade["symbol"], -1):
+            continue
+        last[trade["symbol"]] = trade["trade_id"]
+        order = orders.get(trade["taker"]["order_id"], {})
+        if any(Decimal(order.get(name, "0")) for name in ("liquidation_fee", "insurance_fee")):
+            expected[trade["taker"]["order_id"], trade["price"], trade["quantity"]] += 1
+    booked: Counter[tuple[str, ...]] = Counter()
+    for _, alert in records.readable(topics.ALERTS):
+        if (fees := alert.get("fees")) is not None:
+            booked[fees["order_id"], fees["price"], fees["quantity"].removeprefix("-")] += 1
+    return _unequal("fees of fill", expected, booked)
+
+
 def alerts_are_unique_and_gapless(records: RunRecords) -> Differences:
     """Per account the alerts are numbered 1, 2, 3 in the order of the log, as many as its row says."""
     numbers: dict[str, list[int]] = defaultdict(list)
@@ -210,6 +233,7 @@ def every_command_is_justified(records: RunRecords) -> Differences:
     a command that is withdrawn was not."""
     differences: Differences = []
     parameters = _parameters(records)
+    fees = _fees(records)
     moved = MovedLedger(records, parameters.as_of(LAST)) if records.has_moved else None
     commands: dict[int, list[Any]] = defaultdict(list)
     for _, command in records.readable(topics.COMMANDS):
@@ -231,6 +255,7 @@ def every_command_is_justified(records: RunRecords) -> Differences:
                 if progress.is_behind(command["account"]) and not evidence.get("left_out"):
                     differences.append(f"{command['command_id']}: by then its rows went to its next shard, unsaid")
                 group = moved.group(command, progress.applied(command["account"]))
+            group = fees.paid_by(group, command["account"], command["margin"], before=command["sequence"])
             differences += _unjustified(command, group, marks, parameters)
     return differences
 
@@ -286,7 +311,7 @@ def nobody_is_left_liquidatable(records: RunRecords) -> Differences:
         or group.get("status") in WITHOUT_ORDERS
     }
     differences = []
-    for name, group in ledger.groups.items():
+    for name, group in _fees(records).paid_by_all(ledger).items():
         if name in under_command:
             continue
         if missing := symbols_needed(group, rules, prices) - prices.keys():
@@ -413,6 +438,7 @@ CHECKS: dict[str, Callable[[RunRecords], Differences]] = {
         groups_have_read_everything,
         commands_are_unique_and_gapless,
         alerts_are_unique_and_gapless,
+        fees_are_booked_once,
         every_command_is_justified,
         nobody_is_left_liquidatable,
         only_whom_poison_names_is_suspended,
@@ -526,6 +552,10 @@ def _parameters(records: RunRecords) -> ParameterLog:
     return ParameterLog(
         [(record.offset, (record.key or b"").decode(), value) for record, value in records.readable(topics.PARAMETERS)]
     )
+
+
+def _fees(records: RunRecords) -> FeesTold:
+    return FeesTold(alert for _, alert in records.readable(topics.ALERTS))
 
 
 def _rows(records: RunRecords) -> dict[str, Any]:

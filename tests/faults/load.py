@@ -373,8 +373,7 @@ class Load:
         if quantity:
             limit = Decimal(order["limit_price"]).quantize(_CENT)
             price = limit if command["stage"] == "takeover" and limit > 0 else self._prices[symbol]
-            fee = format((price * quantity * Decimal("0.005")).quantize(_CENT), "f")
-            self._match(symbol, quantity, price, account, margin, FUND, not sells, order["order_id"], fee)
+            self._match(symbol, quantity, price, account, margin, FUND, not sells, order["order_id"], "0")
         self._report(command, order, "filled" if quantity == wanted else "cancelled", quantity)
 
     def _report(self, command: dict[str, Any], order: dict[str, Any], status: str, filled: Decimal) -> None:

@@ -218,6 +218,16 @@ def lose_a_report(records: RunRecords) -> None:
     change(records, topics.EVENTS, 1, reports={"account": [], "order_id": []})
 
 
+def state_fees_and_book_none(records: RunRecords) -> None:
+    change(records, topics.COMMANDS, 0, orders=[{"order_id": ORDER, "liquidation_fee": "0.005"}])
+
+
+def book_fees_of_no_fill(records: RunRecords) -> None:
+    fees = {"order_id": ORDER, "price": "94", "quantity": "-7", "asset": "USDC", "after_command": 1}
+    fees |= {"liquidation_fee": "0", "insurance_fee": "0"}
+    change(records, topics.ALERTS, 0, margin="cross", fees=fees)
+
+
 def lose_a_unit(records: RunRecords) -> None:
     changed = row(ALICE, "98.999999", "8", "-812", liquidation_sequence=1, alert_sequence=1)
     records.logs[topics.ACCOUNTS][2] = record(3, changed, ALICE)
@@ -382,6 +392,7 @@ TAMPERED: dict[str, list[Tamper]] = {
     "every_trade_is_routed_once": [lose_a_fill, route_a_trade_twice, route_a_trade_to_another_shard],
     "every_transfer_and_report_is_routed_once": [lose_a_report],
     "ledger_equals_recomputation": [lose_a_unit, apply_a_transfer_twice],
+    "fees_are_booked_once": [state_fees_and_book_none, book_fees_of_no_fill],
     "poison_is_in_the_dead_letters": [
         lose_poison,
         repeat_poison,

@@ -8,7 +8,7 @@ often it was tried, or what failed meanwhile.
 
 import copy
 import zlib
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -129,6 +129,10 @@ class Watch:
         self.letters: set[Letter] = set()
         self.told: dict[str, set[str]] = {}
         """The kinds of alerts that each account has had."""
+        self.filled: Counter[tuple[Any, ...]] = Counter()
+        """The fills of routed trades: account, symbol, quantity, price, order."""
+        self.charged: Counter[tuple[Any, ...]] = Counter()
+        """Likewise those of which accounts have been told that they paid fees."""
         self._alerts: set[str] = set()
         self._scanned: dict[Partition, int] = {}
         self._events: dict[Letter, Counter[tuple[Any, ...]]] = {}
@@ -278,7 +282,10 @@ class Watch:
             means = [("suspension", account, topic, number, record.offset) for account in accounts]
         else:
             means = list(self._meaning(topic, number, record.decoded))
-        for _, account, *_ in means:
+        for kind, account, *values in means:
+            if kind == "fill":
+                _, symbol, quantity, price, _, order_id, _ = values
+                self.filled[account, symbol, quantity, price, order_id] += 1
             self.due.setdefault(account, set()).add((topic, number, record.offset))
         events = self._events.pop((topic, number, record.offset), Counter())
         layout = self._followed.get((topic, number))
@@ -368,6 +375,9 @@ class Watch:
                 if topic == ALERTS:
                     alert = _ALERT(record.value)
                     self.told.setdefault(alert.account, set()).add(alert.kind)
+                    if fees := alert.fees:
+                        fill = alert.account, fees.symbol, fees.quantity, fees.price, fees.order_id
+                        self.charged[fill] += 1
         for _, record in by_topic.get(dead_letter_topic(EVENTS), ()):
             committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
         for number, given in committed.items():
@@ -508,6 +518,7 @@ def check_settled(watch: Watch) -> None:
     if not any(any(truth.ledger.waiting.values()) for truth in watch.shards):
         require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
         require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
+    require(watch.charged <= watch.filled, "a fill pays fees once", lambda: str(watch.charged - watch.filled))
     for topic in (PARAMETERS, MARKS):
         _check_letters(watch, topic)
     for truth in watch.shards:
@@ -589,6 +600,8 @@ class ShardTruth:
         self._gone: dict[Move, tuple[dict[str, Luggage], RiskParameters]] = {}
         """Accounts that have gone since the last commit, and the parameters in force then."""
         self._refused: list[bytes | None] = []
+        self._pools: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+        """What accounts have been told to have paid, by pool and asset."""
         self._appended_us = 0
 
     # --- a commit ----------------------------------------------------------------------------------------------------
@@ -675,6 +688,7 @@ class ShardTruth:
     def _compare(self, journal: JournalRecord, written: LogRecord, given: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
+        self._charge(given, journal)
         self._watch.lost += max(0, len(output.commands) - len(given.commands))
         pairs: list[tuple[str, Any, Any]] = [
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in given.rows]),
@@ -698,6 +712,12 @@ class ShardTruth:
                 f"a replay of the journal gives the same {what}",
                 lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
+        needed, since = set(self._replay.portfolio.awaited(None)), self._replay.cursor.awaited.since
+        require(
+            needed <= since.keys(),
+            "whoever needs a mark that is not live is known to wait, whether or not the shard is taken anew",
+            lambda: f"shard {self.number} at {written.offset}: {needed} of which {since} are awaited",
+        )
         self._check_gone(given)
         for account, record in given.own_rows():
             row = None if record.value is None else _ROW(record.value)
@@ -706,6 +726,23 @@ class ShardTruth:
                 "every trade and transfer is applied exactly once",
                 lambda: str(differs),
             )
+
+    def _charge(self, given: Committed, journal: JournalRecord) -> None:
+        """Take the fees out of the accounts that have been told of them: the pools have them."""
+        for record in given.alerts:
+            alert = _ALERT(record.value)
+            if not (fees := alert.fees):
+                continue
+            paid = Decimal(fees.liquidation_fee) + Decimal(fees.insurance_fee)
+            require(0 <= paid <= Decimal(fees.due), "nobody pays more than is due", lambda: str(alert))
+            gone = (luggage[alert.account] for luggage, _ in self._gone.values() if alert.account in luggage)
+            self.ledger.charge(alert.account, alert.margin, paid, next(gone, None))
+            if paid:
+                self._pools[fees.pool, fees.asset] += paid
+        told = {
+            (pool, asset): Decimal(held) for pool, by in (journal.pools or {}).items() for asset, held in by.items()
+        }
+        require(told == self._pools, "what accounts pay is what the pools get", lambda: f"{told} {self._pools}")
 
     def _check_gone(self, given: Committed) -> None:
         """Accounts go once every input partition is routed by the layout that sends them, each with what it holds, and

@@ -127,6 +127,12 @@ class Ledger:
             margin, symbol, quantity, price, fee, *_ = values
             self._fill(account, margin, symbol, Decimal(quantity), Decimal(price), Decimal(fee))
 
+    def charge(self, account: str, margin: str, fee: Decimal, luggage: Luggage | None) -> None:
+        """The fees of a liquidation's fill have been booked; ``luggage`` is what a gone account has with it."""
+        held = self._group(account, margin) if luggage is None else luggage.groups[margin]
+        held.add("USDC", -fee)
+        self.fees += fee
+
     # --- accounts that go and come -----------------------------------------------------------------------------------
 
     def let_go(self, goes: Callable[[str], bool]) -> dict[str, Luggage]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
+from msgspec import UNSET
 from msgspec.structs import replace
 
 import streams.clearing.account as account_module
@@ -32,6 +33,9 @@ from streams.clearing.engine import Engine
 from streams.clearing.held_back import HeldBack
 from streams.clearing.holds import Holds
 from streams.clearing.inbox import Inbox
+from streams.clearing.journal import Cursor
+from streams.clearing.liquidation_fees import LiquidationFees
+from streams.clearing.progress_walk import ProgressWalk
 from streams.clearing.relocation import Relocation
 from streams.clearing.restore import ShardRestorer
 from streams.clearing.shard import Shard
@@ -567,4 +571,51 @@ def whoever_stood_still_writes_an_older_layout() -> Iterator[None]:
         self.layout = require_layout(self._reader)
 
     with _replaced((Rescaling, "_take_over", take_over)):
+        yield
+
+
+@_mutation("a fill pays fees once", mode="liveness")
+def a_fill_pays_twice() -> Iterator[None]:
+    """Once where it counts for its order, and once more where it comes late."""
+    charge = LiquidationFees.charge
+
+    def charged(self: LiquidationFees, *fill: Any) -> None:
+        charge(self, *fill)
+        charge(self, *fill)
+
+    with _replaced((LiquidationFees, "charge", charged)):
+        yield
+
+
+@_mutation("what accounts pay is what the pools get")
+def what_pools_have_is_forgotten_by_the_next_owner() -> Iterator[None]:
+    """A journal record that goes on from nothing."""
+    resume = Cursor.resume
+
+    def resumed(self: Cursor, record: Any, offset: int = -1) -> Cursor:
+        return resume(self, replace(record, pools=UNSET), offset)
+
+    with _replaced((Cursor, "resume", resumed)):
+        yield
+
+
+@_mutation("is known to wait")
+def who_is_given_what_was_deferred_is_not_looked_at() -> Iterator[None]:
+    """A balance that came late needs a mark that is not live, and only the next owner of the shard notes it."""
+
+    class Blind:
+        @staticmethod
+        def look(_: Any) -> None:
+            pass
+
+    release = ProgressWalk._release
+
+    def released(self: Any) -> bool:
+        watch, self._undecided = self._undecided, Blind()
+        try:
+            return release(self)
+        finally:
+            self._undecided = watch
+
+    with _replaced((ProgressWalk, "_release", released)):
         yield
