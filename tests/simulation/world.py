@@ -182,7 +182,7 @@ class World:
     def _attend(self) -> None:
         """The operator's part: a group of which partitions are without an owner for good needs another rebalance."""
         for group in self.cluster.groups.values():
-            if group.unowned() and all(not process.dead for process in self._running()):
+            if group.unowned() and not any(process.dead for process in self._running()):
                 self.scheduler.note("world", f"{group.name}: nobody has {group.unowned()}")
                 self.attended += 1
                 group.rebalance()
@@ -194,7 +194,9 @@ class World:
         return all(other.is_done for other in self.slots[: self.slots.index(deployed)] if other.slot.role == "rescaler")
 
     def _running(self) -> list[Process]:
-        return [deployed.process for deployed in self.slots if deployed.process is not None]
+        """The processes that are to run: a change of the number of shards ends, and that is well."""
+        running = (deployed for deployed in self.slots if deployed.slot.role != "rescaler" or not deployed.is_done)
+        return [deployed.process for deployed in running if deployed.process is not None]
 
     def _end(self) -> None:
         for process in self._processes:
