@@ -463,27 +463,32 @@ def rescale(
 
 def memory(
     seconds: Annotated[float, typer.Option(min=30, max=604_800, help="How long the load lasts")] = 300.0,
+    new_accounts: Annotated[float, typer.Option(min=0, max=10_000, help="Accounts that come a second")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure whether memory stays flat: the resident set of each role under steady load, every ten seconds.
 
     Needs nothing: it starts a Kafka and a Valkey of its own, and the three roles, and removes them. Prints the samples,
-    and for each role how much it grew from a third of the time to the end.
+    and for each role how much it grew from a third of the time to the end. What an engine has of an account stays in
+    its memory: each one that comes may take 2 KiB of it, and that is no growth.
 
     Exit codes: 0 no role grew by more than a tenth; 1 one did, and it is named; 2 a mistake in a flag, or a server that
     cannot be had.
 
     \b
     Example:
-      margin-clearing bench memory --seconds 120
+      margin-clearing bench memory --seconds 120 --new-accounts 100
     """
     from streams.bench.memory import GROWTH_MAX, bench_memory
 
     with _checked(as_json), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        samples = bench_memory(seconds)
-        growth = {role: sizes[-1] / sizes[len(sizes) // 3] - 1 for role, sizes in samples.items()}
+        samples = bench_memory(seconds, new_accounts)
+        growth = {role: samples.growth(role) for role in samples.kib}
     if as_json:
-        print(json.dumps({role: {"kib": sizes, "growth": growth[role]} for role, sizes in samples.items()}, indent=2))
+        plain: dict[str, object] = {role: {"kib": kib, "growth": growth[role]} for role, kib in samples.kib.items()}
+        print(json.dumps(plain | {"accounts": samples.accounts}, indent=2))
+    if samples.came:
+        _say(f"{samples.came:,} accounts came from then on: {samples.bytes_an_account():,.0f} bytes of engine for each")
     for role, share in growth.items():
         _say(
             f"{'ok    ' if share <= GROWTH_MAX else 'FAILED'} {role}: {share:+.1%} from a third of the time to the end"
