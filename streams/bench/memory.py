@@ -51,8 +51,10 @@ class Samples:
     def growth(self, role: str) -> float:
         """By what share a role has grown since then, without what new accounts may take in the engine."""
         sizes = self.kib[role]
+        settled = sizes[len(sizes) // 3]
+        grown = sizes[-1] - settled
         allowed = self.came * ACCOUNT_BYTES_MAX / 1024 if role == "engine" else 0
-        return (sizes[-1] - allowed) / sizes[len(sizes) // 3] - 1
+        return max(grown - allowed, min(grown, 0)) / settled
 
     def bytes_an_account(self) -> float:
         """By how much the engine has grown since then, for each account that has come."""
