@@ -1,5 +1,6 @@
 """What ``margin-clearing status`` says is wrong: each fault of a deployment in one sentence, nothing of a sound one."""
 
+import io
 import json
 from dataclasses import replace
 from typing import Any, cast
@@ -341,3 +342,16 @@ def test_its_json_says_what_shards_do_and_what_suspends_them() -> None:
     assert plain["moving"] == {"shards": 4, "target": 7, "step": 2, "steps": 6, "age_ms": 500}
     assert plain["shards"][0]["load"]["events"] == 100
     assert plain["shards"][0]["suspension"]["reasons"] == ["events were deleted"]
+
+
+def test_what_all_shards_have_given_to_a_pool_is_one_sum() -> None:
+    shards = (
+        shard(0, pools={"default": {"USDC": "5.4432", "USDT": "1"}}),
+        shard(1, "b", pools={"alts": {"USDC": "2"}, "default": {"USDC": "0.000000000000000001"}}),
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_status(console, replace(SOUND, shards=shards), [])
+    shown = console.export_text()
+    assert "liquidation fees in pools: 2 USDC in alts, 5.443200000000000001 USDC in default, 1 USDT in default" in shown
+    show_status(console, SOUND, [])
+    assert "pools" not in console.export_text(), "nothing is said where nothing was given"
