@@ -7,9 +7,9 @@ records in the log is the business of ``streams.feeds.journal``.
 
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
-from typing import Self
+from typing import Any, Self
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from schemas.messages import Batch, JournalRecord, LogGap, LogSeen, Range, ShardSuspension, Turn
 from streams.clearing.awaited import AwaitedMarks
@@ -188,9 +188,7 @@ class Cursor:
             lost=dict(sorted(self.sources.lost.items())),
             logs=self.logs or UNSET,
             gone=self.gone or UNSET,
-            suspension=self.suspension or UNSET,
-            moves=self.sources.moves.record(),
-            pools=self._pools(),
+            **self._standing(),
         )
 
     def claimed(self, record: JournalRecord, offset: int) -> None:
@@ -259,18 +257,17 @@ class Cursor:
             missing=dict(sorted(self.sources.missing.items())),
             lost=dict(sorted(self.sources.lost.items())),
             logs=(self._tells_all and self.logs) or UNSET,
-            suspension=self.suspension or UNSET,
-            moves=self.sources.moves.record(),
-            pools=self._pools(),
+            **self._standing(),
         )
 
-    def _pools(self) -> dict[str, dict[str, str]] | UnsetType:
-        """What the pools have been given, as it stands in the journal."""
-        given = {
+    def _standing(self) -> dict[str, Any]:
+        """What a record says that goes on from one to the next, and is left out as long as there has been none."""
+        pools = {
             pool: {asset: format_decimal(amount) for asset, amount in sorted(held.items())}
             for pool, held in sorted(self.pools.items())
         }
-        return given or UNSET
+        moves = self.sources.moves.record()
+        return {"suspension": self.suspension or UNSET, "moves": moves, "pools": pools or UNSET}
 
     def committed(self, offset: int) -> None:
         """The last record stands in the journal at ``offset``."""

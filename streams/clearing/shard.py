@@ -98,16 +98,8 @@ class Shard:
         self._undecided = UndecidedWatch(
             self.cursor, self.portfolio, self._marks, self._accounts, self._decisions, self._outbox
         )
-        self._progress = ProgressWalk(
-            self.cursor,
-            self.portfolio,
-            self._accounts,
-            self._holds,
-            self._events,
-            self._decisions,
-            self._undecided,
-            self._outbox,
-        )
+        self._progress = ProgressWalk(self.cursor, self.portfolio, self._accounts, self._holds, self._events,
+                                      self._decisions, self._undecided, self._outbox)  # fmt: skip
 
     # --- what is there -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ often it was tried, or what failed meanwhile.
 
 import copy
 import zlib
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -67,6 +67,7 @@ from streams.routing.committed_at import CommittedAt
 from streams.tables.keys import MARKS as REDIS_MARKS
 from streams.tables.keys import accounts_key, meta_key
 from tests.simulation.command_ends import CommandEnds
+from tests.simulation.fees import FillsPaid, PoolsOfShard
 from tests.simulation.homes import Holdings, Homes, Move, home_of
 from tests.simulation.ledger import Ledger, Letter, Luggage
 from tests.simulation.repeats import Place, Told, events_of, version_of, without_repeats
@@ -129,10 +130,7 @@ class Watch:
         self.letters: set[Letter] = set()
         self.told: dict[str, set[str]] = {}
         """The kinds of alerts that each account has had."""
-        self.filled: Counter[tuple[Any, ...]] = Counter()
-        """The fills of routed trades: account, symbol, quantity, price, order."""
-        self.charged: Counter[tuple[Any, ...]] = Counter()
-        """Likewise those of which accounts have been told that they paid fees."""
+        self.paid = FillsPaid()
         self._alerts: set[str] = set()
         self._scanned: dict[Partition, int] = {}
         self._events: dict[Letter, Counter[tuple[Any, ...]]] = {}
@@ -283,9 +281,7 @@ class Watch:
         else:
             means = list(self._meaning(topic, number, record.decoded))
         for kind, account, *values in means:
-            if kind == "fill":
-                _, symbol, quantity, price, _, order_id, _ = values
-                self.filled[account, symbol, quantity, price, order_id] += 1
+            self.paid.routed(kind, account, values)
             self.due.setdefault(account, set()).add((topic, number, record.offset))
         events = self._events.pop((topic, number, record.offset), Counter())
         layout = self._followed.get((topic, number))
@@ -375,9 +371,7 @@ class Watch:
                 if topic == ALERTS:
                     alert = _ALERT(record.value)
                     self.told.setdefault(alert.account, set()).add(alert.kind)
-                    if fees := alert.fees:
-                        fill = alert.account, fees.symbol, fees.quantity, fees.price, fees.order_id
-                        self.charged[fill] += 1
+                    self.paid.told(alert)
         for _, record in by_topic.get(dead_letter_topic(EVENTS), ()):
             committed[int(dict(record.headers or ())["dlq.partition"])].letters.append(record)
         for number, given in committed.items():
@@ -518,7 +512,7 @@ def check_settled(watch: Watch) -> None:
     if not any(any(truth.ledger.waiting.values()) for truth in watch.shards):
         require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
         require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
-    require(watch.charged <= watch.filled, "a fill pays fees once", lambda: str(watch.charged - watch.filled))
+    watch.paid.check(require)
     for topic in (PARAMETERS, MARKS):
         _check_letters(watch, topic)
     for truth in watch.shards:
@@ -559,6 +553,10 @@ def _check_letters(watch: Watch, topic: str) -> None:
             require(there, "what cannot be read is in the dead letters", lambda: f"{topic} {record.offset}")
 
 
+Gone = dict[Move, tuple[dict[str, Luggage], RiskParameters]]
+"""Accounts that have gone since the last commit, and the parameters in force then."""
+
+
 class Committed:
     """What one transaction holds for one shard."""
 
@@ -597,11 +595,9 @@ class ShardTruth:
         self._told = Told(is_founder=number < watch.founded)
         self._departure: tuple[Move, int, set[Place]] | None = None
         """Accounts that are to go, by which version of the layout, and which input partitions must be routed by it."""
-        self._gone: dict[Move, tuple[dict[str, Luggage], RiskParameters]] = {}
-        """Accounts that have gone since the last commit, and the parameters in force then."""
+        self._gone: Gone = {}
         self._refused: list[bytes | None] = []
-        self._pools: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
-        """What accounts have been told to have paid, by pool and asset."""
+        self._pools = PoolsOfShard()
         self._appended_us = 0
 
     # --- a commit ----------------------------------------------------------------------------------------------------
@@ -688,7 +684,7 @@ class ShardTruth:
     def _compare(self, journal: JournalRecord, written: LogRecord, given: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
-        self._charge(given, journal)
+        self._pools.charge(map(_ALERT, (r.value for r in given.alerts)), journal, self.ledger, self._gone, require)
         self._watch.lost += max(0, len(output.commands) - len(given.commands))
         pairs: list[tuple[str, Any, Any]] = [
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in given.rows]),
@@ -712,12 +708,7 @@ class ShardTruth:
                 f"a replay of the journal gives the same {what}",
                 lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
-        needed, since = set(self._replay.portfolio.awaited(None)), self._replay.cursor.awaited.since
-        require(
-            needed <= since.keys(),
-            "whoever needs a mark that is not live is known to wait, whether or not the shard is taken anew",
-            lambda: f"shard {self.number} at {written.offset}: {needed} of which {since} are awaited",
-        )
+        _check_awaited(self._replay)
         self._check_gone(given)
         for account, record in given.own_rows():
             row = None if record.value is None else _ROW(record.value)
@@ -726,23 +717,6 @@ class ShardTruth:
                 "every trade and transfer is applied exactly once",
                 lambda: str(differs),
             )
-
-    def _charge(self, given: Committed, journal: JournalRecord) -> None:
-        """Take the fees out of the accounts that have been told of them: the pools have them."""
-        for record in given.alerts:
-            alert = _ALERT(record.value)
-            if not (fees := alert.fees):
-                continue
-            paid = Decimal(fees.liquidation_fee) + Decimal(fees.insurance_fee)
-            require(0 <= paid <= Decimal(fees.due), "nobody pays more than is due", lambda: str(alert))
-            gone = (luggage[alert.account] for luggage, _ in self._gone.values() if alert.account in luggage)
-            self.ledger.charge(alert.account, alert.margin, paid, next(gone, None))
-            if paid:
-                self._pools[fees.pool, fees.asset] += paid
-        told = {
-            (pool, asset): Decimal(held) for pool, by in (journal.pools or {}).items() for asset, held in by.items()
-        }
-        require(told == self._pools, "what accounts pay is what the pools get", lambda: f"{told} {self._pools}")
 
     def _check_gone(self, given: Committed) -> None:
         """Accounts go once every input partition is routed by the layout that sends them, each with what it holds, and
@@ -952,6 +926,15 @@ class ShardTruth:
         if server.hashes.get(self.accounts_key, {}) == truth and int(meta.get(b"stamp", -1)) >= end:
             return None if b"building" not in meta else f"the table of shard {self.number} is being built"
         return f"the table of shard {self.number} is not its changelog: {meta}, changelog to {end}"
+
+
+def _check_awaited(shard: Shard) -> None:
+    needed, since = set(shard.portfolio.awaited(None)), shard.cursor.awaited.since
+    require(
+        needed <= since.keys(),
+        "whoever needs a mark that is not live is known to wait, whether or not the shard is taken anew",
+        lambda: f"shard {shard.shard}: {needed} of which {since} are awaited",
+    )
 
 
 def _by_place(offsets: Mapping[str, int]) -> dict[Place, int]:

@@ -1,0 +1,64 @@
+"""The fees of liquidations, as accounts are told of them: each fill pays once, and what accounts pay the pools have."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from schemas.messages import Alert, JournalRecord
+from tests.simulation.ledger import Ledger, Luggage
+
+Require = Callable[[bool, str, Callable[[], str]], None]
+
+
+class FillsPaid:
+    """The fills of routed trades, and those of which accounts have been told that they paid fees."""
+
+    def __init__(self) -> None:
+        self._filled: Counter[tuple[Any, ...]] = Counter()
+        self._charged: Counter[tuple[Any, ...]] = Counter()
+
+    def routed(self, kind: str, account: str, values: Iterable[Any]) -> None:
+        """An event has been routed; if it is a fill, it may pay once."""
+        if kind == "fill":
+            _, symbol, quantity, price, _, order_id, _ = values
+            self._filled[account, symbol, quantity, price, order_id] += 1
+
+    def told(self, alert: Alert) -> None:
+        """An account has been told something; if it is of fees, of one fill."""
+        if fees := alert.fees:
+            self._charged[alert.account, fees.symbol, fees.quantity, fees.price, fees.order_id] += 1
+
+    def check(self, require: Require) -> None:
+        """Nothing has paid that was not filled, or more often."""
+        require(self._charged <= self._filled, "a fill pays fees once", lambda: str(self._charged - self._filled))
+
+
+class PoolsOfShard:
+    """What one shard has given to pools, by its alerts."""
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+
+    def charge(
+        self,
+        alerts: Iterable[Alert],
+        journal: JournalRecord,
+        ledger: Ledger,
+        gone: Mapping[Any, tuple[Mapping[str, Luggage], Any]],
+        require: Require,
+    ) -> None:
+        """Take the fees that a commit tells of out of the accounts in ``ledger``, or in what they have taken along with
+        them if they have ``gone``; the journal must say the same of the pools."""
+        taken = {account: has for luggage, _ in gone.values() for account, has in luggage.items()}
+        for alert in alerts:
+            if not (fees := alert.fees):
+                continue
+            paid = Decimal(fees.liquidation_fee) + Decimal(fees.insurance_fee)
+            require(0 <= paid <= Decimal(fees.due), "nobody pays more than is due", alert.__str__)
+            ledger.charge(alert.account, alert.margin, paid, taken.get(alert.account))
+            if paid:
+                self._given[fees.pool, fees.asset] += paid
+        pools = journal.pools or {}
+        said = {(pool, asset): Decimal(held) for pool, by in pools.items() for asset, held in by.items()}
+        require(said == self._given, "what accounts pay is what the pools get", lambda: f"{said} {self._given}")
