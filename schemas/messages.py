@@ -584,7 +584,8 @@ class LiquidationCommand(msgspec.Struct, frozen=True, kw_only=True):
 
 class BookedFees(msgspec.Struct, frozen=True, kw_only=True):
     """What one fill of a command's order has cost the account: two amounts of ``asset`` that went from its margin group
-    to ``pool``. ``due`` is what the rates make; the group paid less if its unweighted equity was less.
+    to ``pool``. ``due`` is what the rates make; the group paid less if its unweighted equity was less, and
+    nothing if that was not known.
 
     ``after_command`` is the number of the account's last command before it.
     """

@@ -3,7 +3,7 @@ one to another, and all shards against the exchange's topics."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 from schemas.messages import JournalRecord
 from schemas.topics import ALERTS, EVENTS, PARAMETERS, TRADES, TRANSFERS, dead_letter_topic
@@ -24,7 +24,7 @@ from streams.audit.money import (
 from streams.audit.progress import Progress
 from streams.broker.records import Log
 from streams.errors import AuditError
-from streams.margin.fixed_point import format_decimal
+from streams.margin.fixed_point import EXACT, format_decimal
 
 
 class MoneyCheck:
@@ -41,6 +41,8 @@ class MoneyCheck:
         self._routed, self._repaired = Flows(), Flows()
         self._applied, self._have_moved = Flows(), False
         self._pools: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+        self._booked: Sums = defaultdict(Decimal)
+        """What went to all pools, by asset."""
 
     def read_assets(self) -> None:
         """Learn what each symbol is settled in; if that is not known, nothing is added up."""
@@ -65,7 +67,7 @@ class MoneyCheck:
         if not knows_pools:
             self._findings.note(
                 f"records of the journal of shard {shard} are gone, so what it gave to the fund's pools is not known: "
-                "its money is not added up"
+                "its money is not added up, nor is that of all shards together"
             )
             return
         if self._log.watermarks(EVENTS, shard)[0]:
@@ -90,9 +92,11 @@ class MoneyCheck:
         applied.add(waiting, -1)
         applied.add(flows_unapplied(self._log, shard, events_next, self._assets), -1)
         applied.add(flows_held_back(rows.values(), self._assets), -1)
-        for (pool, asset), amount in given.items():
-            applied.add(Flows(fees={asset: amount}))
-            self._pools[pool, asset] += amount
+        with localcontext(EXACT):
+            for (pool, asset), amount in given.items():
+                applied.add(Flows(fees={asset: amount}))
+                self._pools[pool, asset] += amount
+                self._booked[asset] += amount
         if not may_have_moved:
             compare(f"the accounts of shard {shard} hold", applied.held(), held, self._findings)
         self._have_moved = self._have_moved or may_have_moved
@@ -163,6 +167,7 @@ class MoneyCheck:
             self._findings.facts.append(
                 f"{format_decimal(amount)} {asset} in all accounts: transfers "
                 f"{format_decimal(exchange.transfers[asset])} less fees {format_decimal(exchange.fees[asset])}"
+                + (f" and less {format_decimal(self._booked[asset])} given to pools" if self._booked[asset] else "")
             )
         for (pool, asset), amount in sorted(self._pools.items()):
             self._findings.facts.append(f"{format_decimal(amount)} {asset} of liquidation fees went to pool {pool}")

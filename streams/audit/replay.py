@@ -264,6 +264,7 @@ class _Replay:
             unreached_notional=record.unreached_notional,
             turns=record.turns,
             held=record.held,
+            pools=record.pools,
         )
 
     def _compare_output(self, output: Output, record: JournalRecord, *, judged: bool) -> list[CommittedRow]:

@@ -139,8 +139,9 @@ class Rerun:
             self._apply_batch(batch)
         self._walk(record.marks.next, record.progress.next)
         output = shard.take(record.worker, with_open_interest=record.open_interest is not None)
-        if self._known is not None:  # which symbols are awaited depends on all accounts
+        if self._known is not None:  # which symbols are awaited, and what pools have, depends on all accounts
             shard.cursor.awaited.resume(record.not_live, record.told_not_live)
+            shard.cursor.resume_pools(record)
         shard.cursor.committed(offset)
         self._last = (record, offset)
         for account, row in output.rows.items():

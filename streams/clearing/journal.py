@@ -92,10 +92,7 @@ class Cursor:
         self.logs = dict(record.logs or {})
         self.gone = dict(record.gone or {})
         self.suspension = record.suspension or None
-        self.pools = {
-            pool: {asset: Decimal(amount) for asset, amount in held.items()}
-            for pool, held in (record.pools or {}).items()
-        }
+        self.resume_pools(record)
         self._committed = self._places()
         return self
 
@@ -108,6 +105,13 @@ class Cursor:
     def suspend(self, reason: str) -> None:
         """Suspend the shard, for one reason more if it is suspended."""
         self.suspension = gaps.suspended(self.suspension, reason, self.clock.now_us)
+
+    def resume_pools(self, record: JournalRecord) -> None:
+        """Go on from what ``record`` says that the pools have been given."""
+        self.pools = {
+            pool: {asset: Decimal(amount) for asset, amount in held.items()}
+            for pool, held in (record.pools or {}).items()
+        }
 
     def give(self, pool: str, asset: str, amount: Decimal) -> None:
         """Note that the shard gives ``amount`` (> 0) to a pool."""

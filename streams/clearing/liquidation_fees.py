@@ -11,6 +11,8 @@ from streams.margin.fees import FeeRates, Fees, fees_of_fill
 from streams.margin.fixed_point import EXACT, format_decimal
 from streams.margin.portfolio import Portfolio
 
+_ZERO = Decimal(0)
+
 
 class LiquidationFees:
     """Takes the fees of fills out of the groups of one shard, and tells each account of each.
@@ -32,26 +34,23 @@ class LiquidationFees:
         rates: FeeRates | None,
     ) -> None:
         """Book the fees of a ``fill`` (symbol, signed quantity, price) that the ledger has; ``rates`` are those that
-        the command stated (None: it is not remembered, or stated none, and those in force count)."""
+        the command stated (None: it is not remembered, or stated none, and those in force count). Never refuses: the
+        fill is applied already."""
         symbol, quantity, price = fill
         parameters, ledger = self._portfolio.parameters, self._portfolio.ledger
         instrument = parameters.instrument(symbol)
         rates = FeeRates(instrument.insurance_fee, instrument.liquidation_fee) if rates is None else rates
         if not rates:
             return
-        with localcontext(EXACT):
-            notional = abs(Decimal(quantity)) * Decimal(price)
-        view = self._portfolio.group(group.row)
-        fees, asset = (
-            fees_of_fill(view, self._portfolio.marks, parameters, symbol, notional, rates),
-            instrument.settle_asset,
-        )
-        why = "" if fees.total == fees.due else ": the group has no more"
+        asset = instrument.settle_asset
+        fees = self._fees_of(group, symbol, abs(Decimal(quantity)), Decimal(price), rates)
+        less = ": the group has no more" if fees.known else ": what the group has is not known"
+        why = "" if fees.total == fees.due else less
         if fees.total:
             try:
                 ledger.apply_transfer(group.row, asset, f"-{format_decimal(fees.total)}")
             except InputError as error:  # a debt beyond what the ledger holds
-                fees, why = Fees(Decimal(0), Decimal(0), fees.due), f": {error}"
+                fees, why = Fees(_ZERO, _ZERO, fees.due), f": {error}"
             else:
                 self._cursor.give(instrument.fund, asset, fees.total)
         booked = BookedFees(
@@ -71,3 +70,9 @@ class LiquidationFees:
             f"{booked.due} due to pool {booked.pool}{why}"
         )
         self._outbox.alert(state, group.margin, "liquidation_fee", reason=reason, symbol=symbol, fees=booked)
+
+    def _fees_of(self, group: GroupState, symbol: str, quantity: Decimal, price: Decimal, rates: FeeRates) -> Fees:
+        with localcontext(EXACT):
+            notional = quantity * price
+        view, parameters = self._portfolio.group(group.row), self._portfolio.parameters
+        return fees_of_fill(view, self._portfolio.marks, parameters, symbol, notional, rates)

@@ -28,11 +28,13 @@ class FeeRates:
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """Amounts of the settle asset, whole minor units of it. ``due``: what both rates make, whatever the group has."""
+    """Amounts of the settle asset, whole minor units of it. ``due``: what both rates make, whatever the group has; that
+    may not be ``known``."""
 
     insurance: Decimal
     liquidation: Decimal
     due: Decimal
+    known: bool = True
 
     @property
     def total(self) -> Decimal:
@@ -48,8 +50,8 @@ def fees_of_fill(
 
     Each is ceil(rate * notional) in minor units of the settle asset, but of both together at most
     floor(max(0, unweighted equity / price of the settle asset)), at the last ``marks``, whether or not they are live.
-    The insurance fee comes first. A group of which a mark that it needs was never seen pays nothing: what it has is not
-    known.
+    The insurance fee comes first. A group of which a mark that it needs, or that of the settle asset, was never seen
+    pays nothing: what it has is not known.
 
     Raises:
         InputError: an instrument or an asset is missing.
@@ -58,10 +60,12 @@ def fees_of_fill(
     unit = _ONE.scaleb(-settle.decimals)
     with localcontext(EXACT):
         wanted = [divide_ceiling(rate * notional, _ONE, unit) for rate in (rates.insurance, rates.liquidation)]
-        equity = equity_at_last_marks(group, marks, parameters)
-        left = _ZERO
-        if equity is not None and equity > 0:
-            left = divide_floor(equity, price_of(settle, marks), unit)
+        equity = None
+        if settle.price_symbol is None or settle.price_symbol in marks:
+            equity = equity_at_last_marks(group, marks, parameters)
+        if equity is None:
+            return Fees(_ZERO, _ZERO, wanted[0] + wanted[1], known=False)
+        left = divide_floor(equity, price_of(settle, marks), unit) if equity > 0 else _ZERO
         insurance = min(wanted[0], left)
         return Fees(insurance, min(wanted[1], left - insurance), wanted[0] + wanted[1])
 

@@ -20,5 +20,8 @@ ASSETS_MAX = 512
 ACCOUNT_ORDERS_MAX = 512
 """Orders of an account's open commands. A group always gets one; what is left is planned again after the fills."""
 
+POOLS_MAX = 256
+"""Pools of the fund that instruments may name: every journal record tells what each has been given."""
+
 OPEN_INTEREST_SYMBOLS_MAX = 4_096
 """Symbols whose open interest one journal record tells, and so the most that parameters may scale by it."""

@@ -21,7 +21,7 @@ from schemas.types import CROSS, FRACTION_DIGITS_MAX
 from streams.errors import InputError, ParameterError
 from streams.margin.amounts import Floats
 from streams.margin.fixed_point import EXACT, fraction_digits, parse_decimal, to_units
-from streams.margin.limits import OPEN_INTEREST_SYMBOLS_MAX
+from streams.margin.limits import OPEN_INTEREST_SYMBOLS_MAX, POOLS_MAX
 from streams.margin.rules import (
     LEVEL_PLACES_MAX,
     SCENARIOS,
@@ -387,3 +387,13 @@ def check_scaled_by_open_interest(scaled: int) -> None:
     """
     if scaled > OPEN_INTEREST_SYMBOLS_MAX:
         raise ParameterError(f"more than {OPEN_INTEREST_SYMBOLS_MAX} instruments have an open_interest_scale")
+
+
+def check_pools(named: int) -> None:
+    """Every journal record tells what each pool has been given, so the number of those that are named is limited.
+
+    Raises:
+        ParameterError: there are too many.
+    """
+    if named > POOLS_MAX:
+        raise ParameterError(f"instruments name more than {POOLS_MAX} pools in fund")

@@ -5,6 +5,7 @@ between records (an instrument and its settle asset) is checked as soon as both 
 Reading the topic, and what to do with a refused record, is left to the caller.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from streams.margin.limits import ASSETS_MAX
 from streams.margin.parameter_checks import (
     asset_of,
     check_bound,
+    check_pools,
     check_scaled_by_open_interest,
     check_settlement,
     instrument_of,
@@ -179,6 +181,7 @@ class ParametersInTheMaking:
         self._policy = begun.policy
         self._scales = begun.scales
         self._scaled = sum(rules.open_interest_scale is not None for rules in self._instruments.values())
+        self._pools = Counter(rules.fund for rules in self._instruments.values())
         self._priced_by: dict[str, set[str]] = {}
         for record in self._records.values():
             self._note_price(record)
@@ -235,7 +238,9 @@ class ParametersInTheMaking:
         del self._records[key]
         kind, _, name = key.partition(":")
         if kind == "instrument":
-            self._scaled -= self._instruments.pop(name).open_interest_scale is not None
+            removed = self._instruments.pop(name)
+            self._scaled -= removed.open_interest_scale is not None
+            self._pools -= Counter([removed.fund])
         elif kind == "asset":
             del self._assets[name]
         elif kind == "oracle":
@@ -251,9 +256,11 @@ class ParametersInTheMaking:
         scaled = self._scaled + (instrument.open_interest_scale is not None)
         scaled -= before is not None and before.open_interest_scale is not None
         check_scaled_by_open_interest(scaled)
+        pools = self._pools - Counter([] if before is None else [before.fund]) + Counter([instrument.fund])
+        check_pools(len(pools))
         if instrument.settle_asset in self._assets:
             check_settlement(instrument, self._assets[instrument.settle_asset])
-        self._instruments[record.symbol], self._scaled = instrument, scaled
+        self._instruments[record.symbol], self._scaled, self._pools = instrument, scaled, pools
 
     def _put_asset(self, record: AssetParameters) -> None:
         if record.asset not in self._assets and len(self._assets) >= ASSETS_MAX:

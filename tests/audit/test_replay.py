@@ -144,6 +144,23 @@ def test_an_account_whose_row_is_compacted_away_is_left_out_until_its_next_one(l
     assert result.findings.counts["rows not comparable"] == 2
 
 
+def test_what_pools_have_is_taken_as_it_is_while_accounts_are_not_known(liquidation: Script) -> None:
+    """The fill that paid is gone with the events before it, and the row before with compaction."""
+    gone = liquidation.records(EVENTS)[-1].offset
+    liquidation.fill("alice", "-0.096", "9450", order_id="alice:1:0")
+    liquidation.settle()
+    liquidation.transfer("carol", "5")
+    liquidation.settle()
+    assert any(b'"pools":{"default":{"USDC":' in value(record) for record in liquidation.records(JOURNAL))
+    assert differences_of(liquidation.replayed(0)) == []
+    liquidation.partition(EVENTS).delete_before(gone + 1)
+    for row in [row for row in liquidation.records(ACCOUNTS) if row.key == b"alice"][:-1]:
+        drop(row)
+    result = liquidation.replayed(0)
+    assert differences_of(result) == []
+    assert result.findings.counts["rows not comparable"]
+
+
 def test_what_cannot_be_replayed_is_said(liquidation: Script) -> None:
     with pytest.raises(AuditError, match="there is no shard 7"):
         liquidation.replayed(7)

@@ -121,7 +121,8 @@ def test_a_deployment_as_it_must_be_passes(deployment: Deployment) -> None:
     assert findings.counts["accounts"] == findings.counts["rows in Redis"] == len(ACCOUNTS_HELD)
     assert findings.counts["journal records"] == len(deployment.market.records(JOURNAL))
     # 0.096 * 9450 = 907.2: 0.5 % liquidation fee and 0.1 % insurance fee, beside the exchange's own fees
-    assert "101564.9968 USDC in all accounts: transfers 101570.5 less fees 0.06" in findings.facts
+    held = "101564.9968 USDC in all accounts: transfers 101570.5 less fees 0.06 and less 5.4432 given to pools"
+    assert held in findings.facts
     assert "5.4432 USDC of liquidation fees went to pool default" in findings.facts
 
 

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from schemas.messages import BookedFees, FillColumns
-from schemas.parameters import InstrumentParameters
+from schemas.parameters import AssetParameters, CollateralTier, InstrumentParameters
 from streams.clearing.shard import Output
 from streams.margin.parameters import RiskParameters
 from tests.clearing.test_held_back import Recorder
@@ -150,3 +150,39 @@ def test_without_rates_nothing_is_booked_or_told() -> None:
     output = sell(driver, command.orders[0].quantity, price="9400")
     assert "liquidation_fee" not in kinds(output)
     assert not output.journal.pools
+
+
+EURX = AssetParameters(
+    asset="EURX",
+    decimals=6,
+    price_symbol="EUR-USD",
+    collateral_tiers=(CollateralTier(quantity_floor="0", weight="0.9"),),
+)
+
+
+def test_a_fill_whose_settle_asset_has_no_mark_yet_is_applied_and_pays_nothing_and_that_is_said() -> None:
+    """The marks are gone with their topic, and the fill that closes the last position comes before new ones."""
+    records = [record for record in RULES.records.values() if record.key != "instrument:BTC-PERP"]
+    driver = Recorder(RiskParameters.build([*records, EURX, changed(settle_asset="EURX")]))
+    driver.long()
+    state = driver.shard.accounts["alice"]
+    state.liquidation_sequence = 1
+    assert "BTC-PERP" in driver.shard.portfolio.marks
+    output = sell(driver, "1", price="10000")
+    assert paid(output) == [("0", "0")]
+    (alert,) = (alert for alert in output.alerts if alert.fees)
+    assert (alert.reason or "").endswith("of 60 due to pool default: what the group has is not known")
+    assert output.unapplied == []
+    assert state.groups["cross"].command is None
+
+
+def test_a_waiting_fill_pays_when_it_is_applied_and_is_in_no_dead_letter() -> None:
+    driver = Recorder(RULES)
+    driver.long()
+    driver.mark("9450")
+    output = sell(driver, "0.01", price="9450.05")
+    assert (kinds(output), booked(output)) == (["suspended", "suspended_liquidatable"], [])
+    output = driver.publish(changed(price_increment="0.01"))
+    assert paid(output) == [("0.094501", "0.472503")], "rounded up to 6 places"
+    assert output.unapplied == []
+    assert driver.row("alice").unapplied == 0

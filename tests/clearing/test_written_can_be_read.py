@@ -43,6 +43,7 @@ from streams.margin.limits import (
     ISOLATED_ASSETS_MAX,
     ISOLATED_GROUPS_MAX,
     OPEN_INTEREST_SYMBOLS_MAX,
+    POOLS_MAX,
     POSITIONS_MAX,
 )
 from streams.margin.parameters import RiskParameters
@@ -55,6 +56,7 @@ DECIMAL = "9" * 18 + "." + "9" * 18
 SIGNED = "-" + DECIMAL
 DERIVED = "-" + "9" * 60 + "." + "9" * 18
 UNSIGNED = DERIVED[1:]
+RATE = "0." + "9" * 18
 RANGE = Range(first=MOST, next=MOST)
 
 
@@ -78,9 +80,18 @@ def command(orders: int) -> OpenCommand:
         final=DECIMAL,
         symbol=symbol(0),
         order_side="sell",
+        status="partly_filled",
+        mark_price=DECIMAL,
+        liquidation_fee=RATE,
+        insurance_fee=RATE,
     )
     return OpenCommand(
-        command_id=f"{ACCOUNT}:{MOST}", stage="deleverage", expires_at=TIME_US_MAX, orders=(order,) * orders
+        command_id=f"{ACCOUNT}:{MOST}",
+        stage="deleverage",
+        expires_at=TIME_US_MAX,
+        orders=(order,) * orders,
+        status="partly_filled",
+        withdrawn_by=f"{ACCOUNT}:{MOST}",
     )
 
 
@@ -148,6 +159,8 @@ def test_a_command_with_every_limit_reached_can_be_read() -> None:
         reduce_only=False,
         limit_price=DERIVED,
         mark_price=DECIMAL,
+        liquidation_fee=RATE,
+        insurance_fee=RATE,
     )
     symbols = [symbol(number) for number in range(POSITIONS_MAX + ASSETS_MAX)]
     evidence = Evidence(
@@ -209,6 +222,7 @@ def test_a_journal_record_with_every_limit_reached_can_be_read() -> None:
         unread=MOST,
         unreached=dict.fromkeys(kinds, MOST),
         unreached_notional=dict.fromkeys(kinds, UNSIGNED),
+        pools={symbol(number): {asset(0): UNSIGNED} for number in range(POOLS_MAX)},
     )
     assert Decoder[JournalRecord](JournalRecord)(encode(record)) == record
 
@@ -346,6 +360,12 @@ def test_parameters_name_no_more_than_a_row_and_a_record_hold() -> None:
     assert full.with_record(AssetParameters(asset=asset(0), decimals=2)).assets[asset(0)].decimals == 2
     with pytest.raises(ParameterError, match="the most there may be"):
         full.with_record(AssetParameters(asset="ONE-MORE"))
+    pools = rules(*(instrument(symbol(number), fund=f"pool-{number}") for number in range(POOLS_MAX)))
+    pools = pools.with_record(instrument(symbol(0), fund="another")).with_record(instrument("ONE-MORE", fund="pool-1"))
+    with pytest.raises(ParameterError, match=f"more than {POOLS_MAX} pools"):
+        pools.with_record(instrument("TWO-MORE", fund="pool-0"))
+    fewer = pools.with_encoded(f"instrument:{symbol(0)}".encode(), None)
+    assert fewer.with_record(instrument("TWO-MORE", fund="pool-0")).instruments["TWO-MORE"].fund == "pool-0"
 
 
 ACCOUNTS = st.sampled_from(["a", "~" * 128, "!" * 127, "a:1", "a:alert:1", "x" * 100])

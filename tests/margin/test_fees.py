@@ -63,7 +63,7 @@ def test_a_group_of_which_a_mark_was_never_seen_pays_nothing() -> None:
     never = {"BTC-USD": Decimal(20_000)}
     held = group({"USD": "1000"}, ("X-PERP", "1", "100"))
     assert equity_at_last_marks(held, never, rules(more=(BTC,))) is None
-    assert fees(held, "1000", never) == Fees(Decimal(0), Decimal(0), Decimal(6))
+    assert fees(held, "1000", never) == Fees(Decimal(0), Decimal(0), Decimal(6), known=False)
     owing = group({"USD": "1000", "BTC": "-0.01"})
     assert fees(owing, "1000", {"X-PERP": Decimal(100)}).total == 0
     holding = group({"USD": "1000", "BTC": "0.01"})
@@ -79,6 +79,8 @@ def test_a_settle_asset_with_a_price_pays_in_its_own_units() -> None:
     assert (cost.insurance, cost.liquidation, cost.due) == (Decimal("0.001"), Decimal("0.0025"), Decimal("0.006"))
     poorer = fees_of_fill(group({"USD": "50"}), MARKS, parameters, "X-PERP", Decimal(1), RATES)
     assert (poorer.insurance, poorer.liquidation) == (Decimal("0.001"), Decimal("0.0015")), "50 are 0.0025 BTC"
+    unpriced = fees_of_fill(held, {}, parameters, "X-PERP", Decimal(1), RATES)
+    assert (unpriced.known, unpriced.total) == (False, Decimal(0)), "nothing else that it holds needs that mark"
 
 
 def test_an_instrument_that_is_not_known_is_an_error() -> None:

@@ -1,11 +1,11 @@
 """The fees of liquidations, as accounts are told of them: each fill pays once, and what accounts pay the pools have."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from schemas.messages import Alert, JournalRecord
+from schemas.messages import Alert, JournalRecord, LiquidationCommand
 from tests.simulation.ledger import Ledger, Luggage
 
 Require = Callable[[bool, str, Callable[[], str]], None]
@@ -17,6 +17,8 @@ class FillsPaid:
     def __init__(self) -> None:
         self._filled: Counter[tuple[Any, ...]] = Counter()
         self._charged: Counter[tuple[Any, ...]] = Counter()
+        self._owing: dict[str, tuple[str, str, str]] = {}
+        """Account, symbol and side of each order that states fees."""
 
     def routed(self, kind: str, account: str, values: Iterable[Any]) -> None:
         """An event has been routed; if it is a fill, it may pay once."""
@@ -29,9 +31,23 @@ class FillsPaid:
         if fees := alert.fees:
             self._charged[alert.account, fees.symbol, fees.quantity, fees.price, fees.order_id] += 1
 
-    def check(self, require: Require) -> None:
-        """Nothing has paid that was not filled, or more often."""
+    def commanded(self, command: LiquidationCommand) -> None:
+        """Fills of the command's orders pay, if they state fees."""
+        for order in command.orders:
+            if Decimal(order.liquidation_fee or "0") or Decimal(order.insurance_fee or "0"):
+                self._owing[order.order_id] = command.account, order.symbol, order.order_side
+
+    def check(self, whole: Collection[str], require: Require) -> None:
+        """Nothing has paid that was not filled, or more often; of accounts that are ``whole``, nothing has not paid."""
         require(self._charged <= self._filled, "a fill pays fees once", lambda: str(self._charged - self._filled))
+        unpaid = [
+            fill
+            for fill in (self._filled - self._charged)
+            for account, symbol, quantity, _, order_id in [fill]
+            if account in whole
+            and self._owing.get(order_id) == (account, symbol, "sell" if quantity.startswith("-") else "buy")
+        ]
+        require(not unpaid, "a fill pays its fees", lambda: str(unpaid))
 
 
 class PoolsOfShard:

@@ -512,7 +512,9 @@ def check_settled(watch: Watch) -> None:
     if not any(any(truth.ledger.waiting.values()) for truth in watch.shards):
         require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
         require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
-    watch.paid.check(require)
+    rows = [row for truth in watch.shards for row in truth.decoded_rows()]
+    whole = {row.account for row in rows if row.status != "suspended" and not (row.waiting_fills or row.unapplied)}
+    watch.paid.check(whole, require)
     for topic in (PARAMETERS, MARKS):
         _check_letters(watch, topic)
     for truth in watch.shards:
@@ -829,10 +831,10 @@ class ShardTruth:
 
     def _see_command(self, record: LogRecord) -> None:
         command = _COMMAND(record.value)
-        sequences = self._watch.sequences
-        last = sequences.get(command.account, 0)
+        last = self._watch.sequences.get(command.account, 0)
         require(command.sequence == last + 1, "an account's commands have no gap", lambda: command.command_id)
-        sequences[command.account] = command.sequence
+        self._watch.sequences[command.account] = command.sequence
+        self._watch.paid.commanded(command)
         self._watch.on_command(command)
 
     # --- Redis -------------------------------------------------------------------------------------------------------

@@ -619,3 +619,10 @@ def who_is_given_what_was_deferred_is_not_looked_at() -> Iterator[None]:
 
     with _replaced((ProgressWalk, "_release", released)):
         yield
+
+
+@_mutation("a fill pays its fees", mode="liveness")
+def a_fill_pays_nothing() -> Iterator[None]:
+    """Nothing is booked and nobody is told."""
+    with _replaced((LiquidationFees, "charge", lambda *_: None)):
+        yield
