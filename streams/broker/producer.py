@@ -9,9 +9,9 @@ see a KafkaException.
 librdkafka may wait for ever for the broker that it knew before. So it is called in a thread of its own, which is left
 behind with its producer when time is up.
 
-Sending the offsets and the commit, with the deliveries that it waits for, have half of a transaction's time in all, and
-so has an abort: where a coordinator or a leader died, or stands still with its connections open, another producer is the
-first to find the next one, and it should have time to within the session.
+Sending the offsets and the commit, with the deliveries that it waits for, have half of a transaction's time in all,
+and an abort has, too: where a coordinator or a leader died, or stands still with its connections open, another producer
+is the first to find the next one, and it should have time to within the session.
 
 The idempotent one writes what it is given in order, once for as long as it lives. A record that it could not deliver
 may be written or not, and so may those after it: whoever needs them takes a new producer and writes them again.
