@@ -70,6 +70,7 @@ from tests.simulation.command_ends import CommandEnds
 from tests.simulation.fees import FillsPaid, PoolsOfShard
 from tests.simulation.homes import Holdings, Homes, Move, home_of
 from tests.simulation.ledger import Ledger, Letter, Luggage
+from tests.simulation.losses import EventsLost, tells_loss
 from tests.simulation.repeats import Place, Told, events_of, version_of, without_repeats
 from tests.simulation.workload import NEWCOMERS, Refused
 
@@ -509,16 +510,21 @@ def check_settled(watch: Watch) -> None:
                 cash += truth.add_up(group, quantities)
         transferred += truth.ledger.transferred
         fees += truth.ledger.fees
-    if not any(any(truth.ledger.waiting.values()) for truth in watch.shards):
+    losers = [truth for truth in watch.shards if truth.lost.gone]
+    if not losers and not any(any(truth.ledger.waiting.values()) for truth in watch.shards):
         require(not any(quantities.values()), "what one side holds the other owes", lambda: str(quantities))
         require(cash == transferred - fees, "money is conserved", lambda: f"{cash} of {transferred - fees}")
-    rows = [row for truth in watch.shards for row in truth.decoded_rows()]
+    for truth in losers:
+        told = watch.told.get(shard_account(truth.number), set())
+        require("records_gone" in told, "that events are gone is told", lambda: f"shard {truth.number}: {told}")
+    rows = [row for truth in watch.shards if not truth.lost.gone for row in truth.decoded_rows()]
     whole = {row.account for row in rows if row.status != "suspended" and not (row.waiting_fills or row.unapplied)}
     watch.paid.check(whole, require)
     for topic in (PARAMETERS, MARKS):
         _check_letters(watch, topic)
     for truth in watch.shards:
-        truth.check_reach(watch.told)
+        if not truth.lost.gone:
+            _check_reach(truth, watch.told)
     _check_places(watch)
 
 
@@ -534,11 +540,10 @@ def _check_places(watch: Watch) -> None:
         for row in truth.decoded_rows():
             home = home_of(row.account, layout.spread)
             require(home == truth.number, "every row is in the shard that the layout names", lambda: f"{row}")
-    require(
-        had == watch.due,
-        "every record counts in every account that it concerns",
-        lambda: str([(name, watch.due.get(name, set()) ^ had.get(name, set())) for name in {**had, **watch.due}]),
-    )
+    concerned = {name for name in {**had, **watch.due} if not watch.shards[home_of(name, layout.spread)].lost.gone}
+    differing = [(name, watch.due.get(name, set()) ^ had.get(name, set())) for name in sorted(concerned)]
+    differing = [(name, places) for name, places in differing if places]
+    require(not differing, "every record counts in every account that it concerns", lambda: str(differing))
 
 
 def _check_letters(watch: Watch, topic: str) -> None:
@@ -589,10 +594,11 @@ class ShardTruth:
         self.rows: dict[str, list[tuple[int, bytes | None]]] = {}
         self._holdings = Holdings(number, watch.founded)
         self.ledger = Ledger(self._holdings.has)
+        self.lost = EventsLost(watch.cluster.topics[EVENTS][number])
         self.evicted = False
         self._ends = CommandEnds()
         self._journal_offset = -1
-        self._replay = Shard(number)
+        self.replay = Shard(number)
         self._watch = watch
         self._told = Told(is_founder=number < watch.founded)
         self._departure: tuple[Move, int, set[Place]] | None = None
@@ -613,6 +619,7 @@ class ShardTruth:
         )
         written = given.journals[0]
         journal = _JOURNAL(written.value)
+        self.lost.see(journal, self.journals[-1] if self.journals else None, len(given.commands), require)
         self._check_chain(journal, written.offset)
         require(
             offset == journal.events.next,
@@ -621,7 +628,7 @@ class ShardTruth:
         )
         if journal.kind == "claim":
             self._claim(journal, written.offset, given)
-        else:
+        elif not self.lost.gone:
             self._compare(journal, written, given)
             self._check_clock(journal)
         for account, record in given.rows:
@@ -632,7 +639,7 @@ class ShardTruth:
             self._see_command(record)
         self.journals.append(journal)
         if journal.kind == "commit":
-            self._replay.cursor.committed(written.offset)
+            self.replay.cursor.committed(written.offset)
         self._journal_offset = written.offset
 
     def _check_clock(self, journal: JournalRecord) -> None:
@@ -650,7 +657,7 @@ class ShardTruth:
         chained = journal.sequence == sequence + 1 and journal.previous == self._journal_offset < offset
         require(chained, "the journal is contiguous", lambda: f"shard {self.number}: {journal} after {last}")
         events_next = 0 if last is None else last.events.next
-        adjoins = journal.events.first == events_next
+        adjoins = journal.events.first == events_next or tells_loss(journal)
         if last is not None:
             adjoins &= journal.marks.first == last.marks.next and journal.parameters.first == last.parameters.next
             adjoins &= journal.progress.first == (
@@ -668,18 +675,18 @@ class ShardTruth:
         self.claims.add(offset)
         if not self.journals:
             self._begin(journal)
-        self._replay.cursor.claimed(journal, offset)
+        self.replay.cursor.claimed(journal, offset)
 
     def _begin(self, journal: JournalRecord) -> None:
         """The first claim: the shard begins with the parameters and the prices of then."""
         rules = self._watch.rules(journal.parameters.next)
-        self._replay = Shard(self.number, rules)
+        self.replay = Shard(self.number, rules)
         self.ledger.learn(rules)
-        self._replay.resume(journal, sources=Sources(journal.sources, moves=Moves(self.number, journal.moves)))
+        self.replay.resume(journal, sources=Sources(journal.sources, moves=Moves(self.number, journal.moves)))
         marks = self._watch.cluster.topics[MARKS][0].records
         for record in marks[first_needed(journal.marks_full, journal.marks.next) : journal.marks.next]:
             if record.decoded is not None:
-                self._replay.recall_marks(record.offset, record.decoded, 1000 * record.time_ms)
+                self.replay.recall_marks(record.offset, record.decoded, 1000 * record.time_ms)
 
     # --- the replay --------------------------------------------------------------------------------------------------
 
@@ -710,7 +717,7 @@ class ShardTruth:
                 f"a replay of the journal gives the same {what}",
                 lambda: f"shard {self.number} at {written.offset}: {_difference(replayed, committed)}\n{journal}",
             )
-        _check_awaited(self._replay)
+        _check_awaited(self.replay)
         self._check_gone(given)
         for account, record in given.own_rows():
             row = None if record.value is None else _ROW(record.value)
@@ -757,7 +764,7 @@ class ShardTruth:
         self._gone = {}
 
     def _replayed(self, journal: JournalRecord) -> Output:
-        shard = self._replay
+        shard = self.replay
         self._refused = []
         batches = deque(journal.batches or [_only_batch(journal)])
         for turn in journal.turns:
@@ -771,7 +778,7 @@ class ShardTruth:
 
     def _replay_batch(self, batch: Batch) -> None:
         """Parameters and events that were decided together, once the marks and progress before had been walked."""
-        shard = self._replay
+        shard = self.replay
         self._walk(batch.marks, batch.progress)
         if shard.parameters_next < batch.parameters:
             for offset in range(shard.parameters_next, batch.parameters):
@@ -781,7 +788,8 @@ class ShardTruth:
             shard.decide_touched(everything=True)
         if shard.events_next < batch.events:
             partition = self._watch.cluster.topics[EVENTS][self.number]
-            for record in partition.committed(shard.events_next, batch.events):
+            had = partition.records[shard.events_next : batch.events]  # it may have been deleted since
+            for record in (record for record in had if record.readable):
                 try:
                     frame = self._frame(record)
                 except DecodeError as error:
@@ -795,7 +803,7 @@ class ShardTruth:
             shard.decide_touched()
 
     def _walk(self, marks_end: int, progress_end: int) -> None:
-        shard, topics = self._replay, self._watch.cluster.topics
+        shard, topics = self.replay, self._watch.cluster.topics
         for record in topics[MARKS][0].records[shard.marks_next : marks_end]:
             if record.decoded is not None:
                 self._appended_us = max(self._appended_us, 1000 * record.time_ms)
@@ -875,26 +883,12 @@ class ShardTruth:
         left = {row.account for row in self.decoded_rows() if not self._holdings.has(row.account)}
         strays = [account for account in sorted(left) if not self._watch.homes.is_on_its_way(account, self.number)]
         require(not strays, "a row is in its account's shard", lambda: f"shard {self.number}: {strays}")
+        if self.lost.gone:
+            return
         last = {row.account: row for row in self.decoded_rows() if row.account not in left}
         for account in sorted(last.keys() | self.ledger.accounts):
             differs = self.ledger.differs(account, last.get(account))
             require(differs is None, "every trade and transfer is applied exactly once", lambda: str(differs))
-
-    def check_reach(self, told: dict[str, set[str]]) -> None:
-        """Whoever is below the requirement, whatever the marks that are not live may be, has a command or is told."""
-        shard = self._replay
-        stale = {
-            symbol for symbol in (*shard.parameters.instruments, *shard.portfolio.marks) if not shard.has_live(symbol)
-        }
-        for row in self.decoded_rows():
-            for group in row.groups:
-                positions = tuple(Position(p.symbol, Decimal(p.quantity), Decimal(p.cash)) for p in group.positions)
-                balances = {asset: Decimal(amount) for asset, amount in group.balances.items()}
-                exact = Group(row.account, group.margin, balances, positions)
-                if not evaluate(exact, shard.portfolio.marks, shard.parameters, stale=stale).liquidatable:
-                    continue
-                is_reached = _is_reached(row, group, told.get(row.account, set()))
-                require(is_reached, "nobody is left out of reach", lambda: f"{row.account} {group}")
 
     @staticmethod
     def add_up(group: GroupRow, quantities: Counter[str]) -> Decimal:
@@ -915,6 +909,8 @@ class ShardTruth:
         if last >= 0:
             return f"shard {self.number} is at {self.journals[-1].events.next}, its events at {last}"
         for row in self.decoded_rows():
+            if self.lost.gone:
+                continue
             if row.held is not None:
                 return f"{row.account} is held"
             if row.status != "suspended" and any(group.command is not None or group.retry_at for group in row.groups):
@@ -928,6 +924,21 @@ class ShardTruth:
         if server.hashes.get(self.accounts_key, {}) == truth and int(meta.get(b"stamp", -1)) >= end:
             return None if b"building" not in meta else f"the table of shard {self.number} is being built"
         return f"the table of shard {self.number} is not its changelog: {meta}, changelog to {end}"
+
+
+def _check_reach(truth: "ShardTruth", told: dict[str, set[str]]) -> None:
+    """Whoever is below the requirement, whatever the marks that are not live may be, has a command or is told."""
+    shard = truth.replay
+    stale = {symbol for symbol in (*shard.parameters.instruments, *shard.portfolio.marks) if not shard.has_live(symbol)}
+    for row in truth.decoded_rows():
+        for group in row.groups:
+            positions = tuple(Position(p.symbol, Decimal(p.quantity), Decimal(p.cash)) for p in group.positions)
+            balances = {asset: Decimal(amount) for asset, amount in group.balances.items()}
+            exact = Group(row.account, group.margin, balances, positions)
+            if not evaluate(exact, shard.portfolio.marks, shard.parameters, stale=stale).liquidatable:
+                continue
+            is_reached = _is_reached(row, group, told.get(row.account, set()))
+            require(is_reached, "nobody is left out of reach", lambda: f"{row.account} {group}")
 
 
 def _check_awaited(shard: Shard) -> None:

@@ -16,6 +16,7 @@ import streams.clearing.account as account_module
 import streams.clearing.accounts as accounts_module
 import streams.clearing.clock as clock_module
 import streams.clearing.inbox as inbox_module
+import streams.clearing.log_survey as log_survey_module
 import streams.clearing.restore as restore_module
 import streams.feeds.sources as sources_module
 import streams.routing.router as router_module
@@ -625,4 +626,16 @@ def who_is_given_what_was_deferred_is_not_looked_at() -> Iterator[None]:
 def a_fill_pays_nothing() -> Iterator[None]:
     """Nothing is booked and nobody is told."""
     with _replaced((LiquidationFees, "charge", lambda *_: None)):
+        yield
+
+
+@_mutation("a shard that lacks events is suspended")
+def a_shard_without_some_events_goes_on() -> Iterator[None]:
+    """It says that they are gone, and decides its accounts as if it knew them."""
+    standing = log_survey_module.standing_after
+
+    def unsuspended(record: Any, gaps: Any, shard: int) -> Any:
+        return replace(standing(record, gaps, shard), suspension=UNSET)
+
+    with _replaced((log_survey_module, "standing_after", unsuspended)):
         yield

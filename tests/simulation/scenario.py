@@ -21,6 +21,8 @@ SETTLE_US = 12_000_000
 
 RESCALED = 1 / 3
 """The share of seeds in which the number of shards is changed."""
+LOSING = 1 / 8
+"""The share of the others in which events are deleted."""
 SHARDS_MAX = 8
 
 _RATES = {
@@ -110,6 +112,7 @@ class Scenario:
         random = Random(2 * seed + MODES.index(mode))
         shards = random.choice((1, 2, 2, 3))
         rescalers, busy_us, constants, more = _rescaling(Random(f"{seed} {mode} rescaling"), shards, BUSY_US[mode])
+        losses = [] if rescalers else _losses(Random(f"{seed} {mode} losses"), busy_us)
         return cls(
             seed=seed,
             mode=mode,
@@ -121,7 +124,7 @@ class Scenario:
             rates=_rates(random),
             skew_us=random.choice((0, 0, 2_000, 100_000, 1_000_000)),
             wrong_clocks_us=random.choice(((), (), (), WRONG_CLOCKS_US)),
-            faults=tuple(sorted((*_faults(random, busy_us), *more), key=lambda fault: fault.at_us)),
+            faults=tuple(sorted((*_faults(random, busy_us), *more, *losses), key=lambda fault: fault.at_us)),
             busy_us=busy_us,
         )
 
@@ -157,6 +160,17 @@ def _rescaling(random: Random, shards: int, busy_us: int) -> tuple[tuple[Slot, .
         for _ in range(random.choice((0, 4, 8)))
     ]
     return tuple(slots), busy_us, constants, faults
+
+
+def _losses(random: Random, busy_us: int) -> list[Fault]:
+    """Of an eighth of the seeds in which no accounts move: events are deleted, some of them before their shard has had
+    them. Its draws are its own, as those of :func:`_rescaling`."""
+    if random.random() >= LOSING:
+        return []
+    return [
+        Fault(random.randrange(busy_us // 4, busy_us), "events deleted", random.random(), random.random())
+        for _ in range(random.choice((1, 2, 3)))
+    ]
 
 
 def _slots(random: Random) -> tuple[Slot, ...]:

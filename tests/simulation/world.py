@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from schemas.topics import MARKS, TRADES, all_topics
+from schemas.topics import EVENTS, MARKS, TRADES, all_topics
 from streams.clearing.engine import Engine
 from streams.errors import MarginClearingError
 from streams.memory.clients import FakeProducer
@@ -19,7 +19,8 @@ from streams.memory.scheduler import Process, Scheduler, Violation, VirtualEvent
 from streams.rescaling.rescaling import Rescaling, drive
 from streams.routing.router import Router
 from streams.watchdog import Watchdog
-from tests.simulation.invariants import Watch, check_settled
+from tests.simulation.invariants import ENGINE_GROUP, Watch, check_settled
+from tests.simulation.losses import delete_events
 from tests.simulation.production import remembered_parameters, with_constants
 from tests.simulation.scenario import SETTLE_US, Fault, Mode, Scenario, Slot
 from tests.simulation.workload import Workload
@@ -220,6 +221,10 @@ class World:
             self.redis.roll_back()
             if self.faults["redis evicts"]:
                 self._mark_evicted()  # the snapshot may have been taken after it
+        elif fault.kind == "events deleted":
+            number = int(fault.draw * self.scenario.shards)
+            committed = self.cluster.offsets.get(ENGINE_GROUP, {}).get((EVENTS, number), 0)
+            delete_events(self.cluster.topics[EVENTS][number], committed, int(8 * fault.strength))
         elif fault.kind == "redis evicts":
             self._evict(int(fault.draw * 1000))
         else:
