@@ -632,7 +632,7 @@ def a_fill_pays_nothing() -> Iterator[None]:
 @_mutation("a shard that lacks events is suspended")
 def a_shard_without_some_events_goes_on() -> Iterator[None]:
     """It says that they are gone, and decides its accounts as if it knew them."""
-    standing = log_survey_module.standing_after
+    standing = vars(log_survey_module)["standing_after"]
 
     def unsuspended(record: Any, gaps: Any, shard: int) -> Any:
         return replace(standing(record, gaps, shard), suspension=UNSET)
