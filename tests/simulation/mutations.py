@@ -547,7 +547,7 @@ def rows_stay_where_their_account_has_left() -> Iterator[None]:
 
 
 @_mutation(
-    "no command lacks what was acknowledged before its account's last event", rescaled=True, seeds=900, mode="liveness"
+    "no command lacks what was acknowledged before its account's last event", rescaled=True, seeds=1400, mode="liveness"
 )
 def a_held_account_is_decided_where_it_comes() -> Iterator[None]:
     """The next shard does not wait for what the account lacks."""
