@@ -365,7 +365,7 @@ def _fees_of(instrument: Instrument | None) -> dict[str, str]:
     """What an order states of the fees that its fills pay; one that trades collateral pays none."""
     if instrument is None:
         return {}
-    return stated(FeeRates(insurance=instrument.insurance_fee, liquidation=instrument.liquidation_fee))
+    return stated(FeeRates.of(instrument))
 
 
 def _place_of(deferred: DeferredEvent) -> str:

@@ -39,7 +39,7 @@ class LiquidationFees:
         symbol, quantity, price = fill
         parameters, ledger = self._portfolio.parameters, self._portfolio.ledger
         instrument = parameters.instrument(symbol)
-        rates = FeeRates(instrument.insurance_fee, instrument.liquidation_fee) if rates is None else rates
+        rates = FeeRates.of(instrument) if rates is None else rates
         if not rates:
             return
         asset = instrument.settle_asset

@@ -5,10 +5,12 @@ Both are fractions of the notional filled, and neither may make a group owe what
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from typing import Self
 
 from streams.margin.fixed_point import EXACT, divide_ceiling, divide_floor
 from streams.margin.group import Group
 from streams.margin.parameters import RiskParameters
+from streams.margin.rules import Instrument
 from streams.margin.valuation import Marks, counts, price_of
 
 _ZERO = Decimal(0)
@@ -21,6 +23,11 @@ class FeeRates:
 
     insurance: Decimal
     liquidation: Decimal
+
+    @classmethod
+    def of(cls, instrument: Instrument) -> Self:
+        """Those of an instrument."""
+        return cls(insurance=instrument.insurance_fee, liquidation=instrument.liquidation_fee)
 
     def __bool__(self) -> bool:
         return bool(self.insurance or self.liquidation)

@@ -42,11 +42,7 @@ def every_trade_is_routed_once(records: RunRecords) -> Differences:
     While accounts move, a fill may come to the shard that its account leaves and to the one that it goes to.
     """
     expected: Counter[tuple[Any, ...]] = Counter()
-    last: dict[str, int] = {}
-    for _, trade in records.readable(topics.TRADES):
-        if trade["trade_id"] <= last.get(trade["symbol"], -1):
-            continue
-        last[trade["symbol"]] = trade["trade_id"]
+    for trade in _new_trades(records):
         for side, buys in (("taker", "buy"), ("maker", "sell")):
             quantity = Decimal(trade["quantity"]) * (1 if trade["aggressor_side"] == buys else -1)
             account = trade[side]["account"]
@@ -201,11 +197,7 @@ def fees_are_booked_once(records: RunRecords) -> Differences:
         order["order_id"]: order for _, each in records.readable(topics.COMMANDS) for order in each.get("orders", ())
     }
     expected: Counter[tuple[str, ...]] = Counter()
-    last: dict[str, int] = {}
-    for _, trade in records.readable(topics.TRADES):
-        if trade["trade_id"] <= last.get(trade["symbol"], -1):
-            continue
-        last[trade["symbol"]] = trade["trade_id"]
+    for trade in _new_trades(records):
         order = orders.get(trade["taker"]["order_id"], {})
         if any(Decimal(order.get(name, "0")) for name in ("liquidation_fee", "insurance_fee")):
             expected[trade["taker"]["order_id"], trade["price"], trade["quantity"]] += 1
@@ -552,6 +544,15 @@ def _parameters(records: RunRecords) -> ParameterLog:
     return ParameterLog(
         [(record.offset, (record.key or b"").decode(), value) for record, value in records.readable(topics.PARAMETERS)]
     )
+
+
+def _new_trades(records: RunRecords) -> Iterator[Any]:
+    """The trades whose id is above all before it of their symbol: the others are repeats."""
+    last: dict[str, int] = {}
+    for _, trade in records.readable(topics.TRADES):
+        if trade["trade_id"] > last.get(trade["symbol"], -1):
+            last[trade["symbol"]] = trade["trade_id"]
+            yield trade
 
 
 def _fees(records: RunRecords) -> FeesTold:

@@ -1,14 +1,13 @@
 """The fees of liquidations, as accounts are told of them: each fill pays once, and what accounts pay the pools have."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
 from schemas.messages import Alert, JournalRecord, LiquidationCommand
 from tests.simulation.ledger import Ledger, Luggage
-
-Require = Callable[[bool, str, Callable[[], str]], None]
+from tests.simulation.requirement import require
 
 
 class FillsPaid:
@@ -37,7 +36,7 @@ class FillsPaid:
             if Decimal(order.liquidation_fee or "0") or Decimal(order.insurance_fee or "0"):
                 self._owing[order.order_id] = command.account, order.symbol, order.order_side
 
-    def check(self, whole: Collection[str], require: Require) -> None:
+    def check(self, whole: Collection[str]) -> None:
         """Nothing has paid that was not filled, or more often; of accounts that are ``whole``, nothing has not paid."""
         require(self._charged <= self._filled, "a fill pays fees once", lambda: str(self._charged - self._filled))
         unpaid = [
@@ -62,7 +61,6 @@ class PoolsOfShard:
         journal: JournalRecord,
         ledger: Ledger,
         gone: Mapping[Any, tuple[Mapping[str, Luggage], Any]],
-        require: Require,
     ) -> None:
         """Take the fees that a commit tells of out of the accounts in ``ledger``, or in what they have taken along with
         them if they have ``gone``; the journal must say the same of the pools."""

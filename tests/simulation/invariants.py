@@ -72,6 +72,7 @@ from tests.simulation.homes import Holdings, Homes, Move, home_of
 from tests.simulation.ledger import Ledger, Letter, Luggage
 from tests.simulation.losses import EventsLost, tells_loss
 from tests.simulation.repeats import Place, Told, events_of, version_of, without_repeats
+from tests.simulation.requirement import require
 from tests.simulation.workload import NEWCOMERS, Refused
 
 ROUTER_GROUP, ENGINE_GROUP = "margin-router", "margin-engine"
@@ -94,16 +95,6 @@ _PROGRESS = Decoder[RouterProgress](RouterProgress)
 _IDS = Decoder[_LastId](_LastId)
 
 _LAYOUT = Decoder[ShardLayout](ShardLayout)
-
-
-def require(holds: bool, invariant: str, detail: Callable[[], str] = str) -> None:
-    """Raise that ``invariant`` does not hold.
-
-    Raises:
-        Violation: it does not.
-    """
-    if not holds:
-        raise Violation(f"{invariant}: {detail()}")
 
 
 class Watch:
@@ -519,7 +510,7 @@ def check_settled(watch: Watch) -> None:
         require("records_gone" in told, "that events are gone is told", lambda: f"shard {truth.number}: {told}")
     rows = [row for truth in watch.shards if not truth.lost.gone for row in truth.decoded_rows()]
     whole = {row.account for row in rows if row.status != "suspended" and not (row.waiting_fills or row.unapplied)}
-    watch.paid.check(whole, require)
+    watch.paid.check(whole)
     for topic in (PARAMETERS, MARKS):
         _check_letters(watch, topic)
     for truth in watch.shards:
@@ -619,7 +610,7 @@ class ShardTruth:
         )
         written = given.journals[0]
         journal = _JOURNAL(written.value)
-        self.lost.see(journal, self.journals[-1] if self.journals else None, len(given.commands), require)
+        self.lost.see(journal, self.journals[-1] if self.journals else None, len(given.commands))
         self._check_chain(journal, written.offset)
         require(
             offset == journal.events.next,
@@ -693,7 +684,7 @@ class ShardTruth:
     def _compare(self, journal: JournalRecord, written: LogRecord, given: Committed) -> None:
         """Replay what the journal says and compare every byte."""
         output = self._replayed(journal)
-        self._pools.charge(map(_ALERT, (r.value for r in given.alerts)), journal, self.ledger, self._gone, require)
+        self._pools.charge(map(_ALERT, (r.value for r in given.alerts)), journal, self.ledger, self._gone)
         self._watch.lost += max(0, len(output.commands) - len(given.commands))
         pairs: list[tuple[str, Any, Any]] = [
             ("rows", [(account, row) for account, row in output.rows.items()], [(a, r.value) for a, r in given.rows]),

@@ -1,12 +1,9 @@
 """Event frames that are deleted before a shard has had them: what its journal says, and what holds from then on."""
 
-from collections.abc import Callable
-
 from schemas.messages import JournalRecord
 from schemas.topics import EVENTS
 from streams.memory.log import Partition
-
-Require = Callable[[bool, str, Callable[[], str]], None]
+from tests.simulation.requirement import require
 
 
 class EventsLost:
@@ -16,7 +13,7 @@ class EventsLost:
         self._partition = partition
         self.gone = False
 
-    def see(self, journal: JournalRecord, last: JournalRecord | None, commands: int, require: Require) -> None:
+    def see(self, journal: JournalRecord, last: JournalRecord | None, commands: int) -> None:
         """A commit that gives so many commands has been journaled behind ``last``."""
         if tells_loss(journal):
             is_so = self.gone or last is None or last.events.next < self._partition.start
